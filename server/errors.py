@@ -1,0 +1,30 @@
+"""The failures a client can be told of: a stable code each; `server/http/problems.py` alone gives them a status."""
+
+from enum import StrEnum
+
+
+class Code(StrEnum):
+    """Stable names, part of the API: clients branch on them."""
+
+    EMPTY_BODY = "empty_body"
+    BODY_TOO_LARGE = "body_too_large"
+    TOO_MANY_PIXELS = "too_many_pixels"
+    MALFORMED_MULTIPART = "malformed_multipart"
+    NOT_AN_IMAGE = "not_an_image"
+    BROKEN_IMAGE = "broken_image"
+    INVALID_PARAMETER = "invalid_parameter"
+    UNKNOWN_MODEL = "unknown_model"
+    QUEUE_FULL = "queue_full"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
+    ENGINE_UNAVAILABLE = "engine_unavailable"
+    ENGINE_CRASHED = "engine_crashed"
+    INFERENCE_FAILED = "inference_failed"
+
+
+class ServiceError(Exception):
+    """A request that cannot be answered: `code` for programs, `detail` for people (what happened, what to do)."""
+
+    def __init__(self, code: Code, detail: str) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.detail = detail

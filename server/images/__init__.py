@@ -1,0 +1,1 @@
+"""Compressed bytes in, the network's uint8 pixels out."""
