@@ -7,6 +7,7 @@ class Code(StrEnum):
     """Stable names, part of the API: clients branch on them."""
 
     EMPTY_BODY = "empty_body"
+    BODY_TIMEOUT = "body_timeout"
     BODY_TOO_LARGE = "body_too_large"
     TOO_MANY_PIXELS = "too_many_pixels"
     MALFORMED_MULTIPART = "malformed_multipart"

@@ -1,0 +1,287 @@
+"""The HTTP worker's side of the engine: admission, decoding, submission, and what happens when the engine dies.
+
+A slot is the permit of one request, from upload to answer. `EngineClient` belongs to one event loop; only decoding
+happens in other threads.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from enum import Enum, auto
+from typing import Any, NamedTuple
+
+import numpy as np
+import zmq
+from numpy.typing import NDArray
+
+from models.manifest import Manifest, Preprocessing
+from server.engine.messages import Answer, Cancel, Dropped, Submit, decode_replies, encode
+from server.engine.slots import Slots
+from server.errors import Code, ServiceError
+
+MAX_CRASHES = 2
+"""A job that was in this many batches that crashed the engine is not tried again."""
+
+Decode = Callable[[bytes, Preprocessing, NDArray[np.uint8]], None]
+
+log = logging.getLogger(__name__)
+
+
+class Classes(NamedTuple):
+    """The answer to one image."""
+
+    probabilities: NDArray[np.float32]
+    """float32[k], best first"""
+    indices: NDArray[np.int32]
+    """int32[k]"""
+    decode_s: float
+    queue_s: float
+    inference_s: float
+    batch_size: int
+
+
+class _State(Enum):
+    DECODING = auto()
+    WAITING = auto()  # decoded, for an engine that is away
+    SUBMITTED = auto()
+
+
+class _Ticket:
+    """One admitted request, until its slot is free again; that may be after its client has its answer."""
+
+    __slots__ = ("arrived_s", "crashes", "deadline_s", "decode_s", "future", "id", "manifest", "slot", "state", "top_k")
+
+    def __init__(
+        self,
+        ticket_id: int,
+        slot: int,
+        manifest: Manifest,
+        top_k: int,
+        deadline_s: float,
+        future: asyncio.Future[Classes],
+    ) -> None:
+        self.id = ticket_id
+        self.slot = slot
+        self.manifest = manifest
+        self.top_k = top_k
+        self.deadline_s = deadline_s
+        self.future = future
+        self.state = _State.DECODING
+        self.crashes = 0
+        self.decode_s = 0.0
+        self.arrived_s = 0.0
+
+    @property
+    def wanted(self) -> bool:
+        """Somebody still waits for the answer."""
+        return not self.future.done() and time.monotonic() < self.deadline_s
+
+
+class EngineClient:
+    """Admits images while slots are free, decodes them into their slots and has the engine classify them."""
+
+    def __init__(self, name: str, slots: Slots, owned: range, decode: Decode, decode_threads: int) -> None:
+        self._identity = f"{name}:{os.getpid()}".encode()
+        self._slots = slots
+        self._free = list(owned)
+        self._decode = decode
+        self._threads = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
+        self._loop = asyncio.get_running_loop()
+        self._ids = itertools.count()
+        self._tickets: dict[int, _Ticket] = {}
+        self._socket: zmq.Socket[bytes] | None = None
+        self._available = False  # requests are admitted: the engine is there, or will be back at once
+
+    @property
+    def pending(self) -> int:
+        """Slots in use."""
+        return len(self._tickets)
+
+    @property
+    def connected(self) -> bool:
+        """The engine is there."""
+        return self._socket is not None
+
+    def check_admission(self) -> None:
+        """Refuse at once, before anything is spent on a request, where it could not be admitted now.
+
+        Raises:
+            ServiceError: ENGINE_UNAVAILABLE or QUEUE_FULL.
+        """
+        if not self._available:
+            raise self._away()
+        if not self._free:
+            raise ServiceError(Code.QUEUE_FULL, "as many requests as this server holds are under way; try again later")
+
+    async def classify(self, data: bytes, manifest: Manifest, top_k: int, deadline_s: float) -> Classes:
+        """Classify one compressed image before `deadline_s` of the monotonic clock.
+
+        Cancelling the call gives the work up: what has not started never will.
+
+        Raises:
+            ServiceError: not admitted, not an image, too late, or the engine's own failure.
+        """
+        self.check_admission()
+        slot = self._free.pop()
+        self._slots.running[slot] = False
+        ticket = _Ticket(next(self._ids), slot, manifest, top_k, deadline_s, self._loop.create_future())
+        self._tickets[ticket.id] = ticket
+        decoding = self._threads.submit(self._decode_into_slot, data, ticket)
+        decoding.add_done_callback(lambda done: self._call_in_loop(self._decoded, ticket, done))
+        try:
+            async with asyncio.timeout(deadline_s - time.monotonic()):
+                return await ticket.future
+        except TimeoutError:
+            raise self._too_late(ticket) from None
+        finally:
+            self._abandon(ticket, decoding)
+
+    def engine_up(self, address: str) -> None:
+        """Connect to a new engine and hand it everything that waits."""
+        self._disconnect()
+        socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
+        socket.set_hwm(0)  # the slots bound what can be under way
+        socket.linger = 0
+        socket.identity = self._identity
+        socket.connect(address)
+        self._socket = socket
+        self._available = True
+        self._loop.add_reader(socket.FD, self._receive)
+        for ticket in list(self._tickets.values()):
+            if ticket.state is _State.WAITING:
+                self._submit(ticket)
+
+    def engine_down(self, *, recovering: bool) -> None:
+        """Take back what the dead engine had: its pixels are still in their slots."""
+        self._receive()  # what it had answered before it died
+        self._disconnect()
+        self._available = recovering
+        for ticket in [ticket for ticket in self._tickets.values() if ticket.state is _State.SUBMITTED]:
+            ticket.state = _State.WAITING
+            ticket.crashes += bool(self._slots.running[ticket.slot])
+            self._slots.running[ticket.slot] = False
+            if ticket.crashes >= MAX_CRASHES:
+                detail = f"the inference engine crashed {MAX_CRASHES} times while it ran this image"
+                self._end(ticket, ServiceError(Code.ENGINE_CRASHED, detail))
+            elif not ticket.wanted:
+                self._end(ticket)
+        if not recovering:
+            for ticket in [ticket for ticket in self._tickets.values() if ticket.state is _State.WAITING]:
+                self._end(ticket, self._away())
+
+    def close(self) -> None:
+        """Let go of the engine and the decoding threads."""
+        self._disconnect()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _decode_into_slot(self, data: bytes, ticket: _Ticket) -> None:
+        if not ticket.wanted:
+            return
+        started_s = time.monotonic()
+        pixels = self._slots.pixels(ticket.slot, ticket.manifest.input_shape)
+        self._decode(data, ticket.manifest.preprocessing, pixels)
+        ticket.arrived_s = time.monotonic()
+        ticket.decode_s = ticket.arrived_s - started_s
+
+    def _decoded(self, ticket: _Ticket, decoding: Future[None]) -> None:
+        error = None if decoding.cancelled() else decoding.exception()
+        if error or not ticket.wanted:
+            self._end(ticket, error)
+        elif self._socket is not None:
+            self._submit(ticket)
+        elif self._available:
+            ticket.state = _State.WAITING
+        else:
+            self._end(ticket, self._away())
+
+    def _submit(self, ticket: _Ticket) -> None:
+        ticket.state = _State.SUBMITTED
+        self._send(
+            Submit(
+                id=ticket.id,
+                slot=ticket.slot,
+                model=ticket.manifest.name,
+                version=ticket.manifest.version,
+                top_k=ticket.top_k,
+                arrived_s=ticket.arrived_s,
+                deadline_s=ticket.deadline_s,
+                alone=ticket.crashes > 0,
+            )
+        )
+
+    def _send(self, message: Submit | Cancel) -> None:
+        if self._socket is not None:
+            self._socket.send(encode(message), zmq.NOBLOCK)
+            # Sending may consume the edge that says there is something to read.
+            self._loop.call_soon(self._receive)
+
+    def _receive(self) -> None:
+        while self._socket is not None:
+            try:
+                replies = decode_replies(self._socket.recv(zmq.NOBLOCK))
+            except zmq.Again:
+                return
+            for reply in replies:
+                ticket = self._tickets[reply.id]
+                if isinstance(reply, Answer):
+                    self._answer(ticket, reply)
+                elif isinstance(reply, Dropped):
+                    self._end(ticket)
+                else:
+                    self._end(ticket, ServiceError(reply.code, reply.detail))
+
+    def _answer(self, ticket: _Ticket, answer: Answer) -> None:
+        if not ticket.future.done():
+            ticket.future.set_result(
+                Classes(
+                    np.frombuffer(answer.probabilities, np.float32),
+                    np.frombuffer(answer.indices, np.int32),
+                    ticket.decode_s,
+                    answer.queue_s,
+                    answer.inference_s,
+                    answer.batch_size,
+                )
+            )
+        self._end(ticket)
+
+    def _end(self, ticket: _Ticket, error: BaseException | None = None) -> None:
+        """Give the slot back: neither a decoder nor the engine touches it any more."""
+        del self._tickets[ticket.id]
+        self._free.append(ticket.slot)
+        if error is not None and not ticket.future.done():
+            ticket.future.set_exception(error)
+
+    def _abandon(self, ticket: _Ticket, decoding: Future[None]) -> None:
+        """The caller has its answer, or has gone; the slot is free once whoever uses it lets go of it."""
+        if ticket.id not in self._tickets:
+            return
+        ticket.future.cancel()
+        if ticket.state is _State.DECODING:
+            decoding.cancel()
+        elif ticket.state is _State.WAITING:
+            self._end(ticket)
+        else:
+            self._send(Cancel(ticket.id))
+
+    def _away(self) -> ServiceError:
+        return ServiceError(Code.ENGINE_UNAVAILABLE, "the inference engine is starting or down; try again soon")
+
+    def _too_late(self, ticket: _Ticket) -> ServiceError:
+        if ticket.state is _State.WAITING:
+            return ServiceError(Code.ENGINE_UNAVAILABLE, "the inference engine did not come back in time")
+        return ServiceError(Code.DEADLINE_EXCEEDED, "the answer was not ready within the time limit")
+
+    def _call_in_loop(self, function: Callable[..., None], *args: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
+            self._loop.call_soon_threadsafe(function, *args)
+
+    def _disconnect(self) -> None:
+        if self._socket is not None:
+            self._loop.remove_reader(self._socket.FD)
+            self._socket.close()
+            self._socket = None

@@ -1,0 +1,153 @@
+"""The engine core: a scheduler, loaded backends, and threads that run one batch each.
+
+It knows nothing of processes, sockets or HTTP. One thread owns it and calls its methods; `wake` is called from others
+when `step` has something to collect.
+"""
+
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.engine.backends import Backend, TopK
+from server.engine.scheduler import Job, Limits, Scheduler
+from server.errors import Code, ServiceError
+
+
+class Image(Protocol):
+    """What the engine asks of a job's payload."""
+
+    @property
+    def pixels(self) -> NDArray[np.uint8]:
+        """uint8[H, W, 3]; read when the job's batch starts, and the owner's again with the job's outcome."""
+
+
+Payload = TypeVar("Payload", bound=Image)
+
+
+class Result(NamedTuple):
+    """The classes of one image and how it got them."""
+
+    probabilities: NDArray[np.float32]
+    """float32[k], best first"""
+    indices: NDArray[np.int32]
+    """int32[k]"""
+    queue_s: float
+    inference_s: float
+    batch_size: int
+
+
+class Outcome(NamedTuple, Generic[Payload]):
+    """The one end of a job."""
+
+    job: Job[Payload]
+    result: Result | ServiceError
+
+
+class _Batch(NamedTuple, Generic[Payload]):
+    model: Hashable
+    jobs: Sequence[Job[Payload]]
+    started_s: float
+
+
+class Engine(Generic[Payload]):
+    """Runs jobs in batches, at most `lanes` batches at a time; each job that was submitted has exactly one outcome."""
+
+    def __init__(
+        self,
+        models: Mapping[Hashable, tuple[Backend, Limits]],
+        *,
+        wake: Callable[[], None],
+        on_start: Callable[[Sequence[Job[Payload]]], None] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
+        lanes: int = 1,
+    ) -> None:
+        self._backends = {model: backend for model, (backend, _) in models.items()}
+        self._scheduler: Scheduler[Payload] = Scheduler()
+        for model, (_, limits) in models.items():
+            self._scheduler.add_model(model, limits)
+        self._wake = wake
+        self._on_start = on_start
+        self._clock = clock
+        self._lanes = lanes
+        self._threads = ThreadPoolExecutor(lanes, thread_name_prefix="lane")
+        self._running: dict[Future[tuple[TopK, float]], _Batch[Payload]] = {}
+
+    def __len__(self) -> int:
+        """Jobs that wait or run."""
+        return len(self._scheduler) + sum(len(batch.jobs) for batch in self._running.values())
+
+    def queue_length(self, model: Hashable) -> int:
+        """Jobs of `model` that wait."""
+        return self._scheduler.queue_length(model)
+
+    def submit(self, model: Hashable, job: Job[Payload]) -> None:
+        """Queue a job.
+
+        Raises:
+            ServiceError: QUEUE_FULL or UNKNOWN_MODEL; nothing has changed.
+        """
+        if model not in self._backends:
+            raise ServiceError(Code.UNKNOWN_MODEL, f"{model} is not loaded")
+        if not self._scheduler.submit(model, job):
+            raise ServiceError(Code.QUEUE_FULL, "the model's queue is full; try again later")
+
+    def cancel(self, job_id: Hashable) -> Job[Payload] | None:
+        """Take a waiting job back, without an outcome; None where it runs (its outcome will come) or is unknown."""
+        return self._scheduler.cancel(job_id)
+
+    def cancel_where(self, unwanted: Callable[[Job[Payload]], bool]) -> None:
+        """Forget all waiting jobs that are `unwanted`, without an outcome."""
+        for job_id in [job.id for job in self._scheduler if unwanted(job)]:
+            self._scheduler.cancel(job_id)
+
+    def step(self) -> list[Outcome[Payload]]:
+        """Collect what has finished or expired, and start what can start."""
+        outcomes = [outcome for future in list(self._running) if future.done() for outcome in self._finish(future)]
+        while True:
+            taken = self._scheduler.take(self._clock(), slot_free=len(self._running) < self._lanes)
+            late = ServiceError(Code.DEADLINE_EXCEEDED, "the deadline passed before an inference could start")
+            outcomes += [Outcome(job, late) for job in taken.expired]
+            if not taken.batch:
+                return outcomes
+            self._start(taken.model, taken.batch)
+
+    def next_event_s(self) -> float | None:
+        """When to call `step` even if nothing arrives and nothing wakes; None: never."""
+        return self._scheduler.next_event_s(slot_free=len(self._running) < self._lanes)
+
+    def oldest_start_s(self) -> float | None:
+        """When the batch that has been running longest started; None where none runs."""
+        return min((batch.started_s for batch in self._running.values()), default=None)
+
+    def close(self) -> None:
+        """Wait for running batches."""
+        self._threads.shutdown()
+
+    def _start(self, model: Hashable, jobs: Sequence[Job[Payload]]) -> None:
+        self._on_start(jobs)
+        future = self._threads.submit(self._run, self._backends[model], jobs)
+        self._running[future] = _Batch(model, jobs, self._clock())
+        future.add_done_callback(lambda _: self._wake())
+
+    def _run(self, backend: Backend, jobs: Sequence[Job[Payload]]) -> tuple[TopK, float]:
+        started_s = self._clock()
+        top = backend.run(np.stack([job.payload.pixels for job in jobs]))
+        return top, self._clock() - started_s
+
+    def _finish(self, future: Future[tuple[TopK, float]]) -> list[Outcome[Payload]]:
+        batch = self._running.pop(future)
+        error = future.exception()
+        if error is not None:
+            failed = ServiceError(Code.INFERENCE_FAILED, f"the inference failed: {type(error).__name__}: {error}")
+            return [Outcome(job, failed) for job in batch.jobs]
+        top, seconds = future.result()
+        size = len(batch.jobs)
+        self._scheduler.observe(batch.model, size, seconds)
+        return [
+            Outcome(job, Result(probabilities, indices, batch.started_s - job.arrived_s, seconds, size))
+            for job, probabilities, indices in zip(batch.jobs, top.probabilities, top.indices, strict=True)
+        ]

@@ -1,0 +1,59 @@
+"""What crosses the socket between an HTTP worker and the engine (msgpack); pixels never do."""
+
+import msgspec
+
+from server.errors import Code
+
+
+class Submit(msgspec.Struct, frozen=True, array_like=True, tag=0):
+    """Run the image in `slot`. Ids are unique within one worker process; times are of the monotonic clock."""
+
+    id: int
+    slot: int
+    model: str
+    version: int
+    top_k: int
+    arrived_s: float
+    deadline_s: float
+    alone: bool
+
+
+class Cancel(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    """Nobody waits for this job any more."""
+
+    id: int
+
+
+class Answer(msgspec.Struct, frozen=True, array_like=True, tag=2):
+    """The top-k classes of one job."""
+
+    id: int
+    probabilities: bytes
+    """float32[k], native byte order, best first"""
+    indices: bytes
+    """int32[k]"""
+    queue_s: float
+    inference_s: float
+    batch_size: int
+
+
+class Failure(msgspec.Struct, frozen=True, array_like=True, tag=3):
+    """The job ended without classes."""
+
+    id: int
+    code: Code
+    detail: str
+
+
+class Dropped(msgspec.Struct, frozen=True, array_like=True, tag=4):
+    """The job was cancelled before it ran; its slot is free."""
+
+    id: int
+
+
+Request = Submit | Cancel
+Reply = Answer | Failure | Dropped
+
+encode = msgspec.msgpack.Encoder().encode
+decode_request = msgspec.msgpack.Decoder(Request).decode
+decode_replies = msgspec.msgpack.Decoder(list[Reply]).decode

@@ -1,0 +1,1 @@
+"""The HTTP workers: FastAPI in front of an engine client."""

@@ -1,0 +1,174 @@
+"""`POST /classify`: one image in, its classes out."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel, Field
+from starlette.requests import ClientDisconnect
+
+from models.manifest import MAX_TOP_K, Manifest
+from server.engine.client import Classes
+from server.errors import Code, ServiceError
+from server.http import problems, request_ids
+from server.http.request_ids import request_id_of
+from server.http.service import Service
+
+DEFAULT_TOP_K = 5
+CLIENT_CLOSED = "client_closed"
+"""Code in the metrics of requests that nobody waits for any more."""
+
+
+class Prediction(BaseModel):
+    """One class."""
+
+    class_id: int
+    wordnet_id: str | None
+    label: str
+    probability: float
+
+
+class Timings(BaseModel):
+    """Milliseconds. What the parts lack of the total is waiting for a decoder and the way between processes."""
+
+    decode: float
+    queue: float
+    inference: float
+    total: float = Field(description="from the last byte of the upload")
+
+
+class Classification(BaseModel):
+    """The classes of an image, most probable first."""
+
+    model: str
+    version: int
+    random_weights: bool = Field(description="true: the network is untrained and the predictions mean nothing")
+    predictions: list[Prediction]
+    timings_ms: Timings
+    batch_size: int = Field(description="images in the batch that this one ran in")
+    request_id: str
+
+
+def router(service: Service) -> APIRouter:
+    """The route, bound to one HTTP worker's service."""
+    routes = APIRouter()
+
+    @routes.post(
+        "/classify",
+        summary="Classify an image",
+        response_model=None,
+        responses={200: {"model": Classification}, **_problem_responses()},
+        openapi_extra={"requestBody": _REQUEST_BODY},
+    )
+    async def classify(
+        request: Request,
+        top_k: Annotated[int, Query(ge=1, le=MAX_TOP_K, description="classes wanted; at most the model's")] = (
+            DEFAULT_TOP_K
+        ),
+        model: Annotated[str | None, Query(description="name; without it the default model")] = None,
+        version: Annotated[int | None, Query(ge=1, description="without it the newest")] = None,
+    ) -> Response:
+        """Send the image's bytes as the body, or as the file of a multipart form."""
+        code, name = "internal_error", ""
+        started_s = time.monotonic()
+        try:
+            manifest = service.catalogue.resolve(model, version)
+            name = manifest.name
+            service.client.check_admission()
+            async with service.uploads.image(request) as image:
+                started_s = time.monotonic()
+                deadline_s = started_s + service.settings.timeout_ms / 1e3
+                async with _cancelled_when_gone(request):
+                    classes = await service.client.classify(image, manifest, top_k, deadline_s)
+            answer = _classification(manifest, classes, time.monotonic() - started_s, request_id_of(request))
+            code = "ok"
+        except ServiceError as error:
+            code = error.code
+            raise
+        except ClientDisconnect:
+            code = CLIENT_CLOSED
+            return Response(status_code=499)  # nginx's number for it; nobody reads this answer
+        finally:
+            service.metrics.requests.labels(name, code).inc()
+        service.metrics.decode.labels(name).observe(classes.decode_s)
+        service.metrics.total.labels(name).observe(answer.timings_ms.total / 1e3)
+        headers = {request_ids.HEADER: answer.request_id}
+        return Response(answer.model_dump_json(), headers=headers, media_type="application/json")
+
+    return routes
+
+
+@asynccontextmanager
+async def _cancelled_when_gone(request: Request) -> AsyncGenerator[None]:
+    """Cancel what runs in the block when the client disconnects; the body must have been read.
+
+    Raises:
+        ClientDisconnect: it did.
+    """
+    task = asyncio.current_task()
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        if task is not None:
+            task.cancel()
+
+    watcher = asyncio.create_task(watch())
+    try:
+        yield
+    except asyncio.CancelledError:
+        if task is not None and watcher.done() and not watcher.cancelled():
+            task.uncancel()
+            raise ClientDisconnect from None
+        raise
+    finally:
+        watcher.cancel()
+
+
+def _classification(manifest: Manifest, classes: Classes, total_s: float, request_id: str) -> Classification:
+    return Classification(
+        model=manifest.name,
+        version=manifest.version,
+        random_weights=manifest.weights.random,
+        predictions=[
+            Prediction(
+                class_id=index,
+                wordnet_id=manifest.labels[index].wordnet_id,
+                label=manifest.labels[index].label,
+                probability=probability,
+            )
+            for index, probability in zip(classes.indices.tolist(), classes.probabilities.tolist(), strict=True)
+        ],
+        timings_ms=Timings(
+            decode=round(classes.decode_s * 1e3, 3),
+            queue=round(classes.queue_s * 1e3, 3),
+            inference=round(classes.inference_s * 1e3, 3),
+            total=round(total_s * 1e3, 3),
+        ),
+        batch_size=classes.batch_size,
+        request_id=request_id,
+    )
+
+
+_BINARY = {"type": "string", "format": "binary"}
+_REQUEST_BODY: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "image/*": {"schema": _BINARY},
+        "multipart/form-data": {"schema": {"type": "object", "properties": {"file": _BINARY}, "required": ["file"]}},
+    },
+}
+
+
+def _problem_responses() -> dict[int | str, dict[str, Any]]:
+    """For OpenAPI: each status of an error, with the codes that it stands for."""
+    codes: dict[int, list[Code]] = {}
+    for code, status in problems.STATUS.items():
+        codes.setdefault(status, []).append(code)
+    return {
+        status: {"description": ", ".join(together), "model": problems.Problem, "content": {problems.MEDIA_TYPE: {}}}
+        for status, together in codes.items()
+    }

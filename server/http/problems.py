@@ -1,0 +1,96 @@
+"""Errors as RFC 9457 problem documents. This is the one place that gives a failure its HTTP status."""
+
+import logging
+from http import HTTPStatus
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from server.errors import Code, ServiceError
+from server.http import request_ids
+from server.http.request_ids import request_id_of
+
+MEDIA_TYPE = "application/problem+json"
+
+STATUS: dict[Code, HTTPStatus] = {
+    Code.EMPTY_BODY: HTTPStatus.BAD_REQUEST,
+    Code.MALFORMED_MULTIPART: HTTPStatus.BAD_REQUEST,
+    Code.INVALID_PARAMETER: HTTPStatus.BAD_REQUEST,
+    Code.UNKNOWN_MODEL: HTTPStatus.NOT_FOUND,
+    Code.BODY_TIMEOUT: HTTPStatus.REQUEST_TIMEOUT,
+    Code.BODY_TOO_LARGE: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    Code.TOO_MANY_PIXELS: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    Code.NOT_AN_IMAGE: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    Code.BROKEN_IMAGE: HTTPStatus.UNPROCESSABLE_ENTITY,
+    Code.QUEUE_FULL: HTTPStatus.TOO_MANY_REQUESTS,
+    Code.INFERENCE_FAILED: HTTPStatus.INTERNAL_SERVER_ERROR,
+    Code.ENGINE_CRASHED: HTTPStatus.INTERNAL_SERVER_ERROR,
+    Code.ENGINE_UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
+    Code.DEADLINE_EXCEEDED: HTTPStatus.GATEWAY_TIMEOUT,
+}
+
+RETRY_AFTER_S: dict[Code, int] = {Code.QUEUE_FULL: 1, Code.ENGINE_UNAVAILABLE: 2}
+
+log = logging.getLogger(__name__)
+
+
+class Problem(BaseModel):
+    """What went wrong, for programs (`code`, `status`) and for people (`title`, `detail`)."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    request_id: str
+
+
+def problem(request: Request, code: str, status: HTTPStatus, detail: str, retry_after_s: int | None = None) -> Response:
+    """The problem document of one failed request."""
+    request_id = request_id_of(request)
+    content = Problem(
+        type=f"urn:resnet-serving:{code}",
+        title=status.phrase,
+        status=status,
+        code=code,
+        detail=detail,
+        request_id=request_id,
+    )
+    headers = {request_ids.HEADER: request_id}
+    if retry_after_s is not None:
+        headers["Retry-After"] = str(retry_after_s)
+    return Response(content.model_dump_json(), status, headers, MEDIA_TYPE)
+
+
+def service_problem(request: Request, error: ServiceError) -> Response:
+    """The problem document of a failure of the service's own."""
+    return problem(request, error.code, STATUS[error.code], error.detail, RETRY_AFTER_S.get(error.code))
+
+
+def install(app: FastAPI) -> None:
+    """Have every error of the app, also those of the framework, answered by a problem document."""
+
+    @app.exception_handler(ServiceError)
+    async def on_service_error(request: Request, error: ServiceError) -> Response:
+        return service_problem(request, error)
+
+    @app.exception_handler(RequestValidationError)
+    async def on_invalid(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"][1:])
+        return service_problem(request, ServiceError(Code.INVALID_PARAMETER, f"{name}: {first['msg']}"))
+
+    @app.exception_handler(HTTPException)
+    async def on_http_error(request: Request, error: HTTPException) -> Response:
+        status = HTTPStatus(error.status_code)
+        response = problem(request, status.name.lower(), status, f"{request.method} {request.url.path}: {error.detail}")
+        response.headers.update(error.headers or {})
+        return response
+
+    @app.exception_handler(Exception)
+    async def on_bug(request: Request, error: Exception) -> Response:
+        log.error("request %s failed", request_id_of(request), exc_info=error)
+        status = HTTPStatus.INTERNAL_SERVER_ERROR
+        return problem(request, "internal_error", status, "an error of this server; its log has the request id")

@@ -1,0 +1,122 @@
+"""The bytes of one image out of a request: the body itself, or the file of a multipart form."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+from fastapi import Request
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from server.errors import Code, ServiceError
+
+
+class Uploads:
+    """Reads uploads, each and all together within limits."""
+
+    def __init__(self, max_body_bytes: int, max_buffered_bytes: int, body_timeout_s: float) -> None:
+        self._max_body_bytes = max_body_bytes
+        self._max_buffered_bytes = max_buffered_bytes
+        self._body_timeout_s = body_timeout_s
+        self._buffered_bytes = 0
+
+    @asynccontextmanager
+    async def image(self, request: Request) -> AsyncGenerator[bytes]:
+        """The compressed image of a request; it counts as buffered until the block ends.
+
+        Raises:
+            ServiceError: EMPTY_BODY, BODY_TOO_LARGE, BODY_TIMEOUT, MALFORMED_MULTIPART, or QUEUE_FULL where all
+                uploads together would take too much memory.
+            ClientDisconnect: the client left before the last byte.
+        """
+        size = 0
+        chunks: list[bytes] = []
+        try:
+            try:
+                async with asyncio.timeout(self._body_timeout_s):
+                    self._check(int(request.headers.get("content-length", 0)))
+                    async for chunk in request.stream():
+                        size += len(chunk)
+                        self._buffered_bytes += len(chunk)
+                        self._check(size)
+                        chunks.append(chunk)
+            except TimeoutError:
+                detail = f"the upload took longer than {self._body_timeout_s:g} seconds"
+                raise ServiceError(Code.BODY_TIMEOUT, detail) from None
+            yield _image(request.headers.get("content-type"), b"".join(chunks))
+        finally:
+            self._buffered_bytes -= size
+
+    def _check(self, size: int) -> None:
+        if size > self._max_body_bytes:
+            raise ServiceError(Code.BODY_TOO_LARGE, f"an upload may have at most {self._max_body_bytes} bytes")
+        if self._buffered_bytes > self._max_buffered_bytes:
+            raise ServiceError(Code.QUEUE_FULL, "too many uploads are in memory; try again later")
+
+
+def _image(content_type: str | None, body: bytes) -> bytes:
+    """The body, or the one file of it where it is a form. Any other content type is ignored: the bytes tell."""
+    kind, options = parse_options_header(content_type)
+    image = _file_of_form(body, options.get(b"boundary", b"")) if kind == b"multipart/form-data" else body
+    if not image:
+        raise ServiceError(Code.EMPTY_BODY, "there is no image: send its bytes as the body, or as a file of a form")
+    return image
+
+
+def _file_of_form(body: bytes, boundary: bytes) -> bytes:
+    """The content of the only part that has a file name."""
+    files: list[list[bytes]] = []
+    names: list[bytes] = []
+    values: list[bytes] = []
+    reading = False
+
+    def on_header_field(data: bytes, start: int, end: int) -> None:
+        names.append(data[start:end])
+
+    def on_header_value(data: bytes, start: int, end: int) -> None:
+        values.append(data[start:end])
+
+    def on_header_end() -> None:
+        nonlocal reading
+        name, value = b"".join(names).lower(), b"".join(values)
+        names.clear()
+        values.clear()
+        if name == b"content-disposition" and b"filename" in parse_options_header(value)[1]:
+            files.append([])
+            reading = True
+
+    def on_part_data(data: bytes, start: int, end: int) -> None:
+        if reading:
+            files[-1].append(data[start:end])
+
+    def on_part_end() -> None:
+        nonlocal reading
+        reading = False
+
+    ended = False
+
+    def on_end() -> None:
+        nonlocal ended
+        ended = True
+
+    try:
+        parser = MultipartParser(
+            boundary,
+            {
+                "on_header_field": on_header_field,
+                "on_header_value": on_header_value,
+                "on_header_end": on_header_end,
+                "on_part_data": on_part_data,
+                "on_part_end": on_part_end,
+                "on_end": on_end,
+            },
+        )
+        parser.write(body)
+        parser.finalize()
+    except FormParserError as error:
+        raise ServiceError(Code.MALFORMED_MULTIPART, f"the form cannot be read: {error}") from None
+    if not ended:
+        raise ServiceError(Code.MALFORMED_MULTIPART, "the form ends before its closing boundary")
+    if len(files) != 1:
+        raise ServiceError(Code.MALFORMED_MULTIPART, f"the form has {len(files)} files; send one: -F file=@photo.jpg")
+    return b"".join(files[0])

@@ -1,0 +1,127 @@
+"""One HTTP worker process: uvicorn, the app, and the supervisor's pipe."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Generator
+from multiprocessing.connection import Connection
+
+import numpy as np
+import uvicorn
+import uvloop
+from numpy.typing import NDArray
+
+from models.manifest import Preprocessing
+from server import logs
+from server.control import Draining, EngineDown, EngineUp, Finish, WorkerReady
+from server.engine.client import EngineClient
+from server.engine.slots import Slots
+from server.http.app import create_app
+from server.http.service import Service
+from server.http.uploads import Uploads
+from server.images.decode import decode
+from server.metrics import Metrics
+from server.repository import Catalogue
+from server.settings import Settings
+
+SAMPLE_S = 1.0
+"""How often the gauges are brought up to date."""
+
+
+def main(
+    index: int,
+    settings: Settings,
+    catalogue: Catalogue,
+    slots: Slots,
+    listener: socket.socket,
+    control: Connection,
+) -> None:
+    """Serve `listener` until the supervisor says to finish."""
+    logs.configure(settings.log_level)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the supervisor decides when this process ends
+    uvloop.run(_serve(index, settings, catalogue, slots, listener, control))
+
+
+async def _serve(
+    index: int,
+    settings: Settings,
+    catalogue: Catalogue,
+    slots: Slots,
+    listener: socket.socket,
+    control: Connection,
+) -> None:
+    def decode_into(data: bytes, preprocessing: Preprocessing, out: NDArray[np.uint8]) -> None:
+        decode(data, preprocessing, out, max_pixels=settings.max_pixels)
+
+    name = f"http-{index}"
+    owned = range(index * settings.slots_per_worker, (index + 1) * settings.slots_per_worker)
+    client = EngineClient(name, slots, owned, decode_into, settings.decode_threads)
+    uploads = Uploads(settings.max_body_bytes, settings.max_buffered_bytes, settings.body_timeout_ms / 1e3)
+    metrics = Metrics(name)
+    service = Service(settings, catalogue, client, uploads, metrics)
+    server = _Server(service, control)
+
+    def on_supervisor() -> None:
+        try:
+            while control.poll():
+                _obey(control.recv(), service, catalogue, server)
+        except EOFError:
+            server.should_exit = server.force_exit = True
+
+    loop = asyncio.get_running_loop()
+
+    def sample() -> None:
+        metrics.pending.set(client.pending)
+        metrics.engine_ready.set(client.connected)
+        loop.call_later(SAMPLE_S, sample)
+
+    sample()
+    loop.add_reader(control.fileno(), on_supervisor)
+    await server.serve(sockets=[listener])
+    loop.remove_reader(control.fileno())
+    client.close()
+
+
+def _obey(message: object, service: Service, catalogue: Catalogue, server: uvicorn.Server) -> None:
+    match message:
+        case EngineUp(address, refused):
+            service.catalogue = catalogue.refuse(refused)
+            service.client.engine_up(address)
+        case EngineDown(recovering):
+            service.client.engine_down(recovering=recovering)
+        case Draining():
+            service.draining = True
+        case Finish():
+            server.should_exit = True
+
+
+class _Server(uvicorn.Server):
+    """Tells the supervisor when it accepts, and leaves the signals to it."""
+
+    def __init__(self, service: Service, control: Connection) -> None:
+        settings = service.settings
+        super().__init__(
+            uvicorn.Config(
+                create_app(service),
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                limit_concurrency=settings.max_connections,
+                timeout_graceful_shutdown=max(1, round(settings.drain_timeout_ms / 1e3)),
+            )
+        )
+        self._control = control
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._control.send(WorkerReady())
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield

@@ -1,0 +1,68 @@
+"""Prometheus metrics of all processes, through files that any HTTP worker can read.
+
+Each process has a fixed identity ("http-0", "engine"), so that a restarted process goes on with its files: counters
+never fall and files never pile up.
+"""
+
+import os
+from pathlib import Path
+
+DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+def use_directory(directory: Path) -> None:
+    """Have this process and its children keep their metrics below `directory`; before anything imports the client."""
+    os.environ[DIRECTORY_VARIABLE] = str(directory)
+
+
+class Metrics:
+    """The metrics one process writes; names and labels are the same in all, so the values add up."""
+
+    def __init__(self, identity: str) -> None:
+        """Open this process's files: one `Metrics` a process."""
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, values
+
+        values.ValueClass = values.MultiProcessValue(process_identifier=lambda: identity)  # type: ignore[no-untyped-call]
+        registry = CollectorRegistry()
+        model = ["model"]
+        self.requests = Counter(
+            "serving_requests", "Requests to classify, by how they ended", ["model", "code"], registry=registry
+        )
+        self.total = Histogram(
+            "serving_request_seconds", "From upload to answer", model, buckets=SECONDS, registry=registry
+        )
+        self.decode = Histogram(
+            "serving_decode_seconds", "Decode, resize and crop", model, buckets=SECONDS, registry=registry
+        )
+        self.queue = Histogram(
+            "serving_queue_seconds", "From decoded to inference", model, buckets=SECONDS, registry=registry
+        )
+        self.inference = Histogram(
+            "serving_inference_seconds", "Of a batch, for each image in it", model, buckets=SECONDS, registry=registry
+        )
+        self.batch_size = Histogram(
+            "serving_batch_size", "Images in each batch", model, buckets=BATCH_SIZES, registry=registry
+        )
+        self.queue_length = Gauge(
+            "serving_queue_length", "Images waiting", model, multiprocess_mode="livesum", registry=registry
+        )
+        self.pending = Gauge(
+            "serving_pending_requests", "Between upload and answer", multiprocess_mode="livesum", registry=registry
+        )
+        self.engine_ready = Gauge(
+            "serving_engine_ready", "1: the engine answers", multiprocess_mode="livemax", registry=registry
+        )
+        self.restarts = Counter(
+            "serving_process_restarts", "Processes that ended unasked", ["process"], registry=registry
+        )
+
+
+def exposition() -> tuple[bytes, str]:
+    """The metrics of all processes in Prometheus' text format, and its content type."""
+    from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest, multiprocess
+
+    registry = CollectorRegistry()
+    multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return generate_latest(registry), CONTENT_TYPE_LATEST

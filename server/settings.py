@@ -1,0 +1,87 @@
+"""Every setting of the server, from flags (`--max-batch 16`) or the environment (`SERVER_MAX_BATCH=16`); flags win."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from models.manifest import ModelName
+from server.cpus import available_cpus
+
+
+def _split(names: object) -> object:
+    return tuple(filter(None, names.split(","))) if isinstance(names, str) else names
+
+
+CommaSeparated = BeforeValidator(_split)
+
+
+class Settings(BaseSettings):
+    """Read once by the supervisor, then handed, frozen, to each process. The README explains each default."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="SERVER_",
+        frozen=True,
+        extra="forbid",
+        cli_prog_name="python -m server",
+        cli_kebab_case=True,
+        cli_avoid_json=True,
+        use_attribute_docstrings=True,
+    )
+
+    host: str = "127.0.0.1"
+    """address to listen on; 0.0.0.0 for all"""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """port to listen on; 0 for any free one"""
+    repository: Path = Path("model_repository")
+    """folder with <model>/<version>/manifest.json"""
+    models: Annotated[tuple[ModelName, ...], NoDecode, CommaSeparated] = ()
+    """serve only these models, comma-separated; none given: all in the repository"""
+    default_model: ModelName | None = None
+    """answers requests that name no model; not given: the only one, else resnet50, else efficientnet_lite0"""
+    providers: Annotated[tuple[str, ...], NoDecode, CommaSeparated] = ("CPUExecutionProvider",)
+    """ONNX Runtime execution providers, comma-separated, the preferred first"""
+    max_batch: Annotated[int, Field(ge=1, le=1024)] = 8
+    """most images in one inference"""
+    max_wait_ms: Annotated[float, Field(ge=0, le=10_000)] = 0
+    """how long the oldest waiting image may wait for a fuller batch while the engine is free"""
+    queue_size: Annotated[int, Field(ge=1, le=65536)] = 256
+    """most requests between upload and answer; more are refused with 429"""
+    timeout_ms: Annotated[float, Field(gt=0, le=3_600_000)] = 30_000
+    """from the last byte of an upload to its answer; later is 504"""
+    body_timeout_ms: Annotated[float, Field(gt=0, le=3_600_000)] = 30_000
+    """from the first to the last byte of an upload; later is 408"""
+    max_body_bytes: Annotated[int, Field(ge=1)] = 16 * 2**20
+    """largest upload; more is 413"""
+    max_buffered_bytes: Annotated[int, Field(ge=1)] = 256 * 2**20
+    """all uploads held at one time by one HTTP worker; more are refused with 429"""
+    max_pixels: Annotated[int, Field(ge=1)] = 50_000_000
+    """largest image; more is 413"""
+    max_connections: Annotated[int, Field(ge=1)] = 1024
+    """open connections of one HTTP worker; more are answered 503"""
+    http_workers: Annotated[int, Field(ge=1, le=256)] = Field(default_factory=lambda: max(1, available_cpus() // 4))
+    """processes that receive and decode; default: a quarter of the CPUs"""
+    decode_threads: Annotated[int, Field(ge=1, le=256)] = Field(default_factory=lambda: min(4, available_cpus()))
+    """images decoded at one time by one HTTP worker; default: the CPUs, at most 4"""
+    inference_threads: Annotated[int, Field(ge=1, le=256)] = Field(default_factory=available_cpus)
+    """threads of one inference on the CPU; default: the CPUs"""
+    drain_delay_ms: Annotated[float, Field(ge=0, le=600_000)] = 0
+    """after SIGTERM, how long to go on accepting while /readyz already fails, for load balancers to notice"""
+    drain_timeout_ms: Annotated[float, Field(gt=0, le=3_600_000)] = 30_000
+    """after that, how long accepted requests may take to finish"""
+    stall_timeout_ms: Annotated[float, Field(gt=0, le=3_600_000)] = 60_000
+    """an engine without a sign of progress for this long is killed and restarted"""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """least severe log line to print"""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.queue_size < self.http_workers:
+            raise ValueError(f"queue_size {self.queue_size} leaves some of {self.http_workers} HTTP workers no place")
+        return self
+
+    @property
+    def slots_per_worker(self) -> int:
+        """Requests one HTTP worker may have between upload and answer."""
+        return self.queue_size // self.http_workers
