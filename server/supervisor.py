@@ -189,14 +189,18 @@ class Supervisor:
             case EngineReady(address, refused):
                 if not self._announced and len(refused) == len(self._catalogue.manifests):
                     raise StartupError("; ".join(f"{key}: {reason}" for key, reason in refused.items()))
-                child.ready_s = child.heard_s
+                self._is_ready(child)
                 self._engine_up = EngineUp(address, refused)
                 self._tell_workers(self._engine_up)
             case WorkerReady():
-                child.ready_s = child.heard_s
+                self._is_ready(child)
         if not self._announced and self._engine_up and all(w.ready_s < math.inf for w in self._workers.values()):
             self._announced = True
             self._announce(self._engine_up)
+
+    def _is_ready(self, child: _Child) -> None:
+        child.ready_s = child.heard_s
+        log.info("%s is ready, process %d", child.process.name, child.process.pid)
 
     def _announce(self, engine: EngineUp) -> None:
         catalogue = self._catalogue.refuse(engine.refused)
@@ -294,7 +298,7 @@ def _signals() -> Generator[socket.socket]:
     """A socket that has a byte to read for each SIGTERM or SIGINT."""
     reader, writer = socket.socketpair()
     with reader, writer:
-        writer.setblocking(False)
+        writer.settimeout(0)
         signal.set_wakeup_fd(writer.fileno())
         before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
         try:

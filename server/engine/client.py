@@ -85,7 +85,10 @@ class _Ticket:
 class EngineClient:
     """Admits images while slots are free, decodes them into their slots and has the engine classify them."""
 
-    def __init__(self, name: str, slots: Slots, owned: range, decode: Decode, decode_threads: int) -> None:
+    def __init__(
+        self, name: str, slots: Slots, owned: range, decode: Decode, decode_threads: int, count: Callable[[int], None]
+    ) -> None:
+        """Use the slots `owned`; `count` is told of each change of the number in use."""
         self._identity = f"{name}:{os.getpid()}".encode()
         self._slots = slots
         self._free = list(owned)
@@ -93,14 +96,10 @@ class EngineClient:
         self._threads = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
         self._loop = asyncio.get_running_loop()
         self._ids = itertools.count()
+        self._count = count
         self._tickets: dict[int, _Ticket] = {}
         self._socket: zmq.Socket[bytes] | None = None
         self._available = False  # requests are admitted: the engine is there, or will be back at once
-
-    @property
-    def pending(self) -> int:
-        """Slots in use."""
-        return len(self._tickets)
 
     @property
     def connected(self) -> bool:
@@ -131,6 +130,7 @@ class EngineClient:
         self._slots.running[slot] = False
         ticket = _Ticket(next(self._ids), slot, manifest, top_k, deadline_s, self._loop.create_future())
         self._tickets[ticket.id] = ticket
+        self._count(len(self._tickets))
         decoding = self._threads.submit(self._decode_into_slot, data, ticket)
         decoding.add_done_callback(lambda done: self._call_in_loop(self._decoded, ticket, done))
         try:
@@ -252,6 +252,7 @@ class EngineClient:
     def _end(self, ticket: _Ticket, error: BaseException | None = None) -> None:
         """Give the slot back: neither a decoder nor the engine touches it any more."""
         del self._tickets[ticket.id]
+        self._count(len(self._tickets))
         self._free.append(ticket.slot)
         if error is not None and not ticket.future.done():
             ticket.future.set_exception(error)

@@ -25,9 +25,6 @@ from server.metrics import Metrics
 from server.repository import Catalogue
 from server.settings import Settings
 
-SAMPLE_S = 1.0
-"""How often the gauges are brought up to date."""
-
 
 def main(
     index: int,
@@ -57,9 +54,9 @@ async def _serve(
 
     name = f"http-{index}"
     owned = range(index * settings.slots_per_worker, (index + 1) * settings.slots_per_worker)
-    client = EngineClient(name, slots, owned, decode_into, settings.decode_threads)
-    uploads = Uploads(settings.max_body_bytes, settings.max_buffered_bytes, settings.body_timeout_ms / 1e3)
     metrics = Metrics(name)
+    client = EngineClient(name, slots, owned, decode_into, settings.decode_threads, metrics.pending.set)
+    uploads = Uploads(settings.max_body_bytes, settings.max_buffered_bytes, settings.body_timeout_ms / 1e3)
     service = Service(settings, catalogue, client, uploads, metrics)
     server = _Server(service, control)
 
@@ -71,13 +68,6 @@ async def _serve(
             server.should_exit = server.force_exit = True
 
     loop = asyncio.get_running_loop()
-
-    def sample() -> None:
-        metrics.pending.set(client.pending)
-        metrics.engine_ready.set(client.connected)
-        loop.call_later(SAMPLE_S, sample)
-
-    sample()
     loop.add_reader(control.fileno(), on_supervisor)
     await server.serve(sockets=[listener])
     loop.remove_reader(control.fileno())
@@ -95,6 +85,7 @@ def _obey(message: object, service: Service, catalogue: Catalogue, server: uvico
             service.draining = True
         case Finish():
             server.should_exit = True
+    service.metrics.engine_ready.set(service.client.connected)
 
 
 class _Server(uvicorn.Server):

@@ -4,6 +4,7 @@ import io
 import warnings
 
 import numpy as np
+import numpy.typing as npt
 from PIL import (
     AvifImagePlugin,
     BmpImagePlugin,
@@ -20,56 +21,81 @@ from models.manifest import Preprocessing
 from server.errors import Code, ServiceError
 from server.images.preprocess import crop_box, preprocess
 
-_PLUGINS = (
-    JpegImagePlugin.JpegImageFile,
-    PngImagePlugin.PngImageFile,
-    WebPImagePlugin.WebPImageFile,
-    GifImagePlugin.GifImageFile,
-    BmpImagePlugin.BmpImageFile,
-    TiffImagePlugin.TiffImageFile,
-    AvifImagePlugin.AvifImageFile,
+FORMATS = tuple(
+    image_file.format
+    for image_file in (  # named, so that their plugins are imported now and Pillow never looks for others
+        JpegImagePlugin.JpegImageFile,
+        PngImagePlugin.PngImageFile,
+        WebPImagePlugin.WebPImageFile,
+        GifImagePlugin.GifImageFile,
+        BmpImagePlugin.BmpImageFile,
+        TiffImagePlugin.TiffImageFile,
+        AvifImagePlugin.AvifImageFile,
+    )
 )
-FORMATS = tuple(plugin.format for plugin in _PLUGINS)
+"""Accepted formats, by Pillow's names, the most usual first."""
 
-DRAFT_MARGIN = 2
+DRAFT_MARGIN = 2.0
+"""The JPEG decoder may halve a photo while its short side stays this many times `resize`: twice changed no answer, once
+changed some (docs/measurements/draft.md)."""
 
-Image.MAX_IMAGE_PIXELS = None  # decode()'s own max_pixels takes its place
-AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # the pool that calls decode() is the parallelism
-# Pillow warns of odd metadata with texts made from the upload, and Python remembers each text for ever.
+_MAX_SCANS = 100
+"""A progressive JPEG's scan of 30 bytes costs as much time as all its pixels; encoders make about ten."""
+
+Image.MAX_IMAGE_PIXELS = None  # the caller's max_pixels takes its place
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # the images decoded at one time share the CPUs already
+# Pillow puts parts of an upload into its warnings, and Python keeps every warning's text for ever.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def decode(data: bytes | memoryview, preprocessing: Preprocessing, out: np.ndarray, *, max_pixels: int) -> None:
+def decode(
+    data: bytes | memoryview, preprocessing: Preprocessing, out: npt.NDArray[np.uint8], *, max_pixels: int
+) -> None:
+    """Write the network's input for a compressed image into `out`.
+
+    The first frame of an animation, upright by its EXIF orientation, as RGB (see `preprocess`). May run in several
+    threads at one time: decoding and resampling release the GIL. At its peak a call holds about four copies of the
+    decoded image at 4 bytes a pixel, two for an opaque RGB one.
+
+    Args:
+        data: a file of one of FORMATS; its bytes tell which.
+        preprocessing: what the model's manifest says.
+        out: uint8[crop, crop, 3], RGB. The caller owns it; it is written to only when the image decoded fully.
+        max_pixels: largest width x height; checked before any pixel is decoded.
+
+    Raises:
+        ServiceError: EMPTY_BODY, NOT_AN_IMAGE (none of FORMATS), TOO_MANY_PIXELS, or BROKEN_IMAGE.
+    """
     if not data:
         raise ServiceError(Code.EMPTY_BODY, "the body is empty; send an image")
-    name = _format(bytes(data[:16]))
+    data = bytes(data)
+    format_name = _format(data)
     try:
-        pixels = _pixels(data, name, preprocessing, max_pixels)
+        out[...] = _pixels(data, format_name, preprocessing, max_pixels)
     except ServiceError:
         raise
-    except Exception as error:
-        raise ServiceError(Code.BROKEN_IMAGE, f"the {name} image is damaged or incomplete; send it whole") from error
-    out[...] = pixels
+    except Exception as error:  # on hostile bytes Pillow raises whatever its parsers run into
+        raise ServiceError(
+            Code.BROKEN_IMAGE,
+            f"the {format_name} image is damaged or incomplete; check that it opens and send it again",
+        ) from error
 
 
-def _format(prefix: bytes) -> str:
+def _format(data: bytes) -> str:
     for name in FORMATS:
         _, accepts = Image.OPEN[name]
-        if accepts and accepts(prefix):
+        if accepts is not None and accepts(data[:16]):
             return name
-    raise ServiceError(Code.NOT_AN_IMAGE, f"the body is no image; send one of {', '.join(FORMATS)}")
+    raise ServiceError(Code.NOT_AN_IMAGE, f"this is no image of an accepted format; send one of {', '.join(FORMATS)}")
 
 
-def _pixels(data, name, preprocessing, max_pixels):
-    with Image.open(io.BytesIO(data), formats=(name,)) as image:
-        size = width, height = image.size
-        if width * height > max_pixels:
-            raise ServiceError(
-                Code.TOO_MANY_PIXELS, f"the image has {width} x {height} pixels; send one of at most {max_pixels}"
-            )
-        side = int(min(DRAFT_MARGIN * preprocessing.resize, 65536))
-        draft = image.draft(None, (side, side))
-        scale = draft[1][2] / width if draft else 1
+def _pixels(data: bytes, format_name: str, preprocessing: Preprocessing, max_pixels: int) -> npt.NDArray[np.uint8]:
+    with Image.open(io.BytesIO(data), formats=(format_name,)) as image:
+        _check_cost(image, data, max_pixels)
+        size = image.size
+        side = int(DRAFT_MARGIN * preprocessing.resize)
+        draft = image.draft(None, (side, side))  # None but for JPEG
+        scale = draft[1][2] / size[0] if draft else 1.0
         image.load()
         orientation = _orientation(image)
         left, top, right, bottom = crop_box(size, preprocessing, orientation)
@@ -77,8 +103,24 @@ def _pixels(data, name, preprocessing, max_pixels):
         return np.asarray(preprocess(image, box, preprocessing, orientation))
 
 
+def _check_cost(image: Image.Image, data: bytes, max_pixels: int) -> None:
+    """Refuse an opened image that would take too much memory or time to decode."""
+    width, height = image.size
+    if isinstance(image, TiffImagePlugin.TiffImageFile):  # decodes whole tiles, however small the picture
+        width = max(width, int(image.tag_v2.get(TiffImagePlugin.TILEWIDTH, 0)))
+        height = max(height, int(image.tag_v2.get(TiffImagePlugin.TILELENGTH, 0)))
+    if width * height > max_pixels:
+        raise ServiceError(
+            Code.TOO_MANY_PIXELS, f"the image has {width} x {height} pixels; send one of at most {max_pixels} pixels"
+        )
+    scans = data.count(b"\xff\xda") if image.info.get("progressive") else 1
+    if scans > _MAX_SCANS:
+        raise ServiceError(Code.BROKEN_IMAGE, f"the JPEG image has {scans} scans; send one of at most {_MAX_SCANS}")
+
+
 def _orientation(image: Image.Image) -> int:
+    """EXIF orientation of a loaded image, 1 to 8; 1 where there is none. TIFF images come upright from Pillow."""
     try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # malformed metadata is no reason to refuse a picture
         return 1

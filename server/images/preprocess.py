@@ -47,8 +47,9 @@ def preprocess(image: Image.Image, box: Box, preprocessing: Preprocessing, orien
     """The `box` of a loaded image as an upright RGB image of `crop` x `crop`.
 
     Resampling the box alone gives the pixels of resize-then-crop, up to rounding, and needs no memory for the rest; a
-    box of `crop` x `crop` whole pixels passes through unchanged. Turning the few pixels that are left costs less than
-    turning the photo.
+    box of `crop` x `crop` whole pixels passes through unchanged. Pillow runs the cheaper of its two passes first, which
+    may be another one for the box than for the whole image: then bicubic differs by some levels at sharp edges.
+    Turning the few pixels that are left costs less than turning the photo.
     """
     size = (preprocessing.crop, preprocessing.crop)
     pixels = _rgb(image).resize(size, _FILTERS[preprocessing.interpolation], box)

@@ -1,0 +1,199 @@
+"""What the server promises, proven on real processes that are really killed."""
+
+import os
+import signal
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import psutil
+import pytest
+
+from tests import tiny
+from tests.server.running import RunningServer, red_image, until
+
+TENTH_OF_A_SECOND = 400
+"""`work` of a tiny model, about: it depends on the machine, and no test on the exact time."""
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with a model whose batches take some tenths of a second."""
+    repository = tmp_path_factory.mktemp("slow")
+    tiny.write(repository, work=5 * TENTH_OF_A_SECOND)
+    return repository
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with a model that costs some hundredths of a second."""
+    repository = tmp_path_factory.mktemp("quick")
+    tiny.write(repository, work=TENTH_OF_A_SECOND // 4)
+    return repository
+
+
+def top1(response: httpx.Response) -> int:
+    assert response.status_code == 200, response.text
+    class_id: int = response.json()["predictions"][0]["class_id"]
+    return class_id
+
+
+def running(server: RunningServer) -> float:
+    """Batches that have started so far."""
+    return server.metric("serving_batch_size_count")
+
+
+def pending(server: RunningServer) -> float:
+    return server.metric("serving_pending_requests")
+
+
+def test_a_killed_engine_loses_no_accepted_request(quick: Path) -> None:
+    reds = [n % 256 for n in range(400)]
+    with RunningServer(quick, max_batch=4) as server, ThreadPoolExecutor(1) as aside:
+        answers = aside.submit(server.classify_all, [red_image(red) for red in reds], 32)
+        for batches in (5, 25, 50):
+            until(lambda batches=batches: running(server) >= batches)  # type: ignore[misc]
+            server.kill_child("engine")
+        assert [top1(answer) for answer in answers.result()] == reds
+        assert server.metric("serving_process_restarts_total", process="engine") == 3
+
+
+def test_a_job_in_two_crashed_batches_is_given_up_and_its_neighbours_are_answered(slow: Path) -> None:
+    reds = [10, 20, 30, 40]
+    with RunningServer(slow, max_batch=4, max_wait_ms=2000) as server, ThreadPoolExecutor(1) as aside:
+        answers = aside.submit(server.classify_all, [red_image(red) for red in reds], 4)
+        until(lambda: running(server) == 1)  # all four together
+        server.kill_child("engine")
+        until(lambda: running(server) == 2)  # the first of them alone
+        server.kill_child("engine")
+        failed, *answered = sorted(answers.result(), key=lambda answer: -answer.status_code)
+        assert (failed.status_code, failed.json()["code"]) == (500, "engine_crashed")
+        assert len({top1(answer) for answer in answered} & set(reds)) == 3
+        assert {answer.json()["batch_size"] for answer in answered} == {1}
+
+
+def test_a_killed_http_worker_is_replaced_and_the_port_stays_open(quick: Path) -> None:
+    with RunningServer(quick) as server:
+        start = len(server.lines)
+        os.kill(server.pid("http-0"), signal.SIGKILL)
+        with httpx.Client(base_url=server.url, timeout=60) as newcomer:
+            while newcomer.get("/readyz").status_code != 200:
+                pass
+            assert top1(newcomer.post("/classify", content=red_image(77))) == 77
+        server.wait_for_line("http-0 is ready", start)
+
+
+def test_sigterm_answers_what_was_accepted_then_ends_and_leaves_nothing(slow: Path) -> None:
+    memory_before = set(Path("/dev/shm").iterdir())
+    with RunningServer(slow, max_batch=1, drain_delay_ms=300) as server, ThreadPoolExecutor(1) as aside:
+        assert set(Path("/dev/shm").iterdir()) > memory_before
+        children = server.tree()
+        answers = aside.submit(server.classify_all, [red_image(red) for red in (1, 2, 3)], 3)
+        until(lambda: pending(server) == 3)
+        server.process.terminate()
+        until(lambda: server.client.get("/readyz").status_code == 503)
+        assert server.client.get("/livez").status_code == 200
+        assert [top1(answer) for answer in answers.result()] == [1, 2, 3]
+        assert server.process.wait(30) == 0
+        with pytest.raises(httpx.ConnectError):
+            server.client.get("/livez")
+        assert not psutil.wait_procs(children, timeout=30)[1]
+    assert set(Path("/dev/shm").iterdir()) <= memory_before
+
+
+def test_an_engine_killed_while_draining_still_loses_nothing(slow: Path) -> None:
+    with RunningServer(slow, max_batch=1) as server, ThreadPoolExecutor(1) as aside:
+        answers = aside.submit(server.classify_all, [red_image(red) for red in (1, 2, 3)], 3)
+        until(lambda: pending(server) == 3)
+        server.process.terminate()
+        server.wait_for_line("draining")
+        server.kill_child("engine")
+        assert [top1(answer) for answer in answers.result()] == [1, 2, 3]
+        assert server.process.wait(30) == 0
+
+
+def test_a_second_signal_stops_at_once(slow: Path) -> None:
+    with RunningServer(slow, max_batch=1, drain_delay_ms=600_000) as server:
+        server.process.send_signal(signal.SIGINT)
+        server.wait_for_line("draining")
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(30) == 0
+
+
+def test_children_do_not_outlive_a_killed_supervisor(quick: Path) -> None:
+    with RunningServer(quick) as server:
+        children = server.tree()[1:]
+        server.process.kill()
+        _, alive = psutil.wait_procs(children, timeout=30)
+        assert not alive
+
+
+def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(slow: Path) -> None:
+    with RunningServer(slow, max_batch=1, queue_size=2) as server, ThreadPoolExecutor(1) as aside:
+        accepted = aside.submit(server.classify_all, [red_image(1), red_image(2)], 2)
+        until(lambda: pending(server) == 2)
+        refused = server.classify(red_image(3))
+        assert not accepted.done()
+        assert (refused.status_code, refused.json()["code"]) == (429, "queue_full")
+        assert int(refused.headers["Retry-After"]) >= 1
+        assert [top1(answer) for answer in accepted.result()] == [1, 2]
+        assert top1(server.classify(red_image(3))) == 3
+
+
+def test_a_client_that_leaves_frees_its_place_and_its_job_never_runs(slow: Path) -> None:
+    with RunningServer(slow, max_batch=1, queue_size=2) as server, ThreadPoolExecutor(1) as aside:
+        first = aside.submit(server.classify, red_image(1))
+        until(lambda: running(server) == 1)
+        leaver = post_and_keep_open(server, red_image(2))
+        until(lambda: pending(server) == 2)
+        leaver.close()
+        until(lambda: pending(server) == 1)
+        assert not first.done()
+        assert top1(server.classify(red_image(3))) == 3
+        assert top1(first.result()) == 1
+        assert running(server) == 2
+        assert server.metric("serving_requests_total", code="client_closed") == 1
+
+
+def test_an_expired_job_never_runs(slow: Path) -> None:
+    with RunningServer(slow, max_batch=1, timeout_ms=200) as server:
+        answers = server.classify_all([red_image(1), red_image(2), red_image(3)], 3)
+        assert [(a.status_code, a.json()["code"]) for a in answers] == [(504, "deadline_exceeded")] * 3
+        until(lambda: pending(server) == 0)  # the first one's batch has ended; the others were never started
+        assert running(server) == 1
+
+
+def test_without_an_engine_requests_are_refused_as_unavailable(slow: Path) -> None:
+    with RunningServer(slow, timeout_ms=1500) as server:
+        os.kill(server.pid("engine"), signal.SIGSTOP)  # it can neither answer nor be replaced yet
+        answer = server.classify(red_image(1))
+        assert (answer.status_code, answer.json()["code"]) == (504, "deadline_exceeded")
+        (server_folder,) = {Path(model) for model in slow.iterdir()}
+        hidden = server_folder.rename(slow / ".hidden")
+        try:
+            os.kill(server.pid("engine"), signal.SIGKILL)
+            server.wait_for_line("is refused")
+            until(lambda: server.client.get("/readyz").status_code == 503)
+        finally:
+            hidden.rename(server_folder)
+        assert server.classify(red_image(1)).json()["code"] == "unknown_model"
+
+
+def test_an_engine_that_makes_no_progress_is_replaced(quick: Path) -> None:
+    with RunningServer(quick, stall_timeout_ms=2500) as server, ThreadPoolExecutor(1) as aside:
+        start = len(server.lines)
+        os.kill(server.pid("engine"), signal.SIGSTOP)
+        answer = aside.submit(server.classify, red_image(9))
+        server.wait_for_line("no progress", start)
+        assert top1(answer.result()) == 9
+
+
+def post_and_keep_open(server: RunningServer, image: bytes) -> socket.socket:
+    """Send a whole request and read nothing."""
+    address = urlsplit(server.url)
+    connection = socket.create_connection((address.hostname, address.port))
+    head = f"POST /classify HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Length: {len(image)}\r\n\r\n"
+    connection.sendall(head.encode() + image)
+    return connection

@@ -1,0 +1,113 @@
+"""A real ONNX classifier whose right answer is known: class = mean red value of the image.
+
+It goes through the same files, engine and server as any other model, costs next to nothing, and tells at once when
+two requests' pixels or answers were mixed up. `work` makes each batch slow by real arithmetic.
+"""
+
+import hashlib
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from models import manifest
+from models.manifest import Label, Manifest, ModelFile, Preprocessing, Weights
+
+CLASSES = 256
+TOP_K = 100
+OPSET = 20
+_WORK_SIZE = 256
+
+
+def write(repository: Path, name: str = "tiny", version: int = 1, *, crop: int = 32, work: int = 0) -> Manifest:
+    """Write the model to `repository`; `work` is the number of 256 x 256 matrix products that a batch costs more."""
+    content = _graph(work).SerializeToString()
+    found = Manifest(
+        name=name,
+        version=version,
+        created=datetime.now(UTC),
+        architecture="tiny",
+        parameters=0,
+        weights=Weights(source="made by hand", sha256=None),
+        published_accuracy=None,
+        preprocessing=Preprocessing(
+            resize=crop, crop=crop, interpolation="bilinear", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
+        ),
+        num_classes=CLASSES,
+        top_k=TOP_K,
+        backend="onnx",
+        precision="fp32",
+        opset=OPSET,
+        file=ModelFile(name="model.onnx", sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content)),
+        parity=None,
+        tools={"onnx": onnx.__version__},
+        fingerprint=hashlib.sha256(content).hexdigest(),
+        labels=tuple(Label(label=f"red {value}") for value in range(CLASSES)),
+    )
+    folder = repository / name / str(version)
+    folder.mkdir(parents=True)
+    (folder / found.file.name).write_bytes(content)
+    (folder / manifest.FILE_NAME).write_text(found.model_dump_json(indent=1))
+    return found
+
+
+def _constant(name: str, values: NDArray[np.generic]) -> onnx.TensorProto:
+    return numpy_helper.from_array(values, name)
+
+
+def _graph(work: int) -> onnx.ModelProto:
+    """logits[c] = 2 * c * red - c^2, which is largest for the c nearest to the mean red value."""
+    classes = np.arange(CLASSES, dtype=np.float32)
+    matrix = np.eye(_WORK_SIZE, dtype=np.float32)
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["going"], ["goes_on"]),
+            helper.make_node("MatMul", ["state", "matrix"], ["next"]),
+        ],
+        "work",
+        [
+            helper.make_tensor_value_info("turn", TensorProto.INT64, []),
+            helper.make_tensor_value_info("going", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("state", TensorProto.FLOAT, [_WORK_SIZE, _WORK_SIZE]),
+        ],
+        [
+            helper.make_tensor_value_info("goes_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("next", TensorProto.FLOAT, [_WORK_SIZE, _WORK_SIZE]),
+        ],
+    )
+    nodes = [
+        helper.make_node("Cast", [manifest.INPUT_NAME], ["pixels"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["pixels", "height_width"], ["colour"], keepdims=0),
+        helper.make_node("MatMul", ["colour", "twice_red_times_class"], ["product"]),
+        helper.make_node("Loop", ["work", "", "matrix"], ["worked"], body=body),
+        helper.make_node("ReduceMin", ["worked"], ["zero"], keepdims=0),  # of the unit matrix to whatever power
+        helper.make_node("Add", ["product", "zero"], ["product_worked"]),
+        helper.make_node("Sub", ["product_worked", "class_squared"], [manifest.LOGITS_NAME]),
+        helper.make_node("Softmax", [manifest.LOGITS_NAME], ["all"], axis=1),
+        helper.make_node("TopK", ["all", "k"], [manifest.PROBABILITIES_NAME, "indices64"]),
+        helper.make_node("Cast", ["indices64"], [manifest.INDICES_NAME], to=TensorProto.INT32),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info(manifest.INPUT_NAME, TensorProto.UINT8, ["n", "h", "w", 3])],
+        [
+            helper.make_tensor_value_info(manifest.PROBABILITIES_NAME, TensorProto.FLOAT, ["n", TOP_K]),
+            helper.make_tensor_value_info(manifest.INDICES_NAME, TensorProto.INT32, ["n", TOP_K]),
+            helper.make_tensor_value_info(manifest.LOGITS_NAME, TensorProto.FLOAT, ["n", CLASSES]),
+        ],
+        [
+            _constant("height_width", np.array([1, 2], np.int64)),
+            _constant("twice_red_times_class", np.stack([2 * classes, 0 * classes, 0 * classes])),
+            _constant("class_squared", classes**2),
+            _constant("matrix", matrix),
+            _constant("work", np.array(work, np.int64)),
+            _constant("k", np.array([TOP_K], np.int64)),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
+    onnx.checker.check_model(model, full_check=True)
+    return model
