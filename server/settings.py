@@ -56,7 +56,7 @@ class Settings(BaseSettings):
     """largest upload; more is 413"""
     max_buffered_bytes: Annotated[int, Field(ge=1)] = 256 * 2**20
     """all uploads held at one time by one HTTP worker; more are refused with 429"""
-    max_pixels: Annotated[int, Field(ge=1)] = 50_000_000
+    max_pixels: Annotated[int, Field(ge=1, le=178_000_000)] = 50_000_000
     """largest image; more is 413"""
     max_connections: Annotated[int, Field(ge=1)] = 1024
     """open connections of one HTTP worker; more are answered 503"""

@@ -36,13 +36,12 @@ FORMATS = tuple(
 """Accepted formats, by Pillow's names, the most usual first."""
 
 DRAFT_MARGIN = 2.0
-"""The JPEG decoder may halve a photo while its short side stays this many times `resize`: twice changed no answer, once
-changed some (docs/measurements/draft.md)."""
+"""The JPEG decoder may halve a photo while its short side stays at least this many times `resize`: smaller margins lose
+top-1 (docs/measurements/draft.md)."""
 
 _MAX_SCANS = 100
-"""A progressive JPEG's scan of 30 bytes costs as much time as all its pixels; encoders make about ten."""
+"""A progressive JPEG's scan of 30 bytes makes the decoder visit every pixel; encoders write about ten scans."""
 
-Image.MAX_IMAGE_PIXELS = None  # the caller's max_pixels takes its place
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # the images decoded at one time share the CPUs already
 # Pillow puts parts of an upload into its warnings, and Python keeps every warning's text for ever.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -54,14 +53,15 @@ def decode(
     """Write the network's input for a compressed image into `out`.
 
     The first frame of an animation, upright by its EXIF orientation, as RGB (see `preprocess`). May run in several
-    threads at one time: decoding and resampling release the GIL. At its peak a call holds about four copies of the
-    decoded image at 4 bytes a pixel, two for an opaque RGB one.
+    threads at one time: decoding and resampling release the GIL. At its peak a call holds 4 bytes a pixel once (JPEG,
+    opaque PNG) to five times (transparent WebP).
 
     Args:
         data: a file of one of FORMATS; its bytes tell which.
         preprocessing: what the model's manifest says.
         out: uint8[crop, crop, 3], RGB. The caller owns it; it is written to only when the image decoded fully.
-        max_pixels: largest width x height; checked before any pixel is decoded.
+        max_pixels: largest width x height; checked before any pixel is decoded. Opening a GIF or WebP may allocate its
+            canvas before that, so Pillow's own limit, 2 * Image.MAX_IMAGE_PIXELS (179 million), stays in force.
 
     Raises:
         ServiceError: EMPTY_BODY, NOT_AN_IMAGE (none of FORMATS), TOO_MANY_PIXELS, or BROKEN_IMAGE.
@@ -71,14 +71,19 @@ def decode(
     data = bytes(data)
     format_name = _format(data)
     try:
-        out[...] = _pixels(data, format_name, preprocessing, max_pixels)
+        pixels = _pixels(data, format_name, preprocessing, max_pixels)
     except ServiceError:
         raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ServiceError(
+            Code.TOO_MANY_PIXELS, f"the image is too large; send one of at most {max_pixels} pixels"
+        ) from error
     except Exception as error:  # on hostile bytes Pillow raises whatever its parsers run into
         raise ServiceError(
             Code.BROKEN_IMAGE,
             f"the {format_name} image is damaged or incomplete; check that it opens and send it again",
         ) from error
+    out[...] = pixels
 
 
 def _format(data: bytes) -> str:
@@ -105,14 +110,14 @@ def _pixels(data: bytes, format_name: str, preprocessing: Preprocessing, max_pix
 
 def _check_cost(image: Image.Image, data: bytes, max_pixels: int) -> None:
     """Refuse an opened image that would take too much memory or time to decode."""
-    width, height = image.size
+    pixels = image.width * image.height
     if isinstance(image, TiffImagePlugin.TiffImageFile):  # decodes whole tiles, however small the picture
-        width = max(width, int(image.tag_v2.get(TiffImagePlugin.TILEWIDTH, 0)))
-        height = max(height, int(image.tag_v2.get(TiffImagePlugin.TILELENGTH, 0)))
-    if width * height > max_pixels:
-        raise ServiceError(
-            Code.TOO_MANY_PIXELS, f"the image has {width} x {height} pixels; send one of at most {max_pixels} pixels"
+        tile_width, tile_height = (
+            image.tag_v2.get(tag, 0) for tag in (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH)
         )
+        pixels = max(pixels, int(tile_width) * int(tile_height))
+    if pixels > max_pixels:
+        raise ServiceError(Code.TOO_MANY_PIXELS, f"the image has {pixels} pixels; send one of at most {max_pixels}")
     scans = data.count(b"\xff\xda") if image.info.get("progressive") else 1
     if scans > _MAX_SCANS:
         raise ServiceError(Code.BROKEN_IMAGE, f"the JPEG image has {scans} scans; send one of at most {_MAX_SCANS}")

@@ -1,0 +1,58 @@
+# make serve   install, export a model, serve it, classify a first photo
+# make test    what CI runs: style, types, tests
+# make bench   images per second and latency beside the machine's limit
+# make help    all targets
+
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3,$(shell command -v $(name))))
+PHOTO ?= export/photos/cat.jpg
+MODEL ?=
+FLAGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --disable-pip-version-check --constraint constraints.txt
+TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
+CPU_WHEELS := https://download.pytorch.org/whl/cpu
+
+.PHONY: help serve model test lint bench loadtest clean
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+serve: model
+	@$(BIN)/python loadtest/classify.py --wait-s 60 $(PHOTO) & exec $(BIN)/python -m server $(FLAGS)
+
+model: $(VENV)/export.done
+	@$(BIN)/python export/to_onnx.py $(MODEL)
+
+test: lint
+	$(BIN)/pytest
+
+lint: $(VENV)/test.done
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: model $(VENV)/test.done
+	$(BIN)/python loadtest/bench.py $(FLAGS)
+
+loadtest: $(VENV)/test.done
+	$(BIN)/locust -f loadtest/locustfile.py --host http://127.0.0.1:8000 $(FLAGS)
+
+clean:
+	rm -rf $(VENV) model_repository weights
+
+$(VENV)/export.done: pyproject.toml constraints.txt
+	@echo "installing into $(VENV) with $(PYTHON)"
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12) and "Python 3.11 or 3.12 is needed")'
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	@# Without an NVIDIA GPU the CPU build of torch, which saves gigabytes; from the package index only if that fails.
+	@nvidia-smi -L >/dev/null 2>&1 || \
+	    $(PIP) --no-deps --index-url $(CPU_WHEELS) --retries 0 --timeout 5 $(TORCH) 2>/dev/null || \
+	    echo "no CPU build of torch can be had: taking the package index's"
+	$(PIP) --editable '.[export]'
+	@touch $@
+
+$(VENV)/test.done: $(VENV)/export.done
+	$(PIP) --editable '.[export,loadtest,test]'
+	@touch $@

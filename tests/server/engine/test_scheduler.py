@@ -1,0 +1,341 @@
+"""The scheduler against its promises: single situations first, then any sequence against a naive model of it."""
+
+from itertools import count, takewhile
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from server.engine.scheduler import Job, Limits, Scheduler, buckets
+
+FOREVER = 1e9
+
+
+def job(name: str, arrived_s: float = 0.0, deadline_s: float = FOREVER, *, alone: bool = False) -> Job[None]:
+    return Job(name, arrived_s, deadline_s, None, alone)
+
+
+def scheduler_of(
+    *jobs: Job[None], max_batch: int = 8, max_wait_s: float = 0.0, queue_size: int = 64
+) -> Scheduler[None]:
+    """One model, "m", with these jobs in its queue."""
+    scheduler: Scheduler[None] = Scheduler()
+    scheduler.add_model("m", Limits(max_batch, max_wait_s, queue_size))
+    for one in jobs:
+        assert scheduler.submit("m", one)
+    return scheduler
+
+
+def taken(scheduler: Scheduler[None], now_s: float) -> str:
+    """The names in the batch that starts now, in order."""
+    return "".join(str(one.id) for one in scheduler.take(now_s).batch)
+
+
+def test_a_lone_job_goes_at_once() -> None:
+    assert taken(scheduler_of(job("a", arrived_s=5.0)), 5.0) == "a"
+
+
+def test_what_waits_goes_together_in_order_up_to_max_batch() -> None:
+    scheduler = scheduler_of(*map(job, "abcde"), max_batch=3)
+    assert [taken(scheduler, 0.0), taken(scheduler, 0.0), taken(scheduler, 0.0)] == ["abc", "de", ""]
+
+
+def test_the_wait_is_counted_from_the_arrival_of_the_first_job() -> None:
+    scheduler = scheduler_of(job("a", arrived_s=1.0), max_wait_s=5.0)
+    assert taken(scheduler, 4.0) == ""
+    scheduler.submit("m", job("b", arrived_s=4.0))
+    assert scheduler.next_event_s(slot_free=True) == 6.0
+    assert taken(scheduler, 5.9) == ""
+    assert taken(scheduler, 6.0) == "ab"
+
+
+def test_a_job_that_has_waited_elsewhere_does_not_wait_again() -> None:
+    assert taken(scheduler_of(job("a", arrived_s=-5.0), max_wait_s=5.0), 0.0) == "a"
+
+
+def test_a_full_batch_does_not_wait() -> None:
+    assert taken(scheduler_of(job("a"), job("b"), max_batch=2, max_wait_s=5.0), 0.0) == "ab"
+
+
+def test_the_wait_ends_in_time_for_the_earliest_deadline() -> None:
+    scheduler = scheduler_of(job("a"), job("b", deadline_s=4.0), max_wait_s=50.0)
+    scheduler.observe("m", 2, 1.0)
+    assert scheduler.next_event_s(slot_free=True) == 3.0
+    assert taken(scheduler, 2.9) == ""
+    assert taken(scheduler, 3.0) == "ab"
+
+
+def test_full_refuses_at_once_and_changes_nothing() -> None:
+    scheduler = scheduler_of(job("a"), job("b"), queue_size=2)
+    assert not scheduler.submit("m", job("c", deadline_s=1.0))
+    assert [one.id for one in scheduler] == ["a", "b"]
+    assert scheduler.cancel("c") is None
+    assert scheduler.next_event_s(slot_free=False) == FOREVER
+    assert taken(scheduler, 0.0) == "ab"
+
+
+def test_a_full_queue_does_not_close_another_model() -> None:
+    scheduler = scheduler_of(job("a"), queue_size=1)
+    scheduler.add_model("other", Limits(1, 0.0, 1))
+    assert scheduler.submit("other", job("b"))
+
+
+def test_expired_never_runs() -> None:
+    scheduler = scheduler_of(job("a", deadline_s=3.0), job("b", deadline_s=3.1), job("c", deadline_s=2.0))
+    decided = scheduler.take(3.0)
+    assert [one.id for one in decided.expired] == ["a", "c"]
+    assert [one.id for one in decided.batch] == ["b"]
+    assert scheduler.take(FOREVER).expired == []
+
+
+def test_jobs_expire_while_every_slot_is_taken() -> None:
+    scheduler = scheduler_of(job("a", deadline_s=3.0), job("b"))
+    assert scheduler.next_event_s(slot_free=False) == 3.0
+    decided = scheduler.take(3.0, slot_free=False)
+    assert ([one.id for one in decided.expired], decided.batch) == (["a"], ())
+
+
+@pytest.mark.parametrize("how", ["expired", "cancelled"])
+def test_a_dead_job_frees_its_place_at_once(how: str) -> None:
+    scheduler = scheduler_of(job("a", deadline_s=1.0), queue_size=1)
+    if how == "cancelled":
+        scheduler.cancel("a")
+    else:
+        scheduler.take(1.0)
+    assert scheduler.submit("m", job("b"))
+    assert taken(scheduler, 1.0) == "b"
+
+
+def test_cancelled_never_runs_and_comes_back_once() -> None:
+    a = job("a")
+    scheduler = scheduler_of(a, job("b"))
+    assert scheduler.cancel("a") is a
+    assert scheduler.cancel("a") is None
+    assert taken(scheduler, 0.0) == "b"
+    assert scheduler.cancel("b") is None
+
+
+def test_a_suspect_runs_alone_and_spares_its_neighbours() -> None:
+    scheduler = scheduler_of(job("a"), job("b", alone=True), job("c", alone=True), job("d"), job("e"))
+    assert [taken(scheduler, 0.0) for _ in range(5)] == ["a", "b", "c", "de", ""]
+
+
+def test_nobody_waits_for_company_that_a_suspect_keeps_away() -> None:
+    scheduler = scheduler_of(job("a"), job("b", alone=True), max_wait_s=5.0)
+    assert scheduler.next_event_s(slot_free=True) == 0.0
+    assert [taken(scheduler, 0.0), taken(scheduler, 0.0)] == ["a", "b"]
+
+
+def test_a_batch_shrinks_until_it_meets_the_earliest_deadline() -> None:
+    scheduler = scheduler_of(*(job(name, deadline_s=10.0) for name in "abcdefg"))
+    for size, seconds in ((1, 1.0), (2, 2.0), (4, 4.0), (8, 8.0)):
+        scheduler.observe("m", size, seconds)
+    assert taken(scheduler, 4.0) == "abcd"  # all seven count as eight: until 12; four: until 8
+    assert taken(scheduler, 9.5) == "e"  # too late for it, probably: it is tried
+
+
+def test_only_deadlines_in_the_batch_shrink_it() -> None:
+    scheduler = scheduler_of(*map(job, "abcd"), job("e", deadline_s=2.0), max_batch=4)
+    scheduler.observe("m", 4, 3.0)
+    assert taken(scheduler, 0.0) == "abcd"
+
+
+def test_latency_is_learned_for_each_bucket_and_new_measurements_weigh_a_fifth() -> None:
+    def batch_when_left(seconds: float) -> str:
+        scheduler = scheduler_of(*(job(name, deadline_s=seconds) for name in "abc"))
+        for measured_s in (10.0, 20.0):
+            scheduler.observe("m", 3, measured_s)  # three and four share a bucket
+        scheduler.observe("m", 8, 1000.0)
+        return taken(scheduler, 0.0)
+
+    assert batch_when_left(12.0) == "abc"
+    assert batch_when_left(11.9) == "ab"
+
+
+def test_what_was_never_measured_is_tried() -> None:
+    assert taken(scheduler_of(*(job(name, deadline_s=0.1) for name in "abc")), 0.0) == "abc"
+
+
+def test_models_are_served_in_the_order_of_their_oldest_jobs() -> None:
+    scheduler = scheduler_of(job("a", 1.0), job("b", 3.0), job("c", 4.0), max_batch=1)
+    scheduler.add_model("other", Limits(1, 0.0, 9))
+    scheduler.submit("other", job("x", 2.0))
+    scheduler.submit("other", job("y", 5.0))
+    assert [taken(scheduler, 9.0) for _ in range(6)] == ["a", "x", "b", "c", "y", ""]
+
+
+def test_a_model_that_still_waits_for_company_does_not_hold_up_another() -> None:
+    scheduler = scheduler_of(job("a", 0.0), max_wait_s=5.0)
+    scheduler.add_model("other", Limits(1, 0.0, 9))
+    scheduler.submit("other", job("x", 1.0))
+    assert [taken(scheduler, 1.0), taken(scheduler, 1.0), taken(scheduler, 5.0)] == ["x", "", "a"]
+
+
+def test_an_empty_scheduler_never_wakes() -> None:
+    scheduler = scheduler_of()
+    assert scheduler.next_event_s(slot_free=True) is None
+    assert scheduler.next_event_s(slot_free=False) is None
+
+
+@given(st.integers(1, 1024))
+def test_buckets_are_powers_of_two_and_the_largest_batch(max_batch: int) -> None:
+    sizes = buckets(max_batch)
+    assert list(sizes) == sorted(set(sizes))
+    assert sizes[-1] == max_batch
+    assert sizes[:-1] == tuple(takewhile(lambda size: size < max_batch, (1 << n for n in count())))
+
+
+LIMITS = st.builds(Limits, st.integers(1, 6), st.integers(0, 4).map(float), st.integers(1, 8))
+ARRIVALS = st.tuples(st.integers(0, 5), st.integers(-1, 25), st.sampled_from([False] * 3 + [True]))
+"""Seconds since it arrived, seconds until its deadline, alone."""
+COSTS = st.lists(st.integers(0, 6), min_size=6, max_size=6)
+
+
+class Schedule(RuleBasedStateMachine):
+    """Any sequence of calls, watched by a naive model. All times are whole seconds: no rounding anywhere."""
+
+    @initialize(models=st.lists(st.tuples(LIMITS, COSTS), min_size=1, max_size=3))
+    def start(self, models: list[tuple[Limits, list[int]]]) -> None:
+        self.now_s = 0.0
+        self.submitted = 0
+        self.ended: set[object] = set()
+        self.limits = [limits for limits, _ in models]
+        self.true_s = [costs for _, costs in models]  # of each size of batch; a bucket always takes as long
+        self.known: list[dict[int, float]] = [{} for _ in models]
+        self.waiting: list[list[Job[None]]] = [[] for _ in models]
+        self.deadlines: list[list[float]] = [[] for _ in models]  # of all jobs, also of those that are gone
+        self.scheduler: Scheduler[None] = Scheduler()
+        for model, limits in enumerate(self.limits):
+            self.scheduler.add_model(model, limits)
+
+    @rule(data=st.data(), arrivals=st.lists(ARRIVALS, min_size=1, max_size=6))
+    def submit(self, data: st.DataObject, arrivals: list[tuple[int, int, bool]]) -> None:
+        model = data.draw(st.integers(0, len(self.limits) - 1))
+        for age, left, alone in arrivals:
+            new: Job[None] = Job(self.submitted, self.now_s - age, self.now_s + left, None, alone)
+            self.submitted += 1
+            full = len(self.waiting[model]) == self.limits[model].queue_size
+            assert self.scheduler.submit(model, new) is not full
+            if not full:
+                self.waiting[model].append(new)
+                self.deadlines[model].append(new.deadline_s)
+
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        wanted = data.draw(st.integers(0, self.submitted))
+        found = next((one for queue in self.waiting for one in queue if one.id == wanted), None)
+        assert self.scheduler.cancel(wanted) is found
+        if found:
+            self.leave(found)
+
+    @rule(data=st.data())
+    def measure(self, data: st.DataObject) -> None:
+        model = data.draw(st.integers(0, len(self.limits) - 1))
+        size = data.draw(st.integers(1, self.limits[model].max_batch))
+        bucket = self.bucket(model, size)
+        self.known[model][bucket] = float(self.true_s[model][bucket - 1])
+        self.scheduler.observe(model, size, self.known[model][bucket])
+
+    @rule(seconds=st.integers(0, 3), slot_free=st.booleans())
+    def take(self, seconds: int, slot_free: bool) -> None:
+        self.now_s += seconds
+        self.take_now(slot_free)
+
+    @rule(slot_free=st.booleans())
+    def sleep_until_the_next_event(self, slot_free: bool) -> None:
+        while self.take_now(slot_free):
+            pass
+        next_s = self.scheduler.next_event_s(slot_free=slot_free)
+        if next_s is None:
+            assert len(self.scheduler) == 0
+            return
+        assert next_s > self.now_s  # else the engine would spin
+        self.now_s = max(self.now_s, next_s - 0.5)
+        assert not self.take_now(slot_free)  # else the engine would sleep too long
+        self.now_s = next_s
+        self.take_now(slot_free)
+
+    @invariant()
+    def holds_what_waits(self) -> None:
+        if not hasattr(self, "scheduler"):
+            return
+        assert list(self.scheduler) == [one for queue in self.waiting for one in queue]
+        assert len(self.scheduler) == sum(map(len, self.waiting))
+        for model, limits in enumerate(self.limits):
+            assert self.scheduler.queue_length(model) == len(self.waiting[model]) <= limits.queue_size
+
+    def teardown(self) -> None:
+        if not hasattr(self, "scheduler"):
+            return
+        self.now_s += FOREVER
+        self.take_now(slot_free=True)
+        assert len(self.scheduler) == 0
+
+    def take_now(self, slot_free: bool) -> bool:
+        """Take, check all that is promised of it, and say whether anything left."""
+        decided = self.scheduler.take(self.now_s, slot_free=slot_free)
+        dead = [one for queue in self.waiting for one in queue if one.deadline_s <= self.now_s]
+        assert list(decided.expired) == dead
+        for one in dead:
+            self.leave(one)
+        due = [model for model in range(len(self.limits)) if self.due(model)]
+        batch = list(decided.batch)
+        assert not batch or slot_free
+        assert batch or not (slot_free and due)
+        if batch:
+            model = next(model for model, queue in enumerate(self.waiting) if batch[0] in queue)
+            assert decided.model == model
+            assert self.due(model, early=True)
+            assert all(self.waiting[other][0].arrived_s >= batch[0].arrived_s for other in due)
+            self.check_batch(model, batch)
+            for one in batch:
+                self.leave(one)
+        return bool(dead or batch)
+
+    def check_batch(self, model: int, batch: list[Job[None]]) -> None:
+        queue, size = self.waiting[model], len(batch)
+        assert batch == queue[:size]
+        assert size <= self.limits[model].max_batch
+        assert size == 1 or not any(one.alone for one in batch)
+        assert size == 1 or self.in_time(model, size)
+        if not batch[0].alone:
+            together = len(list(takewhile(lambda one: not one.alone, queue)))
+            most = min(together, self.limits[model].max_batch)
+            larger = [bucket for bucket in buckets(self.limits[model].max_batch) if size < bucket < most]
+            assert size == most or not self.in_time(model, min(larger, default=most))
+
+    def in_time(self, model: int, size: int) -> bool:
+        deadline_s = min(one.deadline_s for one in self.waiting[model][:size])
+        return self.now_s + self.predicted(model, size) <= deadline_s
+
+    def due(self, model: int, *, early: bool = False) -> bool:
+        """The model's next batch must start; or may, for the sake of a deadline of a job that has left (`early`)."""
+        queue, limits = self.waiting[model], self.limits[model]
+        if not queue:
+            return False
+        deadlines = self.deadlines[model] if early else [one.deadline_s for one in queue]
+        earliest_s = min(deadline_s for deadline_s in deadlines if deadline_s > self.now_s)
+        return (
+            len(queue) >= limits.max_batch
+            or any(one.alone for one in queue)
+            or self.now_s >= queue[0].arrived_s + limits.max_wait_s
+            or self.now_s >= earliest_s - self.predicted(model, len(queue))
+        )
+
+    def bucket(self, model: int, size: int) -> int:
+        return min(bucket for bucket in buckets(self.limits[model].max_batch) if bucket >= size)
+
+    def predicted(self, model: int, size: int) -> float:
+        return self.known[model].get(self.bucket(model, size), 0.0)
+
+    def leave(self, one: Job[None]) -> None:
+        assert one.id not in self.ended
+        self.ended.add(one.id)
+        for queue in self.waiting:
+            if one in queue:
+                queue.remove(one)
+
+
+Schedule.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestAnySequenceKeepsThePromises = Schedule.TestCase

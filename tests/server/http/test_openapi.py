@@ -1,0 +1,22 @@
+"""The OpenAPI document is true: what it describes is what a client gets, whatever that client sends."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tests import tiny
+from tests.server.running import RunningServer
+
+EXAMPLES = 40
+
+
+def test_no_request_makes_the_server_contradict_its_document(tmp_path: Path) -> None:
+    tiny.write(tmp_path / "models")
+    with RunningServer(tmp_path / "models") as server:
+        schemathesis = Path(sys.executable).with_name("schemathesis")
+        command = [schemathesis, "run", f"{server.url}/openapi.json", "--max-examples", str(EXAMPLES), "--seed", "1"]
+        # No schema can say that a string of bytes is an image: that it is refused is no contradiction.
+        command += ["--exclude-checks", "positive_data_acceptance"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout
+        assert "classify" in server.client.get("/openapi.json").text

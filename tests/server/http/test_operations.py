@@ -1,0 +1,63 @@
+"""What operators ask a running server."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+from tests.server.running import RunningServer, red_image
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """Two good models, one with a wrong digest, one with a broken manifest."""
+    repository = tmp_path_factory.mktemp("repository")
+    tiny.write(repository, "good")
+    tiny.write(repository, "good", version=2)
+    tiny.write(repository, "tampered")
+    with (repository / "tampered/1/model.onnx").open("ab") as file:
+        file.write(b"!")
+    tiny.write(repository, "garbled")
+    (repository / "garbled/1/manifest.json").write_text("{")
+    with RunningServer(repository, default_model="good") as running:
+        yield running
+
+
+def test_the_listing_names_what_is_served_and_why_the_rest_is_not(server: RunningServer) -> None:
+    listing = server.client.get("/models").json()
+    served = [(model["name"], model["version"], model["default"]) for model in listing["models"]]
+    assert served == [("good", 1, False), ("good", 2, True)]
+    assert "SHA-256" in listing["refused"]["tampered version 1"]
+    assert "manifest.json" in listing["refused"]["garbled/1"]
+
+
+def test_a_broken_model_takes_no_good_one_down(server: RunningServer) -> None:
+    assert server.classify(red_image(3)).json()["predictions"][0]["class_id"] == 3
+    assert server.classify(red_image(3), model="tampered").json()["code"] == "unknown_model"
+
+
+def test_the_probes_answer(server: RunningServer) -> None:
+    assert server.client.get("/livez").text == "ok"
+    assert server.client.get("/readyz").text == "ok"
+
+
+def test_a_server_is_not_ready_without_a_model_that_must_be_there(tmp_path: Path) -> None:
+    tiny.write(tmp_path, "good")
+    tiny.write(tmp_path, "tampered")
+    (tmp_path / "tampered/1/model.onnx").write_bytes(b"")
+    with RunningServer(tmp_path, models="good,tampered", default_model="good") as server:
+        response = server.client.get("/readyz")
+        assert (response.status_code, "tampered" in response.text) == (503, True)
+        assert server.classify(red_image(4)).status_code == 200
+
+
+def test_the_metrics_count_requests_batches_and_times_of_all_processes(server: RunningServer) -> None:
+    before = server.metric("serving_request_seconds_count", model="good")
+    server.classify_all([red_image(5)] * 20, 4)
+    assert server.metric("serving_request_seconds_count", model="good") == before + 20
+    assert server.metric("serving_decode_seconds_count", model="good") == before + 20
+    assert server.metric("serving_queue_seconds_count", model="good") == before + 20
+    assert server.metric("serving_inference_seconds_count", model="good") == before + 20
+    assert server.metric("serving_batch_size_sum", model="good") == before + 20
+    assert server.metric("serving_engine_ready") == 1

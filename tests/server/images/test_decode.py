@@ -1,0 +1,582 @@
+"""What decode() promises about every upload, good or hostile."""
+
+import io
+import resource
+import struct
+import subprocess
+import sys
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from models.manifest import Preprocessing
+from server.errors import Code, ServiceError
+from server.images.decode import DRAFT_MARGIN, FORMATS, decode
+from server.images.preprocess import crop_box, preprocess
+
+Pixels = npt.NDArray[np.uint8]
+
+SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "data"
+MAX_PIXELS = 1_000_000
+SIDE = 32
+LOSSY = {"JPEG", "WEBP", "AVIF"}
+
+
+def preprocessing(resize: int = SIDE, crop: int = SIDE, interpolation: Any = "bicubic") -> Preprocessing:
+    return Preprocessing(resize=resize, crop=crop, interpolation=interpolation, mean=(0, 0, 0), std=(1, 1, 1))
+
+
+def decoded(data: bytes, how: Preprocessing | None = None, max_pixels: int = MAX_PIXELS) -> Pixels:
+    how = how or preprocessing()
+    out = np.zeros((how.crop, how.crop, 3), np.uint8)
+    decode(data, how, out, max_pixels=max_pixels)
+    return out
+
+
+def refusal(data: bytes, max_pixels: int = MAX_PIXELS) -> Code:
+    """The code of the refusal, after checking that `out` was left alone."""
+    out = np.full((SIDE, SIDE, 3), 77, np.uint8)
+    with pytest.raises(ServiceError) as caught:
+        decode(data, preprocessing(), out, max_pixels=max_pixels)
+    assert np.all(out == 77)
+    return caught.value.code
+
+
+def encoded(image: Image.Image, format_name: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format_name, **({"quality": 95} if format_name in LOSSY else {}) | options)
+    return buffer.getvalue()
+
+
+def difference(left: Pixels, right: Any) -> int:
+    return int(np.abs(left.astype(int) - np.asarray(right, int)).max())
+
+
+def picture(width: int = SIDE, height: int = SIDE) -> Image.Image:
+    """Smooth, so that lossy formats keep it within a few levels, and different in each corner and channel."""
+    across = np.broadcast_to(np.linspace(20, 230, width), (height, width))
+    down = np.broadcast_to(np.linspace(230, 20, height)[:, None], (height, width))
+    return Image.fromarray(np.stack([across, down, (across + down) / 2], axis=2).astype(np.uint8))
+
+
+def with_alpha(image: Image.Image) -> Image.Image:
+    image = image.copy()
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    return image
+
+
+def on_white(image: Image.Image) -> Pixels:
+    """Composited by the formula, in floats."""
+    pixels = np.asarray(image.convert("RGBA"), float)
+    alpha = pixels[..., 3:] / 255
+    return np.rint(pixels[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
+
+
+def grey16(dtype: str) -> Image.Image:
+    return Image.fromarray((np.asarray(picture().convert("L")).astype(np.int64) * 257).astype(dtype))
+
+
+def png(width: int, height: int, depth: int, colour: int, pixels: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
+    header = (b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    parts = [header, *chunks, (b"IDAT", zlib.compress(pixels)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in parts
+    )
+
+
+def tiff(width: int, height: int, bits: tuple[int, ...], photometric: int, data: bytes, **tags: int) -> bytes:
+    """Little-endian, one strip, or one tile where `tile` gives its side. Data, tag by tag, then the directory."""
+    entries = {256: width, 257: height, 259: tags.get("compression", 1), 262: photometric, 277: len(bits)}
+    entries |= {322: tags["tile"], 323: tags["tile"], 324: 8, 325: len(data)} if "tile" in tags else {}
+    entries |= {273: 8, 278: height, 279: len(data)} if "tile" not in tags else {}
+    entries |= {338: tags["extra"]} if "extra" in tags else {}
+    bits_at = 8 + len(data)
+    rows = {tag: struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries.items()}
+    rows[258] = struct.pack("<HHI", 258, 3, len(bits))
+    rows[258] += struct.pack("<I", bits_at) if len(bits) > 2 else struct.pack(f"<{len(bits)}H", *bits).ljust(4, b"\0")
+    directory = struct.pack("<H", len(rows)) + b"".join(rows[tag] for tag in sorted(rows)) + bytes(4)
+    tail = struct.pack(f"<{len(bits)}H", *bits)
+    return b"II*\0" + struct.pack("<I", bits_at + len(tail)) + data + tail + directory
+
+
+OPAQUE: dict[str, Image.Image] = {mode: picture().convert(mode) for mode in ("1", "L", "RGB", "CMYK", "YCbCr", "LAB")}
+OPAQUE["P"] = picture().quantize(200)
+WIDE = {"I;16": grey16("<u2"), "I;16B": grey16(">u2"), "I": grey16("<i4")}
+TRANSPARENT = {
+    "RGBA": with_alpha(picture()),
+    "LA": with_alpha(picture().convert("L")),
+    "PA": with_alpha(picture().quantize(200)),
+}
+
+CAN_STORE = {
+    "JPEG": ("L", "RGB", "CMYK", "YCbCr"),
+    "PNG": ("1", "L", "P", "RGB", "RGBA", "LA", "I;16", "I;16B"),
+    "WEBP": ("L", "RGB", "RGBA", "LA"),
+    "GIF": ("1", "L", "P"),
+    "BMP": ("1", "L", "P", "RGB"),
+    "TIFF": ("1", "L", "P", "RGB", "CMYK", "YCbCr", "LAB", "RGBA", "LA", "PA", "I;16", "I;16B", "I"),
+    "AVIF": ("L", "RGB", "RGBA", "LA"),
+}
+CASES = [(format_name, mode) for format_name, modes in CAN_STORE.items() for mode in modes]
+
+SAMPLES = {
+    **{f"{name} {mode}": encoded((OPAQUE | WIDE | TRANSPARENT)[mode], name) for name, mode in CASES},
+    "progressive JPEG": encoded(picture(), "JPEG", progressive=True),
+    "JPEG with EXIF": encoded(picture(), "JPEG", exif=Image.Exif().tobytes()),
+    "interlaced GIF": encoded(picture().quantize(16), "GIF", interlace=1),
+    "LZW TIFF": encoded(picture(), "TIFF", compression="tiff_lzw"),
+    "JPEG TIFF": encoded(picture(), "TIFF", compression="jpeg"),
+    "animated WEBP": encoded(picture(), "WEBP", save_all=True, append_images=[Image.new("RGB", (SIDE, SIDE))]),
+    "animated GIF": encoded(picture(), "GIF", save_all=True, append_images=[Image.new("RGB", (SIDE, SIDE))]),
+    "APNG": encoded(picture(), "PNG", save_all=True, append_images=[Image.new("RGB", (SIDE, SIDE))]),
+}
+
+
+# What a good image becomes
+
+
+@pytest.mark.parametrize(("format_name", "mode"), CASES)
+def test_every_format_and_mode_gives_its_colours(format_name: str, mode: str) -> None:
+    if mode in TRANSPARENT:
+        expected = on_white(TRANSPARENT[mode])
+    elif mode in WIDE:
+        expected = np.asarray(picture().convert("L").convert("RGB"))
+    else:
+        expected = np.asarray(OPAQUE[mode].convert("RGB"))
+    # 10 levels: what half the chroma resolution costs at the edges of this gradient; 1: rounding of the composite
+    tolerance = 10 if format_name in LOSSY else int(mode in TRANSPARENT)
+    assert difference(decoded(SAMPLES[f"{format_name} {mode}"]), expected) <= tolerance
+
+
+@pytest.mark.parametrize("format_name", ["PNG", "BMP", "TIFF"])
+def test_image_of_the_right_size_passes_bit_for_bit(format_name: str) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8))
+    for interpolation in ("bilinear", "bicubic"):
+        assert difference(decoded(encoded(noise, format_name), preprocessing(40, 40, interpolation)), noise) == 0
+        cropped = decoded(encoded(noise, format_name), preprocessing(40, 32, interpolation))
+        assert np.array_equal(cropped, np.asarray(noise)[4:36, 4:36])
+
+
+def test_adobe_cmyk_jpeg_is_not_a_negative() -> None:
+    """Adobe stores CMYK inverted; Pillow writes it that way, with the marker."""
+    assert b"Adobe" in SAMPLES["JPEG CMYK"]
+    red = encoded(Image.new("CMYK", (SIDE, SIDE), (0, 255, 255, 0)), "JPEG")
+    assert difference(decoded(red), (255, 0, 0)) <= 3
+
+
+def test_adobe_ycck_jpeg_gives_the_cmyk_colours() -> None:
+    """Transform byte 2 of the Adobe marker: the first three channels are YCbCr of inverted CMY."""
+    cmyk = encoded(Image.new("CMYK", (SIDE, SIDE), (0, 255, 255, 0)), "JPEG")
+    flag = cmyk.index(b"Adobe") + 11
+    assert cmyk[flag] == 0
+    # The stored bytes (255, 0, 0) are now Y = 255, Cb = Cr = 0; JFIF's formula makes them cyan, magenta, yellow inks of
+    # (76, 255, 28).
+    assert difference(decoded(cmyk[:flag] + b"\2" + cmyk[flag + 1 :]), (255 - 76, 0, 255 - 28)) <= 4
+
+
+@pytest.mark.parametrize(
+    ("depth", "colour", "pixel", "transparent", "expected"),
+    [
+        (8, 2, b"\x12\x34\x56", b"\0\x12\0\x34\0\x56", (255, 255, 255)),
+        (8, 2, b"\x12\x34\x56", b"\0\x12\0\x34\0\x57", (0x12, 0x34, 0x56)),
+        (8, 0, b"\x40", b"\0\x40", (255, 255, 255)),
+        (16, 2, b"\x12\xff\x56\xff\x9a\xff", None, (0x12, 0x56, 0x9A)),
+        (16, 6, b"\x12\0\x56\0\x9a\0\xff\xff", None, (0x12, 0x56, 0x9A)),
+        (16, 4, b"\x12\0\0\0", None, (255, 255, 255)),
+        (16, 0, b"\xff\xff", None, (255, 255, 255)),
+        (16, 0, b"\x01\xff", None, (1, 1, 1)),
+    ],
+)
+def test_png_depth_and_transparent_colour(
+    depth: int, colour: int, pixel: bytes, transparent: bytes | None, expected: tuple[int, int, int]
+) -> None:
+    chunks = [(b"tRNS", transparent)] if transparent else []
+    assert difference(decoded(png(8, 8, depth, colour, (b"\0" + pixel * 8) * 8, *chunks)), expected) == 0
+
+
+def test_palette_transparency_shows_white() -> None:
+    palette = Image.new("P", (SIDE, SIDE), 0)
+    palette.putpalette([200, 0, 0, 0, 200, 0])
+    palette.paste(1, (0, 0, SIDE, SIDE // 2))
+    for data in (
+        encoded(palette, "GIF", transparency=1),
+        encoded(palette, "PNG", transparency=1),
+        encoded(palette, "PNG", transparency=b"\xff\0"),
+    ):
+        pixels = decoded(data)
+        assert difference(pixels[0], (255, 255, 255)) == 0
+        assert difference(pixels[-1], (200, 0, 0)) == 0
+
+
+@pytest.mark.parametrize(
+    ("bits", "photometric", "pixel", "expected"),
+    [((8, 8), 1, b"\x40\x80", (191, 191, 191)), ((8, 8, 8, 8), 2, b"\x40\x20\x10\x80", (191, 159, 143))],
+)
+def test_premultiplied_tiff_shows_white(
+    bits: tuple[int, ...], photometric: int, pixel: bytes, expected: tuple[int, int, int]
+) -> None:
+    """Premultiplied colour c over white is c + 255 - alpha."""
+    assert difference(decoded(tiff(8, 8, bits, photometric, pixel * 64, extra=1)), expected) <= 1
+
+
+def test_float_tiff_is_read_as_0_to_255_and_clipped() -> None:
+    values = np.array([[-5.0, 0.0], [100.9, 1e9]], np.float32)
+    pixels = decoded(encoded(Image.fromarray(values), "TIFF"), preprocessing(2, 2))
+    assert pixels[..., 0].tolist() == [[0, 0], [100, 255]]
+
+
+@pytest.mark.parametrize("format_name", ["GIF", "WEBP", "PNG", "TIFF", "AVIF"])
+def test_animation_shows_its_first_frame(format_name: str) -> None:
+    frames = [Image.new("RGB", (SIDE, SIDE), colour) for colour in ("red", "blue", "lime")]
+    data = encoded(frames[0], format_name, save_all=True, append_images=frames[1:])
+    assert Image.open(io.BytesIO(data)).n_frames == 3  # type: ignore[attr-defined]
+    assert difference(decoded(data), (255, 0, 0)) <= 4  # 4: lossy formats
+
+
+TURNED_FROM_UPRIGHT = {
+    1: None,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+@pytest.mark.parametrize("orientation", TURNED_FROM_UPRIGHT)
+@pytest.mark.parametrize("size", [(45, 32), (400, 301)])  # 301 is large enough for the JPEG decoder to downscale
+@pytest.mark.parametrize(
+    ("format_name", "options"),
+    [("JPEG", {}), ("PNG", {}), ("WEBP", {}), ("AVIF", {}), ("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"})],
+)
+def test_exif_orientation_gives_the_upright_picture(
+    format_name: str, options: dict[str, str], size: tuple[int, int], orientation: int
+) -> None:
+    upright, turn = picture(*size), TURNED_FROM_UPRIGHT[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = upright if turn is None else upright.transpose(turn)
+    tolerance = 10 if format_name in LOSSY else 1
+    assert (
+        difference(decoded(encoded(stored, format_name, exif=exif, **options)), decoded(encoded(upright, "PNG")))
+        <= tolerance
+    )
+
+
+@pytest.mark.parametrize("orientation", TURNED_FROM_UPRIGHT)
+def test_turned_picture_is_cropped_at_the_same_pixels(orientation: int) -> None:
+    """(45 - 32) / 2 rounds to 6 from the upright left: 7 from the stored left of a mirrored picture."""
+    upright = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 45, 3), np.uint8))
+    turn = TURNED_FROM_UPRIGHT[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = upright if turn is None else upright.transpose(turn)
+    assert np.array_equal(decoded(encoded(stored, "PNG", exif=exif)), np.asarray(upright)[:, 6:38])
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")
+@pytest.mark.filterwarnings("ignore:Tag data larger than file:UserWarning")
+@pytest.mark.filterwarnings("ignore:Metadata Warning:UserWarning")
+@pytest.mark.parametrize("format_name", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"",
+        b"nonsense",
+        b"II*\0\xff\xff\xff\xff",
+        b"MM\0*\0\0\0\x08\xff\xff",
+        b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x02\xff\xff\xff\xff\0\0\0\0",
+        b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x63\0\0\0\0\0\0",
+        b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x02\0\0\0\x04abc\0\0\0\0\0",
+    ],
+)
+def test_malformed_exif_is_ignored(format_name: str, exif: bytes) -> None:
+    data = encoded(picture(), format_name, exif=b"Exif\0\0" + exif)
+    assert np.array_equal(decoded(data), decoded(encoded(picture(), format_name)))
+
+
+def test_pillows_warnings_are_silent_in_a_server() -> None:
+    """Not so here, where pytest replaces the filters."""
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"
+    script = (
+        "import sys, numpy; from models.manifest import Preprocessing; from server.images.decode import decode\n"
+        f"how = Preprocessing.model_validate_json({preprocessing().model_dump_json()!r})\n"
+        "decode(sys.stdin.buffer.read(), how, numpy.zeros((32, 32, 3), numpy.uint8), max_pixels=10**6)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], input=encoded(picture(), "JPEG", exif=exif), capture_output=True, check=True
+    )
+    assert done.stderr == b""
+
+
+# Resize and crop
+
+
+def torchvision_crops(image: Image.Image, how: Preprocessing) -> list[Pixels]:
+    """torchvision's Resize and CenterCrop on a PIL image, written plainly, in both orders of the two passes.
+
+    Pillow takes the cheaper pass first, which may be another for the crop than for the whole image. Each pass rounds
+    and clips to 8 bits: under bicubic the orders differ by several levels at sharp edges.
+    """
+    width, height = image.size
+    if width <= height:
+        resized = how.resize, int(how.resize * height / width)
+    else:
+        resized = int(how.resize * width / height), how.resize
+    left, top = round((resized[0] - how.crop) / 2.0), round((resized[1] - how.crop) / 2.0)
+    filters = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+    return [
+        np.asarray(
+            image.resize(first, filters[how.interpolation])
+            .resize(resized, filters[how.interpolation])
+            .crop((left, top, left + how.crop, top + how.crop))
+        )
+        for first in ((resized[0], height), (width, resized[1]))
+    ]
+
+
+def difference_to_torchvision(pixels: Pixels, image: Image.Image, how: Preprocessing) -> int:
+    return min(difference(pixels, crop) for crop in torchvision_crops(image, how))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    width=st.integers(1, 700),
+    height=st.integers(1, 700),
+    resize=st.integers(1, 96),
+    margin=st.integers(0, 40),
+    interpolation=st.sampled_from(["bilinear", "bicubic"]),
+)
+@example(width=1, height=5000, resize=48, margin=8, interpolation="bicubic")
+@example(width=5000, height=1, resize=48, margin=8, interpolation="bilinear")
+@example(width=5000, height=3, resize=64, margin=7, interpolation="bicubic")
+@example(width=500, height=375, resize=256, margin=32, interpolation="bicubic")
+def test_one_step_equals_resize_then_crop(
+    width: int, height: int, resize: int, margin: int, interpolation: str
+) -> None:
+    """Within 2 levels: the box's corners are single-precision floats, and each of two passes rounds to 8 bits."""
+    image = Image.fromarray(np.random.default_rng(width * height).integers(0, 256, (height, width, 3), np.uint8))
+    how = preprocessing(resize, max(1, resize - margin), interpolation)
+    one_step = np.asarray(preprocess(image, crop_box(image.size, how), how))
+    assert difference_to_torchvision(one_step, image, how) <= 2
+
+
+def test_extreme_aspect_ratio_needs_no_room_for_the_resized_image() -> None:
+    """Resized whole, this one would be 256,000,000 x 256."""
+    pixels = decoded(png(1_000_000, 1, 8, 0, b"\0" + b"\x7b" * 1_000_000), preprocessing(256, 224))
+    assert difference(pixels, (123, 123, 123)) == 0
+
+
+def test_downscaling_jpeg_decoder_keeps_the_picture() -> None:
+    photo = picture(1001, 777)
+    how = preprocessing(48, 32)
+    # 4 levels: quality 95 on a smooth gradient; an offset of one drafted pixel would be 2 levels more
+    assert difference_to_torchvision(decoded(encoded(photo, "JPEG"), how), photo, how) <= 4
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"no sample photos at {SHARED}")
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_real_photos_match_torchvisions_transform(interpolation: str) -> None:
+    how = preprocessing(256, 224, interpolation)
+    for path in sorted((SHARED / "imagenet-sample").iterdir())[::10]:
+        with Image.open(path) as photo:
+            if min(photo.size) < DRAFT_MARGIN * how.resize:  # else the decoder downscales it
+                pixels = decoded(path.read_bytes(), how)
+                assert difference_to_torchvision(pixels, photo.convert("RGB"), how) <= 1, path.name
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"no CIFAR images at {SHARED}")
+def test_cifar_images_pass_bit_for_bit() -> None:
+    for path in sorted((SHARED / "cifar10-test").rglob("*.jp*g"))[::100]:
+        assert difference(decoded(path.read_bytes()), Image.open(path).convert("RGB")) == 0, path.name
+
+
+# What is refused
+
+
+def test_empty_body_is_refused() -> None:
+    assert refusal(b"") is Code.EMPTY_BODY
+
+
+@pytest.mark.parametrize("format_name", ["ICO", "PPM", "PCX", "EPS", "TGA", "JPEG2000"])
+def test_other_image_formats_are_refused_by_name(format_name: str) -> None:
+    assert refusal(encoded(picture(), format_name)) is Code.NOT_AN_IMAGE
+
+
+@pytest.mark.parametrize(
+    "data", [b"hello", b"\0", b"%PDF-1.7", b"<svg/>", b"8BPS\0\1" + bytes(60), b"\0\0\0\x18ftypheic" + bytes(60)]
+)
+def test_what_is_no_accepted_image_is_told_the_formats(data: bytes) -> None:
+    with pytest.raises(ServiceError, match=", ".join(FORMATS)) as caught:
+        decoded(data)
+    assert caught.value.code is Code.NOT_AN_IMAGE
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_truncated_image_is_broken(name: str) -> None:
+    data = SAMPLES[name]
+    # of an animation the first frame may be whole in the first half
+    for share in (0.2,) if name.startswith(("animated", "APNG")) else (0.2, 0.4, 0.6, 0.8):
+        assert refusal(data[: max(16, int(len(data) * share))]) is Code.BROKEN_IMAGE, share
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        png(0, 5, 8, 2, b""),
+        png(5, 0, 8, 2, b""),
+        tiff(0, 5, (8, 8, 8), 2, bytes(15)),
+        b"GIF89a" + bytes(7) + b";",
+        b"BM" + struct.pack("<IHHIIiiHHIIiiII", 0, 0, 0, 54, 40, 0, 0, 1, 24, 0, 0, 0, 0, 0, 0),
+    ],
+    ids=["PNG width", "PNG height", "TIFF", "GIF", "BMP"],
+)
+def test_image_without_pixels_is_broken(data: bytes) -> None:
+    assert refusal(data) is Code.BROKEN_IMAGE
+
+
+JPEG_65535 = (
+    b"\xff\xd8\xff\xc0\0\x11\x08\xff\xff\xff\xff\x03\1\x11\0\2\x11\0\3\x11\0\xff\xda\0\x0c\3\1\0\2\0\3\0\0\x3f\0"
+)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        png(60_000, 60_000, 8, 2, b""),
+        png(10_000, 10_000, 8, 2, b""),  # where Pillow warns
+        png(2**31 - 1, 2**31 - 1, 8, 2, b""),
+        tiff(2**32 - 1, 2**32 - 1, (8, 8, 8), 2, bytes(8)),
+        tiff(8, 8, (8, 8, 8), 2, zlib.compress(bytes(4096 * 4096 * 3)), tile=4096, compression=8),
+        b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + b"," + bytes(9) + b"\2\2\x44\1\0;",
+        b"GIF89a" + struct.pack("<HH3x", 1, 1) + b"," + struct.pack("<HHHHB", 0, 0, 65535, 65535, 0) + b"\2\2\x44\1\0;",
+        b"BM" + struct.pack("<IHHIIiiHHIIiiII", 0, 0, 0, 54, 40, 2**31 - 1, 2**31 - 1, 1, 24, 0, 0, 0, 0, 0, 0),
+        encoded(Image.new("L", (16383, 100)), "WEBP", lossless=True),
+        encoded(Image.new("L", (1100, 1000)), "AVIF", speed=10),
+        JPEG_65535,
+    ],
+    ids=["PNG", "PNG 10^8", "PNG 2^31", "TIFF", "TIFF tile", "GIF", "GIF frame", "BMP", "WEBP", "AVIF", "JPEG"],
+)
+def test_too_many_pixels_is_seen_in_the_header(data: bytes) -> None:
+    assert refusal(data) is Code.TOO_MANY_PIXELS
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc to read the memory in use from")
+def test_gif_canvas_is_refused_before_it_is_allocated() -> None:
+    """Disposal to background makes Pillow fill the frame when it opens the file: 4 GiB here, but 1 GiB are left."""
+    control = b"!\xf9\4\x08\0\0\0\0"
+    frame = b"," + struct.pack("<HHHHB", 0, 0, 65535, 65535, 0) + b"\2\2\x44\1\0;"
+    bomb = b"GIF89a" + struct.pack("<HH3x", 65535, 65535) + control + frame
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (in_use + 2**30, hard))
+    try:
+        assert refusal(bomb) is Code.TOO_MANY_PIXELS
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def test_max_pixels_is_the_last_size_allowed() -> None:
+    data = encoded(picture(40, 30), "PNG")
+    decoded(data, max_pixels=1200)
+    assert refusal(data, max_pixels=1199) is Code.TOO_MANY_PIXELS
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iCCP"])
+def test_compressed_text_bomb_is_broken(kind: bytes) -> None:
+    bomb = (kind, b"k\0\0" + zlib.compress(bytes(20_000_000)))
+    assert refusal(png(8, 8, 8, 2, bytes(200), bomb)) is Code.BROKEN_IMAGE
+
+
+def test_many_text_chunks_are_broken() -> None:
+    chunk = (b"zTXt", b"k\0\0" + zlib.compress(bytes(1_000_000)))
+    assert refusal(png(8, 8, 8, 2, bytes(200), *[chunk] * 70)) is Code.BROKEN_IMAGE
+
+
+def test_more_pixel_data_than_the_header_says_is_not_kept() -> None:
+    assert difference(decoded(png(8, 8, 8, 2, bytes(50_000_000))), (0, 0, 0)) == 0
+
+
+def test_progressive_jpeg_of_endless_scans_is_broken() -> None:
+    data = SAMPLES["progressive JPEG"]
+    last_scan = data[data.rindex(b"\xff\xda") : -2]
+    decoded(data[:-2] + last_scan * 50 + data[-2:])
+    assert refusal(data[:-2] + last_scan * 200 + data[-2:]) is Code.BROKEN_IMAGE
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> bytes:
+    """A real image with bytes overwritten, cut out, spliced in from another, or missing at the end."""
+    data = bytearray(SAMPLES[draw(st.sampled_from(sorted(SAMPLES)))])
+    for _ in range(draw(st.integers(1, 6))):
+        # headers are at the front, in TIFF at the end
+        where = draw(st.one_of(st.integers(0, 64), st.integers(0, len(data)), st.integers(-64, -1)))
+        match draw(st.sampled_from(["overwrite", "insert", "cut", "splice", "truncate"])):
+            case "overwrite":
+                junk = draw(st.binary(min_size=1, max_size=4))
+                data[where : where + len(junk)] = junk
+            case "insert":
+                data[where:where] = draw(st.binary(min_size=1, max_size=32))
+            case "cut":
+                del data[where : where + draw(st.integers(1, 32))]
+            case "splice":
+                data[where:] = SAMPLES[draw(st.sampled_from(sorted(SAMPLES)))][where:]
+            case "truncate":
+                del data[where:]
+    return bytes(data)
+
+
+@settings(max_examples=1500, deadline=None)
+@given(
+    data=st.one_of(
+        damaged(),
+        st.sampled_from([JPEG_65535[:3], b"BM", b"II*\0", b"RIFF"]).flatmap(
+            lambda magic: st.binary(max_size=200).map(lambda rest: magic + rest)
+        ),
+    )
+)
+def test_hostile_bytes_give_a_picture_or_a_refusal(data: bytes) -> None:
+    out = np.full((SIDE, SIDE, 3), 77, np.uint8)
+    try:
+        decode(data, preprocessing(), out, max_pixels=MAX_PIXELS)
+    except ServiceError:
+        assert np.all(out == 77)
+
+
+# How it is called
+
+
+def test_memoryview_and_part_of_a_shared_buffer_will_do() -> None:
+    slots = np.zeros((3, SIDE, SIDE, 3), np.uint8)
+    decode(memoryview(SAMPLES["PNG RGB"]), preprocessing(), slots[1], max_pixels=MAX_PIXELS)
+    assert difference(slots[1], picture()) == 0
+    assert not slots[0].any()
+    assert not slots[2].any()
+
+
+def test_threads_do_not_disturb_each_other() -> None:
+    expected = {name: decoded(data) for name, data in SAMPLES.items()}
+    names = sorted(SAMPLES) * 8
+    with ThreadPoolExecutor(8) as pool:
+        for name, pixels in zip(names, pool.map(lambda name: decoded(SAMPLES[name]), names), strict=True):
+            assert np.array_equal(pixels, expected[name]), name
+
+
+def test_no_file_is_left_open() -> None:
+    descriptors = Path("/proc/self/fd")
+    if not descriptors.is_dir():
+        pytest.skip("no /proc to count open files in")
+    before = len(list(descriptors.iterdir()))
+    for data in SAMPLES.values():
+        decoded(data)
+    assert len(list(descriptors.iterdir())) == before

@@ -1,0 +1,54 @@
+"""Real photographs through HTTP get the classes that PyTorch gives them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from export.reference import load_network, reference_logits, reference_pixels
+from tests.server.running import RunningServer
+
+BATCH = 25
+
+
+def served_top5(repository: Path, model: str, paths: list[Path]) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
+    """Post the photos, 8 at a time: int64[len(paths), 5] class indices, best first."""
+    with RunningServer(repository, default_model=model) as server:
+        answers = server.classify_all([path.read_bytes() for path in paths], 8)
+        return np.array([[each["class_id"] for each in answer.json()["predictions"]] for answer in answers])
+
+
+def reference_top1(
+    model: str, checkpoint: Path | None, paths: list[Path]
+) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """What plain Pillow and PyTorch make of the same files: int64[len(paths)]."""
+    network, preprocessing, _ = load_network(model, checkpoint)
+    images = np.stack([reference_pixels(path, preprocessing) for path in paths])
+    batches = np.split(images, range(BATCH, len(images), BATCH))
+    return np.concatenate([reference_logits(network, batch, preprocessing) for batch in batches]).argmax(1)
+
+
+def test_imagenet_photos_get_the_top1_of_pytorch_and_the_right_class_in_five(
+    shared: Path, model_repository: Path
+) -> None:
+    paths = sorted((shared / "data" / "imagenet-sample").glob("*.JPEG"))
+    truth = np.arange(0, 1000, 4)  # one photo for every fourth class, in the order of the WordNet ids
+    served = served_top5(model_repository, "efficientnet_lite0", paths)
+    reference = reference_top1("efficientnet_lite0", None, paths)
+    assert len(paths) == 250
+    assert (served[:, 0] == reference).sum() >= 249
+    assert (served == truth[:, None]).any(1).mean() >= 0.97
+
+
+@pytest.mark.parametrize("depth", [20, 32, 44, 56])
+def test_cifar_images_score_what_pytorch_scores(shared: Path, cifar_repository: Path, depth: int) -> None:
+    (checkpoint,) = (shared / "weights" / "cifar10").glob(f"resnet{depth}-*.th")
+    folders = sorted((shared / "data" / "cifar10-test").iterdir())
+    paths = [path for folder in folders for path in sorted(folder.glob("*.jpg"))]
+    truth = np.repeat(np.arange(10), 100)
+    served = served_top5(cifar_repository, f"cifar_resnet{depth}", paths)[:, 0]
+    reference = reference_top1(f"cifar_resnet{depth}", checkpoint, paths)
+    assert len(paths) == 1000
+    assert (reference == truth).mean() > 0.78
+    assert abs((served == truth).sum() - (reference == truth).sum()) <= 2
+    assert (served == reference).sum() >= 998
