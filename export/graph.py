@@ -1,0 +1,81 @@
+"""The complete graph: from uint8 pixels to ranked classes, in one ONNX file."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import onnx
+import torch
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+from torch import Tensor, nn
+
+from models.manifest import INDICES_NAME, INPUT_NAME, LOGITS_NAME, PROBABILITIES_NAME, Preprocessing
+
+
+class CompleteGraph(nn.Module):
+    """A network with normalisation and layout change before it, softmax and ranking after it."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, network: nn.Module, preprocessing: Preprocessing, top_k: int) -> None:
+        super().__init__()
+        self.network = network
+        self.top_k = top_k
+        mean = torch.tensor(preprocessing.mean, dtype=torch.float64).view(3, 1, 1)
+        std = torch.tensor(preprocessing.std, dtype=torch.float64).view(3, 1, 1)
+        # (pixel / 255 - mean) / std as one multiplication and one addition, rounded to float32 once.
+        self.register_buffer("scale", (1 / (255 * std)).float())
+        self.register_buffer("shift", (-mean / std).float())
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Classify RGB images uint8[N, H, W, 3].
+
+        Returns:
+            probabilities float32[N, top_k], largest first, their classes int32[N, top_k], and logits
+            float32[N, num_classes].
+        """
+        pixels = images.permute(0, 3, 1, 2).float()
+        logits: Tensor = self.network(pixels * self.scale + self.shift)
+        indices = logits.topk(self.top_k).indices
+        return logits.softmax(1).gather(1, indices), indices.int(), logits
+
+
+def to_onnx(graph: CompleteGraph, crop: int, opset: int) -> bytes:
+    """Export a graph with a free batch size and check it against ONNX's rules.
+
+    The file holds no trace of the machine it was made on (the exporter records source files and lines), so that the
+    same weights and tools give the same bytes.
+    """
+    # Two images, not one: the exporter takes a dimension of one for a constant.
+    example = torch.zeros(2, crop, crop, 3, dtype=torch.uint8)
+    with _silenced():
+        program: torch.onnx.ONNXProgram = torch.onnx.export(  # type: ignore[assignment] # None is for dynamo=False
+            graph,
+            (example,),
+            dynamo=True,
+            dynamic_shapes={INPUT_NAME: {0: torch.export.Dim("N")}},
+            input_names=[INPUT_NAME],
+            output_names=[PROBABILITIES_NAME, INDICES_NAME, LOGITS_NAME],
+            opset_version=opset,
+            external_data=False,
+            verbose=False,
+        )
+    ClearMetadataAndDocStringPass()(program.model)
+    proto = program.model_proto
+    onnx.checker.check_model(proto, full_check=True)
+    content: bytes = proto.SerializeToString(deterministic=True)
+    return content
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """Keep from our users what the exporter tells its developers (no torchvision, deprecated calls of its own)."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)

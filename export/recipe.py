@@ -1,0 +1,154 @@
+"""What to export: a zoo entry, its parameters and its classes. All of it is decided before torch is even imported."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from models import labels, weights, zoo
+from models.errors import ExpectedError
+from models.manifest import MAX_TOP_K, Accuracy, Label, Weights
+
+if TYPE_CHECKING:
+    from torch import nn
+
+OPSET = 20
+RANDOM_SEED = 0
+TOOLS = {package: metadata.version(package) for package in ("torch", "onnx", "onnxscript", "onnxruntime")}
+_OUR_SOURCES = ("models/resnet.py", "models/networks.py", "models/checkpoint.py", "export/graph.py")
+
+
+class RecipeError(ExpectedError):
+    """The things asked for do not go together."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One network with its parameters and classes, to be exported."""
+
+    entry: zoo.Entry
+    shortcut: zoo.Shortcut | None
+    """None: the architecture's own."""
+    checkpoint: Path | None
+    """A file of the user's instead of the zoo's weights."""
+    random: bool
+    """No trained parameters at all."""
+    labels: tuple[Label, ...]
+
+    @property
+    def num_classes(self) -> int:
+        """Each class has a label."""
+        return len(self.labels)
+
+    @property
+    def top_k(self) -> int:
+        """How many classes the graph ranks."""
+        return min(MAX_TOP_K, self.num_classes)
+
+    @property
+    def architecture(self) -> str:
+        """The architecture in words, for the manifest."""
+        return self.entry.architecture + (f" with shortcuts {self.shortcut}" if self.shortcut else "")
+
+    @property
+    def published_accuracy(self) -> Accuracy | None:
+        """The accuracy published for the zoo's weights; nothing is known of other parameters."""
+        return None if self.random or self.checkpoint else self.entry.accuracy
+
+    def fingerprint(self) -> str:
+        """Digest all that determines the exported file. Nothing is fetched: the zoo's weights are known by name."""
+        if self.random:
+            parameters = f"random {RANDOM_SEED}"
+        elif self.checkpoint:
+            parameters = weights.sha256_of(self.checkpoint)
+        else:
+            parameters = repr(self.entry.weights)
+        root = Path(__file__).parents[1]
+        ingredients = {
+            "architecture": self.architecture,
+            "parameters": parameters,
+            "preprocessing": self.entry.preprocessing.model_dump(),
+            "labels": [label.model_dump() for label in self.labels],
+            "top_k": self.top_k,
+            "opset": OPSET,
+            "tools": TOOLS,
+            "sources": [weights.sha256_of(root / name) for name in _OUR_SOURCES],
+        }
+        return hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
+
+    def obtain_weights(self, folder: Path) -> Path | None:
+        """Return the file with the parameters, downloaded into `folder` where needed; None for random ones.
+
+        Raises:
+            WeightsError: it is not to be had.
+        """
+        if self.random or self.entry.weights is None:
+            return self.checkpoint
+        return self.checkpoint or weights.obtain(self.entry.weights, folder)
+
+    def build(self, weights_file: Path | None) -> "nn.Module":
+        """Build the network in evaluation mode, with the parameters of `weights_file` or random ones.
+
+        Raises:
+            CheckpointError: the file is not of this network.
+            RecipeError: it has another number of classes than there are labels.
+        """
+        from models import checkpoint, networks  # these import torch, which takes seconds
+
+        state = None if weights_file is None else checkpoint.read(weights_file)
+        num_classes = self.num_classes if state is None else checkpoint.num_classes(state)
+        if num_classes not in (None, self.num_classes):
+            raise RecipeError(
+                f"{weights_file} has {num_classes} classes, but there are {self.num_classes} labels:"
+                f" give its own with --labels FILE"
+            )
+        network = networks.build(self.entry.architecture, self.num_classes, self.shortcut, RANDOM_SEED)
+        if state is not None:
+            checkpoint.load(network, state, str(weights_file))
+        return network
+
+    def describe_weights(self, weights_file: Path | None) -> Weights:
+        """Say in the manifest where the parameters came from."""
+        if weights_file is None:
+            return Weights(source=f"random, seed {RANDOM_SEED}", sha256=None, random=True)
+        official = self.checkpoint is None and isinstance(self.entry.weights, zoo.OfficialWeights)
+        source = weights.OFFICIAL_URL + weights_file.name if official else weights_file.name
+        return Weights(source=source, sha256=weights.sha256_of(weights_file))
+
+
+def plan(
+    name: str,
+    *,
+    checkpoint: Path | None = None,
+    random: bool = False,
+    num_classes: int | None = None,
+    labels_file: Path | None = None,
+    shortcut: zoo.Shortcut | None = None,
+) -> Recipe:
+    """Decide what to export.
+
+    Raises:
+        RecipeError: there is no such network, it has no weights, or labels and classes differ in number.
+        LabelsError: the labels file is none.
+    """
+    entry = zoo.ENTRIES.get(name)
+    if entry is None:
+        raise RecipeError(f"there is no network {name}; there are {', '.join(zoo.ENTRIES)}")
+    if shortcut and entry.architecture == "efficientnet_lite0":
+        raise RecipeError(f"{name} has no shortcuts to choose")
+    if checkpoint and not checkpoint.is_file():
+        raise RecipeError(f"{checkpoint}: there is no such file")
+    if entry.weights is None and not checkpoint and not random:
+        raise RecipeError(
+            f"{name} has no published weights: give your own with --weights FILE,"
+            f" or export an untrained network with --random-weights"
+        )
+    classes = labels.read(labels_file) if labels_file else entry.labels()
+    if num_classes not in (None, len(classes)):
+        origin = labels_file or f"the zoo's entry {name}"
+        raise RecipeError(
+            f"{origin} has {len(classes)} labels, not {num_classes}: give a label for each class with --labels FILE"
+        )
+    return Recipe(entry, shortcut, checkpoint, random, classes)

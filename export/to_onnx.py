@@ -1,0 +1,192 @@
+"""The command that exports a network to the model repository: `python export/to_onnx.py NAME`."""
+
+import argparse
+import hashlib
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from export import repository
+from export.recipe import OPSET, TOOLS, Recipe, plan
+from models import zoo
+from models.errors import ExpectedError
+from models.manifest import Manifest, ModelFile, ModelName
+from models.weights import MIRROR_VARIABLE, UnreachableError
+
+MODEL_FILE_NAME = "model.onnx"
+PHOTOS = Path(__file__).parent / "photos"
+"""Photographs that come with the project, free to use: see the README there."""
+
+_console = Console(highlight=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; 0 is success, 1 an error that was reported in one line."""
+    options = _parse(arguments)
+    try:
+        _run(options)
+    except ExpectedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _run(options: argparse.Namespace) -> None:
+    try:
+        _export(options.network or zoo.DEFAULT, options)
+    except UnreachableError as error:
+        if options.network or options.name:
+            raise
+        print(f"{error}\nExporting {zoo.OFFLINE_DEFAULT} instead, whose weights are installed.", file=sys.stderr)
+        _export(zoo.OFFLINE_DEFAULT, options)
+
+
+def _export(network_name: str, options: argparse.Namespace) -> None:
+    recipe = plan(
+        network_name,
+        checkpoint=options.weights,
+        random=options.random_weights,
+        num_classes=options.num_classes,
+        labels_file=options.labels,
+        shortcut=options.shortcut,
+    )
+    name = options.name or network_name
+    fingerprint = recipe.fingerprint()
+    if known := repository.find(options.repository, name, fingerprint):
+        folder = _folder(options.repository, known)
+        _console.print(f"{name} is already exported as version {known.version}: {escape(folder)}", soft_wrap=True)
+        return
+    weights_file = recipe.obtain_weights(options.weights_dir)
+    started = time.monotonic()
+    draft, model = convert(recipe, name, weights_file, options.check_images)
+    published = repository.publish(options.repository, draft, model)
+    _show(published, _folder(options.repository, published), time.monotonic() - started)
+
+
+def convert(recipe: Recipe, name: str, weights_file: Path | None, images: Path) -> tuple[Manifest, bytes]:
+    """Make the model file of a recipe, proven to compute what PyTorch computes on the images of a folder.
+
+    Returns:
+        The manifest, whose version is not decided yet, and the ONNX file's content.
+
+    Raises:
+        ExpectedError: a checkpoint does not fit, an image cannot be read, or parity fails.
+    """
+    with _step("load the network"):
+        # These import torch, which takes seconds: not for an error above or an export that is there already.
+        from export import graph, parity
+        from export.reference import reference_images
+
+        preprocessing = recipe.entry.preprocessing
+        photos = reference_images(images, preprocessing)
+        network = recipe.build(weights_file)
+    with _step("export to ONNX"):
+        model = graph.to_onnx(graph.CompleteGraph(network, preprocessing, recipe.top_k), preprocessing.crop, OPSET)
+    with _step("compare with PyTorch"):
+        measured = parity.check(model, network, preprocessing, photos)
+    draft = Manifest(
+        name=name,
+        version=1,
+        created=datetime.now(UTC),
+        architecture=recipe.architecture,
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        weights=recipe.describe_weights(weights_file),
+        published_accuracy=recipe.published_accuracy,
+        preprocessing=preprocessing,
+        num_classes=recipe.num_classes,
+        top_k=recipe.top_k,
+        backend="onnx",
+        precision="fp32",
+        opset=OPSET,
+        file=ModelFile(name=MODEL_FILE_NAME, sha256=hashlib.sha256(model).hexdigest(), size_bytes=len(model)),
+        parity=measured,
+        tools=TOOLS,
+        fingerprint=recipe.fingerprint(),
+        labels=recipe.labels,
+    )
+    return draft, model
+
+
+@contextmanager
+def _step(what: str) -> Iterator[None]:
+    """Show that a step is under way, and then how long it took."""
+    started = time.monotonic()
+    with _console.status(what):
+        yield
+    _console.print(f"[green]✓[/] {what} [dim]{time.monotonic() - started:.1f} s[/]")
+
+
+def _folder(root: Path, manifest: Manifest) -> str:
+    return str(root / manifest.name / str(manifest.version))
+
+
+def _show(manifest: Manifest, folder: str, seconds: float) -> None:
+    rows = {
+        "model": f"{manifest.name} version {manifest.version}",
+        "parameters": f"{manifest.parameters / 1e6:.2f} million",
+        "file": f"{escape(folder)}/{manifest.file.name}, {manifest.file.size_bytes / 1e6:.1f} MB",
+        "time": f"{seconds:.1f} s",
+    }
+    if parity := manifest.parity:
+        rows |= {
+            "compared on": f"{parity.images} images, {parity.real_images} of them photos",
+            "logit error": f"{parity.max_logit_error:.1e} of the largest, {parity.max_logit_error_allowed:.0e} allowed",
+            "top-1 agreement": f"{parity.top1_agreement:.1%}",
+        }
+    table = Table(show_header=False)
+    for row in rows.items():
+        table.add_row(*row)
+    _console.print(table)
+    if manifest.weights.random:
+        _console.print("[yellow]Its weights are random: its answers mean nothing.[/]")
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="to_onnx.py",
+        description="Export a network to ONNX, compare it with PyTorch, and add it to the model repository.",
+        epilog=f"{MIRROR_VARIABLE} in the environment: URL of a mirror to fetch official weights from.",
+    )
+    parser.add_argument(
+        "network",
+        nargs="?",
+        metavar="NAME",
+        help=f"one of {', '.join(zoo.ENTRIES)}; {zoo.DEFAULT} if not given ({zoo.OFFLINE_DEFAULT} if that is offline)",
+    )
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--weights", type=Path, metavar="FILE", help="your checkpoint: .pth, .th, .pt or .safetensors")
+    source.add_argument("--random-weights", action="store_true", help="an untrained network, with the same seed always")
+    parser.add_argument(
+        "--weights-dir", type=Path, metavar="DIR", default=Path("weights"), help="where downloads are kept"
+    )
+    parser.add_argument("--labels", type=Path, metavar="FILE", help="text with a label a line, or a JSON list")
+    parser.add_argument("--num-classes", type=int, metavar="N", help="how many classes there must be")
+    parser.add_argument(
+        "--shortcut", choices=zoo.SHORTCUTS, help="of a residual network, where it is not the usual one"
+    )
+    parser.add_argument("--name", type=_model_name, metavar="AS", help="name in the repository, if not NAME")
+    parser.add_argument("--repository", type=Path, metavar="DIR", default=Path("model_repository"))
+    parser.add_argument("--check-images", type=Path, metavar="FOLDER", default=PHOTOS, help="photos to compare on")
+    return parser.parse_args(arguments)
+
+
+def _model_name(text: str) -> str:
+    try:
+        return TypeAdapter[str](ModelName).validate_python(text)
+    except ValidationError:
+        raise argparse.ArgumentTypeError(f"{text} is no model name: small letters, digits and _ . @ -") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

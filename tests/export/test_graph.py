@@ -1,0 +1,64 @@
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from export.recipe import plan
+from export.reference import reference_logits
+from models.manifest import INDICES_NAME, INPUT_NAME, LOGITS_NAME, PROBABILITIES_NAME
+from tests.export.conftest import Exported, export
+
+
+@pytest.fixture(scope="module")
+def proto(exported: Exported) -> onnx.ModelProto:
+    return onnx.load_from_string(exported.model)
+
+
+def signature(values: object) -> dict[str, tuple[int, list[int | str]]]:
+    return {
+        value.name: (
+            value.type.tensor_type.elem_type,
+            [dimension.dim_param or dimension.dim_value for dimension in value.type.tensor_type.shape.dim],
+        )
+        for value in values  # type: ignore[attr-defined]
+    }
+
+
+def test_graph_takes_pixels_and_gives_ranked_classes(proto: onnx.ModelProto) -> None:
+    assert signature(proto.graph.input) == {INPUT_NAME: (onnx.TensorProto.UINT8, ["N", 32, 32, 3])}
+    assert signature(proto.graph.output) == {
+        PROBABILITIES_NAME: (onnx.TensorProto.FLOAT, ["N", 10]),
+        INDICES_NAME: (onnx.TensorProto.INT32, ["N", 10]),
+        LOGITS_NAME: (onnx.TensorProto.FLOAT, ["N", 10]),
+    }
+    assert {(opset.domain, opset.version) for opset in proto.opset_import} == {("", 20)}
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5, 16])
+def test_any_batch_size_runs(exported: Exported, batch: int) -> None:
+    images = np.random.default_rng(batch).integers(0, 256, (batch, 32, 32, 3), np.uint8)
+    session = onnxruntime.InferenceSession(exported.model)
+    probabilities, indices, logits = session.run([PROBABILITIES_NAME, INDICES_NAME, LOGITS_NAME], {INPUT_NAME: images})
+    expected = reference_logits(exported.network, images, exported.recipe.entry.preprocessing)
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+    np.testing.assert_array_equal(indices, np.argsort(-logits, axis=1))
+    softmax = torch.from_numpy(expected).softmax(1).numpy()
+    np.testing.assert_allclose(probabilities, -np.sort(-softmax, axis=1), atol=1e-6)
+
+
+def test_batch_norm_is_folded_away(proto: onnx.ModelProto) -> None:
+    operators = [node.op_type for node in proto.graph.node]
+    assert "BatchNormalization" not in operators
+    assert operators.count("Conv") == 19
+
+
+def test_file_holds_no_trace_of_this_machine(exported: Exported, proto: onnx.ModelProto) -> None:
+    for trace in (b"/home", b"/root", b"site-packages", b".py", b"stack_trace", b"File "):
+        assert trace not in exported.model
+    assert not any(node.metadata_props or node.doc_string for node in proto.graph.node)
+
+
+def test_same_network_gives_the_same_bytes(exported: Exported) -> None:
+    recipe = plan("cifar_resnet20", random=True)
+    assert export(recipe, recipe.build(None)) == exported.model

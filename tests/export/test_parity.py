@@ -1,0 +1,98 @@
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from export import parity
+from export.parity import ParityError
+from models.manifest import INDICES_NAME, PROBABILITIES_NAME
+from tests.export.conftest import Exported
+
+
+def test_faithful_graph_passes_with_what_was_measured(exported: Exported) -> None:
+    measured = parity.check(exported.model, exported.network, exported.recipe.entry.preprocessing, exported.photos)
+    assert measured.batch_sizes == (1, 3, 8)
+    assert (measured.images, measured.real_images) == (24, 3)
+    assert measured.max_logit_error < measured.max_logit_error_allowed / 10
+    assert measured.top1_agreement == 1.0
+
+
+def test_more_photos_than_a_batch_are_all_compared(exported: Exported) -> None:
+    photos = np.resize(exported.photos, (21, *exported.photos.shape[1:]))
+    measured = parity.check(exported.model, exported.network, exported.recipe.entry.preprocessing, photos)
+    assert (measured.images, measured.real_images) == (24 + 13, 21)
+
+
+def rejected(exported: Exported, model: bytes) -> str:
+    with pytest.raises(ParityError) as caught:
+        parity.check(model, exported.network, exported.recipe.entry.preprocessing, exported.photos)
+    return str(caught.value)
+
+
+def tampered(exported: Exported, change: Callable[[onnx.ModelProto], object]) -> bytes:
+    proto = onnx.load_from_string(exported.model)
+    change(proto)
+    content: bytes = proto.SerializeToString()
+    return content
+
+
+def test_one_filter_that_is_off_is_rejected(exported: Exported) -> None:
+    def scale_one_filter(proto: onnx.ModelProto) -> None:
+        weight = next(tensor for tensor in proto.graph.initializer if tensor.name.endswith("conv1.weight"))
+        values = numpy_helper.to_array(weight).copy()
+        values[0] *= 1.1
+        weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+
+    assert "logits differ from PyTorch's" in rejected(exported, tampered(exported, scale_one_filter))
+
+
+def test_network_that_changed_after_export_is_rejected(exported: Exported) -> None:
+    network = copy.deepcopy(exported.network)
+    network.get_parameter("layer2.0.conv1.weight").data[0] *= 1.1
+    with pytest.raises(ParityError, match="logits differ"):
+        parity.check(exported.model, network, exported.recipe.entry.preprocessing, exported.photos)
+
+
+def test_other_normalisation_is_rejected(exported: Exported) -> None:
+    other = exported.recipe.entry.preprocessing.model_copy(update={"mean": (0.5, 0.5, 0.5)})
+    with pytest.raises(ParityError, match="logits differ"):
+        parity.check(exported.model, exported.network, other, exported.photos)
+
+
+def test_frozen_batch_is_rejected(exported: Exported) -> None:
+    def freeze(proto: onnx.ModelProto) -> None:
+        proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+
+    assert "does not run" in rejected(exported, tampered(exported, freeze))
+
+
+def test_wrong_ranking_of_right_logits_is_rejected(exported: Exported) -> None:
+    def rank_smallest_first(proto: onnx.ModelProto) -> None:
+        top_k = next(node for node in proto.graph.node if node.op_type == "TopK")
+        next(attribute for attribute in top_k.attribute if attribute.name == "largest").i = 0
+
+    assert "ranks classes otherwise" in rejected(exported, tampered(exported, rank_smallest_first))
+
+
+def test_not_a_number_is_rejected(exported: Exported) -> None:
+    def poison(proto: onnx.ModelProto) -> None:
+        bias = next(tensor for tensor in proto.graph.initializer if tensor.name.endswith("fc.bias"))
+        bias.CopyFrom(numpy_helper.from_array(np.full(10, np.nan, np.float32), bias.name))
+
+    assert "differ from PyTorch's by nan" in rejected(exported, tampered(exported, poison))
+
+
+def test_missing_output_is_rejected(exported: Exported) -> None:
+    def rename(proto: onnx.ModelProto) -> None:
+        names = {PROBABILITIES_NAME: INDICES_NAME, INDICES_NAME: PROBABILITIES_NAME}
+        for value in proto.graph.output:
+            value.name = names.get(value.name, value.name)
+
+    assert "does not run" in rejected(exported, tampered(exported, rename))
+
+
+def test_file_that_is_no_graph_is_rejected(exported: Exported) -> None:
+    assert "does not run" in rejected(exported, b"no graph")

@@ -1,0 +1,52 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from export.reference import ImagesError, reference_images, reference_pixels
+from export.to_onnx import PHOTOS
+from models.zoo import ENTRIES
+
+IMAGENET = ENTRIES["resnet50"].preprocessing
+CIFAR = ENTRIES["cifar_resnet20"].preprocessing
+
+
+@pytest.mark.parametrize("size", [(500, 375), (375, 500), (97, 135), (232, 232), (1, 40)])
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "CMYK"])
+def test_any_image_becomes_one_crop(tmp_path: Path, size: tuple[int, int], mode: str) -> None:
+    Image.new(mode, size).save(tmp_path / "image.tif")
+    pixels = reference_pixels(tmp_path / "image.tif", IMAGENET)
+    assert pixels.shape == (224, 224, 3)
+    assert pixels.dtype == np.uint8
+
+
+def test_image_of_the_right_size_is_kept_as_it_is(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    np.testing.assert_array_equal(reference_pixels(tmp_path / "image.png", CIFAR), pixels)
+
+
+def test_crop_is_taken_where_torchvision_takes_it(tmp_path: Path) -> None:
+    # No resize: the short side is 232. CenterCrop starts at round((357 - 224) / 2) = round(66.5) = 66 and at 4.
+    columns, rows = np.meshgrid(np.arange(357), np.arange(232))
+    image = np.stack([columns % 256, rows, columns // 256], axis=2).astype(np.uint8)
+    Image.fromarray(image).save(tmp_path / "image.png")
+    np.testing.assert_array_equal(reference_pixels(tmp_path / "image.png", IMAGENET)[0, 0], [66, 4, 0])
+
+
+def test_bundled_photos_are_real_and_few_bytes() -> None:
+    assert len(reference_images(PHOTOS, IMAGENET)) == 3
+    assert sum(path.stat().st_size for path in PHOTOS.iterdir()) < 110_000
+
+
+def test_folder_without_images_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(ImagesError, match="has no images"):
+        reference_images(tmp_path, IMAGENET)
+
+
+def test_file_that_is_no_image_is_named(tmp_path: Path) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    with pytest.raises(ImagesError, match=r"broken\.jpg"):
+        reference_images(tmp_path, IMAGENET)

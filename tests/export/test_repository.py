@@ -1,0 +1,105 @@
+import hashlib
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from export import repository
+from export.repository import RepositoryError
+from models import manifest
+from models.labels import cifar10
+from models.manifest import Manifest, ModelFile, Weights
+from models.zoo import ENTRIES
+
+MODEL = b"a model"
+
+
+def draft(fingerprint: int = 0, name: str = "cifar_resnet20") -> Manifest:
+    return Manifest(
+        name=name,
+        version=1,
+        created=datetime.now(UTC),
+        architecture="cifar_resnet20",
+        parameters=269_722,
+        weights=Weights(source="random, seed 0", sha256=None, random=True),
+        published_accuracy=None,
+        preprocessing=ENTRIES["cifar_resnet20"].preprocessing,
+        num_classes=10,
+        top_k=10,
+        backend="onnx",
+        precision="fp32",
+        opset=20,
+        file=ModelFile(name="model.onnx", sha256=hashlib.sha256(MODEL).hexdigest(), size_bytes=len(MODEL)),
+        parity=None,
+        tools={},
+        fingerprint=f"{fingerprint:064x}",
+        labels=cifar10(),
+    )
+
+
+def everything(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_published_version_is_whole_and_alone(tmp_path: Path) -> None:
+    published = repository.publish(tmp_path, draft(), MODEL)
+    folder = tmp_path / "cifar_resnet20" / "1"
+    assert manifest.read(folder) == published
+    assert manifest.read_model_file(folder, published) == MODEL
+    assert everything(tmp_path / "cifar_resnet20") == ["1", "1/manifest.json", "1/model.onnx"]
+
+
+def test_other_content_gets_the_next_number(tmp_path: Path) -> None:
+    versions = [repository.publish(tmp_path, draft(fingerprint), MODEL).version for fingerprint in range(11)]
+    assert versions == list(range(1, 12))
+
+
+def test_same_content_is_published_once(tmp_path: Path) -> None:
+    first = repository.publish(tmp_path, draft(), MODEL)
+    assert repository.publish(tmp_path, draft(), MODEL) == first
+    assert repository.find(tmp_path, "cifar_resnet20", first.fingerprint) == first
+    assert repository.find(tmp_path, "cifar_resnet32", first.fingerprint) is None
+
+
+def test_broken_version_keeps_its_number_and_hides_nothing(tmp_path: Path) -> None:
+    repository.publish(tmp_path, draft(0), MODEL)
+    (tmp_path / "cifar_resnet20" / "1" / manifest.FILE_NAME).write_text("{}")
+    assert repository.publish(tmp_path, draft(0), MODEL).version == 2
+
+
+def test_exporters_at_the_same_time_lose_nothing(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        published = list(pool.map(lambda n: repository.publish(tmp_path, draft(n % 4), MODEL), range(32)))
+    assert {known.version for known in published} == {1, 2, 3, 4}
+    for known in published:
+        assert manifest.read(tmp_path / known.name / str(known.version)) == known
+    assert sorted(path.name for path in (tmp_path / "cifar_resnet20").iterdir()) == ["1", "2", "3", "4"]
+
+
+KILLED_BEFORE_THE_RENAME = """
+import os, pathlib, signal
+from export import repository
+from tests.export.test_repository import MODEL, draft
+pathlib.Path.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+repository.publish(pathlib.Path({folder!r}), draft(), MODEL)
+"""
+
+
+def test_killed_exporter_leaves_no_version(tmp_path: Path) -> None:
+    code = KILLED_BEFORE_THE_RENAME.format(folder=str(tmp_path))
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == -signal.SIGKILL
+    left = list((tmp_path / "cifar_resnet20").iterdir())
+    assert len(left) == 1
+    assert left[0].name.startswith(".")
+    assert repository.find(tmp_path, "cifar_resnet20", draft().fingerprint) is None
+    assert repository.publish(tmp_path, draft(), MODEL).version == 1
+
+
+def test_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "repository").touch()
+    with pytest.raises(RepositoryError, match="cannot be written"):
+        repository.publish(tmp_path / "repository", draft(), MODEL)

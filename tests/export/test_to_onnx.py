@@ -1,0 +1,143 @@
+import socket
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+
+from export import graph, repository, to_onnx
+from export.recipe import plan
+from models import manifest, networks
+from models.weights import MIRROR_VARIABLE
+from tests.conftest import run_to_onnx
+from tests.export.test_repository import MODEL, draft
+
+
+@pytest.fixture
+def offline() -> dict[str, str]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    return {MIRROR_VARIABLE: f"http://127.0.0.1:{port}"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("resnet18", "--weights", "mine.pth", "--random-weights"),
+        ("resnet18", "--name", "../escape"),
+        ("resnet18", "--shortcut", "D"),
+        ("resnet18", "--num-classes", "many"),
+    ],
+)
+def test_wrong_usage_is_2(arguments: tuple[str, ...]) -> None:
+    assert run_to_onnx(*arguments).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("resnet51",), "there is no network resnet51"),
+        (("cifar_resnet20",), "--random-weights"),
+        (("resnet18", "--weights", "none.pth"), "none.pth"),
+        (("resnet18", "--weights", "pyproject.toml"), "no checkpoint"),
+        (("resnet18", "--random-weights", "--num-classes", "7"), "--labels FILE"),
+        (("resnet18", "--random-weights", "--check-images", "models"), "models has no images"),
+        (("resnet18", "--random-weights", "--labels", "models/zoo.py"), "models/zoo.py"),
+    ],
+)
+def test_error_is_one_line_and_1(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    done = run_to_onnx(*arguments, "--repository", tmp_path / "repository")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert message in done.stderr
+    assert not (tmp_path / "repository").exists()
+
+
+def test_named_network_that_is_unreachable_is_an_error(tmp_path: Path, offline: dict[str, str]) -> None:
+    folders = ("--repository", tmp_path / "repository", "--weights-dir", tmp_path / "weights")
+    done = run_to_onnx("resnet50", *folders, env=offline)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "cannot be reached" in done.stderr
+    assert list(tmp_path.rglob("*.pth*")) == []
+    assert not (tmp_path / "repository").exists()
+
+
+def test_default_network_has_a_stand_in_where_it_is_unreachable(
+    model_repository: Path, tmp_path: Path, offline: dict[str, str]
+) -> None:
+    done = run_to_onnx("--repository", model_repository, "--weights-dir", tmp_path, env=offline)
+    assert done.returncode == 0
+    assert "resnet50" in done.stderr
+    assert "Exporting efficientnet_lite0 instead" in done.stderr
+    assert "efficientnet_lite0 is already exported as version 1" in done.stdout
+
+
+def test_default_network_that_is_exported_already_needs_no_network(tmp_path: Path, offline: dict[str, str]) -> None:
+    known = draft(name="resnet50").model_copy(update={"fingerprint": plan("resnet50").fingerprint()})
+    repository.publish(tmp_path, known, MODEL)
+    done = run_to_onnx("--repository", tmp_path, env=offline)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "resnet50 is already exported as version 1" in done.stdout
+
+
+def test_exported_manifest_says_all_that_is_known(model_repository: Path) -> None:
+    folder = model_repository / "efficientnet_lite0" / "1"
+    known = manifest.read(folder)
+    manifest.read_model_file(folder, known)
+    assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "model.onnx"]
+    assert known.weights.sha256 is not None
+    assert known.weights.sha256.startswith("57934424")
+    assert not known.weights.random
+    assert (known.parameters, known.num_classes, known.top_k, known.opset) == (4_652_008, 1000, 100, 20)
+    assert known.labels[504 - 1].label == "cocktail shaker"
+    assert known.parity is not None
+    assert known.parity.real_images == 3
+    assert set(known.tools) == {"torch", "onnx", "onnxscript", "onnxruntime"}
+
+
+def test_same_export_again_is_recognised(model_repository: Path) -> None:
+    before = sorted(model_repository.rglob("*"))
+    done = run_to_onnx("efficientnet_lite0", "--repository", model_repository)
+    assert done.returncode == 0
+    assert "already exported as version 1" in done.stdout
+    assert sorted(model_repository.rglob("*")) == before
+
+
+def test_own_checkpoint_is_exported_with_its_own_classes(
+    tmp_path: Path, labels_of_seven: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(networks.build("cifar_resnet20", 7, "B").state_dict(), tmp_path / "mine.pth")
+    arguments = ["cifar_resnet20", "--shortcut", "B", "--weights", str(tmp_path / "mine.pth")]
+    arguments += ["--labels", str(labels_of_seven), "--name", "mine", "--repository", str(tmp_path / "repository")]
+    assert to_onnx.main(arguments) == 0, capsys.readouterr().err
+    known = manifest.read(tmp_path / "repository" / "mine" / "1")
+    assert (known.num_classes, known.top_k, known.labels[6].label) == (7, 7, "kind 6")
+    assert known.architecture == "cifar_resnet20 with shortcuts B"
+    assert (known.weights.source, known.weights.random) == ("mine.pth", False)
+
+
+def test_random_weights_are_flagged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert to_onnx.main(["cifar_resnet20", "--random-weights", "--repository", str(tmp_path)]) == 0
+    known = manifest.read(tmp_path / "cifar_resnet20" / "1")
+    assert known.weights.random
+    assert known.weights.sha256 is None
+    assert "its answers mean nothing" in capsys.readouterr().out
+
+
+def test_export_that_is_not_pytorch_stays_out_of_the_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    faithful = graph.to_onnx
+
+    def forgetful(complete: graph.CompleteGraph, crop: int, opset: int) -> bytes:
+        proto = onnx.load_from_string(faithful(complete, crop, opset))
+        next(tensor for tensor in proto.graph.initializer if tensor.name.endswith("fc.bias")).raw_data = b"\0" * 40
+        content: bytes = proto.SerializeToString()
+        return content
+
+    monkeypatch.setattr(graph, "to_onnx", forgetful)
+    assert to_onnx.main(["cifar_resnet20", "--random-weights", "--repository", str(tmp_path / "repository")]) == 1
+    assert "differ from PyTorch's" in capsys.readouterr().err
+    assert not (tmp_path / "repository").exists()

@@ -1,0 +1,69 @@
+"""Memory does not grow with the number of requests."""
+
+import asyncio
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+
+from tests import tiny
+from tests.server.running import RunningServer, red_image, until
+
+REQUESTS = 20_000
+CONNECTIONS = 16
+ALLOWED_GROWTH_BYTES = 12 * 2**20
+"""For all processes together; a leak of one small object of 600 bytes a request would be as much."""
+
+
+def resident_bytes(server: RunningServer) -> int:
+    """Private memory of all processes: what they share, such as the slots, would be counted several times."""
+    infos: list[psutil.pfullmem] = [process.memory_full_info() for process in server.tree()]
+    return sum(int(info.uss) for info in infos)
+
+
+async def post_all(url: str, bodies: list[bytes], count: int) -> dict[int, int]:
+    """Post `bodies` in turn, `count` requests in all over keep-alive connections: how many had each status.
+
+    Every 50th connection leaves in the middle of its request, without reading the answer.
+    """
+    address = urlsplit(url)
+    statuses: dict[int, int] = {}
+    turns = iter(range(count))
+
+    async def client() -> None:
+        reader, writer = await asyncio.open_connection(address.hostname, address.port)
+        for turn in turns:
+            body = bodies[turn % len(bodies)]
+            writer.write(b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+            if turn % 50 == 0:
+                writer.close()
+                reader, writer = await asyncio.open_connection(address.hostname, address.port)
+                continue
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+            await reader.readexactly(length)
+            status = int(head[9:12])
+            statuses[status] = statuses.get(status, 0) + 1
+        writer.close()
+
+    await asyncio.gather(*(client() for _ in range(CONNECTIONS)))
+    return statuses
+
+
+@pytest.mark.slow
+def test_memory_is_flat_over_many_requests_good_and_bad(tmp_path: Path) -> None:
+    tiny.write(tmp_path, crop=224)
+    photos = sorted(Path("export/photos").glob("*.jpg"))
+    bodies = (
+        [red_image(n) for n in range(40)] + [p.read_bytes() for p in photos] + [b"not an image", red_image(1)[:-40]]
+    )
+    with RunningServer(tmp_path) as server:
+        asyncio.run(post_all(server.url, bodies, REQUESTS // 5))  # caches, pools and arenas reach their size
+        before = resident_bytes(server)
+        statuses = asyncio.run(post_all(server.url, bodies, REQUESTS))
+        until(lambda: server.metric("serving_pending_requests") == 0)
+        growth = resident_bytes(server) - before
+    assert set(statuses) == {200, 415, 422}
+    assert sum(statuses.values()) == REQUESTS * 49 // 50
+    assert growth < ALLOWED_GROWTH_BYTES, f"{growth / 2**20:.1f} MiB more after {REQUESTS} requests"
