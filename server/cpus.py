@@ -44,8 +44,8 @@ def _quota_of(folder: Path) -> float:
     for files in (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):
         try:
             quota, period = " ".join((folder / name).read_text() for name in files).split()
-        except (OSError, ValueError):
+            if quota not in ("max", "-1"):
+                return int(quota) / int(period)
+        except (OSError, ValueError, ZeroDivisionError):
             continue
-        if quota not in ("max", "-1"):
-            return int(quota) / int(period)
     return math.inf

@@ -78,11 +78,13 @@ def scan(folder: Path, names: tuple[str, ...] = (), default_model: str | None = 
         except ManifestError as error:
             refused[f"{path.parent.name}/{path.name}"] = str(error)
     there = {key.name for key in manifests}
+    reasons = "".join(f"; {reason}" for reason in refused.values())
+    if names and default_model and default_model not in names:
+        raise ManifestError(f"the default model {default_model!r} is not among the models to serve: {', '.join(names)}")
     for wanted in (*names, *([default_model] if default_model else [])):
         if wanted not in there:
-            raise ManifestError(f"model {wanted!r} is not in {folder}: python export/to_onnx.py {wanted}")
+            raise ManifestError(f"model {wanted!r} is not in {folder}: python export/to_onnx.py {wanted}{reasons}")
     if not there:
-        reasons = "".join(f"; {reason}" for reason in refused.values())
         raise ManifestError(f"no model in {folder}: python export/to_onnx.py makes one{reasons}")
     return Catalogue(folder, manifests, refused, default_model or _default(there))
 

@@ -11,7 +11,7 @@ from server.cpus import available_cpus
 
 
 def _split(names: object) -> object:
-    return tuple(filter(None, names.split(","))) if isinstance(names, str) else names
+    return tuple(filter(None, map(str.strip, names.split(",")))) if isinstance(names, str) else names
 
 
 CommaSeparated = BeforeValidator(_split)

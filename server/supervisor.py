@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -25,11 +26,11 @@ from server.repository import Catalogue
 from server.settings import Settings
 
 HEALTHY_S = 10.0
-"""An engine that has been ready for this long has recovered: its next crash counts as the first again."""
+"""A process that has been ready for this long has recovered: its next crash counts as the first again."""
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.5, 30.0
 """Wait before the second restart in a row, and the most that doubling it comes to. The first restart is at once."""
 MAX_RECOVERIES = 5
-"""After more crashes in a row than this, requests no longer wait for the engine."""
+"""After more crashes of the engine in a row than this, requests no longer wait for it."""
 CHECK_S = 1.0
 """How often the clock is looked at where nothing else happens."""
 STOP_S = 5.0
@@ -60,6 +61,10 @@ class _Child:
         theirs.close()
         return cls(process, ours, time.monotonic())
 
+    @property
+    def name(self) -> str:
+        return self.process.name
+
     def tell(self, message: object) -> None:
         with contextlib.suppress(OSError):  # it has died; its sentinel says so too
             self.control.send(message)
@@ -74,12 +79,32 @@ class _Child:
         return None
 
     def stop(self) -> None:
-        """Close the pipe, which asks it to end; kill it if it does not."""
+        """Close the pipe, which asks it to end at once; kill it if it does not."""
         self.control.close()
         self.process.join(STOP_S)
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
+
+
+@dataclass(slots=True)
+class _Role:
+    """A process that must always be there, and how often it has failed to."""
+
+    start: Callable[[], _Child]
+    child: _Child | None = None
+    crashes: int = 0  # in a row
+    restart_s: float = 0.0
+
+    def ended(self, child: _Child) -> None:
+        """Plan the next start: at once, or after a wait that doubles with each crash in a row."""
+        child.stop()
+        now_s = time.monotonic()
+        self.child = None
+        self.crashes = 1 if now_s - child.ready_s > HEALTHY_S else self.crashes + 1
+        delay_s = 0.0 if self.crashes == 1 else min(FIRST_DELAY_S * 2.0 ** (self.crashes - 2), LONGEST_DELAY_S)
+        self.restart_s = now_s + delay_s
+        log.error("%s ended with exit code %s: restart in %g s", child.name, child.process.exitcode, delay_s)
 
 
 class Supervisor:
@@ -101,12 +126,10 @@ class Supervisor:
             settings.slots_per_worker * settings.http_workers,
             max(math.prod(found.input_shape) for found in catalogue.manifests.values()),
         )
-        self._workers: dict[int, _Child] = {}
-        self._engine: _Child | None = None
-        self._engine_up: EngineUp | None = None
+        self._workers = [_Role(partial(self._start_worker, index)) for index in range(settings.http_workers)]
+        self._engine = _Role(self._start_engine)
         self._engine_starts = 0
-        self._crashes = 0  # in a row
-        self._restart_s = 0.0
+        self._engine_up: EngineUp | None = None
         self._announced = False
         self._finish_s = math.inf  # when to stop accepting
         self._give_up_s = math.inf  # when to stop waiting for what was accepted
@@ -115,18 +138,55 @@ class Supervisor:
         """Serve until SIGTERM or SIGINT, then drain; a second signal stops at once.
 
         Raises:
-            StartupError: no model can be loaded.
+            StartupError: no model can be loaded, or a process cannot even start.
         """
         try:
             with _signals() as signals:
-                for index in range(self._settings.http_workers):
-                    self._start_worker(index)
-                while self._workers:
-                    if self._engine is None and time.monotonic() >= self._restart_s:
-                        self._start_engine()
+                while not self._drained():
+                    self._start_what_is_due()
                     self._turn(signals)
         finally:
             self._close()
+
+    def _drained(self) -> bool:
+        return self._finishing and (
+            time.monotonic() >= self._give_up_s or not any(role.child for role in self._workers)
+        )
+
+    @property
+    def _finishing(self) -> bool:
+        return self._give_up_s < math.inf
+
+    def _start_what_is_due(self) -> None:
+        now_s = time.monotonic()
+        for role in [self._engine] if self._finishing else [*self._workers, self._engine]:
+            if role.child is None and now_s >= role.restart_s:
+                role.child = role.start()
+
+    def _start_worker(self, index: int) -> _Child:
+        worker = _Child.start(
+            f"http-{index}",
+            http_worker.main,
+            index,
+            self._settings,
+            self._catalogue,
+            self._slots,
+            self._listeners[index],
+        )
+        if self._engine_up:
+            worker.tell(self._engine_up)
+        if self._finish_s < math.inf:
+            worker.tell(Draining())
+        return worker
+
+    def _start_engine(self) -> _Child:
+        self._engine_starts += 1
+        address = f"ipc://{self._socket_path()}"
+        return _Child.start("engine", engine_process.main, self._settings, self._catalogue, self._slots, address)
+
+    def _socket_path(self) -> Path:
+        """A path of its own for each engine, so that nothing meant for a dead one reaches its successor."""
+        return self._folder / f"engine-{self._engine_starts}"
 
     def _turn(self, signals: socket.socket) -> None:
         """Wait until something happens, and react to it."""
@@ -141,37 +201,33 @@ class Supervisor:
         for child in children:
             if child.control in happened:
                 self._on_message(child, child.hear())
-        for index, worker in list(self._workers.items()):
-            if worker.process.sentinel in happened:
-                self._on_worker_end(index, worker)
-        if self._engine and self._engine.process.sentinel in happened:
-            self._on_engine_end(self._engine)
+        for role in self._workers:
+            if role.child and role.child.process.sentinel in happened:
+                self._on_worker_end(role, role.child)
+        if self._engine.child and self._engine.child.process.sentinel in happened:
+            self._on_engine_end(self._engine.child)
         self._check_clock()
 
     def _patience_s(self) -> float:
         """Until the next thing that is due by the clock."""
-        now_s = time.monotonic()
-        restart_s = self._restart_s if self._engine is None else math.inf
-        finish_s = self._finish_s if self._give_up_s == math.inf else math.inf
-        return max(0.0, min(CHECK_S, restart_s - now_s, finish_s - now_s))
+        due_s = [role.restart_s for role in [*self._workers, self._engine] if role.child is None]
+        if not self._finishing:
+            due_s.append(self._finish_s)
+        return max(0.0, min(CHECK_S, min(due_s, default=math.inf) - time.monotonic()))
 
     def _check_clock(self) -> None:
         now_s = time.monotonic()
-        if self._engine and now_s - self._engine.ready_s > HEALTHY_S:
-            self._crashes = 0
-        stalled_s = now_s - self._engine.heard_s if self._engine and self._engine.ready_s < math.inf else 0.0
-        if self._engine and stalled_s > self._settings.stall_timeout_ms / 1e3:
-            log.error("the engine has shown no progress for %.0f s: it is killed", stalled_s)
-            self._engine.process.kill()
-        if now_s >= self._finish_s and self._give_up_s == math.inf:
+        engine = self._engine.child
+        if engine and engine.ready_s < math.inf and now_s - engine.heard_s > self._settings.stall_timeout_ms / 1e3:
+            log.error("the engine has shown no progress for %.0f s: it is killed", now_s - engine.heard_s)
+            engine.process.kill()
+        if now_s >= self._finish_s and not self._finishing:
             self._finish(now_s)
         if now_s >= self._give_up_s:
-            log.error("requests did not finish in time: stopping without them")
-            self._workers.clear()
+            log.error("stopping without waiting for what is under way")
 
     def _on_signal(self) -> None:
         if self._finish_s < math.inf:
-            log.warning("second signal: stopping at once")
             self._give_up_s = 0.0
             return
         log.info("draining: no longer ready, answering what was accepted")
@@ -194,16 +250,19 @@ class Supervisor:
                 self._tell_workers(self._engine_up)
             case WorkerReady():
                 self._is_ready(child)
-        if not self._announced and self._engine_up and all(w.ready_s < math.inf for w in self._workers.values()):
-            self._announced = True
-            self._announce(self._engine_up)
+        self._announce_once()
 
     def _is_ready(self, child: _Child) -> None:
         child.ready_s = child.heard_s
-        log.info("%s is ready, process %d", child.process.name, child.process.pid)
+        log.info("%s is ready, process %d", child.name, child.process.pid)
 
-    def _announce(self, engine: EngineUp) -> None:
-        catalogue = self._catalogue.refuse(engine.refused)
+    def _announce_once(self) -> None:
+        """Say what is served and where, when all processes are ready for the first time."""
+        children = self._children()
+        if self._announced or self._engine_up is None or any(child.ready_s == math.inf for child in children):
+            return
+        self._announced = True
+        catalogue = self._catalogue.refuse(self._engine_up.refused)
         for key, found in catalogue.manifests.items():
             default = " (default)" if key.name == catalogue.default_model else ""
             warning = ": RANDOM WEIGHTS, its answers mean nothing" if found.weights.random else ""
@@ -213,61 +272,36 @@ class Supervisor:
         host, port = self._listeners[0].getsockname()[:2]
         log.info("ready on http://%s:%d", f"[{host}]" if ":" in host else host, port)
 
-    def _start_worker(self, index: int) -> None:
-        worker = _Child.start(
-            f"http-{index}",
-            http_worker.main,
-            index,
-            self._settings,
-            self._catalogue,
-            self._slots,
-            self._listeners[index],
-        )
-        self._workers[index] = worker
-        if self._engine_up:
-            worker.tell(self._engine_up)
-        if self._finish_s < math.inf:
-            worker.tell(Draining())
-
-    def _on_worker_end(self, index: int, worker: _Child) -> None:
-        del self._workers[index]
-        worker.stop()
-        if self._give_up_s < math.inf:
+    def _on_worker_end(self, role: _Role, worker: _Child) -> None:
+        if self._finishing:
+            role.child = None
+            worker.stop()
             return
-        log.error("%s ended with exit code %s: restarting it", worker.process.name, worker.process.exitcode)
+        role.ended(worker)
         self._metrics.restarts.labels("http").inc()
-        self._start_worker(index)
-
-    def _start_engine(self) -> None:
-        self._engine_starts += 1
-        address = f"ipc://{self._folder}/engine-{self._engine_starts}"
-        self._engine = _Child.start(
-            "engine", engine_process.main, self._settings, self._catalogue, self._slots, address
-        )
+        if not self._announced:
+            raise StartupError(f"{worker.name} cannot start; its error is above")
 
     def _on_engine_end(self, engine: _Child) -> None:
         """Have the requests wait for a new engine, unless this one never was ready or crashes follow each other."""
-        engine.stop()
-        (self._folder / f"engine-{self._engine_starts}").unlink(missing_ok=True)
-        self._engine, self._engine_up = None, None
-        self._crashes += 1
-        delay_s = 0.0 if self._crashes == 1 else min(FIRST_DELAY_S * 2.0 ** (self._crashes - 2), LONGEST_DELAY_S)
-        self._restart_s = time.monotonic() + delay_s
-        log.error("the engine ended with exit code %s: restart in %g s", engine.process.exitcode, delay_s)
+        self._engine.ended(engine)
         self._metrics.restarts.labels("engine").inc()
-        recovering = engine.ready_s < math.inf and self._crashes <= MAX_RECOVERIES
+        self._engine_up = None
+        self._socket_path().unlink(missing_ok=True)
+        recovering = engine.ready_s < math.inf and self._engine.crashes <= MAX_RECOVERIES
         self._tell_workers(EngineDown(recovering))
 
     def _children(self) -> list[_Child]:
-        return [*self._workers.values(), *([self._engine] if self._engine else [])]
+        return [role.child for role in [*self._workers, self._engine] if role.child]
 
     def _tell_workers(self, message: object) -> None:
-        for worker in self._workers.values():
-            worker.tell(message)
+        for role in self._workers:
+            if role.child:
+                role.child.tell(message)
 
     def _close(self) -> None:
         for child in self._children():
-            child.stop()  # closes its pipe: it ends by itself
+            child.stop()
         for listener in self._listeners:
             listener.close()
         self._slots.unlink()

@@ -146,8 +146,8 @@ class EngineClient:
         self._disconnect()
         socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         socket.set_hwm(0)  # the slots bound what can be under way
-        socket.linger = 0
-        socket.identity = self._identity
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.IDENTITY, self._identity)
         socket.connect(address)
         self._socket = socket
         self._available = True

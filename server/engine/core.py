@@ -136,6 +136,8 @@ class Engine(Generic[Payload]):
     def _run(self, backend: Backend, jobs: Sequence[Job[Payload]]) -> tuple[TopK, float]:
         started_s = self._clock()
         top = backend.run(np.stack([job.payload.pixels for job in jobs]))
+        if not len(top.probabilities) == len(top.indices) == len(jobs):
+            raise ValueError(f"{len(jobs)} images have {len(top.indices)} answers; the model's graph is wrong")
         return top, self._clock() - started_s
 
     def _finish(self, future: Future[tuple[TopK, float]]) -> list[Outcome[Payload]]:

@@ -97,7 +97,7 @@ class _Process:
         self._workers: dict[bytes, bytes] = {}  # the living process of each HTTP worker, by its name
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
         self._socket.set_hwm(0)  # the slots bound what can be under way
-        self._socket.linger = 0
+        self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.bind(address)
 
     def serve(self, ready: EngineReady) -> None:

@@ -74,9 +74,9 @@ class _Queue(Generic[Payload]):
         return next(iter(self.jobs.values()))
 
     def due_s(self) -> float:
-        """When the head's batch should start: at once if it is full or must be alone, else after the agreed wait."""
+        """When the head's batch should start: at once if it cannot grow any more, else after the agreed wait."""
         head = self.head()
-        if head.alone or len(self.jobs) >= self.limits.max_batch:
+        if len(self.jobs) >= self.limits.max_batch or any(job.alone for job in self.jobs.values()):
             return head.arrived_s
         return min(head.arrived_s + self.limits.max_wait_s, self.earliest_s - self.predict_s(len(self.jobs)))
 

@@ -28,7 +28,7 @@ class Slots:
         when an engine dies was in the batch that it died of."""
 
     def pixels(self, slot: int, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
-        """uint8 view of `shape` on a slot's memory.
+        """uint8 view of `shape` on a slot's memory; it must not outlive this object, which unmaps the memory.
 
         Raises:
             ValueError: the shape needs more than `slot_bytes`.

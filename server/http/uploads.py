@@ -99,6 +99,8 @@ def _file_of_form(body: bytes, boundary: bytes) -> bytes:
         nonlocal ended
         ended = True
 
+    if not boundary:
+        raise ServiceError(Code.MALFORMED_MULTIPART, "the form's content type names no boundary")
     try:
         parser = MultipartParser(
             boundary,

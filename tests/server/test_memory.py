@@ -4,7 +4,6 @@ import asyncio
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import psutil
 import pytest
 
 from tests import tiny
@@ -18,8 +17,7 @@ ALLOWED_GROWTH_BYTES = 12 * 2**20
 
 def resident_bytes(server: RunningServer) -> int:
     """Private memory of all processes: what they share, such as the slots, would be counted several times."""
-    infos: list[psutil.pfullmem] = [process.memory_full_info() for process in server.tree()]
-    return sum(int(info.uss) for info in infos)
+    return sum(process.memory_full_info().uss for process in server.tree())
 
 
 async def post_all(url: str, bodies: list[bytes], count: int) -> dict[int, int]:

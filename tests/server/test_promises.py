@@ -85,11 +85,16 @@ def test_a_killed_http_worker_is_replaced_and_the_port_stays_open(quick: Path) -
         server.wait_for_line("http-0 is ready", start)
 
 
-def test_sigterm_answers_what_was_accepted_then_ends_and_leaves_nothing(slow: Path) -> None:
-    memory_before = set(Path("/dev/shm").iterdir())
+def test_sigterm_answers_what_was_accepted_then_ends_and_leaves_nothing(
+    slow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     with RunningServer(slow, max_batch=1, drain_delay_ms=300) as server, ThreadPoolExecutor(1) as aside:
-        assert set(Path("/dev/shm").iterdir()) > memory_before
         children = server.tree()
+        maps = psutil.Process(server.pid("engine")).memory_maps()
+        slots = {Path(mapped.path) for mapped in maps if mapped.path.startswith("/dev/shm/")}
+        assert slots
+        assert list(tmp_path.iterdir())
         answers = aside.submit(server.classify_all, [red_image(red) for red in (1, 2, 3)], 3)
         until(lambda: pending(server) == 3)
         server.process.terminate()
@@ -100,7 +105,8 @@ def test_sigterm_answers_what_was_accepted_then_ends_and_leaves_nothing(slow: Pa
         with pytest.raises(httpx.ConnectError):
             server.client.get("/livez")
         assert not psutil.wait_procs(children, timeout=30)[1]
-    assert set(Path("/dev/shm").iterdir()) <= memory_before
+    assert not any(path.exists() for path in slots)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_engine_killed_while_draining_still_loses_nothing(slow: Path) -> None:
@@ -157,8 +163,9 @@ def test_a_client_that_leaves_frees_its_place_and_its_job_never_runs(slow: Path)
         assert server.metric("serving_requests_total", code="client_closed") == 1
 
 
-def test_an_expired_job_never_runs(slow: Path) -> None:
-    with RunningServer(slow, max_batch=1, timeout_ms=200) as server:
+def test_an_expired_job_never_runs(tmp_path: Path) -> None:
+    tiny.write(tmp_path, work=50 * TENTH_OF_A_SECOND)
+    with RunningServer(tmp_path, max_batch=1, timeout_ms=200) as server:
         answers = server.classify_all([red_image(1), red_image(2), red_image(3)], 3)
         assert [(a.status_code, a.json()["code"]) for a in answers] == [(504, "deadline_exceeded")] * 3
         until(lambda: pending(server) == 0)  # the first one's batch has ended; the others were never started

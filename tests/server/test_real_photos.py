@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from export.reference import load_network, reference_logits, reference_pixels
 from tests.server.running import RunningServer
@@ -11,21 +12,20 @@ from tests.server.running import RunningServer
 BATCH = 25
 
 
-def served_top5(repository: Path, model: str, paths: list[Path]) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
+def served_top5(repository: Path, model: str, paths: list[Path]) -> NDArray[np.int64]:
     """Post the photos, 8 at a time: int64[len(paths), 5] class indices, best first."""
     with RunningServer(repository, default_model=model) as server:
         answers = server.classify_all([path.read_bytes() for path in paths], 8)
         return np.array([[each["class_id"] for each in answer.json()["predictions"]] for answer in answers])
 
 
-def reference_top1(
-    model: str, checkpoint: Path | None, paths: list[Path]
-) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def reference_top1(model: str, checkpoint: Path | None, paths: list[Path]) -> NDArray[np.int64]:
     """What plain Pillow and PyTorch make of the same files: int64[len(paths)]."""
     network, preprocessing, _ = load_network(model, checkpoint)
     images = np.stack([reference_pixels(path, preprocessing) for path in paths])
     batches = np.split(images, range(BATCH, len(images), BATCH))
-    return np.concatenate([reference_logits(network, batch, preprocessing) for batch in batches]).argmax(1)
+    logits = [reference_logits(network, batch, preprocessing) for batch in batches]
+    return np.argmax(np.concatenate(logits), axis=1)
 
 
 def test_imagenet_photos_get_the_top1_of_pytorch_and_the_right_class_in_five(

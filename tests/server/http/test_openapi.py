@@ -14,7 +14,15 @@ def test_no_request_makes_the_server_contradict_its_document(tmp_path: Path) -> 
     tiny.write(tmp_path / "models")
     with RunningServer(tmp_path / "models") as server:
         schemathesis = Path(sys.executable).with_name("schemathesis")
-        command = [schemathesis, "run", f"{server.url}/openapi.json", "--max-examples", str(EXAMPLES), "--seed", "1"]
+        command = [
+            str(schemathesis),
+            "run",
+            f"{server.url}/openapi.json",
+            "--max-examples",
+            str(EXAMPLES),
+            "--seed",
+            "1",
+        ]
         # No schema can say that a string of bytes is an image: that it is refused is no contradiction.
         command += ["--exclude-checks", "positive_data_acceptance"]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

@@ -1,0 +1,435 @@
+"""The engine core with backends that end when the test says so, and a clock that stands still."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from queue import SimpleQueue
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from numpy.typing import NDArray
+
+from server.engine.backends import TopK
+from server.engine.core import Engine, Outcome, Result
+from server.engine.scheduler import Job, Limits
+from server.errors import Code, ServiceError
+
+PATIENCE_S = 30.0
+"""Only a failure waits for it."""
+FOREVER = 1e9
+
+
+class Picture(NamedTuple):
+    pixels: NDArray[np.uint8]
+
+
+class Running(NamedTuple):
+    """A batch in a backend."""
+
+    images: NDArray[np.uint8]
+    ending: Future[TopK]
+
+    @property
+    def ids(self) -> list[int]:
+        return [int(image[0, 0, 0]) for image in self.images]
+
+
+class GatedBackend:
+    """Each batch waits until the test ends it; an image's class is its first byte."""
+
+    def __init__(self) -> None:
+        self.started: SimpleQueue[Running] = SimpleQueue()
+        self.all: list[Running] = []
+
+    def run(self, images: NDArray[np.uint8]) -> TopK:
+        running = Running(images, Future())
+        self.all.append(running)
+        self.started.put(running)
+        return running.ending.result(PATIENCE_S)
+
+
+def answer_to(images: NDArray[np.uint8]) -> TopK:
+    return TopK(np.ones((len(images), 1), np.float32), images[:, 0, 0, :1].astype(np.int32))
+
+
+class Bench:
+    """An engine with one model, "m", and all that is needed to drive it step by step."""
+
+    def __init__(self, limits: Limits | None = None, lanes: int = 1) -> None:
+        self.now_s = 0.0
+        self.backend = GatedBackend()
+        self.woken: SimpleQueue[None] = SimpleQueue()
+        self.told: list[list[int]] = []
+        self.engine: Engine[Picture] = Engine(
+            {"m": (self.backend, limits or Limits(max_batch=4, max_wait_s=0.0, queue_size=64))},
+            wake=lambda: self.woken.put(None),
+            on_start=self.on_start,
+            clock=lambda: self.now_s,
+            lanes=lanes,
+        )
+
+    def on_start(self, jobs: Sequence[Job[Picture]]) -> None:
+        self.told.append([int(job.payload.pixels[0, 0, 0]) for job in jobs])
+
+    def submit(self, *ids: int, deadline_s: float = FOREVER, alone: bool = False) -> None:
+        for job_id in ids:
+            picture = Picture(np.full((1, 1, 3), job_id, np.uint8))
+            self.engine.submit("m", Job(job_id, self.now_s, deadline_s, picture, alone))
+
+    def step(self) -> dict[int, int | Code]:
+        """The outcomes by job: its class, or why there is none."""
+        return {int(str(outcome.job.id)): self.meaning(outcome) for outcome in self.engine.step()}
+
+    @staticmethod
+    def meaning(outcome: Outcome[Picture]) -> int | Code:
+        result = outcome.result
+        return result.code if isinstance(result, ServiceError) else int(result.indices[0])
+
+    def started(self) -> Running:
+        """The next batch that is in the backend."""
+        return self.backend.started.get(timeout=PATIENCE_S)
+
+    def end(self, running: Running, error: BaseException | None = None, answer: TopK | None = None) -> None:
+        """Let a batch end, and wait until the engine asks to be stepped."""
+        if error is None:
+            running.ending.set_result(answer or answer_to(running.images))
+        else:
+            running.ending.set_exception(error)
+        self.woken.get(timeout=PATIENCE_S)
+
+    def close(self) -> None:
+        """Let all threads go, whatever the test left running."""
+        waiter = threading.Thread(target=self.engine.close)
+        waiter.start()
+        while waiter.is_alive():
+            for running in self.backend.all:
+                running.ending.cancel()
+            waiter.join(0.01)
+
+
+MakeBench = Callable[..., Bench]
+
+
+@pytest.fixture
+def make_bench() -> Iterator[MakeBench]:
+    with ExitStack() as stack:
+        yield lambda *args, **options: stack.enter_context(closing(Bench(*args, **options)))
+
+
+def test_every_job_of_a_batch_gets_its_own_answer(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    bench.submit(3, 1, 2)
+    assert bench.step() == {}
+    running = bench.started()
+    assert running.ids == [3, 1, 2]
+    bench.end(running)
+    assert bench.step() == {3: 3, 1: 1, 2: 2}
+    assert len(bench.engine) == 0
+
+
+def test_a_result_tells_where_the_time_went(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    bench.now_s = 10.0
+    bench.submit(1, 2)
+    bench.now_s = 12.0
+    bench.step()
+    running = bench.started()
+    bench.now_s = 15.0
+    bench.end(running)
+    bench.now_s = 20.0
+    for outcome in bench.engine.step():
+        assert isinstance(outcome.result, Result)
+        assert outcome.result[2:] == (2.0, 3.0, 2)
+
+
+def test_a_model_error_fails_its_batch_and_no_other(make_bench: MakeBench) -> None:
+    bench = make_bench(Limits(max_batch=2, max_wait_s=0.0, queue_size=64))
+    bench.submit(1, 2, 3, 4)
+    bench.step()
+    bench.end(bench.started(), RuntimeError("out of memory"))
+    failed = bench.engine.step()
+    assert {outcome.job.id: bench.meaning(outcome) for outcome in failed} == {
+        1: Code.INFERENCE_FAILED,
+        2: Code.INFERENCE_FAILED,
+    }
+    assert "RuntimeError: out of memory" in str(failed[0].result)
+    bench.end(bench.started())
+    assert bench.step() == {3: 3, 4: 4}
+
+
+@pytest.mark.parametrize("rows", [0, 1, 3])
+def test_a_model_that_answers_for_other_than_its_batch_fails_it_and_no_other(make_bench: MakeBench, rows: int) -> None:
+    bench = make_bench(Limits(max_batch=2, max_wait_s=0.0, queue_size=64))
+    bench.submit(1, 2, 3)
+    bench.step()
+    bench.end(bench.started(), answer=answer_to(np.zeros((rows, 1, 1, 3), np.uint8)))
+    assert bench.step() == {1: Code.INFERENCE_FAILED, 2: Code.INFERENCE_FAILED}
+    bench.end(bench.started())
+    assert bench.step() == {3: 3}
+
+
+def test_cancelled_in_flight_spares_its_batchmates(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    bench.submit(1, 2, 3)
+    bench.step()
+    assert bench.engine.cancel(2) is None
+    bench.end(bench.started())
+    assert bench.step() == {1: 1, 2: 2, 3: 3}
+
+
+def test_a_cancelled_job_never_reaches_the_backend(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    bench.submit(1)
+    bench.step()
+    bench.submit(2, 3)
+    cancelled = bench.engine.cancel(2)
+    assert cancelled
+    assert cancelled.id == 2
+    bench.end(bench.started())
+    assert bench.step() == {1: 1}
+    assert bench.started().ids == [3]
+
+
+def test_what_is_unwanted_is_forgotten_and_the_rest_stays(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    bench.submit(9)
+    bench.step()
+    bench.submit(1, 2, 3, 4)
+    bench.engine.cancel_where(lambda job: job.id in (1, 3, 9))
+    assert len(bench.engine) == 3
+    bench.end(bench.started())
+    assert bench.step() == {9: 9}
+    assert bench.started().ids == [2, 4]
+
+
+def test_a_job_expires_on_time_though_a_batch_runs(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    bench.submit(1)
+    bench.step()
+    running = bench.started()
+    bench.submit(2, deadline_s=5.0)
+    bench.submit(3)
+    assert bench.engine.next_event_s() == 5.0
+    bench.now_s = 5.0
+    assert bench.step() == {2: Code.DEADLINE_EXCEEDED}
+    bench.end(running)
+    assert bench.step() == {1: 1}
+    assert bench.started().ids == [3]
+
+
+def test_a_running_job_is_answered_though_its_deadline_has_passed(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    bench.submit(1, deadline_s=5.0)
+    bench.step()
+    bench.now_s = 6.0
+    bench.end(bench.started())
+    assert bench.step() == {1: 1}
+
+
+def test_full_refuses_at_once_and_changes_nothing(make_bench: MakeBench) -> None:
+    bench = make_bench(Limits(max_batch=1, max_wait_s=0.0, queue_size=1))
+    bench.submit(1)
+    bench.step()
+    bench.submit(2)
+    with pytest.raises(ServiceError) as refused:
+        bench.submit(3)
+    assert refused.value.code is Code.QUEUE_FULL
+    assert (len(bench.engine), bench.engine.queue_length("m")) == (2, 1)
+    bench.end(bench.started())
+    assert bench.step() == {1: 1}
+    assert bench.started().ids == [2]
+
+
+def test_a_model_that_is_not_loaded_is_refused(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    with pytest.raises(ServiceError) as refused:
+        bench.engine.submit("other", Job(1, 0.0, FOREVER, Picture(np.zeros((1, 1, 3), np.uint8))))
+    assert refused.value.code is Code.UNKNOWN_MODEL
+    assert len(bench.engine) == 0
+
+
+def test_pixels_are_read_when_the_batch_starts(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    pixels = np.zeros((1, 1, 3), np.uint8)
+    bench.engine.submit("m", Job(1, 0.0, FOREVER, Picture(pixels)))
+    pixels[...] = 7
+    bench.step()
+    running = bench.started()
+    pixels[...] = 9
+    assert running.ids == [7]
+
+
+def test_at_most_as_many_batches_run_as_there_are_lanes(make_bench: MakeBench) -> None:
+    bench = make_bench(Limits(max_batch=1, max_wait_s=0.0, queue_size=9), lanes=2)
+    bench.submit(1, 2, 3)
+    bench.step()
+    first, second = bench.started(), bench.started()
+    bench.step()
+    assert bench.told == [[1], [2]]
+    bench.end(second if second.ids == [2] else first)
+    assert bench.step() == {2: 2}
+    assert bench.started().ids == [3]
+
+
+def test_the_start_of_the_oldest_batch_tells_of_a_stall(make_bench: MakeBench) -> None:
+    bench = make_bench(Limits(max_batch=1, max_wait_s=0.0, queue_size=9), lanes=2)
+    assert bench.engine.oldest_start_s() is None
+    for started_s in (1.0, 2.0):
+        bench.now_s = started_s
+        bench.submit(int(started_s))
+        bench.step()
+    first, second = bench.started(), bench.started()
+    if first.ids != [1]:
+        first, second = second, first
+    assert bench.engine.oldest_start_s() == 1.0
+    bench.end(first)
+    bench.step()
+    assert bench.engine.oldest_start_s() == 2.0
+    bench.end(second)
+    bench.step()
+    assert bench.engine.oldest_start_s() is None
+
+
+def test_measured_latency_keeps_later_batches_within_their_deadlines(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    bench.submit(1, 2)
+    bench.step()
+    running = bench.started()
+    bench.now_s = 10.0
+    bench.end(running)
+    bench.step()
+    bench.submit(3, 4, deadline_s=15.0)
+    bench.step()
+    assert bench.started().ids == [3]
+
+
+def test_close_waits_for_running_batches(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    bench.submit(1)
+    bench.step()
+    running = bench.started()
+    about_to_close = threading.Event()
+    with ThreadPoolExecutor(1) as aside:
+        ended = aside.submit(lambda: about_to_close.wait(PATIENCE_S) and bench.end(running))
+        about_to_close.set()
+        bench.engine.close()
+        assert bench.step() == {1: 1}
+        ended.result()
+
+
+class Interleaving(RuleBasedStateMachine):
+    """Any order of submissions, cancellations, endings and time: every job ends once, in one way."""
+
+    @initialize(
+        lanes=st.integers(1, 3),
+        limits=st.builds(Limits, st.integers(1, 4), st.sampled_from([0.0, 2.0]), st.integers(1, 6)),
+    )
+    def start(self, lanes: int, limits: Limits) -> None:
+        self.bench = Bench(limits, lanes)
+        self.lanes = lanes
+        self.limits = limits
+        self.deadline_s: dict[int, float] = {}
+        self.waiting: list[int] = []
+        self.running: list[Running] = []
+        self.failing: set[int] = set()
+        self.finished: set[int] = set()  # in the backend, not yet collected
+        self.ended: dict[int, int | Code | None] = {}
+
+    @rule(left=st.integers(-1, 9), alone=st.booleans(), many=st.integers(1, 4))
+    def submit(self, left: int, alone: bool, many: int) -> None:
+        for _ in range(many):
+            job_id = len(self.deadline_s)
+            deadline_s = self.bench.now_s + left
+            if len(self.waiting) == self.limits.queue_size:
+                with pytest.raises(ServiceError) as refused:
+                    self.bench.submit(job_id, deadline_s=deadline_s, alone=alone)
+                assert refused.value.code is Code.QUEUE_FULL
+            else:
+                self.bench.submit(job_id, deadline_s=deadline_s, alone=alone)
+                self.deadline_s[job_id] = deadline_s
+                self.waiting.append(job_id)
+
+    @precondition(lambda self: self.deadline_s)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        job_id = data.draw(st.sampled_from(sorted(self.deadline_s)))
+        cancelled = self.bench.engine.cancel(job_id)
+        assert (cancelled is not None) is (job_id in self.waiting)
+        if cancelled:
+            assert cancelled.id == job_id
+            self.waiting.remove(job_id)
+            self.end(job_id, None)
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), fails=st.booleans())
+    def finish(self, data: st.DataObject, fails: bool) -> None:
+        running = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
+        self.finished |= set(running.ids)
+        if fails:
+            self.failing |= set(running.ids)
+        self.bench.end(running, RuntimeError("a model's own") if fails else None)
+
+    @rule(seconds=st.integers(0, 4))
+    def step(self, seconds: int) -> None:
+        self.bench.now_s += seconds
+        told_before = len(self.bench.told)
+        outcomes = self.bench.step()
+        for job_id, meaning in outcomes.items():
+            if job_id in self.finished:
+                self.finished.remove(job_id)
+                assert meaning == (Code.INFERENCE_FAILED if job_id in self.failing else job_id)
+            else:
+                assert meaning is Code.DEADLINE_EXCEEDED
+                assert self.deadline_s[job_id] <= self.bench.now_s
+                self.waiting.remove(job_id)
+            self.end(job_id, meaning)
+        assert not self.finished  # all that had finished was collected
+        for together in self.bench.told[told_before:]:
+            assert all(self.deadline_s[job_id] > self.bench.now_s for job_id in together)
+            for job_id in together:
+                self.waiting.remove(job_id)
+        began = [self.bench.started() for _ in self.bench.told[told_before:]]
+        assert sorted(running.ids for running in began) == sorted(self.bench.told[told_before:])
+        self.running += began
+        assert len(self.running) <= self.lanes
+        next_s = self.bench.engine.next_event_s()
+        assert next_s is None or next_s > self.bench.now_s
+        assert not (next_s is None and self.waiting)
+
+    @invariant()
+    def nothing_is_lost(self) -> None:
+        if not hasattr(self, "bench"):
+            return
+        in_flight = [job_id for running in self.running for job_id in running.ids]
+        assert len(self.bench.engine) == len(self.waiting) + len(in_flight) + len(self.finished)
+        assert set(self.waiting) | set(in_flight) | self.finished | set(self.ended) == set(self.deadline_s)
+        assert (self.bench.engine.oldest_start_s() is None) is (not self.running and not self.finished)
+
+    def teardown(self) -> None:
+        if not hasattr(self, "bench"):
+            return
+        while self.running:
+            self.bench.end(self.running.pop())
+        for outcome in self.bench.engine.step():
+            self.end(int(str(outcome.job.id)), self.bench.meaning(outcome))
+        while len(self.bench.engine):
+            self.bench.now_s += 10.0
+            for outcome in self.bench.engine.step():
+                self.end(int(str(outcome.job.id)), self.bench.meaning(outcome))
+            for _ in range(self.bench.backend.started.qsize()):
+                self.bench.end(self.bench.started())
+        self.bench.engine.close()
+        assert set(self.ended) == set(self.deadline_s)
+
+    def end(self, job_id: int, meaning: int | Code | None) -> None:
+        assert job_id not in self.ended
+        self.ended[job_id] = meaning
+
+
+Interleaving.TestCase.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+TestEveryInterleavingEndsEachJobOnce = Interleaving.TestCase

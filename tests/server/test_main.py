@@ -1,0 +1,62 @@
+"""What `python -m server` says and returns where it cannot start: one line, and what to do."""
+
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+from tests.server.running import PATIENCE_S, ROOT
+
+
+def run(*arguments: object) -> tuple[int, str]:
+    """Exit code and standard error."""
+    command = [sys.executable, "-m", "server", *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S)
+    return done.returncode, done.stderr.strip()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "line"),
+    [
+        (["--port", "70000"], 2, r"python -m server: port: Input should be less than or equal to 65535"),
+        (["--queue-size", "1", "--http-workers", "2"], 2, r"python -m server: .*queue_size 1 leaves some"),
+        (["--repository", "nowhere"], 1, r"python -m server: no model in nowhere: python export/to_onnx.py makes one"),
+    ],
+)
+def test_a_wrong_setting_is_one_line(arguments: list[str], exit_code: int, line: str) -> None:
+    code, output = run(*arguments)
+    assert code == exit_code
+    assert re.fullmatch(line + ".*", output)
+
+
+def test_an_unknown_flag_is_refused() -> None:
+    code, output = run("--colour", "red")
+    assert (code, "unrecognized arguments: --colour" in output) == (2, True)
+
+
+def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
+    tiny.write(tmp_path)
+    code, output = run("--repository", tmp_path, "--models", "tiny,resnet18")
+    assert code == 1
+    assert re.fullmatch(r"python -m server: model 'resnet18' is not in \S+: python export/to_onnx.py resnet18", output)
+
+
+def test_a_port_in_use_is_one_line_also_where_it_is_our_own(tmp_path: Path) -> None:
+    tiny.write(tmp_path)
+    with socket.create_server(("127.0.0.1", 0), reuse_port=True) as taken:
+        port = taken.getsockname()[1]
+        code, output = run("--repository", tmp_path, "--port", port)
+    assert code == 1
+    assert re.fullmatch(rf"python -m server: cannot listen on 127.0.0.1 port {port}: .*; choose another --port", output)
+
+
+def test_without_any_good_model_it_ends_and_says_why(tmp_path: Path) -> None:
+    tiny.write(tmp_path)
+    (tmp_path / "tiny/1/model.onnx").write_bytes(b"not a model")
+    code, output = run("--repository", tmp_path, "--port", "0")
+    assert code == 1
+    assert "its SHA-256 is not the manifest's; export the model again" in output.splitlines()[-1]

@@ -1,0 +1,199 @@
+"""The repository as the server reads it: real folders with real manifests."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from models.manifest import ManifestError
+from server.errors import Code, ServiceError
+from server.repository import Catalogue, ModelKey, scan
+from tests import tiny
+
+
+def resolved(catalogue: Catalogue, name: str | None = None, version: int | None = None) -> tuple[str, int]:
+    found = catalogue.resolve(name, version)
+    return found.name, found.version
+
+
+def unknown(catalogue: Catalogue, name: str | None = None, version: int | None = None) -> str:
+    """What a client is told who asks for what there is not."""
+    with pytest.raises(ServiceError) as refused:
+        catalogue.resolve(name, version)
+    assert refused.value.code is Code.UNKNOWN_MODEL
+    return refused.value.detail
+
+
+def change(folder: Path, /, **fields: object) -> None:
+    """Overwrite fields of a manifest."""
+    path = folder / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+def test_the_newest_version_is_the_default_by_number(tmp_path: Path) -> None:
+    for version in (2, 10, 9):
+        tiny.write(tmp_path, "a", version)
+    catalogue = scan(tmp_path)
+    assert resolved(catalogue, "a") == ("a", 10)
+    assert resolved(catalogue, "a", 2) == ("a", 2)
+    assert dict(catalogue.refused) == {}
+
+
+def test_who_asks_for_what_there_is_not_is_told_what_there_is(tmp_path: Path) -> None:
+    for name, version in (("b", 1), ("a", 1), ("a", 3)):
+        tiny.write(tmp_path, name, version)
+    catalogue = scan(tmp_path)
+    assert unknown(catalogue, "c") == "there is no model 'c'; models served here: a, b"
+    assert unknown(catalogue, "a", 2) == "model 'a' has no version 2; versions served here: [1, 3]"
+    assert unknown(catalogue) == "no model was named and there is no default model; models served here: a, b"
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["a"], "a"),
+        (["a", "b"], None),
+        (["a", "resnet50", "efficientnet_lite0"], "resnet50"),
+        (["a", "efficientnet_lite0"], "efficientnet_lite0"),
+    ],
+)
+def test_the_default_model_is_the_only_one_or_a_preferred_one(
+    tmp_path: Path, names: list[str], expected: str | None
+) -> None:
+    for name in names:
+        tiny.write(tmp_path, name)
+    assert scan(tmp_path).default_model == expected
+
+
+def test_the_default_model_that_was_asked_for_wins(tmp_path: Path) -> None:
+    for name in ("a", "resnet50"):
+        tiny.write(tmp_path, name)
+    assert resolved(scan(tmp_path, default_model="a")) == ("a", 1)
+
+
+def test_only_the_models_asked_for_are_read(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        tiny.write(tmp_path, name)
+    change(tmp_path / "c" / "1", version="broken")
+    catalogue = scan(tmp_path, ("a", "b"))
+    assert set(catalogue.manifests) == {ModelKey("a", 1), ModelKey("b", 1)}
+    assert dict(catalogue.refused) == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "Invalid JSON"),
+        (b"\xff\xfe", "Invalid JSON"),
+        (b"[]", "should be an object"),
+        (b"{}", "name: Field required"),
+        (None, "No such file or directory"),
+    ],
+)
+def test_a_broken_manifest_is_refused_with_its_reason_and_spares_others(
+    tmp_path: Path, content: bytes | None, reason: str
+) -> None:
+    for version in (1, 2):
+        tiny.write(tmp_path, "a", version)
+    broken = tmp_path / "a" / "2" / "manifest.json"
+    if content is None:
+        broken.unlink()
+    else:
+        broken.write_bytes(content)
+    catalogue = scan(tmp_path)
+    assert resolved(catalogue) == ("a", 1)
+    assert list(catalogue.refused) == ["a/2"]
+    assert reason in catalogue.refused["a/2"]
+    assert str(broken) in catalogue.refused["a/2"]
+    assert "\n" not in catalogue.refused["a/2"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"num_classes": 10},
+        {"top_k": 101},
+        {"backend": "magic"},
+        {"surprise": 1},
+        {"schema_version": 2},
+        {"file": {"name": "../model.onnx", "sha256": "0" * 64, "size_bytes": 1}},
+        {"name": "../a"},
+        {"version": 0},
+    ],
+)
+def test_a_manifest_that_contradicts_itself_is_refused(tmp_path: Path, fields: dict[str, object]) -> None:
+    for version in (1, 2):
+        tiny.write(tmp_path, "a", version)
+    change(tmp_path / "a" / "2", **fields)
+    assert list(scan(tmp_path).refused) == ["a/2"]
+
+
+@pytest.mark.parametrize("moved", ["a/7", "b/2", "a/02"])
+def test_a_version_in_a_folder_that_is_not_its_own_is_refused(tmp_path: Path, moved: str) -> None:
+    for version in (1, 2):
+        tiny.write(tmp_path, "a", version)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a" / "2").rename(tmp_path / moved)
+    catalogue = scan(tmp_path)
+    assert set(catalogue.manifests) == {ModelKey("a", 1)}
+    assert "describes a version 2, not this folder" in catalogue.refused[moved]
+
+
+def test_exports_in_progress_and_other_things_are_not_looked_at(tmp_path: Path) -> None:
+    tiny.write(tmp_path, "a")
+    for name in (".draft-0123", "1.tmp", "latest"):
+        (tmp_path / "a" / name).mkdir()
+    (tmp_path / "README").write_text("not a model")
+    catalogue = scan(tmp_path)
+    assert (set(catalogue.manifests), dict(catalogue.refused)) == ({ModelKey("a", 1)}, {})
+
+
+def test_an_empty_repository_says_what_to_do(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(ManifestError, match=r"no model in .*: python export/to_onnx.py"):
+            scan(folder)
+
+
+def test_a_repository_with_broken_models_only_says_what_is_wrong(tmp_path: Path) -> None:
+    tiny.write(tmp_path, "a")
+    change(tmp_path / "a" / "1", top_k=0)
+    with pytest.raises(ManifestError, match="top_k"):
+        scan(tmp_path)
+
+
+@pytest.mark.parametrize("wanted", [{"names": ("a", "b")}, {"default_model": "b"}])
+def test_a_model_that_must_be_there_and_is_not_is_an_error_that_says_what_to_do(
+    tmp_path: Path, wanted: dict[str, object]
+) -> None:
+    tiny.write(tmp_path, "a")
+    with pytest.raises(ManifestError, match=r"'b' is not in .*: python export/to_onnx.py b"):
+        scan(tmp_path, **wanted)  # type: ignore[arg-type]
+
+
+def test_a_model_that_must_be_there_and_is_broken_is_an_error_that_says_why(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        tiny.write(tmp_path, name)
+    change(tmp_path / "b" / "1", top_k=0)
+    with pytest.raises(ManifestError, match=r"'b' .*top_k"):
+        scan(tmp_path, ("a", "b"))
+
+
+def test_the_default_model_must_be_among_the_models_that_are_served(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        tiny.write(tmp_path, name)
+    with pytest.raises(ManifestError, match="the default model 'b' is not among the models to serve: a"):
+        scan(tmp_path, ("a",), "b")
+
+
+def test_what_cannot_be_loaded_is_refused_and_older_versions_take_over(tmp_path: Path) -> None:
+    for version in (1, 2):
+        tiny.write(tmp_path, "a", version)
+    tiny.write(tmp_path, "b")
+    change(tmp_path / "b" / "1", top_k=0)
+    before = scan(tmp_path, default_model="a")
+    after = before.refuse({ModelKey("a", 2): "no memory"})
+    assert resolved(after) == ("a", 1)
+    assert after.refused["a version 2"] == "no memory"
+    assert "top_k" in after.refused["b/1"]
+    assert resolved(before) == ("a", 2)  # unchanged: a restarted engine is asked for all again
+    assert unknown(before.refuse({ModelKey("a", 1): "x", ModelKey("a", 2): "x"})).endswith("served here: none")
