@@ -1,5 +1,6 @@
 """The engine process: connects the engine core to the sockets, slots and pipe of the other processes."""
 
+import gc
 import logging
 import math
 import os
@@ -57,6 +58,7 @@ def main(settings: Settings, catalogue: Catalogue, slots: Slots, address: str, c
         except Exception as error:  # whatever is wrong with one model must not take the others down
             refused[key] = str(error)
             log.warning("%s is refused: %s", key, error)
+    gc.freeze()  # what is here now stays: no collection needs to look at it again
     _Process(settings, loaded, slots, address, control).serve(EngineReady(address, refused))
 
 

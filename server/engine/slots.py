@@ -4,6 +4,7 @@ The supervisor creates them, so they outlive an engine or HTTP worker that is ki
 slots and alone decides which are free; the engine reads the pixels and marks what it runs.
 """
 
+import math
 from multiprocessing.shared_memory import SharedMemory
 
 import numpy as np
@@ -33,7 +34,7 @@ class Slots:
         Raises:
             ValueError: the shape needs more than `slot_bytes`.
         """
-        size = int(np.prod(shape))
+        size = math.prod(shape)
         if size > self.slot_bytes:
             raise ValueError(f"{shape} does not fit a slot of {self.slot_bytes} bytes")
         start = self._header + slot * self._stride

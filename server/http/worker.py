@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import signal
 import socket
 from collections.abc import Generator
@@ -69,6 +70,7 @@ async def _serve(
 
     loop = asyncio.get_running_loop()
     loop.add_reader(control.fileno(), on_supervisor)
+    gc.freeze()  # what is here now stays: no collection needs to look at it again
     await server.serve(sockets=[listener])
     loop.remove_reader(control.fileno())
     client.close()

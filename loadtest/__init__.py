@@ -1,0 +1,1 @@
+"""Load on a running server, over HTTP alone: nothing of the server or the models is imported here."""

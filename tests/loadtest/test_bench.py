@@ -1,0 +1,103 @@
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SHORT = ("--connections", "1,4", "--seconds", "1", "--warm-up", "0.5")
+PHOTOS = 3  # in export/photos
+
+
+def bench(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, ROOT / "loadtest" / "bench.py", *SHORT, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+def answer(top1: int) -> bytes:
+    predictions = [{"class_id": top1 + rank, "probability": 0.1} for rank in range(5)]
+    return json.dumps({"model": "none", "predictions": predictions, "batch_size": 1}).encode()
+
+
+@contextmanager
+def fake_server(nth_answer: Callable[[int], tuple[int, bytes]]) -> Generator[str]:
+    """An HTTP server that answers its n-th request with a status and a body."""
+    numbers = count()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            status, body = nth_answer(next(numbers))
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_right_answers_are_measured_against_the_limit(model_repository: Path, tmp_path: Path) -> None:
+    result = tmp_path / "result.json"
+    done = bench("--repository", model_repository, "--json", result)
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(result.read_text())
+    assert measured["model"] == "efficientnet_lite0"
+    assert measured["photos"] == PHOTOS
+    assert all(limit["images_per_s"] > 1 for limit in measured["limits"])
+    assert [step["connections"] for step in measured["steps"]] == [1, 4]
+    for step in measured["steps"]:
+        assert step["images_per_s"] > 1
+        assert 0 < step["p50_ms"] <= step["p95_ms"] <= step["p99_ms"] < 10_000
+        assert 0 < step["share_of_limit"] < 1.5  # over 1 where the machine was freer than when the limit was measured
+        assert 1 < step["server_cpu_ms"] < 1000
+        assert 0 < step["useful_cpu"] < 1.5
+        assert 0 <= step["client_share"] < 0.5
+        assert 0 <= step["others_share"] <= 1
+        assert 1 <= step["mean_batch"] <= step["connections"]
+        assert step["errors"] == 0
+        assert f"{step['images_per_s']:.1f}" in done.stdout
+
+
+def test_refused_from_the_first_fails() -> None:
+    with fake_server(lambda _: (500, b"broken")) as url:
+        done = bench("--url", url)
+    assert done.returncode == 1
+    assert done.stderr == "error: status 500: broken\n"
+
+
+@pytest.mark.parametrize(
+    ("later", "reason"),
+    [
+        ((500, b"broken"), "error: status 500: broken"),
+        ((200, answer(8)), "error: class 8 for a photo that was first found to be 7"),
+        ((200, b"?"), "error: not an answer"),
+    ],
+)
+def test_wrong_under_load_fails(later: tuple[int, bytes], reason: str, tmp_path: Path) -> None:
+    with fake_server(lambda n: (200, answer(7)) if n < PHOTOS or n % 50 else later) as url:
+        done = bench("--url", url, "--repository", tmp_path, "--connections", "2")
+    assert done.returncode == 1
+    assert reason in done.stderr
+    assert "the limit was not measured" in done.stdout
+
+
+def test_server_that_does_not_start_fails(tmp_path: Path) -> None:
+    done = bench("--repository", tmp_path)
+    assert done.returncode == 1
+    assert "the server did not start" in done.stderr
