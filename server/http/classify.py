@@ -138,7 +138,7 @@ def _classification(manifest: Manifest, classes: Classes, total_s: float, reques
                 class_id=index,
                 wordnet_id=manifest.labels[index].wordnet_id,
                 label=manifest.labels[index].label,
-                probability=probability,
+                probability=round(probability, 7),  # all that float32 holds
             )
             for index, probability in zip(classes.indices.tolist(), classes.probabilities.tolist(), strict=True)
         ],
