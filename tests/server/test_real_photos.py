@@ -16,7 +16,8 @@ def served_top5(repository: Path, model: str, paths: list[Path]) -> NDArray[np.i
     """Post the photos, 8 at a time: int64[len(paths), 5] class indices, best first."""
     with RunningServer(repository, default_model=model) as server:
         answers = server.classify_all([path.read_bytes() for path in paths], 8)
-        return np.array([[each["class_id"] for each in answer.json()["predictions"]] for answer in answers])
+        predictions = [answer.json()["predictions"] for answer in answers]
+        return np.array([[each["class_id"] for each in five] for five in predictions], np.int64)
 
 
 def reference_top1(model: str, checkpoint: Path | None, paths: list[Path]) -> NDArray[np.int64]:
@@ -25,7 +26,8 @@ def reference_top1(model: str, checkpoint: Path | None, paths: list[Path]) -> ND
     images = np.stack([reference_pixels(path, preprocessing) for path in paths])
     batches = np.split(images, range(BATCH, len(images), BATCH))
     logits = [reference_logits(network, batch, preprocessing) for batch in batches]
-    return np.argmax(np.concatenate(logits), axis=1)
+    best: NDArray[np.int64] = np.argmax(np.concatenate(logits), axis=1)
+    return best
 
 
 def test_imagenet_photos_get_the_top1_of_pytorch_and_the_right_class_in_five(
