@@ -256,6 +256,7 @@ class EngineClient:
         self._free.append(ticket.slot)
         if error is not None and not ticket.future.done():
             ticket.future.set_exception(error)
+            ticket.future.exception()  # a caller that is just being cancelled never asks; nothing is to be logged then
 
     def _abandon(self, ticket: _Ticket, decoding: Future[None]) -> None:
         """The caller has its answer, or has gone; the slot is free once whoever uses it lets go of it."""

@@ -12,7 +12,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from server.engine.backends import Backend, TopK
+from server.engine.backends import Backend, DeviceLostError, TopK
 from server.engine.scheduler import Job, Limits, Scheduler
 from server.errors import Code, ServiceError
 
@@ -105,7 +105,11 @@ class Engine(Generic[Payload]):
             self._scheduler.cancel(job_id)
 
     def step(self) -> list[Outcome[Payload]]:
-        """Collect what has finished or expired, and start what can start."""
+        """Collect what has finished or expired, and start what can start.
+
+        Raises:
+            DeviceLostError: this process is of no more use. What it had ends with it; a new one gets it again.
+        """
         outcomes = [outcome for future in list(self._running) if future.done() for outcome in self._finish(future)]
         while True:
             taken = self._scheduler.take(self._clock(), slot_free=len(self._running) < self._lanes)
@@ -143,6 +147,8 @@ class Engine(Generic[Payload]):
     def _finish(self, future: Future[tuple[TopK, float]]) -> list[Outcome[Payload]]:
         batch = self._running.pop(future)
         error = future.exception()
+        if isinstance(error, DeviceLostError):
+            raise error
         if error is not None:
             failed = ServiceError(Code.INFERENCE_FAILED, f"the inference failed: {type(error).__name__}: {error}")
             return [Outcome(job, failed) for job in batch.jobs]

@@ -172,6 +172,7 @@ class _Process:
 
     def _reply(self, outcome: Outcome[_Image]) -> tuple[bytes, Reply]:
         image, result = outcome.job.payload, outcome.result
+        self._slots.running[image.slot] = False
         if isinstance(result, ServiceError):
             return image.owner, Failure(image.id, result.code, result.detail)
         self._metrics.inference.labels(image.model).observe(result.inference_s)

@@ -25,7 +25,7 @@ class Slots:
         self._memory = SharedMemory(name, create=name is None, size=self._header + count * self._stride)
         self._bytes = np.ndarray(self._memory.size, np.uint8, self._memory.buf)
         self.running: NDArray[np.bool_] = self._bytes[:count].view(np.bool_)
-        """bool[count]: set by the engine when a batch starts, cleared by the owner when it takes the slot. What is set
+        """bool[count]: set by the engine while a batch runs, cleared by the owner when it takes the slot. What is set
         when an engine dies was in the batch that it died of."""
 
     def pixels(self, slot: int, shape: tuple[int, int, int]) -> NDArray[np.uint8]:

@@ -43,7 +43,9 @@ class Uploads:
             except TimeoutError:
                 detail = f"the upload took longer than {self._body_timeout_s:g} seconds"
                 raise ServiceError(Code.BODY_TIMEOUT, detail) from None
-            yield _image(request.headers.get("content-type"), b"".join(chunks))
+            body = b"".join(chunks)
+            chunks.clear()  # they would be held beside it until the answer
+            yield _image(request.headers.get("content-type"), body)
         finally:
             self._buffered_bytes -= size
 

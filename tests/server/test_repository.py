@@ -40,12 +40,12 @@ def test_the_newest_version_is_the_default_by_number(tmp_path: Path) -> None:
 
 
 def test_who_asks_for_what_there_is_not_is_told_what_there_is(tmp_path: Path) -> None:
-    for name, version in (("b", 1), ("a", 1), ("a", 3)):
+    for name, version in (("b", 1), ("d", 1), ("a", 1), ("e", 1), ("a", 3), ("f", 1)):
         tiny.write(tmp_path, name, version)
     catalogue = scan(tmp_path)
-    assert unknown(catalogue, "c") == "there is no model 'c'; models served here: a, b"
+    assert unknown(catalogue, "c") == "there is no model 'c'; models served here: a, b, d, e, f"
     assert unknown(catalogue, "a", 2) == "model 'a' has no version 2; versions served here: [1, 3]"
-    assert unknown(catalogue) == "no model was named and there is no default model; models served here: a, b"
+    assert unknown(catalogue) == "no model was named and there is no default model; models served here: a, b, d, e, f"
 
 
 @pytest.mark.parametrize(

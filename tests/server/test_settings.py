@@ -13,11 +13,15 @@ from server.settings import Settings
 Read = Callable[..., Settings]
 
 
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.upper().startswith("SERVER_")]:
+        monkeypatch.delenv(name)
+
+
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> Read:
     """Settings from these flags and these environment variables only."""
-    for name in [name for name in os.environ if name.upper().startswith("SERVER_")]:
-        monkeypatch.delenv(name)
 
     def read(*flags: str, **environment: str) -> Settings:
         for name, value in environment.items():
@@ -28,9 +32,8 @@ def read(monkeypatch: pytest.MonkeyPatch) -> Read:
 
 
 @pytest.fixture
-def refuse(monkeypatch: pytest.MonkeyPatch, read: Read, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def refuse(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """What `python -m server` prints about wrong settings, when it refuses to start."""
-    assert read  # the environment is clean
 
     def refuse(*flags: str, **environment: str) -> str:
         for name, value in environment.items():
@@ -135,7 +138,7 @@ def test_help_explains_every_setting(read: Read, capsys: pytest.CaptureFixture[s
 def test_settings_are_frozen(read: Read) -> None:
     settings = read()
     with pytest.raises(ValidationError, match="frozen"):
-        settings.max_batch = 2
+        settings.max_batch = 2  # type: ignore[misc]
 
 
 def test_the_queue_is_divided_among_the_workers_and_never_exceeded(read: Read) -> None:

@@ -19,6 +19,10 @@ class TopK(NamedTuple):
     """int32[N, k]"""
 
 
+class DeviceLostError(Exception):
+    """The device answers every call of this process with an error: only another process can use it again."""
+
+
 class Backend(Protocol):
     """One loaded model."""
 
@@ -26,7 +30,8 @@ class Backend(Protocol):
         """Classify uint8[N, H, W, 3], 1 <= N <= max_batch; blocks. The buffer is the caller's again on return.
 
         Raises:
-            Exception: whatever the runtime reports; the model stays usable for later batches.
+            DeviceLostError: no model on this device is usable any more in this process.
+            Exception: whatever else the runtime reports; the model stays usable for later batches.
         """
 
 

@@ -19,7 +19,7 @@ from server.engine.core import Engine, Outcome, Result
 from server.engine.scheduler import Job, Limits
 from server.errors import Code, ServiceError
 
-PATIENCE_S = 30.0
+PATIENCE_S = 10.0
 """Only a failure waits for it."""
 FOREVER = 1e9
 
@@ -314,8 +314,13 @@ def test_close_waits_for_running_batches(make_bench: MakeBench) -> None:
     bench.step()
     running = bench.started()
     about_to_close = threading.Event()
+
+    def end_then() -> None:
+        about_to_close.wait(PATIENCE_S)
+        bench.end(running)
+
     with ThreadPoolExecutor(1) as aside:
-        ended = aside.submit(lambda: about_to_close.wait(PATIENCE_S) and bench.end(running))
+        ended = aside.submit(end_then)
         about_to_close.set()
         bench.engine.close()
         assert bench.step() == {1: 1}

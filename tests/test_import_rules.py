@@ -1,0 +1,99 @@
+"""Who may import whom. What the layers do not know, they cannot come to depend on."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+OURS = {"models", "export", "server", "loadtest", "deploy", "tests"}
+WEB = {"fastapi", "starlette", "uvicorn", "multipart", "python_multipart", "httptools", "uvloop"}
+RUNTIMES = {"onnxruntime", "cuda", "openvino", "tensorrt", "tensorrt_rtx", "torch"}
+
+
+def imports(folder: str, *, but: str | None = None) -> Iterator[tuple[str, str]]:
+    """(file, absolute name) of every import below a folder, also of those inside functions."""
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        if but and path.is_relative_to(ROOT / but):
+            continue
+        name = str(path.relative_to(ROOT))
+        for node in ast.walk(ast.parse(path.read_bytes(), name)):
+            if isinstance(node, ast.Import):
+                yield from ((name, alias.name) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{name} imports by a relative name"
+                yield from ((name, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def offences(folder: str, forbidden: set[str], *, but: str | None = None) -> list[str]:
+    """Imports of modules that are or are in one of `forbidden`."""
+    return [
+        f"{file} imports {name}"
+        for file, name in imports(folder, but=but)
+        if any(f"{name}.".startswith(f"{one}.") for one in forbidden)
+    ]
+
+
+@pytest.mark.parametrize("folder", ["models", "export", "server", "loadtest"])
+def test_the_rules_are_about_something(folder: str) -> None:
+    assert list(imports(folder))
+
+
+def test_an_import_of_ours_is_noticed() -> None:
+    assert offences("tests/server", {"server.engine.scheduler"})
+    assert not offences("tests/server", {"server.engine.schedule"})
+
+
+def test_models_imports_nothing_of_ours() -> None:
+    assert offences("models", OURS - {"models"}) == []
+
+
+def test_export_imports_models_only() -> None:
+    assert offences("export", OURS - {"export", "models"}) == []
+
+
+def test_the_server_reads_manifests_and_knows_nothing_else_of_models() -> None:
+    others = {f"models.{path.stem}" for path in (ROOT / "models").glob("*.py")} - {"models.manifest", "models.__init__"}
+    assert offences("server", others) == []
+
+
+def test_the_server_knows_neither_export_nor_torch() -> None:
+    assert offences("server", OURS - {"server", "models"} | {"onnx"}) == []
+    assert offences("server", {"torch", "torchvision"}, but="server/engine/backends") == []
+
+
+def test_only_http_knows_the_web_framework() -> None:
+    assert offences("server", WEB, but="server/http") == []
+
+
+def test_only_backends_know_runtimes() -> None:
+    assert offences("server", RUNTIMES, but="server/engine/backends") == []
+
+
+def test_the_engine_core_knows_neither_processes_nor_sockets() -> None:
+    others = {"multiprocessing", "zmq", "msgspec", "asyncio", "socket", "server.http", "server.settings"}
+    core = {"server/engine/core.py", "server/engine/scheduler.py"}
+    found = [line for line in offences("server", others) if line.split()[0] in core]
+    assert found == []
+
+
+def test_loadtest_speaks_http_only() -> None:
+    assert offences("loadtest", OURS - {"loadtest"}) == []
+
+
+def test_a_serving_process_loads_neither_torch_nor_onnx() -> None:
+    program = (
+        "import sys, server.__main__, server.http.worker, server.engine.process, server.engine.backends.onnx\n"
+        "print(sorted({'torch', 'onnx', 'export', 'tests'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+
+
+def test_a_supervisor_loads_no_runtime() -> None:
+    program = "import sys, server.__main__\nprint('onnxruntime' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
