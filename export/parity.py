@@ -39,7 +39,7 @@ def check(
     Raises:
         ParityError: they differ by more than the tolerances, or the graph does not run at each batch size.
     """
-    batches = list(_batches(photos, np.random.default_rng(seed)))
+    batches = list(draw_batches(photos, np.random.default_rng(seed)))
     try:
         session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
         outputs = [session.run(OUTPUT_NAMES, {INPUT_NAME: images}) for images in batches]
@@ -67,7 +67,7 @@ def check(
     )
 
 
-def _batches(photos: NDArray[np.uint8], random: np.random.Generator) -> Iterator[NDArray[np.uint8]]:
+def draw_batches(photos: NDArray[np.uint8], random: np.random.Generator) -> Iterator[NDArray[np.uint8]]:
     """Yield random and real batches of each size, then the photos that were in none of them.
 
     Few photos are repeated to fill a batch.

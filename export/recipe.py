@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models import labels, weights, zoo
+from models.architectures import ARCHITECTURES, Shortcut, StrideIn
 from models.errors import ExpectedError
 from models.manifest import MAX_TOP_K, Accuracy, Label, Weights
 
@@ -17,7 +18,13 @@ if TYPE_CHECKING:
 OPSET = 20
 RANDOM_SEED = 0
 TOOLS = {package: metadata.version(package) for package in ("torch", "onnx", "onnxscript", "onnxruntime")}
-_OUR_SOURCES = ("models/resnet.py", "models/networks.py", "models/checkpoint.py", "export/graph.py")
+_OUR_SOURCES = (
+    "models/architectures.py",
+    "models/resnet.py",
+    "models/networks.py",
+    "models/checkpoint.py",
+    "export/graph.py",
+)
 
 
 class RecipeError(ExpectedError):
@@ -29,10 +36,14 @@ class Recipe:
     """One network with its parameters and classes, to be exported."""
 
     entry: zoo.Entry
-    shortcut: zoo.Shortcut | None
+    shortcut: Shortcut | None
+    """None: the architecture's own."""
+    stride_in: StrideIn | None
     """None: the architecture's own."""
     checkpoint: Path | None
     """A file of the user's instead of the zoo's weights."""
+    averaged: bool
+    """The moving averages that the checkpoint holds beside the trained parameters."""
     random: bool
     """No trained parameters at all."""
     labels: tuple[Label, ...]
@@ -50,7 +61,9 @@ class Recipe:
     @property
     def architecture(self) -> str:
         """The architecture in words, for the manifest."""
-        return self.entry.architecture + (f" with shortcuts {self.shortcut}" if self.shortcut else "")
+        changes = [f"shortcuts {self.shortcut}"] if self.shortcut else []
+        changes += [f"stride in the {self.stride_in}"] if self.stride_in else []
+        return " with ".join([self.entry.architecture, *filter(None, [" and ".join(changes)])])
 
     @property
     def published_accuracy(self) -> Accuracy | None:
@@ -62,7 +75,7 @@ class Recipe:
         if self.random:
             parameters = f"random {RANDOM_SEED}"
         elif self.checkpoint:
-            parameters = weights.sha256_of(self.checkpoint)
+            parameters = weights.sha256_of(self.checkpoint) + (" averaged" if self.averaged else "")
         else:
             parameters = repr(self.entry.weights)
         root = Path(__file__).parents[1]
@@ -97,14 +110,16 @@ class Recipe:
         """
         from models import checkpoint, networks  # these import torch, which takes seconds
 
-        state = None if weights_file is None else checkpoint.read(weights_file)
+        state = None if weights_file is None else checkpoint.read(weights_file, averaged=self.averaged)
         num_classes = self.num_classes if state is None else checkpoint.num_classes(state)
         if num_classes not in (None, self.num_classes):
             raise RecipeError(
                 f"{weights_file} has {num_classes} classes, but there are {self.num_classes} labels:"
-                f" give its own with --labels FILE"
+                f" give its own with --labels FILE, or number them with --num-classes {num_classes}"
             )
-        network = networks.build(self.entry.architecture, self.num_classes, self.shortcut, RANDOM_SEED)
+        network = networks.build(
+            self.entry.architecture, self.num_classes, self.shortcut, RANDOM_SEED, stride_in=self.stride_in
+        )
         if state is not None:
             checkpoint.load(network, state, str(weights_file))
         return network
@@ -115,6 +130,8 @@ class Recipe:
             return Weights(source=f"random, seed {RANDOM_SEED}", sha256=None, random=True)
         official = self.checkpoint is None and isinstance(self.entry.weights, zoo.OfficialWeights)
         source = weights.OFFICIAL_URL + weights_file.name if official else weights_file.name
+        if self.averaged:
+            source += ", moving averages"
         return Weights(source=source, sha256=weights.sha256_of(weights_file))
 
 
@@ -125,7 +142,9 @@ def plan(
     random: bool = False,
     num_classes: int | None = None,
     labels_file: Path | None = None,
-    shortcut: zoo.Shortcut | None = None,
+    shortcut: Shortcut | None = None,
+    stride_in: StrideIn | None = None,
+    averaged: bool = False,
 ) -> Recipe:
     """Decide what to export.
 
@@ -136,8 +155,13 @@ def plan(
     entry = zoo.ENTRIES.get(name)
     if entry is None:
         raise RecipeError(f"there is no network {name}; there are {', '.join(zoo.ENTRIES)}")
-    if shortcut and entry.architecture == "efficientnet_lite0":
+    residual = ARCHITECTURES.get(entry.architecture)
+    if shortcut and (residual is None or residual.style == "plain"):
         raise RecipeError(f"{name} has no shortcuts to choose")
+    if stride_in and (residual is None or residual.block != "bottleneck"):
+        raise RecipeError(f"{name} has no bottlenecks to choose the stride of")
+    if averaged and not checkpoint:
+        raise RecipeError("--ema chooses from your own checkpoint: give it with --weights FILE")
     if checkpoint and not checkpoint.is_file():
         raise RecipeError(f"{checkpoint}: there is no such file")
     if entry.weights is None and not checkpoint and not random:
@@ -145,10 +169,11 @@ def plan(
             f"{name} has no published weights: give your own with --weights FILE,"
             f" or export an untrained network with --random-weights"
         )
+    if num_classes is not None and num_classes < 1:
+        raise RecipeError(f"{num_classes} classes are none to choose from")
     classes = labels.read(labels_file) if labels_file else entry.labels()
     if num_classes not in (None, len(classes)):
-        origin = labels_file or f"the zoo's entry {name}"
-        raise RecipeError(
-            f"{origin} has {len(classes)} labels, not {num_classes}: give a label for each class with --labels FILE"
-        )
-    return Recipe(entry, shortcut, checkpoint, random, classes)
+        if labels_file:
+            raise RecipeError(f"{labels_file} has {len(classes)} labels, not {num_classes}: give one for each class")
+        classes = labels.numbered(num_classes)
+    return Recipe(entry, shortcut, stride_in, checkpoint, averaged, random, classes)

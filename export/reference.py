@@ -15,7 +15,7 @@ from export.recipe import plan
 from models.errors import ExpectedError
 from models.manifest import Label, Preprocessing
 
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 
 
 class ImagesError(ExpectedError):
@@ -30,6 +30,17 @@ def reference_pixels(path: Path, preprocessing: Preprocessing) -> NDArray[np.uin
     Raises:
         ImagesError: it is no image that Pillow can read.
     """
+    image = resized_image(path, preprocessing)
+    left, top = (round((side - preprocessing.crop) / 2) for side in image.size)
+    return np.asarray(image.crop((left, top, left + preprocessing.crop, top + preprocessing.crop)))
+
+
+def resized_image(path: Path, preprocessing: Preprocessing) -> Image.Image:
+    """Read an image and resize it, as RGB, for its crops to be taken.
+
+    Raises:
+        ImagesError: it is no image that Pillow can read.
+    """
     try:
         with Image.open(path) as file:
             image = file.convert("RGB")
@@ -38,9 +49,7 @@ def reference_pixels(path: Path, preprocessing: Preprocessing) -> NDArray[np.uin
     short, long = sorted(image.size)
     size = (preprocessing.resize, int(preprocessing.resize * long / short))
     filters = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-    image = image.resize(size if image.width <= image.height else size[::-1], filters[preprocessing.interpolation])
-    left, top = (round((side - preprocessing.crop) / 2) for side in image.size)
-    return np.asarray(image.crop((left, top, left + preprocessing.crop, top + preprocessing.crop)))
+    return image.resize(size if image.width <= image.height else size[::-1], filters[preprocessing.interpolation])
 
 
 def reference_images(folder: Path, preprocessing: Preprocessing) -> NDArray[np.uint8]:
@@ -49,10 +58,19 @@ def reference_images(folder: Path, preprocessing: Preprocessing) -> NDArray[np.u
     Raises:
         ImagesError: there is none, or one cannot be read.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
+    return np.stack([reference_pixels(path, preprocessing) for path in image_paths(folder)])
+
+
+def image_paths(folder: Path) -> list[Path]:
+    """Find all images below a folder, in the order of their paths.
+
+    Raises:
+        ImagesError: there is none.
+    """
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
-        raise ImagesError(f"{folder} has no images ({', '.join(sorted(_SUFFIXES))})")
-    return np.stack([reference_pixels(path, preprocessing) for path in paths])
+        raise ImagesError(f"{folder} has no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return paths
 
 
 def reference_logits(

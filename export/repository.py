@@ -5,32 +5,49 @@ A version appears whole or not at all: it is written beside its place and rename
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 from uuid import uuid4
 
 from models import manifest
 from models.errors import ExpectedError
-from models.manifest import Manifest, ManifestError
+from models.manifest import Ensemble, Entry, Manifest, ManifestError, QuantizationTarget
+
+AnyEntry = TypeVar("AnyEntry", Manifest, Ensemble)
 
 
 class RepositoryError(ExpectedError):
     """The repository cannot be written."""
 
 
-def find(repository: Path, name: str, fingerprint: str) -> Manifest | None:
+def find(repository: Path, name: str, fingerprint: str) -> Entry | None:
     """Return the version of a model that has this fingerprint; a version whose manifest is broken has none."""
-    for version in reversed(_versions(repository / name)):
-        try:
-            known = manifest.read(repository / name / str(version))
-        except ManifestError:
-            continue
-        if known.fingerprint == fingerprint:
-            return known
-    return None
+    return next((known for known in _entries(repository / name) if known.fingerprint == fingerprint), None)
 
 
-def publish(repository: Path, draft: Manifest, model: bytes) -> Manifest:
-    """Add a model under the next free version number, whatever number the draft has.
+def find_fp32(repository: Path, name: str) -> Manifest | None:
+    """Return a model's newest version that is an ONNX file in FP32."""
+    kind = ("onnx", "fp32")
+    versions = newest_first(repository / name)
+    return next((known for known in versions if (known.backend, known.precision) == kind), None)
+
+
+def find_int8(repository: Path, name: str, target: QuantizationTarget) -> Manifest | None:
+    """Return the newest INT8 file for a target that has this name or was made from the model of this name."""
+
+    def fits(known: Manifest) -> bool:
+        if (known.backend, known.precision) != ("onnx", "int8") or not (made := known.conversion):
+            return False
+        return name in (known.name, made.source) and made.calibration is not None and made.calibration.target == target
+
+    found = [known for folder in repository.glob("*") for known in newest_first(folder) if fits(known)]
+    return max(found, key=lambda known: known.created, default=None)
+
+
+def publish(repository: Path, draft: AnyEntry, model: bytes | None = None) -> AnyEntry:
+    """Add a model under the next free version number, whatever number the draft has; an ensemble has no file.
 
     Where another process has published the same fingerprint meanwhile, that version is returned and nothing is added.
 
@@ -43,7 +60,8 @@ def publish(repository: Path, draft: Manifest, model: bytes) -> Manifest:
     try:
         draft_folder.mkdir(parents=True)
         try:
-            _write(draft_folder / draft.file.name, model)
+            if isinstance(draft, Manifest) and model is not None:
+                _write(draft_folder / draft.file.name, model)
             return _claim(repository, draft_folder, draft)
         finally:
             shutil.rmtree(draft_folder, ignore_errors=True)
@@ -51,12 +69,13 @@ def publish(repository: Path, draft: Manifest, model: bytes) -> Manifest:
         raise RepositoryError(f"{folder} cannot be written: {error.strerror}") from error
 
 
-def _claim(repository: Path, draft_folder: Path, draft: Manifest) -> Manifest:
+def _claim(repository: Path, draft_folder: Path, draft: AnyEntry) -> AnyEntry:
     folder = draft_folder.parent
     while True:
         # The number is chosen before the search: whoever publishes after the search takes this number from us.
         version = max(_versions(folder), default=0) + 1
-        if known := find(repository, draft.name, draft.fingerprint):
+        known = find(repository, draft.name, draft.fingerprint)
+        if isinstance(known, type(draft)):
             return known
         numbered = draft.model_copy(update={"version": version})
         _write(draft_folder / manifest.FILE_NAME, numbered.model_dump_json(indent=2).encode())
@@ -69,6 +88,17 @@ def _claim(repository: Path, draft_folder: Path, draft: Manifest) -> Manifest:
             continue  # another process took the number
         _sync_folder(folder)
         return numbered
+
+
+def newest_first(folder: Path) -> Iterator[Manifest]:
+    """Yield the readable manifests of a model's versions."""
+    return (known for known in _entries(folder) if isinstance(known, Manifest))
+
+
+def _entries(folder: Path) -> Iterator[Entry]:
+    for version in reversed(_versions(folder)):
+        with suppress(ManifestError):
+            yield manifest.read_entry(folder / str(version))
 
 
 def _versions(folder: Path) -> list[int]:

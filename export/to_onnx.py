@@ -17,8 +17,9 @@ from rich.table import Table
 from export import repository
 from export.recipe import OPSET, TOOLS, Recipe, plan
 from models import zoo
+from models.architectures import SHORTCUTS, STRIDES_IN
 from models.errors import ExpectedError
-from models.manifest import Manifest, ModelFile, ModelName
+from models.manifest import Entry, Manifest, ModelFile, ModelName
 from models.weights import MIRROR_VARIABLE, UnreachableError
 
 MODEL_FILE_NAME = "model.onnx"
@@ -60,6 +61,8 @@ def _export(network_name: str, options: argparse.Namespace) -> None:
         num_classes=options.num_classes,
         labels_file=options.labels,
         shortcut=options.shortcut,
+        stride_in=options.stride_in,
+        averaged=options.ema,
     )
     name = options.name or network_name
     fingerprint = recipe.fingerprint()
@@ -83,7 +86,7 @@ def convert(recipe: Recipe, name: str, weights_file: Path | None, images: Path) 
     Raises:
         ExpectedError: a checkpoint does not fit, an image cannot be read, or parity fails.
     """
-    with _step("load the network"):
+    with step("load the network"):
         # These import torch, which takes seconds: not for an error above or an export that is there already.
         from export import graph, parity
         from export.reference import reference_images
@@ -91,9 +94,9 @@ def convert(recipe: Recipe, name: str, weights_file: Path | None, images: Path) 
         preprocessing = recipe.entry.preprocessing
         photos = reference_images(images, preprocessing)
         network = recipe.build(weights_file)
-    with _step("export to ONNX"):
+    with step("export to ONNX"):
         model = graph.to_onnx(graph.CompleteGraph(network, preprocessing, recipe.top_k), preprocessing.crop, OPSET)
-    with _step("compare with PyTorch"):
+    with step("compare with PyTorch"):
         measured = parity.check(model, network, preprocessing, photos)
     draft = Manifest(
         name=name,
@@ -119,7 +122,7 @@ def convert(recipe: Recipe, name: str, weights_file: Path | None, images: Path) 
 
 
 @contextmanager
-def _step(what: str) -> Iterator[None]:
+def step(what: str) -> Iterator[None]:
     """Show that a step is under way, and then how long it took."""
     started = time.monotonic()
     with _console.status(what):
@@ -127,8 +130,8 @@ def _step(what: str) -> Iterator[None]:
     _console.print(f"[green]✓[/] {what} [dim]{time.monotonic() - started:.1f} s[/]")
 
 
-def _folder(root: Path, manifest: Manifest) -> str:
-    return str(root / manifest.name / str(manifest.version))
+def _folder(root: Path, known: Entry) -> str:
+    return str(root / known.name / str(known.version))
 
 
 def _show(manifest: Manifest, folder: str, seconds: float) -> None:
@@ -167,21 +170,26 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--weights", type=Path, metavar="FILE", help="your checkpoint: .pth, .th, .pt or .safetensors")
     source.add_argument("--random-weights", action="store_true", help="an untrained network, with the same seed always")
+    parser.add_argument("--ema", action="store_true", help="from your checkpoint, the moving averages of the weights")
     parser.add_argument(
         "--weights-dir", type=Path, metavar="DIR", default=Path("weights"), help="where downloads are kept"
     )
     parser.add_argument("--labels", type=Path, metavar="FILE", help="text with a label a line, or a JSON list")
-    parser.add_argument("--num-classes", type=int, metavar="N", help="how many classes there must be")
     parser.add_argument(
-        "--shortcut", choices=zoo.SHORTCUTS, help="of a residual network, where it is not the usual one"
+        "--num-classes", type=int, metavar="N", help="how many classes; without labels, they are numbered"
     )
-    parser.add_argument("--name", type=_model_name, metavar="AS", help="name in the repository, if not NAME")
+    parser.add_argument("--shortcut", choices=SHORTCUTS, help="of a residual network, where it is not the usual one")
+    parser.add_argument(
+        "--stride-in", choices=STRIDES_IN, help="which convolution of a bottleneck, where it is not the usual one"
+    )
+    parser.add_argument("--name", type=model_name, metavar="AS", help="name in the repository, if not NAME")
     parser.add_argument("--repository", type=Path, metavar="DIR", default=Path("model_repository"))
     parser.add_argument("--check-images", type=Path, metavar="FOLDER", default=PHOTOS, help="photos to compare on")
     return parser.parse_args(arguments)
 
 
-def _model_name(text: str) -> str:
+def model_name(text: str) -> str:
+    """Read the name of a model from the command line."""
     try:
         return TypeAdapter[str](ModelName).validate_python(text)
     except ValidationError:

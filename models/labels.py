@@ -33,6 +33,11 @@ def cifar10() -> tuple[Label, ...]:
     return tuple(Label(label=name) for name in names)
 
 
+def numbered(count: int) -> tuple[Label, ...]:
+    """Return labels for classes that nobody has named: "class 0", "class 1" and so on."""
+    return tuple(Label(label=f"class {index}") for index in range(count))
+
+
 def read(path: Path) -> tuple[Label, ...]:
     """Read a file of labels in class order: a JSON list of strings, or text with one label a line.
 

@@ -7,9 +7,9 @@ else. This module needs neither torch nor ONNX, so that a serving machine can im
 import hashlib
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 FILE_NAME = "manifest.json"
 
@@ -27,6 +27,14 @@ MAX_TOP_K = 100
 
 ModelName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.@-]{0,99}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+ComputeCapability = Annotated[str, Field(pattern=r"^sm[0-9]{2,3}$")]
+"""Of an NVIDIA GPU, as compilers name it: sm89 is 8.9."""
+Flavour = Literal["tensorrt", "tensorrt_rtx"]
+"""TensorRT for every NVIDIA GPU, or TensorRT for RTX, which is made for GeForce RTX and RTX PRO."""
+Compatibility = Literal["version", "ampere+", "same-compute-capability"]
+"""An engine for later versions of TensorRT too, for every GPU since Ampere (sm80), for every GPU of its capability."""
+QuantizationTarget = Literal["x86-vnni", "x86", "gpu"]
+"""What runs an INT8 file: x86 with VNNI's 8-bit dot products, x86 without them, or a GPU."""
 Channels = tuple[float, float, float]
 
 
@@ -43,6 +51,17 @@ class Label(_Record):
 
     label: str
     wordnet_id: str | None = None
+
+
+CropCount = Literal[1, 10]
+
+
+class Crop(NamedTuple):
+    """One window of `Preprocessing.crop` x `Preprocessing.crop` pixels; mirrored ones swap left and right."""
+
+    left: int
+    top: int
+    mirrored: bool = False
 
 
 class Preprocessing(_Record):
@@ -64,6 +83,20 @@ class Preprocessing(_Record):
             raise ValueError(f"crop {self.crop} is larger than resize {self.resize}")
         return self
 
+    def crops(self, size: tuple[int, int], count: CropCount = 1) -> tuple[Crop, ...]:
+        """Where the crops lie in an image that was resized to `size` (width, height), the centre first.
+
+        Ten are the papers' test: centre, four corners, and their mirrors (section 3.4 of arXiv:1512.03385 and before it
+        AlexNet's); the mean of their probabilities is the answer.
+        """
+        right, bottom = (side - self.crop for side in size)
+        centre = Crop(left=round(right / 2), top=round(bottom / 2))
+        if count == 1:
+            return (centre,)
+        corners = [Crop(left=left, top=top) for top in (0, bottom) for left in (0, right)]
+        upright = (centre, *corners)
+        return upright + tuple(crop._replace(mirrored=True) for crop in upright)
+
 
 class Weights(_Record):
     """Where the parameters came from. `random` weights are untrained: answers mean nothing."""
@@ -74,7 +107,7 @@ class Weights(_Record):
 
 
 class Accuracy(_Record):
-    """Published ImageNet or CIFAR accuracy, in percent."""
+    """ImageNet or CIFAR accuracy, in percent."""
 
     top1: float
     top5: float | None = None
@@ -91,12 +124,65 @@ class Parity(_Record):
     top1_agreement: float
 
 
+class Calibration(_Record):
+    """How the ranges of INT8 activations were found."""
+
+    target: QuantizationTarget
+    method: str
+    images: int
+
+
+class Conversion(_Record):
+    """From which FP32 file one of lower precision was made, and what that changed, on images it was not made with."""
+
+    source: ModelName
+    source_version: int
+    source_sha256: Sha256
+    calibration: Calibration | None
+    """None: none was needed."""
+    images: int
+    top1_agreement: float
+    """Share of the images with the same best class as in FP32."""
+    max_logit_error: float
+    """Largest |logit - FP32's|."""
+    accuracy: Accuracy | None
+    """Measured; None where the images' classes were not known."""
+    source_accuracy: Accuracy | None
+
+
 class ModelFile(_Record):
     """One file of the version's folder."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
     sha256: Sha256
     size_bytes: int
+
+
+class Profile(_Record):
+    """Batch sizes that an optimisation profile admits: from `smallest` to `largest`, which it is tuned for."""
+
+    smallest: Annotated[int, Field(ge=1)]
+    largest: Annotated[int, Field(ge=1)]
+
+
+class TensorRT(_Record):
+    """What a TensorRT engine was built by, and what it runs on: the plan cannot be asked on another machine."""
+
+    flavour: Flavour
+    version: str
+    """Of TensorRT, all four numbers: no other version loads the engine, unless it is compatible by `version`."""
+    compute_capabilities: Annotated[tuple[ComputeCapability, ...], Field(min_length=1)]
+    """Of the GPUs it was built for."""
+    gpu: str | None
+    """The GPU it was built on; None: ahead of time, on a machine without one."""
+    compatibility: tuple[Compatibility, ...] = ()
+    """What was asked for beyond the version and the GPU of the build."""
+    refittable: bool = False
+    """Its weights can be exchanged without another build."""
+    profiles: Annotated[tuple[Profile, ...], Field(min_length=1)]
+    """Largest batch last."""
+    onnx_sha256: Sha256
+    """Digest of the ONNX file it was built from."""
 
 
 class Manifest(_Record):
@@ -113,8 +199,8 @@ class Manifest(_Record):
     preprocessing: Preprocessing
     num_classes: Annotated[int, Field(ge=1)]
     top_k: Annotated[int, Field(ge=1, le=MAX_TOP_K)]
-    backend: Literal["onnx"]
-    precision: Literal["fp32"]
+    backend: Literal["onnx", "openvino", "tensorrt"]
+    precision: Literal["fp32", "fp16", "int8"]
     opset: int
     file: ModelFile
     parity: Parity | None
@@ -122,9 +208,15 @@ class Manifest(_Record):
     fingerprint: Sha256
     """Digest of all that determines the export; two exports with the same fingerprint are the same model."""
     labels: tuple[Label, ...]
+    tensorrt: TensorRT | None = None
+    """Of an engine; None for every other backend."""
+    conversion: Conversion | None = None
+    """Of an ONNX file in lower precision; None for what was exported from PyTorch."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if (self.backend == "tensorrt") != (self.tensorrt is not None):
+            raise ValueError(f"backend {self.backend} {'with' if self.tensorrt else 'without'} a record of TensorRT")
         if len(self.labels) != self.num_classes:
             raise ValueError(f"{len(self.labels)} labels for {self.num_classes} classes")
         if self.top_k > self.num_classes:
@@ -137,24 +229,70 @@ class Manifest(_Record):
         return self.preprocessing.crop, self.preprocessing.crop, 3
 
 
-def read(folder: Path) -> Manifest:
-    """Read the manifest of a version's folder.
+class Member(_Record):
+    """A version that an ensemble asks."""
+
+    name: ModelName
+    version: int
+    sha256: Sha256
+    """Of its file: the very one that was measured."""
+    accuracy: Accuracy | None
+    """Measured alone, on the images that the ensemble was measured on; None where their classes were not known."""
+
+
+class Ensemble(_Record):
+    """Several models served as one: the mean of their probabilities on the same image (section 4.1 of 1512.03385)."""
+
+    schema_version: Literal[1] = 1
+    name: ModelName
+    version: Annotated[int, Field(ge=1)]
+    created: datetime
+    backend: Literal["ensemble"] = "ensemble"
+    members: Annotated[tuple[Member, ...], Field(min_length=2, max_length=16)]
+    labels: tuple[Label, ...]
+    top_k: Annotated[int, Field(ge=1, le=MAX_TOP_K)]
+    images: int
+    """How many images the figures here come from."""
+    agreement: float
+    """Share of the images to which all members give the same best class."""
+    accuracy: Accuracy | None
+    fingerprint: Sha256
+
+
+Entry = Manifest | Ensemble
+_entry: TypeAdapter[Entry] = TypeAdapter(Annotated[Entry, Field(discriminator="backend")])
+
+
+def read_entry(folder: Path) -> Entry:
+    """Read the manifest of a version's folder, of a model or of an ensemble.
 
     Raises:
         ManifestError: it is missing, is no valid manifest, or its name and version are not those of its folders.
     """
     path = folder / FILE_NAME
     try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
+        found = _entry.validate_json(path.read_bytes())
     except OSError as error:
         raise ManifestError(f"{path}: {error.strerror}") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ManifestError(f"{path}: {where + ': ' if where else ''}{first['msg']}") from error
-    if (folder.parent.name, folder.name) != (manifest.name, str(manifest.version)):
-        raise ManifestError(f"{path}: it describes {manifest.name} version {manifest.version}, not this folder")
-    return manifest
+    if (folder.parent.name, folder.name) != (found.name, str(found.version)):
+        raise ManifestError(f"{path}: it describes {found.name} version {found.version}, not this folder")
+    return found
+
+
+def read(folder: Path) -> Manifest:
+    """Read the manifest of a model's version.
+
+    Raises:
+        ManifestError: as `read_entry`, or it is an ensemble's, which has no file of its own.
+    """
+    found = read_entry(folder)
+    if isinstance(found, Ensemble):
+        raise ManifestError(f"{folder / FILE_NAME}: {found.name} is an ensemble; name one of its members")
+    return found
 
 
 def read_model_file(folder: Path, manifest: Manifest) -> bytes:

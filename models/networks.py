@@ -6,14 +6,22 @@ import torch
 from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
 
-from models.resnet import ARCHITECTURES, GlobalAveragePool, ResNet
-from models.zoo import Shortcut
+from models.architectures import ARCHITECTURES, Shortcut, StrideIn
+from models.resnet import GlobalAveragePool, ResNet
 
 
-def build(architecture: str, num_classes: int, shortcut: Shortcut | None = None, seed: int = 0) -> nn.Module:
+def build(
+    architecture: str,
+    num_classes: int,
+    shortcut: Shortcut | None = None,
+    seed: int = 0,
+    *,
+    stride_in: StrideIn | None = None,
+) -> nn.Module:
     """Build a network in evaluation mode with random parameters that depend on `seed` alone.
 
-    It maps normalised images float32[N, 3, H, W] to logits float32[N, num_classes].
+    It maps normalised images float32[N, 3, H, W] to logits float32[N, num_classes]. A residual network's `shortcut` and
+    `stride_in` are the architecture's own where they are None.
 
     Raises:
         KeyError: there is no such architecture.
@@ -24,6 +32,7 @@ def build(architecture: str, num_classes: int, shortcut: Shortcut | None = None,
             network: nn.Module = EfficientNet.from_name("efficientnet-lite0", num_classes=num_classes)
             network._avg_pooling = GlobalAveragePool()
         else:
-            residual = ARCHITECTURES[architecture]
-            network = ResNet(replace(residual, shortcut=shortcut or residual.shortcut), num_classes)
+            usual = ARCHITECTURES[architecture]
+            changed = replace(usual, shortcut=shortcut or usual.shortcut, stride_in=stride_in or usual.stride_in)
+            network = ResNet(changed, num_classes)
     return network.eval()

@@ -1,33 +1,17 @@
-"""Residual networks: one definition for ResNet, ResNeXt, Wide ResNet and the CIFAR family.
+"""One definition for ResNet, its pre-activation form, plain networks, ResNeXt, Wide ResNet and the CIFAR family.
 
-He et al., "Deep Residual Learning for Image Recognition" (arXiv:1512.03385); Xie et al., "Aggregated Residual
-Transformations for Deep Neural Networks" (arXiv:1611.05431); Zagoruyko and Komodakis, "Wide Residual Networks"
-(arXiv:1605.07146). Parameter names and shapes are those of torchvision, so that its published files load unchanged.
+The papers are named in `models.architectures`. Parameter names and shapes are those of torchvision, so that its
+published files load unchanged. Pre-activation networks, which torchvision lacks, have the same names, but `bn1` comes
+before `conv1` (the first block has none, the stem's serves it), a projection is `downsample.0` alone, and `last_bn`
+lies between the last block and the pooling.
 """
 
 from collections import OrderedDict
-from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.zoo import Shortcut
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """What distinguishes one residual network from another."""
-
-    depths: tuple[int, ...]
-    """Residual blocks in each stage; the first stage keeps the resolution, each later one halves it."""
-    block: "type[BasicBlock | Bottleneck]"
-    width: int = 64
-    """Channels of the stem and width of the first stage; doubles with each stage."""
-    groups: int = 1
-    width_per_group: int = 64
-    cifar: bool = False
-    """For 32x32 images: the stem is one 3x3 convolution that keeps the resolution."""
-    shortcut: Shortcut = "B"
+from models.architectures import Architecture, Block, Style
 
 
 class ZeroPadShortcut(nn.Module):
@@ -43,21 +27,26 @@ class ZeroPadShortcut(nn.Module):
         return functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.padding, self.padding))
 
 
-def _shortcut(kind: Shortcut, inputs: int, outputs: int, stride: int) -> nn.Module | None:
-    if kind != "C" and stride == 1 and inputs == outputs:
+def _shortcut(architecture: Architecture, inputs: int, outputs: int, stride: int) -> nn.Module | None:
+    """Build what lies between a block's input and its sum; None is the identity."""
+    if architecture.style == "plain" or (architecture.shortcut != "C" and stride == 1 and inputs == outputs):
         return None
-    if kind == "A":
+    if architecture.shortcut == "A":
         return ZeroPadShortcut(inputs, outputs, stride)
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+    projection = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+    if architecture.style == "pre-activation":  # its input is normalised already
+        return nn.Sequential(projection)
+    return nn.Sequential(projection, nn.BatchNorm2d(outputs))
 
 
 def _last_norm(architecture: Architecture, channels: int) -> nn.BatchNorm2d:
-    """Build the batch norm that ends a residual branch, scaled by 1 / sqrt(number of blocks) until weights are loaded.
+    """Build the last batch norm of a residual branch, scaled by 1 / sqrt(number of blocks) until weights are loaded.
 
     With unit scales an untrained network's activations double in variance with each block: infinite after 600.
     """
     norm = nn.BatchNorm2d(channels)
-    nn.init.constant_(norm.weight, sum(architecture.depths) ** -0.5)
+    if architecture.style != "plain":
+        nn.init.constant_(norm.weight, sum(architecture.depths) ** -0.5)
     return norm
 
 
@@ -72,7 +61,7 @@ class BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.bn2 = _last_norm(architecture, width)
-        self.downsample = _shortcut(architecture.shortcut, inputs, width, stride)
+        self.downsample = _shortcut(architecture, inputs, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map float32[N, inputs, H, W] to float32[N, width, H / stride, W / stride]."""
@@ -81,8 +70,17 @@ class BasicBlock(nn.Module):
         return functional.relu(residual + (x if self.downsample is None else self.downsample(x)))
 
 
+class PlainBlock(BasicBlock):
+    """Two 3x3 convolutions and no shortcut."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map float32[N, inputs, H, W] to float32[N, width, H / stride, W / stride]."""
+        x = functional.relu(self.bn1(self.conv1(x)))
+        return functional.relu(self.bn2(self.conv2(x)))
+
+
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions beside a shortcut; the stride is in the 3x3, as in torchvision."""
+    """1x1, 3x3 and 1x1 convolutions beside a shortcut."""
 
     expansion = 4
 
@@ -91,13 +89,14 @@ class Bottleneck(nn.Module):
         groups = architecture.groups
         inner = width * architecture.width_per_group // 64 * groups
         outputs = width * self.expansion
-        self.conv1 = nn.Conv2d(inputs, inner, 1, bias=False)
+        strides = (stride, 1) if architecture.stride_in == "1x1" else (1, stride)
+        self.conv1 = nn.Conv2d(inputs, inner, 1, strides[0], bias=False)
         self.bn1 = nn.BatchNorm2d(inner)
-        self.conv2 = nn.Conv2d(inner, inner, 3, stride, padding=1, groups=groups, bias=False)
+        self.conv2 = nn.Conv2d(inner, inner, 3, strides[1], padding=1, groups=groups, bias=False)
         self.bn2 = nn.BatchNorm2d(inner)
         self.conv3 = nn.Conv2d(inner, outputs, 1, bias=False)
         self.bn3 = _last_norm(architecture, outputs)
-        self.downsample = _shortcut(architecture.shortcut, inputs, outputs, stride)
+        self.downsample = _shortcut(architecture, inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map float32[N, inputs, H, W] to float32[N, 4 * width, H / stride, W / stride]."""
@@ -105,6 +104,47 @@ class Bottleneck(nn.Module):
         residual = functional.relu(self.bn2(self.conv2(residual)))
         residual = self.bn3(self.conv3(residual))
         return functional.relu(residual + (x if self.downsample is None else self.downsample(x)))
+
+
+class PreActivationBasicBlock(BasicBlock):
+    """Two 3x3 convolutions, each after batch norm and ReLU, beside a shortcut."""
+
+    def __init__(self, architecture: Architecture, inputs: int, width: int, stride: int) -> None:
+        super().__init__(architecture, inputs, width, stride)
+        self.bn1 = nn.BatchNorm2d(inputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map float32[N, inputs, H, W] to float32[N, width, H / stride, W / stride]."""
+        activated = functional.relu(self.bn1(x))
+        residual: Tensor = self.conv1(activated)
+        residual = self.conv2(functional.relu(self.bn2(residual)))
+        return residual + (x if self.downsample is None else self.downsample(activated))
+
+
+class PreActivationBottleneck(Bottleneck):
+    """1x1, 3x3 and 1x1 convolutions, each after batch norm and ReLU, beside a shortcut."""
+
+    def __init__(self, architecture: Architecture, inputs: int, width: int, stride: int) -> None:
+        super().__init__(architecture, inputs, width, stride)
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.bn3 = _last_norm(architecture, self.conv3.in_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map float32[N, inputs, H, W] to float32[N, 4 * width, H / stride, W / stride]."""
+        activated = functional.relu(self.bn1(x))
+        residual: Tensor = self.conv1(activated)
+        residual = self.conv2(functional.relu(self.bn2(residual)))
+        residual = self.conv3(functional.relu(self.bn3(residual)))
+        return residual + (x if self.downsample is None else self.downsample(activated))
+
+
+_BLOCKS: dict[tuple[Block, Style], type[BasicBlock | Bottleneck]] = {
+    ("basic", "post-activation"): BasicBlock,
+    ("basic", "pre-activation"): PreActivationBasicBlock,
+    ("basic", "plain"): PlainBlock,
+    ("bottleneck", "post-activation"): Bottleneck,
+    ("bottleneck", "pre-activation"): PreActivationBottleneck,
+}
 
 
 class GlobalAveragePool(nn.Module):
@@ -120,44 +160,34 @@ class ResNet(nn.Sequential):
 
     def __init__(self, architecture: Architecture, num_classes: int) -> None:
         width = channels = architecture.width
+        block = _BLOCKS[architecture.block, architecture.style]
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         if architecture.cifar:
             layers["conv1"] = nn.Conv2d(3, width, 3, padding=1, bias=False)
         else:
             layers["conv1"] = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
         layers["bn1"] = nn.BatchNorm2d(width)
-        layers["relu"] = nn.ReLU()
+        if architecture.style != "pre-activation":
+            layers["relu"] = nn.ReLU()
         if not architecture.cifar:
             layers["maxpool"] = nn.MaxPool2d(3, stride=2, padding=1)
         for stage, depth in enumerate(architecture.depths):
             blocks = []
             for index in range(depth):
                 stride = 2 if stage > 0 and index == 0 else 1
-                blocks.append(architecture.block(architecture, channels, width << stage, stride))
-                channels = (width << stage) * architecture.block.expansion
+                blocks.append(block(architecture, channels, width << stage, stride))
+                channels = (width << stage) * block.expansion
             layers[f"layer{stage + 1}"] = nn.Sequential(*blocks)
+        if architecture.style == "pre-activation":
+            # Appendix of arXiv:1603.05027: the first activation is right after the stem, before the two paths part (its
+            # batch norm is the stem's, its ReLU the block's: max pooling between them changes nothing), and there is
+            # one more after the last sum.
+            layers["layer1"].set_submodule("0.bn1", nn.Identity())
+            layers["last_bn"] = nn.BatchNorm2d(channels)
+            layers["last_relu"] = nn.ReLU()
         layers["avgpool"] = GlobalAveragePool()
         layers["fc"] = nn.Linear(channels, num_classes)
         super().__init__(layers)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-
-ARCHITECTURES = {
-    "resnet18": Architecture((2, 2, 2, 2), BasicBlock),
-    "resnet34": Architecture((3, 4, 6, 3), BasicBlock),
-    "resnet50": Architecture((3, 4, 6, 3), Bottleneck),
-    "resnet101": Architecture((3, 4, 23, 3), Bottleneck),
-    "resnet152": Architecture((3, 8, 36, 3), Bottleneck),
-    "resnext50_32x4d": Architecture((3, 4, 6, 3), Bottleneck, groups=32, width_per_group=4),
-    "resnext101_32x8d": Architecture((3, 4, 23, 3), Bottleneck, groups=32, width_per_group=8),
-    "resnext101_64x4d": Architecture((3, 4, 23, 3), Bottleneck, groups=64, width_per_group=4),
-    "wide_resnet50_2": Architecture((3, 4, 6, 3), Bottleneck, width_per_group=128),
-    "wide_resnet101_2": Architecture((3, 4, 23, 3), Bottleneck, width_per_group=128),
-    # Section 4.2 of the first paper: 6n + 2 layers, shortcuts A.
-    **{
-        f"cifar_resnet{6 * n + 2}": Architecture((n, n, n), BasicBlock, width=16, cifar=True, shortcut="A")
-        for n in (3, 5, 7, 9, 18, 200)
-    },
-}

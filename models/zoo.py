@@ -5,15 +5,10 @@ Entries are data: this module needs no torch.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from models import labels
+from models.architectures import ARCHITECTURES
 from models.manifest import Accuracy, Label, Preprocessing
-
-Shortcut = Literal["A", "B", "C"]
-"""How a residual block's input reaches its sum (section 4.1 of arXiv:1512.03385): A fills new channels with zeros and
-has no parameters, B projects where the shape changes, C projects in every block."""
-SHORTCUTS: tuple[Shortcut, ...] = get_args(Shortcut)
 
 DEFAULT = "resnet50"
 OFFLINE_DEFAULT = "efficientnet_lite0"
@@ -64,11 +59,18 @@ def _imagenet(name: str, digest: str, resize: int, top1: float, top5: float) -> 
     )
 
 
-def _cifar(depth: int) -> Entry:
-    name = f"cifar_resnet{depth}"
-    # ImageNet's mean and std: what the published CIFAR checkpoints were trained with.
-    preprocessing = Preprocessing(resize=32, crop=32, interpolation="bilinear", mean=IMAGENET_MEAN, std=IMAGENET_STD)
-    return Entry(name, name, None, preprocessing, labels.cifar10, None)
+def _untrained(architecture: str) -> Entry:
+    """Describe a network of the papers for which nobody published weights in this project's form."""
+    cifar = ARCHITECTURES[architecture].cifar
+    # ImageNet's mean and std for CIFAR too: what the best-known checkpoints of its ResNets were trained with.
+    preprocessing = Preprocessing(
+        resize=32 if cifar else 256,
+        crop=32 if cifar else 224,
+        interpolation="bilinear",
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+    )
+    return Entry(architecture, architecture, None, preprocessing, labels.cifar10 if cifar else labels.imagenet, None)
 
 
 def _efficientnet_lite0() -> Entry:
@@ -110,7 +112,7 @@ ENTRIES = {
         _imagenet("wide_resnet50_2", "9ba9bcbe", 232, 81.602, 95.758),
         _imagenet("wide_resnet101_2@v1", "32ee1156", 256, 78.848, 94.284),
         _imagenet("wide_resnet101_2", "d733dc28", 232, 82.510, 96.020),
-        *(_cifar(depth) for depth in (20, 32, 44, 56, 110, 1202)),
+        *(_untrained(name) for name in ARCHITECTURES if name.startswith(("cifar", "preresnet", "plain"))),
         _efficientnet_lite0(),
     )
 }

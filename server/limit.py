@@ -79,7 +79,8 @@ def main() -> int:
     settings = Settings()
     try:
         folder = options.repository or settings.repository
-        found = repository.scan(folder, settings.models).resolve(options.model or settings.default_model, None)
+        catalogue = repository.scan(folder, settings.models)
+        found = catalogue.members(catalogue.resolve(options.model or settings.default_model, None))[0]
         content = manifest.read_model_file(folder / found.name / str(found.version), found)
         photos = [path.read_bytes() for path in options.photos]
         limit = measure(found, backends.load(found, content, settings), photos, settings, options.seconds)
@@ -99,7 +100,7 @@ def measure(found: Manifest, backend: Backend, photos: Sequence[bytes], settings
 
     def pixels_of(photo: bytes) -> NDArray[np.uint8]:
         pixels = np.empty(found.input_shape, np.uint8)
-        decode(photo, found.preprocessing, pixels, max_pixels=settings.max_pixels)
+        decode(photo, found.preprocessing, [pixels], max_pixels=settings.max_pixels)
         return pixels
 
     def decode_some(threads: int) -> int:

@@ -40,6 +40,8 @@ class Settings(BaseSettings):
     """serve only these models, comma-separated; none given: all in the repository"""
     default_model: ModelName | None = None
     """answers requests that name no model; not given: the only one, else resnet50, else efficientnet_lite0"""
+    backend: Literal["onnx", "openvino"] | None = None
+    """what runs ONNX files: ONNX Runtime or OpenVINO; not given: what each model's manifest names"""
     providers: Annotated[tuple[str, ...], NoDecode, CommaSeparated] = ("CPUExecutionProvider",)
     """ONNX Runtime execution providers, comma-separated, the preferred first"""
     max_batch: Annotated[int, Field(ge=1, le=1024)] = 8

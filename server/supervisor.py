@@ -263,9 +263,10 @@ class Supervisor:
             return
         self._announced = True
         catalogue = self._catalogue.refuse(self._engine_up.refused)
-        for key, found in catalogue.manifests.items():
+        for key, found in catalogue.entries.items():
             default = " (default)" if key.name == catalogue.default_model else ""
-            warning = ": RANDOM WEIGHTS, its answers mean nothing" if found.weights.random else ""
+            random = any(member.weights.random for member in catalogue.members(found))
+            warning = ": RANDOM WEIGHTS, its answers mean nothing" if random else ""
             log.info("serving %s%s%s", key, default, warning)
         for what, reason in catalogue.refused.items():
             log.warning("not serving %s: %s", what, reason)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from models import manifest
-from models.manifest import Label, Manifest, ModelFile, Preprocessing, Weights
+from models.manifest import Ensemble, Label, Manifest, Member, ModelFile, Preprocessing, Weights
 
 CLASSES = 256
 TOP_K = 100
@@ -22,9 +22,14 @@ OPSET = 20
 _WORK_SIZE = 256
 
 
-def write(repository: Path, name: str = "tiny", version: int = 1, *, crop: int = 32, work: int = 0) -> Manifest:
-    """Write the model to `repository`; `work` is the number of 256 x 256 matrix products that a batch costs more."""
-    content = _graph(work).SerializeToString()
+def write(
+    repository: Path, name: str = "tiny", version: int = 1, *, crop: int = 32, work: int = 0, channel: int = 0
+) -> Manifest:
+    """Write the model to `repository`; `work` is the number of 256 x 256 matrix products that a batch costs more.
+
+    `channel` 1 or 2 has it look at green or blue instead.
+    """
+    content = _graph(work, channel).SerializeToString()
     found = Manifest(
         name=name,
         version=version,
@@ -54,11 +59,31 @@ def write(repository: Path, name: str = "tiny", version: int = 1, *, crop: int =
     return found
 
 
+def write_ensemble(repository: Path, name: str, members: list[Manifest]) -> Ensemble:
+    """Write an ensemble of models that are in `repository`."""
+    found = Ensemble(
+        name=name,
+        version=1,
+        created=datetime.now(UTC),
+        members=tuple(Member(name=m.name, version=m.version, sha256=m.file.sha256, accuracy=None) for m in members),
+        labels=members[0].labels,
+        top_k=TOP_K,
+        images=0,
+        agreement=0.0,
+        accuracy=None,
+        fingerprint=hashlib.sha256(name.encode()).hexdigest(),
+    )
+    folder = repository / name / "1"
+    folder.mkdir(parents=True)
+    (folder / manifest.FILE_NAME).write_text(found.model_dump_json(indent=1))
+    return found
+
+
 def _constant(name: str, values: NDArray[np.generic]) -> onnx.TensorProto:
     return numpy_helper.from_array(values, name)
 
 
-def _graph(work: int) -> onnx.ModelProto:
+def _graph(work: int, channel: int) -> onnx.ModelProto:
     """logits[c] = 2 * c * red - c^2, which is largest for the c nearest to the mean red value."""
     classes = np.arange(CLASSES, dtype=np.float32)
     matrix = np.eye(_WORK_SIZE, dtype=np.float32)
@@ -101,7 +126,7 @@ def _graph(work: int) -> onnx.ModelProto:
         ],
         [
             _constant("height_width", np.array([1, 2], np.int64)),
-            _constant("twice_red_times_class", np.stack([2 * classes, 0 * classes, 0 * classes])),
+            _constant("twice_red_times_class", np.outer(np.eye(3, dtype=np.float32)[channel], 2 * classes)),
             _constant("class_squared", classes**2),
             _constant("matrix", matrix),
             _constant("work", np.array(work, np.int64)),

@@ -75,7 +75,7 @@ def _decode(data: bytes, margin: float, out: np.ndarray) -> float:
     times = []
     for _ in range(REPEATS):
         start = time.perf_counter()
-        decode.decode(data, PREPROCESSING, out, max_pixels=100_000_000)
+        decode.decode(data, PREPROCESSING, [out], max_pixels=100_000_000)
         times.append(time.perf_counter() - start)
     return min(times)
 

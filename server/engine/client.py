@@ -10,7 +10,7 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from enum import Enum, auto
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ import numpy as np
 import zmq
 from numpy.typing import NDArray
 
-from models.manifest import Manifest, Preprocessing
+from models.manifest import CropCount, Manifest, Preprocessing
 from server.engine.messages import Answer, Cancel, Dropped, Submit, decode_replies, encode
 from server.engine.slots import Slots
 from server.errors import Code, ServiceError
@@ -27,22 +27,41 @@ from server.errors import Code, ServiceError
 MAX_CRASHES = 2
 """A job that was in this many batches that crashed the engine is not tried again."""
 
-Decode = Callable[[bytes, Preprocessing, NDArray[np.uint8]], None]
+Decode = Callable[[bytes, Preprocessing, Sequence[NDArray[np.uint8]]], None]
 
 log = logging.getLogger(__name__)
 
 
 class Classes(NamedTuple):
-    """The answer to one image."""
+    """The answer to one crop."""
 
     probabilities: NDArray[np.float32]
-    """float32[k], best first"""
+    """float32[k], best first; empty where the logits were asked for"""
     indices: NDArray[np.int32]
     """int32[k]"""
+    logits: NDArray[np.float32]
+    """float32[num_classes]; empty where they were not asked for"""
     decode_s: float
     queue_s: float
     inference_s: float
     batch_size: int
+
+
+def average(answers: Sequence[Classes], top_k: int) -> Classes:
+    """The `top_k` classes by the mean probability over answers that hold logits; of times and sizes the largest."""
+    logits = np.stack([answer.logits for answer in answers]).astype(np.float64)
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    probabilities = (powers / powers.sum(1, keepdims=True)).mean(0)
+    best = np.argsort(-probabilities, kind="stable")[:top_k]
+    return Classes(
+        probabilities[best].astype(np.float32),
+        best.astype(np.int32),
+        np.empty(0, np.float32),
+        max(answer.decode_s for answer in answers),
+        max(answer.queue_s for answer in answers),
+        max(answer.inference_s for answer in answers),
+        max(answer.batch_size for answer in answers),
+    )
 
 
 class _State(Enum):
@@ -52,7 +71,7 @@ class _State(Enum):
 
 
 class _Ticket:
-    """One admitted request, until its slot is free again; that may be after its client has its answer."""
+    """One admitted crop, until its slot is free again; that may be after its client has its answer."""
 
     __slots__ = ("arrived_s", "crashes", "deadline_s", "decode_s", "future", "id", "manifest", "slot", "state", "top_k")
 
@@ -61,7 +80,7 @@ class _Ticket:
         ticket_id: int,
         slot: int,
         manifest: Manifest,
-        top_k: int,
+        top_k: int | None,
         deadline_s: float,
         future: asyncio.Future[Classes],
     ) -> None:
@@ -106,40 +125,43 @@ class EngineClient:
         """The engine is there."""
         return self._socket is not None
 
-    def check_admission(self) -> None:
+    def check_admission(self, places: int = 1) -> None:
         """Refuse at once, before anything is spent on a request, where it could not be admitted now.
 
         Raises:
-            ServiceError: ENGINE_UNAVAILABLE or QUEUE_FULL.
+            ServiceError: ENGINE_UNAVAILABLE, QUEUE_FULL, or INVALID_PARAMETER where it could never be admitted.
         """
         if not self._available:
             raise self._away()
-        if not self._free:
-            raise ServiceError(Code.QUEUE_FULL, "as many requests as this server holds are under way; try again later")
+        if places > len(self._free):
+            if places > len(self._free) + len(self._tickets):
+                raise ServiceError(Code.INVALID_PARAMETER, "the request has more crops than this server holds images")
+            raise ServiceError(Code.QUEUE_FULL, "as many images as this server holds are under way; try again later")
 
-    async def classify(self, data: bytes, manifest: Manifest, top_k: int, deadline_s: float) -> Classes:
-        """Classify one compressed image before `deadline_s` of the monotonic clock.
+    async def classify(
+        self, data: bytes, manifest: Manifest, top_k: int | None, deadline_s: float, crops: CropCount = 1
+    ) -> list[Classes]:
+        """Classify each crop of one compressed image before `deadline_s` of the monotonic clock.
+
+        `top_k` None asks for the logits of all classes, which averages need.
 
         Cancelling the call gives the work up: what has not started never will.
 
         Raises:
             ServiceError: not admitted, not an image, too late, or the engine's own failure.
         """
-        self.check_admission()
-        slot = self._free.pop()
-        self._slots.running[slot] = False
-        ticket = _Ticket(next(self._ids), slot, manifest, top_k, deadline_s, self._loop.create_future())
-        self._tickets[ticket.id] = ticket
-        self._count(len(self._tickets))
-        decoding = self._threads.submit(self._decode_into_slot, data, ticket)
-        decoding.add_done_callback(lambda done: self._call_in_loop(self._decoded, ticket, done))
+        self.check_admission(crops)
+        tickets = [self._admit(manifest, top_k, deadline_s) for _ in range(crops)]
+        decoding = self._threads.submit(self._decode_into_slots, data, tickets)
+        decoding.add_done_callback(lambda done: self._call_in_loop(self._decoded, tickets, done))
         try:
             async with asyncio.timeout(deadline_s - time.monotonic()):
-                return await ticket.future
+                return [await ticket.future for ticket in tickets]
         except TimeoutError:
-            raise self._too_late(ticket) from None
+            raise self._too_late(tickets) from None
         finally:
-            self._abandon(ticket, decoding)
+            for ticket in tickets:
+                self._abandon(ticket, decoding)
 
     def engine_up(self, address: str) -> None:
         """Connect to a new engine and hand it everything that waits."""
@@ -179,25 +201,38 @@ class EngineClient:
         self._disconnect()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _decode_into_slot(self, data: bytes, ticket: _Ticket) -> None:
-        if not ticket.wanted:
+    def _admit(self, manifest: Manifest, top_k: int | None, deadline_s: float) -> _Ticket:
+        slot = self._free.pop()
+        self._slots.running[slot] = False
+        ticket = _Ticket(next(self._ids), slot, manifest, top_k, deadline_s, self._loop.create_future())
+        self._tickets[ticket.id] = ticket
+        self._count(len(self._tickets))
+        return ticket
+
+    def _decode_into_slots(self, data: bytes, tickets: Sequence[_Ticket]) -> None:
+        """Decode into the slots of one image's crops."""
+        first = tickets[0]
+        if not first.wanted:
             return
         started_s = time.monotonic()
-        pixels = self._slots.pixels(ticket.slot, ticket.manifest.input_shape)
-        self._decode(data, ticket.manifest.preprocessing, pixels)
-        ticket.arrived_s = time.monotonic()
-        ticket.decode_s = ticket.arrived_s - started_s
+        pixels = [self._slots.pixels(ticket.slot, first.manifest.input_shape) for ticket in tickets]
+        self._decode(data, first.manifest.preprocessing, pixels)
+        arrived_s = time.monotonic()
+        for ticket in tickets:
+            ticket.arrived_s = arrived_s
+            ticket.decode_s = arrived_s - started_s
 
-    def _decoded(self, ticket: _Ticket, decoding: Future[None]) -> None:
+    def _decoded(self, tickets: Sequence[_Ticket], decoding: Future[None]) -> None:
         error = None if decoding.cancelled() else decoding.exception()
-        if error or not ticket.wanted:
-            self._end(ticket, error)
-        elif self._socket is not None:
-            self._submit(ticket)
-        elif self._available:
-            ticket.state = _State.WAITING
-        else:
-            self._end(ticket, self._away())
+        for ticket in tickets:
+            if error or not ticket.wanted:
+                self._end(ticket, error)
+            elif self._socket is not None:
+                self._submit(ticket)
+            elif self._available:
+                ticket.state = _State.WAITING
+            else:
+                self._end(ticket, self._away())
 
     def _submit(self, ticket: _Ticket) -> None:
         ticket.state = _State.SUBMITTED
@@ -241,6 +276,7 @@ class EngineClient:
                 Classes(
                     np.frombuffer(answer.probabilities, np.float32),
                     np.frombuffer(answer.indices, np.int32),
+                    np.frombuffer(answer.logits, np.float32),
                     ticket.decode_s,
                     answer.queue_s,
                     answer.inference_s,
@@ -273,8 +309,8 @@ class EngineClient:
     def _away(self) -> ServiceError:
         return ServiceError(Code.ENGINE_UNAVAILABLE, "the inference engine is starting or down; try again soon")
 
-    def _too_late(self, ticket: _Ticket) -> ServiceError:
-        if ticket.state is _State.WAITING:
+    def _too_late(self, tickets: Sequence[_Ticket]) -> ServiceError:
+        if any(ticket.state is _State.WAITING for ticket in tickets):
             return ServiceError(Code.ENGINE_UNAVAILABLE, "the inference engine did not come back in time")
         return ServiceError(Code.DEADLINE_EXCEEDED, "the answer was not ready within the time limit")
 

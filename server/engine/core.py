@@ -12,7 +12,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from server.engine.backends import Backend, DeviceLostError, TopK
+from server.engine.backends import Backend, DeviceLostError, Outputs
 from server.engine.scheduler import Job, Limits, Scheduler
 from server.errors import Code, ServiceError
 
@@ -35,6 +35,8 @@ class Result(NamedTuple):
     """float32[k], best first"""
     indices: NDArray[np.int32]
     """int32[k]"""
+    logits: NDArray[np.float32]
+    """float32[num_classes]"""
     queue_s: float
     inference_s: float
     batch_size: int
@@ -74,7 +76,7 @@ class Engine(Generic[Payload]):
         self._clock = clock
         self._lanes = lanes
         self._threads = ThreadPoolExecutor(lanes, thread_name_prefix="lane")
-        self._running: dict[Future[tuple[TopK, float]], _Batch[Payload]] = {}
+        self._running: dict[Future[tuple[Outputs, float]], _Batch[Payload]] = {}
 
     def __len__(self) -> int:
         """Jobs that wait or run."""
@@ -137,14 +139,14 @@ class Engine(Generic[Payload]):
         self._running[future] = _Batch(model, jobs, self._clock())
         future.add_done_callback(lambda _: self._wake())
 
-    def _run(self, backend: Backend, jobs: Sequence[Job[Payload]]) -> tuple[TopK, float]:
+    def _run(self, backend: Backend, jobs: Sequence[Job[Payload]]) -> tuple[Outputs, float]:
         started_s = self._clock()
-        top = backend.run(np.stack([job.payload.pixels for job in jobs]))
-        if not len(top.probabilities) == len(top.indices) == len(jobs):
-            raise ValueError(f"{len(jobs)} images have {len(top.indices)} answers; the model's graph is wrong")
-        return top, self._clock() - started_s
+        outputs = backend.run(np.stack([job.payload.pixels for job in jobs]))
+        if any(len(rows) != len(jobs) for rows in outputs):
+            raise ValueError(f"{len(jobs)} images have {len(outputs.indices)} answers; the model's graph is wrong")
+        return outputs, self._clock() - started_s
 
-    def _finish(self, future: Future[tuple[TopK, float]]) -> list[Outcome[Payload]]:
+    def _finish(self, future: Future[tuple[Outputs, float]]) -> list[Outcome[Payload]]:
         batch = self._running.pop(future)
         error = future.exception()
         if isinstance(error, DeviceLostError):
@@ -152,10 +154,10 @@ class Engine(Generic[Payload]):
         if error is not None:
             failed = ServiceError(Code.INFERENCE_FAILED, f"the inference failed: {type(error).__name__}: {error}")
             return [Outcome(job, failed) for job in batch.jobs]
-        top, seconds = future.result()
+        outputs, seconds = future.result()
         size = len(batch.jobs)
         self._scheduler.observe(batch.model, size, seconds)
         return [
-            Outcome(job, Result(probabilities, indices, batch.started_s - job.arrived_s, seconds, size))
-            for job, probabilities, indices in zip(batch.jobs, top.probabilities, top.indices, strict=True)
+            Outcome(job, Result(probabilities, indices, logits, batch.started_s - job.arrived_s, seconds, size))
+            for job, probabilities, indices, logits in zip(batch.jobs, *outputs, strict=True)
         ]

@@ -12,7 +12,8 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, tag=0):
     slot: int
     model: str
     version: int
-    top_k: int
+    top_k: int | None
+    """None: the logits of all classes"""
     arrived_s: float
     deadline_s: float
     alone: bool
@@ -25,13 +26,15 @@ class Cancel(msgspec.Struct, frozen=True, array_like=True, tag=1):
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True, tag=2):
-    """The top-k classes of one job."""
+    """The classes of one job."""
 
     id: int
     probabilities: bytes
-    """float32[k], native byte order, best first"""
+    """float32[k], native byte order, best first; empty where the logits were asked for"""
     indices: bytes
     """int32[k]"""
+    logits: bytes
+    """float32[num_classes]; empty where they were not asked for"""
     queue_s: float
     inference_s: float
     batch_size: int

@@ -20,7 +20,7 @@ from models.manifest import Manifest
 from server import logs, metrics
 from server.control import EngineReady, Heartbeat
 from server.engine import backends
-from server.engine.backends import Backend
+from server.engine.backends import Backend, DeviceLostError
 from server.engine.core import Engine, Outcome
 from server.engine.messages import Answer, Cancel, Dropped, Failure, Reply, Submit, decode_request, encode
 from server.engine.scheduler import Job, Limits, buckets
@@ -42,7 +42,7 @@ class _Image(NamedTuple):
     slot: int
     pixels: NDArray[np.uint8]
     model: str
-    top_k: int
+    top_k: int | None
 
 
 def main(settings: Settings, catalogue: Catalogue, slots: Slots, address: str, control: Connection) -> None:
@@ -55,6 +55,8 @@ def main(settings: Settings, catalogue: Catalogue, slots: Slots, address: str, c
     for key, found in catalogue.manifests.items():
         try:
             loaded[key] = _load(catalogue, found, settings), found
+        except DeviceLostError:
+            raise  # of no use to any model: another process is
         except Exception as error:  # whatever is wrong with one model must not take the others down
             refused[key] = str(error)
             log.warning("%s is refused: %s", key, error)
@@ -95,6 +97,7 @@ class _Process:
             {key: (backend, limits) for key, (backend, _) in loaded.items()},
             wake=lambda: os.eventfd_write(self._wake, 1),
             on_start=self._started,
+            lanes=max((backend.lanes for backend, _ in loaded.values()), default=1),
         )
         self._workers: dict[bytes, bytes] = {}  # the living process of each HTTP worker, by its name
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
@@ -176,10 +179,12 @@ class _Process:
         if isinstance(result, ServiceError):
             return image.owner, Failure(image.id, result.code, result.detail)
         self._metrics.inference.labels(image.model).observe(result.inference_s)
+        ranked = slice(0, image.top_k) if image.top_k is not None else slice(0)
         return image.owner, Answer(
             image.id,
-            result.probabilities[: image.top_k].tobytes(),
-            result.indices[: image.top_k].tobytes(),
+            result.probabilities[ranked].tobytes(),
+            result.indices[ranked].tobytes(),
+            b"" if image.top_k is not None else result.logits.tobytes(),
             result.queue_s,
             result.inference_s,
             result.batch_size,

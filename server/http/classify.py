@@ -2,16 +2,17 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
+from enum import IntEnum
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 from starlette.requests import ClientDisconnect
 
-from models.manifest import MAX_TOP_K, Manifest
-from server.engine.client import Classes
+from models.manifest import MAX_TOP_K, Entry, Manifest
+from server.engine.client import Classes, EngineClient, average
 from server.errors import Code, ServiceError
 from server.http import problems, request_ids
 from server.http.request_ids import request_id_of
@@ -20,6 +21,13 @@ from server.http.service import Service
 DEFAULT_TOP_K = 5
 CLIENT_CLOSED = "client_closed"
 """Code in the metrics of requests that nobody waits for any more."""
+
+
+class Crops(IntEnum):
+    """How many parts of the image are looked at."""
+
+    CENTRE = 1
+    TEN = 10
 
 
 class Prediction(BaseModel):
@@ -48,7 +56,9 @@ class Classification(BaseModel):
     random_weights: bool = Field(description="true: the network is untrained and the predictions mean nothing")
     predictions: list[Prediction]
     timings_ms: Timings
-    batch_size: int = Field(description="images in the batch that this one ran in")
+    batch_size: int = Field(
+        description="images in the batch that this one ran in; the largest, where there were several"
+    )
     request_id: str
 
 
@@ -70,20 +80,26 @@ def router(service: Service) -> APIRouter:
         ),
         model: Annotated[str | None, Query(description="name; without it the default model")] = None,
         version: Annotated[int | None, Query(ge=1, description="without it the newest")] = None,
+        crops: Annotated[Crops, Query(description="10: the mean over the centre, the corners and their mirrors")] = (
+            Crops.CENTRE
+        ),
     ) -> Response:
         """Send the image's bytes as the body, or as the file of a multipart form."""
         code, name = "internal_error", ""
         started_s = time.monotonic()
         try:
-            manifest = service.catalogue.resolve(model, version)
-            name = manifest.name
+            entry = service.catalogue.resolve(model, version)
+            name = entry.name
             service.client.check_admission()
             async with service.uploads.image(request) as image:
                 started_s = time.monotonic()
                 deadline_s = started_s + service.settings.timeout_ms / 1e3
                 async with _cancelled_when_gone(request):
-                    classes = await service.client.classify(image, manifest, top_k, deadline_s)
-            answer = _classification(manifest, classes, time.monotonic() - started_s, request_id_of(request))
+                    members = service.catalogue.members(entry)
+                    classes = await _infer(service.client, image, members, top_k, deadline_s, crops)
+            random = any(member.weights.random for member in members)
+            total_s = time.monotonic() - started_s
+            answer = _classification(entry, classes, total_s, request_id_of(request), random_weights=random)
             code = "ok"
         except ServiceError as error:
             code = error.code
@@ -128,16 +144,35 @@ async def _cancelled_when_gone(request: Request) -> AsyncGenerator[None]:
         watcher.cancel()
 
 
-def _classification(manifest: Manifest, classes: Classes, total_s: float, request_id: str) -> Classification:
+async def _infer(
+    client: EngineClient, image: bytes, members: Sequence[Manifest], top_k: int, deadline_s: float, crops: Crops
+) -> Classes:
+    """Ask every member about every crop at one time; all answer, or the first failure is the request's."""
+    if len(members) == 1 and crops is Crops.CENTRE:
+        (classes,) = await client.classify(image, members[0], top_k, deadline_s)
+        return classes
+    try:
+        async with asyncio.TaskGroup() as group:
+            asked = [
+                group.create_task(client.classify(image, member, None, deadline_s, crops.value)) for member in members
+            ]
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return average([answer for task in asked for answer in task.result()], min(top_k, members[0].top_k))
+
+
+def _classification(
+    entry: Entry, classes: Classes, total_s: float, request_id: str, *, random_weights: bool
+) -> Classification:
     return Classification(
-        model=manifest.name,
-        version=manifest.version,
-        random_weights=manifest.weights.random,
+        model=entry.name,
+        version=entry.version,
+        random_weights=random_weights,
         predictions=[
             Prediction(
                 class_id=index,
-                wordnet_id=manifest.labels[index].wordnet_id,
-                label=manifest.labels[index].label,
+                wordnet_id=entry.labels[index].wordnet_id,
+                label=entry.labels[index].label,
                 probability=round(probability, 7),  # all that float32 holds
             )
             for index, probability in zip(classes.indices.tolist(), classes.probabilities.tolist(), strict=True)

@@ -1,19 +1,19 @@
 """What operators and their machines ask: probes, metrics, models."""
 
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter, Response
 from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel
 from starlette.status import HTTP_503_SERVICE_UNAVAILABLE
 
-from models.manifest import Accuracy, Preprocessing
+from models.manifest import Accuracy, Ensemble, Entry, Member, Preprocessing
 from server import metrics
 from server.http.service import Service
 
 
 class Model(BaseModel):
-    """One version that is served."""
+    """One version of one network that is served."""
 
     name: str
     version: int
@@ -31,10 +31,22 @@ class Model(BaseModel):
     file_sha256: str
 
 
+class EnsembleModel(BaseModel):
+    """One version of several networks that are served as one."""
+
+    name: str
+    version: int
+    default: bool
+    backend: Literal["ensemble"]
+    members: tuple[Member, ...]
+    top_k: int
+    accuracy: Accuracy | None
+
+
 class Models(BaseModel):
     """What is served, and what was refused and why."""
 
-    models: list[Model]
+    models: list[Model | EnsembleModel]
     refused: dict[str, str]
 
 
@@ -45,21 +57,10 @@ def router(service: Service) -> APIRouter:
     @routes.get("/models", summary="What is served")
     def models() -> Models:
         catalogue = service.catalogue
-        served = sorted(catalogue.manifests.values(), key=lambda found: (found.name, found.version))
+        served = sorted(catalogue.entries.values(), key=lambda found: (found.name, found.version))
         newest = {found.name: found for found in served}
-        return Models(
-            models=[
-                Model(
-                    **found.model_dump(include=_SHOWN),
-                    default=found is newest.get(catalogue.default_model or ""),
-                    random_weights=found.weights.random,
-                    weights_sha256=found.weights.sha256,
-                    file_sha256=found.file.sha256,
-                )
-                for found in served
-            ],
-            refused=dict(catalogue.refused),
-        )
+        default = newest.get(catalogue.default_model or "")
+        return Models(models=[_shown(found, found is default) for found in served], refused=dict(catalogue.refused))
 
     @routes.get("/livez", summary="The process answers", response_class=PlainTextResponse)
     async def livez() -> str:
@@ -83,4 +84,17 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
-_SHOWN: Any = set(Model.model_fields)
+def _shown(found: Entry, default: bool) -> Model | EnsembleModel:  # noqa: FBT001
+    if isinstance(found, Ensemble):
+        return EnsembleModel(**found.model_dump(include=_fields(EnsembleModel)), default=default)
+    return Model(
+        **found.model_dump(include=_fields(Model)),
+        default=default,
+        random_weights=found.weights.random,
+        weights_sha256=found.weights.sha256,
+        file_sha256=found.file.sha256,
+    )
+
+
+def _fields(shown: type[BaseModel]) -> Any:
+    return set(shown.model_fields)

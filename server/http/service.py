@@ -26,7 +26,7 @@ class Service:
             return "the server is shutting down"
         if not self.client.connected:
             return "the inference engine is starting or down"
-        served = {key.name for key in self.catalogue.manifests}
+        served = {key.name for key in self.catalogue.entries}
         default = self.catalogue.default_model
         must_be_there = self.settings.models or ([default] if default else [])
         missing = [name for name in must_be_there if name not in served]

@@ -5,7 +5,7 @@ import contextlib
 import gc
 import signal
 import socket
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from multiprocessing.connection import Connection
 
 import numpy as np
@@ -50,8 +50,8 @@ async def _serve(
     listener: socket.socket,
     control: Connection,
 ) -> None:
-    def decode_into(data: bytes, preprocessing: Preprocessing, out: NDArray[np.uint8]) -> None:
-        decode(data, preprocessing, out, max_pixels=settings.max_pixels)
+    def decode_into(data: bytes, preprocessing: Preprocessing, outs: Sequence[NDArray[np.uint8]]) -> None:
+        decode(data, preprocessing, outs, max_pixels=settings.max_pixels)
 
     name = f"http-{index}"
     owned = range(index * settings.slots_per_worker, (index + 1) * settings.slots_per_worker)

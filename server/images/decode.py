@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +18,9 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from models.manifest import Preprocessing
+from models.manifest import CropCount, Preprocessing
 from server.errors import Code, ServiceError
-from server.images.preprocess import crop_box, preprocess
+from server.images.preprocess import crop_boxes, resample, rgb
 
 FORMATS = tuple(
     image_file.format
@@ -48,9 +49,9 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def decode(
-    data: bytes | memoryview, preprocessing: Preprocessing, out: npt.NDArray[np.uint8], *, max_pixels: int
+    data: bytes | memoryview, preprocessing: Preprocessing, outs: Sequence[npt.NDArray[np.uint8]], *, max_pixels: int
 ) -> None:
-    """Write the network's input for a compressed image into `out`.
+    """Write the network's input for a compressed image into `outs`: the centre crop, or the ten crops.
 
     The first frame of an animation, upright by its EXIF orientation, as RGB (see `preprocess`). May run in several
     threads at one time: decoding and resampling release the GIL. At its peak a call holds 4 bytes a pixel once (JPEG,
@@ -59,7 +60,8 @@ def decode(
     Args:
         data: a file of one of FORMATS; its bytes tell which.
         preprocessing: what the model's manifest says.
-        out: uint8[crop, crop, 3], RGB. The caller owns it; it is written to only when the image decoded fully.
+        outs: one or ten of uint8[crop, crop, 3], RGB. The caller owns them; they are written to only when the image
+            decoded fully.
         max_pixels: largest width x height; checked before any pixel is decoded. Opening a GIF or WebP may allocate its
             canvas before that, so Pillow's own limit, 2 * Image.MAX_IMAGE_PIXELS (179 million), stays in force.
 
@@ -71,7 +73,7 @@ def decode(
     data = bytes(data)
     format_name = _format(data)
     try:
-        pixels = _pixels(data, format_name, preprocessing, max_pixels)
+        crops = _crops(data, format_name, preprocessing, 10 if len(outs) == 10 else 1, max_pixels)
     except ServiceError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -83,7 +85,8 @@ def decode(
             Code.BROKEN_IMAGE,
             f"the {format_name} image is damaged or incomplete; check that it opens and send it again",
         ) from error
-    out[...] = pixels
+    for out, pixels in zip(outs, crops, strict=True):
+        out[...] = pixels
 
 
 def _format(data: bytes) -> str:
@@ -94,7 +97,9 @@ def _format(data: bytes) -> str:
     raise ServiceError(Code.NOT_AN_IMAGE, f"this is no image of an accepted format; send one of {', '.join(FORMATS)}")
 
 
-def _pixels(data: bytes, format_name: str, preprocessing: Preprocessing, max_pixels: int) -> npt.NDArray[np.uint8]:
+def _crops(
+    data: bytes, format_name: str, preprocessing: Preprocessing, count: CropCount, max_pixels: int
+) -> list[npt.NDArray[np.uint8]]:
     with Image.open(io.BytesIO(data), formats=(format_name,)) as image:
         _check_cost(image, data, max_pixels)
         size = image.size
@@ -103,9 +108,13 @@ def _pixels(data: bytes, format_name: str, preprocessing: Preprocessing, max_pix
         scale = draft[1][2] / size[0] if draft else 1.0
         image.load()
         orientation = _orientation(image)
-        left, top, right, bottom = crop_box(size, preprocessing, orientation)
-        box = left * scale, top * scale, right * scale, bottom * scale
-        return np.asarray(preprocess(image, box, preprocessing, orientation))
+        picture = rgb(image)
+        crops = []
+        for crop, (left, top, right, bottom) in crop_boxes(size, preprocessing, orientation, count):
+            box = left * scale, top * scale, right * scale, bottom * scale
+            pixels = np.asarray(resample(picture, box, preprocessing, orientation))
+            crops.append(pixels[:, ::-1] if crop.mirrored else pixels)
+        return crops
 
 
 def _check_cost(image: Image.Image, data: bytes, max_pixels: int) -> None:

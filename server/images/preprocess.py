@@ -2,7 +2,7 @@
 
 from PIL import Image
 
-from models.manifest import Preprocessing
+from models.manifest import Crop, CropCount, Preprocessing
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, in pixels."""
@@ -19,32 +19,39 @@ _TRANSPOSE = {
     8: Image.Transpose.ROTATE_90,
 }
 """EXIF orientation (CIPA DC-008, tag 0x0112) to what turns the stored picture upright; 1 is upright already."""
+_TURNED = {5, 6, 7, 8}
 _MIRRORED_X = {2, 3, 7, 8}
 _MIRRORED_Y = {3, 4, 6, 7}
 
 
-def crop_box(size: tuple[int, int], preprocessing: Preprocessing, orientation: int = 1) -> Box:
-    """The part of a stored image of `size` (width, height) that resize and centre crop keep.
+def crop_boxes(
+    size: tuple[int, int], preprocessing: Preprocessing, orientation: int = 1, count: CropCount = 1
+) -> list[tuple[Crop, Box]]:
+    """The parts of a stored image of `size` (width, height) that resizing and cropping keep.
 
-    The offsets count from the upright picture's left and top, and they round half to even: where `orientation` mirrors
-    an axis, the stored picture's odd pixel is on the other side.
+    The crops count from the upright picture's left and top, and the centre rounds half to even: where `orientation`
+    mirrors an axis, the stored picture's odd pixel is on the other side. The boxes leave the crops' own mirroring out.
     """
-    crop, short_side = preprocessing.crop, min(size)
+    resized = tuple(int(preprocessing.resize * side / min(size)) for side in size)
+    turned = orientation in _TURNED
 
-    def interval(side: int, *, mirrored: bool) -> tuple[float, float]:
-        resized = int(preprocessing.resize * side / short_side)
-        start = round((resized - crop) / 2)
+    def interval(start: int, axis: int, *, mirrored: bool) -> tuple[float, float]:
         if mirrored:
-            start = resized - crop - start
-        return start * side / resized, (start + crop) * side / resized
+            start = resized[axis] - preprocessing.crop - start
+        scale = size[axis] / resized[axis]
+        return start * scale, (start + preprocessing.crop) * scale
 
-    left, right = interval(size[0], mirrored=orientation in _MIRRORED_X)
-    top, bottom = interval(size[1], mirrored=orientation in _MIRRORED_Y)
-    return left, top, right, bottom
+    boxes = []
+    for crop in preprocessing.crops((resized[1], resized[0]) if turned else (resized[0], resized[1]), count):
+        x, y = (crop.top, crop.left) if turned else (crop.left, crop.top)
+        left, right = interval(x, 0, mirrored=orientation in _MIRRORED_X)
+        top, bottom = interval(y, 1, mirrored=orientation in _MIRRORED_Y)
+        boxes.append((crop, (left, top, right, bottom)))
+    return boxes
 
 
-def preprocess(image: Image.Image, box: Box, preprocessing: Preprocessing, orientation: int = 1) -> Image.Image:
-    """The `box` of a loaded image as an upright RGB image of `crop` x `crop`.
+def resample(image: Image.Image, box: Box, preprocessing: Preprocessing, orientation: int = 1) -> Image.Image:
+    """The `box` of an RGB image, upright, as `crop` x `crop` pixels.
 
     Resampling the box alone gives the pixels of resize-then-crop, up to rounding, and needs no memory for the rest; a
     box of `crop` x `crop` whole pixels passes through unchanged. Pillow runs the cheaper of its two passes first, which
@@ -52,11 +59,11 @@ def preprocess(image: Image.Image, box: Box, preprocessing: Preprocessing, orien
     Turning the few pixels that are left costs less than turning the photo.
     """
     size = (preprocessing.crop, preprocessing.crop)
-    pixels = _rgb(image).resize(size, _FILTERS[preprocessing.interpolation], box)
+    pixels = image.resize(size, _FILTERS[preprocessing.interpolation], box)
     return pixels.transpose(_TRANSPOSE[orientation]) if orientation in _TRANSPOSE else pixels
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def rgb(image: Image.Image) -> Image.Image:
     """Any mode as RGB.
 
     Transparent pixels show white, what most viewers and pages put behind a picture; the colour stored under them is

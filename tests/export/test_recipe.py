@@ -6,8 +6,9 @@ from torch import nn
 
 from export.recipe import Recipe, RecipeError, plan
 from models import networks
+from models.architectures import Shortcut, StrideIn
 from models.labels import LabelsError
-from models.zoo import Shortcut
+from models.resnet import Bottleneck
 
 
 @pytest.fixture
@@ -38,14 +39,29 @@ def test_missing_checkpoint_is_said_at_once(tmp_path: Path) -> None:
         plan("resnet18", checkpoint=tmp_path / "none.pth")
 
 
-@pytest.mark.parametrize(("num_classes", "labelled"), [(7, False), (8, True)])
-def test_labels_must_be_as_many_as_classes(num_classes: int, labelled: bool, labels_of_seven: Path) -> None:
-    with pytest.raises(RecipeError, match=f"labels, not {num_classes}: .*--labels FILE"):
-        plan("resnet18", random=True, num_classes=num_classes, labels_file=labels_of_seven if labelled else None)
+def test_labels_must_be_as_many_as_classes(labels_of_seven: Path) -> None:
+    with pytest.raises(RecipeError, match=r"seven\.txt has 7 labels, not 8"):
+        plan("resnet18", random=True, num_classes=8, labels_file=labels_of_seven)
+
+
+@pytest.mark.parametrize("num_classes", [0, -1])
+def test_there_is_at_least_one_class(num_classes: int) -> None:
+    with pytest.raises(RecipeError, match="classes are none"):
+        plan("resnet18", random=True, num_classes=num_classes)
+
+
+def test_classes_without_labels_are_numbered(checkpoint_of_seven: Path) -> None:
+    recipe = plan("resnet18", checkpoint=checkpoint_of_seven, num_classes=7)
+    assert [label.label for label in recipe.labels][::6] == ["class 0", "class 6"]
+    recipe.build(checkpoint_of_seven)
+
+
+def test_number_of_classes_that_is_the_zoos_keeps_its_labels() -> None:
+    assert plan("resnet18", random=True, num_classes=1000).labels == plan("resnet18").labels
 
 
 def test_checkpoint_of_other_classes_asks_for_its_labels(checkpoint_of_seven: Path) -> None:
-    with pytest.raises(RecipeError, match=r"has 7 classes, but there are 1000 labels.*--labels FILE"):
+    with pytest.raises(RecipeError, match=r"has 7 classes, but .* 1000 labels.*--labels FILE.*--num-classes 7"):
         plan("resnet18", checkpoint=checkpoint_of_seven).build(checkpoint_of_seven)
 
 
@@ -75,9 +91,40 @@ def test_checkpoint_is_named_without_its_folder(checkpoint_of_seven: Path, label
     assert not weights.random
 
 
-def test_network_without_shortcuts_has_none_to_choose() -> None:
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "plain18"])
+def test_network_without_shortcuts_has_none_to_choose(name: str) -> None:
     with pytest.raises(RecipeError, match="no shortcuts"):
-        plan("efficientnet_lite0", shortcut="A")
+        plan(name, random=True, shortcut="A")
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18", "plain18", "cifar_preresnet110"])
+def test_network_without_bottlenecks_has_no_stride_to_choose(name: str) -> None:
+    with pytest.raises(RecipeError, match="no bottlenecks"):
+        plan(name, random=True, stride_in="1x1")
+
+
+def test_architecture_says_what_is_not_usual() -> None:
+    assert plan("resnet50", random=True, stride_in="1x1").architecture == "resnet50 with stride in the 1x1"
+    both = plan("resnet50", random=True, shortcut="C", stride_in="1x1")
+    assert both.architecture == "resnet50 with shortcuts C and stride in the 1x1"
+    block = both.build(None).get_submodule("layer2.0")
+    assert isinstance(block, Bottleneck)
+    assert block.conv1.stride == (2, 2)
+
+
+def test_averages_are_taken_where_they_are_asked_for(tmp_path: Path) -> None:
+    trained, averages = (networks.build("cifar_resnet20", 10, seed=seed).state_dict() for seed in (1, 2))
+    path = tmp_path / "mine.pth"
+    torch.save({"model": trained, "model_ema": {f"module.{name}": averages[name] for name in averages}}, path)
+    for averaged, expected in ((False, trained), (True, averages)):
+        recipe = plan("cifar_resnet20", checkpoint=path, averaged=averaged)
+        assert torch.equal(recipe.build(path).get_parameter("fc.weight"), expected["fc.weight"])
+        assert recipe.describe_weights(path).source == "mine.pth" + (", moving averages" if averaged else "")
+
+
+def test_averages_of_the_zoos_own_weights_are_none() -> None:
+    with pytest.raises(RecipeError, match=r"--ema .*--weights FILE"):
+        plan("resnet18", averaged=True)
 
 
 def test_labels_file_that_is_none_is_refused(tmp_path: Path) -> None:
@@ -86,8 +133,8 @@ def test_labels_file_that_is_none_is_refused(tmp_path: Path) -> None:
 
 
 def test_fingerprint_tells_exports_apart(tmp_path: Path, labels_of_seven: Path, checkpoint_of_seven: Path) -> None:
-    def cifar(shortcut: Shortcut) -> Recipe:
-        return plan("cifar_resnet20", random=True, shortcut=shortcut)
+    def changed(shortcut: Shortcut | None = None, stride_in: StrideIn | None = None) -> Recipe:
+        return plan("resnet50", random=True, shortcut=shortcut, stride_in=stride_in)
 
     other_checkpoint = tmp_path / "other.pth"
     other_checkpoint.write_bytes(checkpoint_of_seven.read_bytes() + b"\0")
@@ -98,8 +145,12 @@ def test_fingerprint_tells_exports_apart(tmp_path: Path, labels_of_seven: Path, 
         plan("resnet18", checkpoint=checkpoint_of_seven),
         plan("resnet18", checkpoint=other_checkpoint),
         plan("resnet18", checkpoint=other_checkpoint, labels_file=labels_of_seven),
-        cifar("A"),
-        cifar("B"),
+        plan("resnet18", checkpoint=other_checkpoint, averaged=True),
+        plan("resnet18", random=True, num_classes=7),
+        changed("A"),
+        changed("B"),
+        changed(stride_in="1x1"),
+        changed("A", "1x1"),
     ]
     assert len({recipe.fingerprint() for recipe in recipes}) == len(recipes)
 

@@ -1,4 +1,8 @@
 import socket
+import threading
+from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import onnx
@@ -7,8 +11,9 @@ import torch
 
 from export import graph, repository, to_onnx
 from export.recipe import plan
-from models import manifest, networks
-from models.weights import MIRROR_VARIABLE
+from models import manifest, networks, zoo
+from models.weights import MIRROR_VARIABLE, OFFICIAL_URL, sha256_of
+from models.zoo import OfficialWeights
 from tests.conftest import run_to_onnx
 from tests.export.test_repository import MODEL, draft
 
@@ -26,6 +31,7 @@ def offline() -> dict[str, str]:
         ("resnet18", "--weights", "mine.pth", "--random-weights"),
         ("resnet18", "--name", "../escape"),
         ("resnet18", "--shortcut", "D"),
+        ("resnet50", "--stride-in", "7x7"),
         ("resnet18", "--num-classes", "many"),
     ],
 )
@@ -40,7 +46,9 @@ def test_wrong_usage_is_2(arguments: tuple[str, ...]) -> None:
         (("cifar_resnet20",), "--random-weights"),
         (("resnet18", "--weights", "none.pth"), "none.pth"),
         (("resnet18", "--weights", "pyproject.toml"), "no checkpoint"),
-        (("resnet18", "--random-weights", "--num-classes", "7"), "--labels FILE"),
+        (("resnet18", "--random-weights", "--num-classes", "0"), "0 classes"),
+        (("resnet18", "--random-weights", "--stride-in", "1x1"), "no bottlenecks"),
+        (("resnet18", "--ema"), "--weights FILE"),
         (("resnet18", "--random-weights", "--check-images", "models"), "models has no images"),
         (("resnet18", "--random-weights", "--labels", "models/zoo.py"), "models/zoo.py"),
     ],
@@ -103,6 +111,38 @@ def test_same_export_again_is_recognised(model_repository: Path) -> None:
     assert done.returncode == 0
     assert "already exported as version 1" in done.stdout
     assert sorted(model_repository.rglob("*")) == before
+
+
+def test_official_weights_are_downloaded_and_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # As its home would serve it; only the file's name is not torchvision's, whose digest no other file has.
+    home = tmp_path / "home"
+    home.mkdir()
+    torch.save(networks.build("resnet18", 1000, seed=1).state_dict(), home / "weights")
+    digest = sha256_of(home / "weights")
+    official = OfficialWeights(f"resnet18-{digest[:8]}.pth")
+    (home / "weights").rename(home / official.file_name)
+    monkeypatch.setitem(zoo.ENTRIES, "resnet18", replace(zoo.ENTRIES["resnet18"], weights=official))
+    handler = partial(QuietHandler, directory=home)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        monkeypatch.setenv(MIRROR_VARIABLE, f"http://127.0.0.1:{server.server_port}")
+        folders = ["--weights-dir", str(tmp_path / "weights"), "--repository", str(tmp_path / "repository")]
+        done = to_onnx.main(["resnet18", *folders])
+        server.shutdown()
+        thread.join()
+    assert done == 0, capsys.readouterr().err
+    known = manifest.read(tmp_path / "repository" / "resnet18" / "1")
+    assert (known.weights.source, known.weights.sha256) == (OFFICIAL_URL + official.file_name, digest)
+    assert known.published_accuracy == zoo.ENTRIES["resnet18"].accuracy
+    assert [path.name for path in (tmp_path / "weights").iterdir()] == [official.file_name]
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
 
 
 def test_own_checkpoint_is_exported_with_its_own_classes(

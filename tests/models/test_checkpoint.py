@@ -1,9 +1,12 @@
+import argparse
 import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -34,12 +37,23 @@ def assert_same(network: nn.Module, state: dict[str, Tensor]) -> None:
     "wrap",
     [
         lambda state: state,
-        lambda state: {"state_dict": state, "epoch": 3},
-        lambda state: {"model": state, "optimizer": {}},
+        lambda state: {
+            "state_dict": state,
+            "epoch": 3,
+            "arch": "resnet20",
+            "optimizer": {"param_groups": [{"lr": 0.1}]},
+        },
+        lambda state: {"model": state, "optimizer": {}, "args": argparse.Namespace(lr=0.1, resume=None)},
         lambda state: {"model": {"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}}},
         lambda state: {name.replace("fc.", "linear."): tensor for name, tensor in state.items()},
+        lambda state: {
+            "pytorch-lightning_version": "2.5.0",
+            "hyper_parameters": {"lr": 0.1},
+            "state_dict": {f"net.{name}": state[name] for name in state} | {"criterion.weight": torch.ones(10)},
+        },
+        lambda state: {name.replace("fc.", "fc.1."): tensor for name, tensor in state.items()},
     ],
-    ids=["plain", "state_dict", "model", "nested and parallel", "linear for fc"],
+    ids=["plain", "state_dict", "model", "nested and parallel", "linear for fc", "Lightning", "dropout before fc"],
 )
 def test_checkpoint_loads_however_it_was_wrapped(
     network: nn.Module, trained: dict[str, Tensor], tmp_path: Path, wrap: Any
@@ -47,6 +61,113 @@ def test_checkpoint_loads_however_it_was_wrapped(
     state = checkpoint.read(saved(wrap(trained), tmp_path / "weights.pth"))
     checkpoint.load(network, state, "weights.pth")
     assert_same(network, trained)
+
+
+PREFIXES = ("module.", "model.", "_orig_mod.", "net.", "backbone.", "encoder.", "network.resnet.")
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    prefixes=st.lists(st.sampled_from(PREFIXES), max_size=4),
+    key=st.sampled_from([None, "state_dict", "model", "model_state_dict", "net"]),
+    averages=st.sampled_from([None, "state_dict_ema", "model_ema", "ema_state_dict"]),
+    beside=st.sampled_from([{}, {"criterion.weight": torch.ones(10)}, {"n_averaged": torch.tensor(3)}]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    safe=st.booleans(),
+)
+def test_any_prefixes_in_any_wrapper_load_the_same(
+    network: nn.Module,
+    trained: dict[str, Tensor],
+    tmp_path: Path,
+    prefixes: list[str],
+    key: str | None,
+    averages: str | None,
+    beside: dict[str, Tensor],
+    dtype: torch.dtype,
+    safe: bool,
+) -> None:
+    prefix = "".join(prefixes)
+    state = {
+        prefix + name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in trained.items()
+    }
+    state |= beside if prefix else {}
+    path = tmp_path / ("weights.safetensors" if safe else "weights.pth")
+    if safe:
+        save_file(state, path)
+    else:
+        ema = {averages: {name: torch.zeros_like(tensor) for name, tensor in state.items()}} if averages else {}
+        saved({key: state, "epoch": 3, **ema} if key else state, path)
+    checkpoint.load(network, checkpoint.read(path), path.name)
+    assert_same(network, trained)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_widened(
+    network: nn.Module, trained: dict[str, Tensor], tmp_path: Path, dtype: torch.dtype
+) -> None:
+    half = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in trained.items()}
+    checkpoint.load(network, checkpoint.read(saved(half, tmp_path / "half.pth")), "half.pth")
+    assert network.get_parameter("fc.weight").dtype == torch.float32
+    assert torch.equal(network.get_parameter("fc.weight"), half["fc.weight"].float())
+
+
+@pytest.mark.parametrize("key", ["state_dict_ema", "model_ema", "ema_state_dict"])
+def test_moving_averages_are_read_only_when_asked_for(
+    network: nn.Module, trained: dict[str, Tensor], tmp_path: Path, key: str
+) -> None:
+    averages = {"n_averaged": torch.tensor(3)} | {f"module.{name}": tensor for name, tensor in trained.items()}
+    path = saved({"epoch": 3, key: averages}, tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match=f"no named tensors, but epoch, {key}: --ema takes the moving averages"):
+        checkpoint.read(path)
+    checkpoint.load(network, checkpoint.read(path, averaged=True), "weights.pth")
+    assert_same(network, trained)
+
+
+def test_moving_averages_that_are_not_there_are_missed_by_name(trained: dict[str, Tensor], tmp_path: Path) -> None:
+    path = saved({"model": trained, "epoch": 3}, tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match=r"no moving averages \(state_dict_ema, .*\), but model, epoch"):
+        checkpoint.read(path, averaged=True)
+
+
+def test_two_networks_in_one_file_are_not_chosen_from(trained: dict[str, Tensor], tmp_path: Path) -> None:
+    both = {prefix + name: tensor for prefix in ("student.", "teacher.") for name, tensor in trained.items()}
+    with pytest.raises(CheckpointError, match=r"more than one network: student\., teacher\."):
+        checkpoint.read(saved({"state_dict": both}, tmp_path / "weights.pth"))
+    with pytest.raises(CheckpointError, match="more than one network: state_dict, model"):
+        checkpoint.read(saved({"model": trained, "state_dict": trained}, tmp_path / "weights.pth"))
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (
+            {"fc.0.weight": (64, 64), "fc.2.weight": (10, 64)},
+            r"missing fc\.weight.*unexpected fc\.0\.weight, fc\.2\.weight",
+        ),
+        ({"fc.mlp.a.weight": (10, 64)}, r"missing fc\.bias"),
+    ],
+)
+def test_head_of_several_layers_is_refused_by_name(
+    network: nn.Module, trained: dict[str, Tensor], tmp_path: Path, head: dict[str, tuple[int, ...]], message: str
+) -> None:
+    body = {name: tensor for name, tensor in trained.items() if not name.startswith("fc.")}
+    state = body | {name: torch.zeros(shape) for name, shape in head.items()}
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint.load(network, checkpoint.read(saved(state, tmp_path / "weights.pth")), "weights.pth")
+
+
+def test_head_outside_the_backbone_is_refused_by_name(trained: dict[str, Tensor], tmp_path: Path) -> None:
+    state = {f"backbone.{name}": tensor for name, tensor in trained.items() if not name.startswith("fc.")}
+    state |= {"head.weight": trained["fc.weight"], "head.bias": trained["fc.bias"]}
+    with pytest.raises(CheckpointError, match=r"no last layer backbone\.fc\.weight, but head\.weight, head\.bias"):
+        checkpoint.read(saved(state, tmp_path / "weights.pth"))
+
+
+def test_code_in_a_checkpoint_is_named_and_not_run(tmp_path: Path) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"save the network's state_dict\(\) alone \(pathlib\.\w+ in it might run code"
+    ):
+        checkpoint.read(saved({"model": {}, "args": Path("out")}, tmp_path / "weights.pth"))
 
 
 def test_safetensors_loads_as_well(network: nn.Module, trained: dict[str, Tensor], tmp_path: Path) -> None:

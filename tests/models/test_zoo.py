@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from models import zoo
-from models.resnet import ARCHITECTURES
+from models.architectures import ARCHITECTURES
 from models.weights import digest_prefix
 from models.zoo import OfficialWeights, PackagedWeights
 

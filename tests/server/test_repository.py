@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from models.manifest import ManifestError
+from models.manifest import ManifestError, Profile, TensorRT
 from server.errors import Code, ServiceError
 from server.repository import Catalogue, ModelKey, scan
 from tests import tiny
@@ -65,6 +65,23 @@ def test_the_default_model_is_the_only_one_or_a_preferred_one(
     assert scan(tmp_path).default_model == expected
 
 
+def test_an_engine_takes_the_default_from_no_model(tmp_path: Path) -> None:
+    tiny.write(tmp_path, "a")
+    engine = tiny.write(tmp_path, "a-rtx-fp16-sm89")
+    record = TensorRT(
+        flavour="tensorrt_rtx",
+        version="1.7.1.116",
+        compute_capabilities=("sm89",),
+        gpu=None,
+        profiles=(Profile(smallest=1, largest=1),),
+        onnx_sha256=engine.file.sha256,
+    )
+    engine = engine.model_copy(update={"backend": "tensorrt", "tensorrt": record})
+    (tmp_path / engine.name / "1" / "manifest.json").write_text(engine.model_dump_json())
+    assert scan(tmp_path).default_model == "a"
+    assert scan(tmp_path, (engine.name,)).default_model == engine.name
+
+
 def test_the_default_model_that_was_asked_for_wins(tmp_path: Path) -> None:
     for name in ("a", "resnet50"):
         tiny.write(tmp_path, name)
@@ -86,7 +103,8 @@ def test_only_the_models_asked_for_are_read(tmp_path: Path) -> None:
         (b"", "Invalid JSON"),
         (b"\xff\xfe", "Invalid JSON"),
         (b"[]", "should be an object"),
-        (b"{}", "name: Field required"),
+        (b"{}", "Unable to extract tag using discriminator 'backend'"),
+        (b'{"backend": "onnx"}', "name: Field required"),
         (None, "No such file or directory"),
     ],
 )

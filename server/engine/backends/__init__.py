@@ -6,17 +6,26 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from models.manifest import Manifest
+from models.manifest import INDICES_NAME, LOGITS_NAME, PROBABILITIES_NAME, Manifest
 from server.settings import Settings
 
+ONNX_BACKENDS = ("onnx", "openvino")
+"""Each runs the same file."""
 
-class TopK(NamedTuple):
-    """Per image the classes of the highest probability, best first."""
+
+class Outputs(NamedTuple):
+    """The graph's outputs for a batch."""
 
     probabilities: NDArray[np.float32]
-    """float32[N, k]"""
+    """float32[N, k] of the most probable classes, best first"""
     indices: NDArray[np.int32]
     """int32[N, k]"""
+    logits: NDArray[np.float32]
+    """float32[N, num_classes], for those who average over crops or networks"""
+
+
+OUTPUT_NAMES = [PROBABILITIES_NAME, INDICES_NAME, LOGITS_NAME]
+"""In the order of `Outputs`."""
 
 
 class DeviceLostError(Exception):
@@ -26,7 +35,10 @@ class DeviceLostError(Exception):
 class Backend(Protocol):
     """One loaded model."""
 
-    def run(self, images: NDArray[np.uint8]) -> TopK:
+    lanes: int
+    """Batches that it gains by running at one time."""
+
+    def run(self, images: NDArray[np.uint8]) -> Outputs:
         """Classify uint8[N, H, W, 3], 1 <= N <= max_batch; blocks. The buffer is the caller's again on return.
 
         Raises:
@@ -36,10 +48,11 @@ class Backend(Protocol):
 
 
 def load(manifest: Manifest, content: bytes, settings: Settings) -> Backend:
-    """Load a model file's `content` with the backend that its manifest names.
+    """Load a model file's `content` with the backend that its manifest names, or the setting where it is an ONNX file.
 
     Raises:
         Exception: whatever the runtime reports of a file it cannot load.
     """
-    backend: Backend = import_module(f"{__name__}.{manifest.backend}").load(manifest, content, settings)
+    name = settings.backend if settings.backend and manifest.backend in ONNX_BACKENDS else manifest.backend
+    backend: Backend = import_module(f"{__name__}.{name}").load(manifest, content, settings)
     return backend

@@ -4,13 +4,15 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from models.manifest import INDICES_NAME, INPUT_NAME, PROBABILITIES_NAME, Manifest
-from server.engine.backends import TopK
+from models.manifest import INPUT_NAME, Manifest
+from server.engine.backends import OUTPUT_NAMES, Outputs
 from server.settings import Settings
 
 
 class OnnxBackend:
     """A session on the first of the wanted execution providers that this installation has."""
+
+    lanes = 1  # one batch uses all inference threads
 
     def __init__(self, content: bytes, settings: Settings) -> None:
         options = ort.SessionOptions()
@@ -21,9 +23,9 @@ class OnnxBackend:
         options.log_severity_level = 3
         self._session = ort.InferenceSession(content, options, providers=list(settings.providers))
 
-    def run(self, images: NDArray[np.uint8]) -> TopK:
+    def run(self, images: NDArray[np.uint8]) -> Outputs:
         """See `Backend.run`."""
-        return TopK(*self._session.run([PROBABILITIES_NAME, INDICES_NAME], {INPUT_NAME: images}))
+        return Outputs(*self._session.run(OUTPUT_NAMES, {INPUT_NAME: images}))
 
 
 def load(_manifest: Manifest, content: bytes, settings: Settings) -> OnnxBackend:

@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from models.manifest import Manifest, Preprocessing
-from server.engine.client import Classes, EngineClient
+from server.engine.client import Classes, EngineClient, average
 from server.engine.messages import Answer, Cancel, Dropped, Failure, Reply, Submit, decode_request, encode
 from server.engine.slots import Slots
 from server.errors import Code, ServiceError
@@ -77,7 +77,10 @@ class PlayedEngine:
 
     def answer_to(self, request: Submit) -> Answer:
         classes = np.array([self.pixel(request)], np.int32)
-        return Answer(request.id, np.ones(1, np.float32).tobytes(), classes.tobytes(), 0.25, 0.5, 3)
+        logits = np.arange(8, dtype=np.float32) == classes
+        if request.top_k is None:
+            return Answer(request.id, b"", b"", logits.astype(np.float32).tobytes(), 0.25, 0.5, 3)
+        return Answer(request.id, np.ones(1, np.float32).tobytes(), classes.tobytes(), b"", 0.25, 0.5, 3)
 
     def start(self, *requests: Submit) -> None:
         """Run them: if the engine dies now, it dies of them."""
@@ -107,7 +110,7 @@ class Bench:
     def set_pending(self, pending: int) -> None:
         self.pending = pending
 
-    def decode(self, data: bytes, preprocessing: Preprocessing, out: NDArray[np.uint8]) -> None:
+    def decode(self, data: bytes, preprocessing: Preprocessing, outs: Sequence[NDArray[np.uint8]]) -> None:
         assert preprocessing == self.manifest.preprocessing
         self.begun.append(data[0])
         gate = self.gates.get(data[0])
@@ -115,7 +118,8 @@ class Bench:
         self.decoded.append(data[0])
         if data[0] == NO_IMAGE:
             raise ServiceError(Code.NOT_AN_IMAGE, "not an image")
-        out[...] = data[0]
+        for out in outs:
+            out[...] = data[0]
 
     def engine_up(self) -> PlayedEngine:
         self._engines.append(PlayedEngine(next(self._addresses), self.slots))
@@ -130,7 +134,17 @@ class Bench:
         if gated:
             self.gates[image] = threading.Event()
         deadline_s = time.monotonic() + seconds
-        return asyncio.create_task(self.client.classify(bytes([image]), self.manifest, 5, deadline_s))
+
+        async def alone() -> Classes:
+            (classes,) = await self.client.classify(bytes([image]), self.manifest, 5, deadline_s)
+            return classes
+
+        return asyncio.create_task(alone())
+
+    def classify_crops(self, image: int) -> "asyncio.Task[list[Classes]]":
+        """All ten crops, and the logits of each."""
+        deadline_s = time.monotonic() + FOREVER_S
+        return asyncio.create_task(self.client.classify(bytes([image]), self.manifest, None, deadline_s, 10))
 
     def close(self) -> None:
         for gate in self.gates.values():
@@ -152,7 +166,7 @@ async def class_of(classifying: Awaitable[Classes]) -> int:
     return int((await asyncio.wait_for(classifying, PATIENCE_S)).indices[0])
 
 
-async def failure_of(classifying: Awaitable[Classes]) -> Code:
+async def failure_of(classifying: Awaitable[object]) -> Code:
     with pytest.raises(ServiceError) as error:
         await asyncio.wait_for(classifying, PATIENCE_S)
     return error.value.code
@@ -230,6 +244,58 @@ def test_full_refuses_at_once_and_decodes_nothing(play: Play) -> None:
         bench.client.check_admission()
 
     play(scenario)
+
+
+def test_ten_crops_are_admitted_together_or_not_at_all(play: Play) -> None:
+    async def scenario(bench: Bench) -> None:
+        engine = bench.engine_up()
+        classifying = bench.classify(1)
+        request = await engine.submitted()
+        assert await failure_of(bench.classify_crops(2)) is Code.QUEUE_FULL
+        await engine.answer(request)
+        assert await class_of(classifying) == 1
+        crops = bench.classify_crops(2)
+        requests = [await engine.submitted() for _ in range(10)]
+        assert len({request.slot for request in requests}) == 10
+        assert bench.decoded == [1, 2]
+        await engine.answer(*requests)
+        assert [each.logits.argmax() for each in await crops] == [2] * 10
+
+    play(scenario, slots=10)
+
+
+def test_ten_crops_that_could_never_be_held_are_a_mistake_of_the_request(play: Play) -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.engine_up()
+        assert await failure_of(bench.classify_crops(1)) is Code.INVALID_PARAMETER
+
+    play(scenario, slots=9)
+
+
+def test_one_failed_crop_fails_the_request_and_frees_all_its_slots(play: Play) -> None:
+    async def scenario(bench: Bench) -> None:
+        engine = bench.engine_up()
+        crops = bench.classify_crops(1)
+        first, *others = [await engine.submitted() for _ in range(10)]
+        await engine.reply(Failure(first.id, Code.INFERENCE_FAILED, "it failed"))
+        with pytest.raises(ServiceError, match="it failed"):
+            await crops
+        assert {(await engine.cancelled()).id for _ in others} == {other.id for other in others}
+        await engine.reply(*(Dropped(other.id) for other in others))
+        await until(lambda: bench.pending == 0)
+
+    play(scenario, slots=10)
+
+
+def test_an_average_ranks_by_the_mean_probability() -> None:
+    def answer(*probabilities: float) -> Classes:
+        logits = np.log(np.array(probabilities, np.float32)) + 100  # softmax does not mind
+        nothing = np.empty(0, np.float32)
+        return Classes(nothing, nothing.astype(np.int32), logits, 1.0, 2.0, 3.0, 4)
+
+    mean = average([answer(0.6, 0.3, 0.1), answer(0.1, 0.5, 0.4)], 2)
+    assert mean.indices.tolist() == [1, 0]
+    np.testing.assert_allclose(mean.probabilities, [0.4, 0.35], atol=1e-6)
 
 
 def test_before_the_first_engine_requests_are_refused_at_once(play: Play) -> None:

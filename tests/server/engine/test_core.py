@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from numpy.typing import NDArray
 
-from server.engine.backends import TopK
+from server.engine.backends import DeviceLostError, Outputs
 from server.engine.core import Engine, Outcome, Result
 from server.engine.scheduler import Job, Limits
 from server.errors import Code, ServiceError
@@ -32,7 +32,7 @@ class Running(NamedTuple):
     """A batch in a backend."""
 
     images: NDArray[np.uint8]
-    ending: Future[TopK]
+    ending: Future[Outputs]
 
     @property
     def ids(self) -> list[int]:
@@ -42,19 +42,24 @@ class Running(NamedTuple):
 class GatedBackend:
     """Each batch waits until the test ends it; an image's class is its first byte."""
 
+    lanes = 1
+
     def __init__(self) -> None:
         self.started: SimpleQueue[Running] = SimpleQueue()
         self.all: list[Running] = []
 
-    def run(self, images: NDArray[np.uint8]) -> TopK:
+    def run(self, images: NDArray[np.uint8]) -> Outputs:
         running = Running(images, Future())
         self.all.append(running)
         self.started.put(running)
         return running.ending.result(PATIENCE_S)
 
 
-def answer_to(images: NDArray[np.uint8]) -> TopK:
-    return TopK(np.ones((len(images), 1), np.float32), images[:, 0, 0, :1].astype(np.int32))
+def answer_to(images: NDArray[np.uint8]) -> Outputs:
+    count = len(images)
+    return Outputs(
+        np.ones((count, 1), np.float32), images[:, 0, 0, :1].astype(np.int32), np.ones((count, 2), np.float32)
+    )
 
 
 class Bench:
@@ -94,7 +99,7 @@ class Bench:
         """The next batch that is in the backend."""
         return self.backend.started.get(timeout=PATIENCE_S)
 
-    def end(self, running: Running, error: BaseException | None = None, answer: TopK | None = None) -> None:
+    def end(self, running: Running, error: BaseException | None = None, answer: Outputs | None = None) -> None:
         """Let a batch end, and wait until the engine asks to be stepped."""
         if error is None:
             running.ending.set_result(answer or answer_to(running.images))
@@ -144,7 +149,16 @@ def test_a_result_tells_where_the_time_went(make_bench: MakeBench) -> None:
     bench.now_s = 20.0
     for outcome in bench.engine.step():
         assert isinstance(outcome.result, Result)
-        assert outcome.result[2:] == (2.0, 3.0, 2)
+        assert outcome.result[3:] == (2.0, 3.0, 2)
+
+
+def test_a_lost_device_ends_the_engine(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    bench.submit(1)
+    bench.step()
+    bench.end(bench.started(), DeviceLostError("gone"))
+    with pytest.raises(DeviceLostError):
+        bench.engine.step()
 
 
 def test_a_model_error_fails_its_batch_and_no_other(make_bench: MakeBench) -> None:

@@ -105,6 +105,7 @@ def _encoded(image_format: str, size: tuple[int, int]) -> bytes:
         (red_image(1), {"top_k": 101}, 400, "invalid_parameter"),
         (red_image(1), {"top_k": "many"}, 400, "invalid_parameter"),
         (red_image(1), {"version": -1}, 400, "invalid_parameter"),
+        (red_image(1), {"crops": 5}, 400, "invalid_parameter"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -164,6 +165,19 @@ def test_requests_at_the_same_time_get_their_own_answers(server: RunningServer) 
     answers = [answer.json() for answer in server.classify_all([red_image(red) for red in reds], 32)]
     assert [answer["predictions"][0]["class_id"] for answer in answers] == reds
     assert max(answer["batch_size"] for answer in answers) > 1
+
+
+def test_ten_crops_are_averaged(server: RunningServer) -> None:
+    picture = Image.new("RGB", (64, 32), (0, 0, 0))
+    picture.paste((200, 0, 0), (32, 0, 64, 32))  # left crops see black, right crops see red, the centre half of each
+    stream = BytesIO()
+    picture.save(stream, "PNG")
+    one = server.classify(stream.getvalue()).json()["predictions"]
+    ten = server.classify(stream.getvalue(), crops=10, top_k=100).json()["predictions"]
+    assert one[0]["class_id"] == 100
+    assert {each["class_id"] for each in ten[:2]} == {0, 200}
+    assert ten[0]["probability"] == pytest.approx(0.4 * 0.72, abs=0.15)
+    assert len(ten) == 100
 
 
 def test_mistakes_are_counted_by_code(server: RunningServer) -> None:

@@ -1,5 +1,6 @@
 """What every backend promises, whatever its runtime."""
 
+import copy
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from models import manifest
 from models.manifest import Manifest
 from server.engine import backends
-from server.engine.backends import Backend, TopK
+from server.engine.backends import ONNX_BACKENDS, Backend, Outputs
 from server.settings import Settings
 from tests import tiny
 
@@ -19,12 +20,11 @@ TOLERANCE = 1e-6
 SETTINGS = Settings(max_batch=8, inference_threads=2)
 
 
-@pytest.fixture(scope="module", params=["onnx"])
+@pytest.fixture(scope="module", params=ONNX_BACKENDS)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Manifest, bytes]:
     """A model for the backend that is put to the test, and the bytes of its file."""
     repository = tmp_path_factory.mktemp(request.param)
-    found = tiny.write(repository, crop=8)
-    assert found.backend == request.param
+    found = tiny.write(repository, crop=8, work=1).model_copy(update={"backend": request.param})
     return found, manifest.read_model_file(repository / found.name / str(found.version), found)
 
 
@@ -42,23 +42,29 @@ def images() -> NDArray[np.uint8]:
     return images
 
 
-def assert_same(answer: TopK, expected: TopK) -> None:
+def assert_same(answer: Outputs, expected: Outputs) -> None:
     np.testing.assert_array_equal(answer.indices, expected.indices)
     np.testing.assert_allclose(answer.probabilities, expected.probabilities, rtol=0, atol=TOLERANCE)
+
+
+def pick(outputs: Outputs, rows: slice) -> Outputs:
+    return Outputs(outputs.probabilities[rows], outputs.indices[rows], outputs.logits[rows])
 
 
 @pytest.mark.parametrize("size", range(1, SETTINGS.max_batch + 1))
 def test_every_batch_size_has_the_shapes_and_types_of_the_contract(
     backend: Backend, images: NDArray[np.uint8], size: int
 ) -> None:
-    probabilities, indices = backend.run(images[:size])
+    probabilities, indices, logits = backend.run(images[:size])
     assert probabilities.shape == indices.shape == (size, tiny.TOP_K)
+    assert (logits.shape, logits.dtype.name) == ((size, tiny.CLASSES), "float32")
     assert (probabilities.dtype.name, indices.dtype.name) == ("float32", "int32")
 
 
 def test_answers_are_right_and_best_first(backend: Backend, images: NDArray[np.uint8]) -> None:
-    probabilities, indices = backend.run(images)
+    probabilities, indices, logits = backend.run(images)
     np.testing.assert_array_equal(indices[:, 0], np.rint(images[..., 0].mean((1, 2))))
+    np.testing.assert_array_equal(logits.argmax(1), indices[:, 0])
     assert (np.diff(probabilities) <= 0).all()
     assert ((probabilities >= 0) & (probabilities <= 1)).all()
     np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)  # the classes left out are next to impossible
@@ -74,15 +80,14 @@ def test_an_image_has_the_same_answer_alone_and_anywhere_in_any_batch(
             order = [(first + n) % len(images) for n in range(size)]
             answer = backend.run(images[order])
             for position, n in enumerate(order):
-                one = TopK(answer.probabilities[position : position + 1], answer.indices[position : position + 1])
-                assert_same(one, alone[n])
+                assert_same(pick(answer, slice(position, position + 1)), alone[n])
 
 
 def test_the_buffer_is_the_callers_again_and_the_answer_stays(backend: Backend, images: NDArray[np.uint8]) -> None:
     before = images.copy()
     answer = backend.run(images)
     np.testing.assert_array_equal(images, before)
-    kept = TopK(answer.probabilities.copy(), answer.indices.copy())
+    kept = copy.deepcopy(answer)
     images[...] = 0
     backend.run(images)
     assert_same(answer, kept)
@@ -99,7 +104,7 @@ def test_threads_may_run_batches_at_one_time(backend: Backend, images: NDArray[n
     expected = [backend.run(images[: n + 1]) for n in range(2)]
     barrier = Barrier(2)
 
-    def run(n: int) -> list[TopK]:
+    def run(n: int) -> list[Outputs]:
         barrier.wait()
         return [backend.run(images[: n + 1]) for _ in range(50)]
 

@@ -1,0 +1,69 @@
+"""Prints the table of networks.md, a row for each network of the zoo: `python docs/networks.py [NAME...]`.
+
+Those that are named are also exported, with random weights, and compared with PyTorch as `export/to_onnx.py` does it.
+"""
+
+import sys
+from contextlib import redirect_stdout
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from export import recipe, to_onnx
+from models import networks, zoo
+
+ERRORS = {
+    # Top-1 error in percent. arXiv:1512.03385: table 2 (10 crops) and table 6.
+    "plain18": 27.94,
+    "plain34": 28.54,
+    "cifar_resnet20": 8.75,
+    "cifar_resnet32": 7.51,
+    "cifar_resnet44": 7.17,
+    "cifar_resnet56": 6.97,
+    "cifar_resnet110": 6.43,
+    "cifar_resnet1202": 7.93,
+    # arXiv:1603.05027: tables 3 and 5 (320x320, scale augmentation).
+    "cifar_preresnet110": 6.37,
+    "cifar_preresnet164": 5.46,
+    "cifar_preresnet1001": 4.92,
+    "preresnet152": 21.1,
+    "preresnet200": 20.7,
+}
+
+
+def main() -> None:
+    """Print each row as soon as it is known."""
+    print("| network | parameters, millions | multiply-adds, billions | top-1, % | logit error |")
+    print("| --- | --- | --- | --- | --- |")
+    for name, entry in zoo.ENTRIES.items():
+        if "@" not in name:
+            error = _logit_error(name) if name in sys.argv[1:] else ""
+            print("|", " | ".join([f"`{name}`", *_count(entry), _accuracy(entry), error]), "|", flush=True)
+
+
+def _count(entry: zoo.Entry) -> tuple[str, str]:
+    """Count parameters, and the multiply-adds of convolutions and matrix products for one image."""
+    crop = entry.preprocessing.crop
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        network = networks.build(entry.architecture, len(entry.labels()))
+        network(torch.empty(1, 3, crop, crop))
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    return f"{parameters / 1e6:.2f}", f"{counter.get_total_flops() / 2e9:.2f}"
+
+
+def _accuracy(entry: zoo.Entry) -> str:
+    """Say what is published: of the zoo's weights, otherwise in the paper."""
+    if entry.accuracy:
+        return f"{entry.accuracy.top1:.2f}"
+    return f"{100 - ERRORS[entry.name]:.2f} (paper)" if entry.name in ERRORS else ""
+
+
+def _logit_error(name: str) -> str:
+    """Export the network: the largest difference of a logit from PyTorch's, as a share of the largest logit."""
+    with redirect_stdout(sys.stderr):
+        made, _ = to_onnx.convert(recipe.plan(name, random=True), name, None, to_onnx.PHOTOS)
+    return f"{made.parity.max_logit_error:.0e}" if made.parity else ""
+
+
+if __name__ == "__main__":
+    main()

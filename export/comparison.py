@@ -1,0 +1,131 @@
+"""Two or more ways to run one classifier, compared on the same images: answers, accuracy, and speed."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+
+from export import samples
+from export.runtimes import Run
+from models.manifest import Accuracy, CropCount, Preprocessing
+
+ROUNDS = 5
+"""In each of them everything has its turn, so that a machine that slows down slows all alike."""
+_PHOTOS_AT_ONCE = 8
+_progress = Console(stderr=True)
+
+Pace = dict[int, float]
+"""Images per second by batch size."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one way to run a classifier answered."""
+
+    logits: NDArray[np.float32]
+    """float32[M, crops, num_classes], the centre crop first."""
+
+    def top1_agreement(self, reference: "Answers") -> float:
+        """Share of the images whose centre crop has the same best class."""
+        return float(np.mean(self.logits[:, 0].argmax(1) == reference.logits[:, 0].argmax(1)))
+
+    def max_logit_error(self, reference: "Answers") -> float:
+        """Largest difference of a logit, over all crops."""
+        return float(np.abs(self.logits - reference.logits).max())
+
+    def divergence(self, reference: "Answers") -> float:
+        """Mean Kullback-Leibler divergence of the centre crop's probabilities from the reference's, in nats."""
+        ours, theirs = _log_softmax(self.logits[:, 0]), _log_softmax(reference.logits[:, 0])
+        return float(np.mean((np.exp(theirs) * (theirs - ours)).sum(1)))
+
+    def probabilities(self) -> NDArray[np.float64]:
+        """Return float64[M, crops, num_classes]."""
+        return np.exp(_log_softmax(self.logits))
+
+    def accuracy(self, classes: NDArray[np.int64], crops: int = 1) -> Accuracy:
+        """Accuracy in percent, by the mean probability over the first so many crops."""
+        probabilities = self.probabilities()[:, :crops].mean(1)
+        ranked = np.argsort(-probabilities, axis=1, kind="stable")[:, :5]
+        right = ranked == classes[:, None]
+        return Accuracy(top1=100 * float(right[:, 0].mean()), top5=100 * float(right.any(1).mean()))
+
+
+def answers(
+    runs: Sequence[Run], paths: Sequence[Path], preprocessing: Preprocessing, crops: CropCount = 1
+) -> list[Answers]:
+    """Put the same images to each, a few at a time.
+
+    Raises:
+        ImagesError: one cannot be read.
+    """
+    collected: list[list[Answers]] = [[] for _ in runs]
+    starts = range(0, len(paths), _PHOTOS_AT_ONCE)
+    for start in track(starts, "compare answers", console=_progress, transient=True, disable=not _progress.is_terminal):
+        pixels = samples.pixels(paths[start : start + _PHOTOS_AT_ONCE], preprocessing, crops)
+        for parts, run in zip(collected, runs, strict=True):
+            parts.append(answer(run, pixels))
+    return [Answers(np.concatenate([part.logits for part in parts])) for parts in collected]
+
+
+def answer(run: Run, pixels: NDArray[np.uint8]) -> Answers:
+    """Classify uint8[M, crops, H, W, 3] in one batch."""
+    logits = run(pixels.reshape(-1, *pixels.shape[2:])).logits
+    return Answers(logits.reshape(*pixels.shape[:2], -1))
+
+
+def paces(
+    runs: Sequence[Run], images: NDArray[np.uint8], batch_sizes: Sequence[int], seconds: float
+) -> list[list[Pace]]:
+    """Measure images per second, everything in turns: for each round, the pace of each run.
+
+    Args:
+        runs: what to measure.
+        images: uint8[N, H, W, 3]; repeated where a batch is larger.
+        batch_sizes: batches to measure with.
+        seconds: for all of it together, warm-up aside.
+    """
+    batches = {size: np.resize(images, (size, *images.shape[1:])) for size in batch_sizes}
+    for run in runs:
+        for batch in batches.values():
+            run(batch)
+    slice_s = seconds / (ROUNDS * len(runs) * len(batch_sizes))
+    turns = range(ROUNDS)
+    return [
+        [{size: _pace(run, batch, slice_s) for size, batch in batches.items()} for run in runs]
+        for _ in track(turns, "measure speed", console=_progress, transient=True, disable=not _progress.is_terminal)
+    ]
+
+
+def medians(rounds: Sequence[Pace]) -> Pace:
+    """Pace over all rounds."""
+    return {size: median(pace[size] for pace in rounds) for size in rounds[0]}
+
+
+def ratios(rounds: Sequence[Pace], reference: Sequence[Pace]) -> Pace:
+    """How many times as fast as the reference, by the median of the ratios within each round."""
+    return medians([_over(ours, theirs) for ours, theirs in zip(rounds, reference, strict=True)])
+
+
+def _over(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Pace:
+    return {size: ours[size] / theirs[size] for size in ours}
+
+
+def _pace(run: Run, batch: NDArray[np.uint8], seconds: float) -> float:
+    """Images per second over at least so many seconds, and at least one batch."""
+    images, started_s = 0, time.perf_counter()
+    while (elapsed_s := time.perf_counter() - started_s) < seconds or not images:
+        run(batch)
+        images += len(batch)
+    return images / elapsed_s
+
+
+def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return result

@@ -1,0 +1,258 @@
+"""TensorRT's builder, for both of its flavours: from an ONNX file to a serialized engine, the plan.
+
+TensorRT proper builds on the GPU that is to run the engine. TensorRT for RTX compiles the kernels where the engine is
+loaded, and so it builds on any machine, for named targets. Their Python interfaces are the same but for what is said
+below; see the API references at https://docs.nvidia.com/deeplearning/tensorrt/.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import uuid4
+
+from rich.progress import Progress, TaskID
+
+from models.errors import ExpectedError
+from models.manifest import INPUT_NAME, Compatibility, Flavour, Profile, TensorRT
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+TITLES: Mapping[Flavour, str] = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
+_MODULES: Mapping[Flavour, str] = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt_rtx_bindings"}
+_FIRST_AMPERE = 80
+
+
+class EngineError(ExpectedError):
+    """The engine that was asked for cannot be built here."""
+
+
+class Gpu(NamedTuple):
+    """The GPU of this machine."""
+
+    name: str
+    compute_capability: str
+
+
+@dataclass(frozen=True)
+class Build:
+    """All that determines an engine, beside its ONNX file."""
+
+    flavour: Flavour
+    version: str
+    targets: tuple[str, ...]
+    """Compute capabilities."""
+    gpu: Gpu | None
+    """What it is built on."""
+    compatibility: tuple[Compatibility, ...]
+    refit: bool
+    max_batch: int
+
+    def record(self, onnx_sha256: str) -> TensorRT:
+        """Say in the manifest what the engine is."""
+        return TensorRT(
+            flavour=self.flavour,
+            version=self.version,
+            compute_capabilities=self.targets,
+            gpu=self.gpu.name if self.gpu else None,
+            compatibility=self.compatibility,
+            refittable=self.refit,
+            profiles=profiles(self.max_batch),
+            onnx_sha256=onnx_sha256,
+        )
+
+
+def find_gpu() -> Gpu | None:
+    """Return the first GPU that CUDA sees."""
+    try:
+        from cuda.bindings import runtime
+    except ImportError:
+        return None
+    error, properties = runtime.cudaGetDeviceProperties(0)
+    if error != runtime.cudaError_t.cudaSuccess:
+        return None
+    return Gpu(properties.name.decode(), f"sm{properties.major}{properties.minor}")
+
+
+def profiles(max_batch: int) -> tuple[Profile, ...]:
+    """One optimisation profile for each bucket: powers of two below `max_batch`, and `max_batch` itself."""
+    buckets = [*(1 << n for n in range((max_batch - 1).bit_length())), max_batch]
+    return tuple(
+        Profile(smallest=before + 1, largest=bucket) for before, bucket in zip([0, *buckets], buckets, strict=False)
+    )
+
+
+def decide(
+    targets: Sequence[str],
+    compatibility: Sequence[Compatibility],
+    *,
+    refit: bool,
+    max_batch: int,
+    gpu: Gpu | None,
+) -> Build:
+    """Choose the flavour that can build what is asked for.
+
+    Without targets the engine is for the GPU of this machine: TensorRT's where it is installed.
+
+    Raises:
+        EngineError: neither can.
+    """
+    flavours: tuple[Flavour, ...] = ("tensorrt_rtx",) if targets or gpu is None else ("tensorrt", "tensorrt_rtx")
+    flavour = next((one for one in flavours if _is_installed(one)), None)
+    if flavour is None:
+        raise EngineError(
+            "TensorRT for RTX is not installed: pip install --constraint constraints.txt '.[tensorrt-rtx]'"
+            " (for data-centre GPUs, on a machine that has one: pip install tensorrt cuda-bindings)"
+        )
+    if len({"ampere+", "same-compute-capability"} & set(compatibility)) > 1:
+        raise EngineError("--compat ampere+ includes same-compute-capability: give one of them")
+    module = import_module(_MODULES[flavour])
+    if flavour == "tensorrt_rtx":
+        targets = _rtx_targets(module, targets, compatibility, refit=refit, gpu=gpu)
+    elif gpu:
+        targets = (gpu.compute_capability,)
+    return Build(flavour, module.__version__, tuple(targets), gpu, tuple(sorted(set(compatibility))), refit, max_batch)
+
+
+def _rtx_targets(
+    module: ModuleType, targets: Sequence[str], compatibility: Sequence[Compatibility], *, refit: bool, gpu: Gpu | None
+) -> tuple[str, ...]:
+    names = module.ComputeCapability.__members__
+    known = sorted((name.lower() for name in names if name.startswith("SM")), key=_number)
+    if "version" in compatibility:
+        raise EngineError("TensorRT for RTX has no engines that other versions load: leave out --compat version")
+    if refit and gpu is None:
+        raise EngineError("--refit needs an NVIDIA driver while the engine is built, and there is none here")
+    if "ampere+" in compatibility:
+        targets = [*targets, *(one for one in known if _number(one) >= _FIRST_AMPERE)]
+    elif gpu and not targets:
+        targets = [gpu.compute_capability]
+    if not targets:
+        raise EngineError(f"there is no NVIDIA GPU here to build for: name --target, of {', '.join(known)}")
+    for target in targets:
+        if target not in known:
+            raise EngineError(
+                f"TensorRT for RTX builds for {', '.join(known)}, not for {target}:"
+                f" for other GPUs install TensorRT on a machine that has one (pip install tensorrt cuda-bindings)"
+            )
+    return tuple(sorted(set(targets), key=_number))
+
+
+def _number(target: str) -> int:
+    return int(target.removeprefix("sm"))
+
+
+def _is_installed(flavour: Flavour) -> bool:
+    try:
+        import_module(_MODULES[flavour])
+    except ImportError:
+        return False
+    return True
+
+
+def build(wanted: Build, onnx: bytes, progress: Progress, timing_cache: Path) -> bytes:
+    """Build the engine: a profile for each bucket, precision as in the ONNX file.
+
+    `timing_cache` keeps the measurements of TensorRT proper for the next build; that for RTX makes none.
+
+    Raises:
+        EngineError: TensorRT cannot read the file or build the engine; the message is the first it logged.
+    """
+    module = import_module(_MODULES[wanted.flavour])
+    logger = _logger(module)
+    builder = module.Builder(logger)
+    # TensorRT 11 knows no other networks and ignores the flag; TensorRT 10 needs it.
+    network = builder.create_network(1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = module.OnnxParser(network, logger)
+    if not parser.parse(onnx):
+        raise EngineError(f"{TITLES[wanted.flavour]} cannot read the ONNX file: {logger.first_error}")
+    config = builder.create_builder_config()
+    _configure(module, config, wanted)
+    image = tuple(network.get_input(0).shape)[1:]
+    for profile in profiles(wanted.max_batch):
+        shapes = builder.create_optimization_profile()
+        shapes.set_shape(INPUT_NAME, (profile.smallest, *image), (profile.largest, *image), (profile.largest, *image))
+        config.add_optimization_profile(shapes)
+    if wanted.flavour == "tensorrt":
+        _read_timing_cache(config, timing_cache)
+    monitor = _monitor(module, progress)
+    config.progress_monitor = monitor
+    plan = builder.build_serialized_network(network, config)
+    if monitor.interrupted:
+        raise KeyboardInterrupt
+    if plan is None:
+        raise EngineError(f"{TITLES[wanted.flavour]} cannot build the engine: {logger.first_error}")
+    if wanted.flavour == "tensorrt":
+        _write_timing_cache(config, timing_cache)
+    return bytes(plan)
+
+
+def _configure(module: ModuleType, config: "trt.IBuilderConfig", wanted: Build) -> None:
+    if wanted.refit:
+        config.set_flag(module.BuilderFlag.REFIT)
+    if wanted.flavour == "tensorrt_rtx":
+        config.num_compute_capabilities = len(wanted.targets)
+        for at, target in enumerate(wanted.targets):
+            config.set_compute_capability(module.ComputeCapability.__members__[target.upper()], at)
+        return
+    if "version" in wanted.compatibility:
+        config.set_flag(module.BuilderFlag.VERSION_COMPATIBLE)
+    if "ampere+" in wanted.compatibility:
+        config.hardware_compatibility_level = module.HardwareCompatibilityLevel.AMPERE_PLUS
+    if "same-compute-capability" in wanted.compatibility:
+        config.hardware_compatibility_level = module.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY
+
+
+def _read_timing_cache(config: "trt.IBuilderConfig", path: Path) -> None:
+    known = path.read_bytes() if path.exists() else b""
+    if not config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False):
+        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)  # of another GPU
+
+
+def _write_timing_cache(config: "trt.IBuilderConfig", path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f"{path.name}.{uuid4().hex}")
+    draft.write_bytes(config.get_timing_cache().serialize())
+    draft.replace(path)
+
+
+def _logger(module: ModuleType) -> Any:
+    class Logger(module.ILogger):  # type: ignore[misc,name-defined] # the module is one of two
+        """Keeps the first error, which names the cause; later ones are its consequences."""
+
+        first_error = "it gives no reason"
+
+        def log(self, severity: object, message: str) -> None:
+            if severity in (module.ILogger.ERROR, module.ILogger.INTERNAL_ERROR) and "first_error" not in vars(self):
+                self.first_error = message.splitlines()[0]
+
+    return Logger()
+
+
+def _monitor(module: ModuleType, progress: Progress) -> Any:
+    class Monitor(module.IProgressMonitor):  # type: ignore[misc,name-defined] # the module is one of two
+        """Shows the builder's phases, each below the one it is part of. Several of its threads may call."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.interrupted = False
+            self._phases: dict[str, tuple[TaskID, int]] = {}
+
+        def phase_start(self, name: str, parent: str | None, steps: int) -> None:
+            depth = self._phases[parent][1] + 1 if parent in self._phases else 0
+            self._phases[name] = progress.add_task("  " * depth + name, total=steps), depth
+
+        def step_complete(self, name: str, step: int) -> bool:
+            try:
+                progress.update(self._phases[name][0], completed=step + 1)
+            except KeyboardInterrupt:  # must not pass through TensorRT's own code
+                self.interrupted = True
+            return not self.interrupted
+
+        def phase_finish(self, name: str) -> None:
+            progress.remove_task(self._phases.pop(name)[0])
+
+    return Monitor()

@@ -1,0 +1,65 @@
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from export.bias_correction import correct
+from export.runtimes import load
+from models.manifest import LOGITS_NAME
+from tests.export.conftest import Exported
+
+LARGEST = 7
+"""Weights of four bits, so that rounding shows."""
+
+
+def rounded(model: onnx.ModelProto) -> bytes:
+    """The graph with the weights of its layers rounded, biases as they are."""
+    model = onnx.load_from_string(model.SerializeToString())
+    names = {node.input[1] for node in model.graph.node if node.op_type in ("Conv", "Gemm")}
+    for tensor in model.graph.initializer:
+        if tensor.name in names:
+            weights = numpy_helper.to_array(tensor)
+            scale = np.abs(weights).max(tuple(range(1, weights.ndim)), keepdims=True) / LARGEST
+            tensor.CopyFrom(numpy_helper.from_array(np.rint(weights / scale) * scale, tensor.name))
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def test_mean_logits_are_those_before_rounding(exported: Exported) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), np.uint8)
+    model = onnx.load_from_string(exported.model)
+    wanted = load(exported.model, "onnx", 2)(images).logits
+    plain = load(rounded(model), "onnx", 2)(images).logits
+    correct(model, images, LARGEST, excluded=set())
+    onnx.checker.check_model(model, full_check=True)
+    corrected = load(rounded(model), "onnx", 2)(images).logits
+    before, after = (np.abs((logits - wanted).mean(0)).mean() for logits in (plain, corrected))
+    assert after < before / 3
+
+
+def test_layer_that_is_not_rounded_keeps_its_bias(exported: Exported) -> None:
+    model = onnx.load_from_string(exported.model)
+    first, *others = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm")]
+    before = {tensor.name: tensor.SerializeToString() for tensor in model.graph.initializer}
+    untouched = [name for node in others for name in node.input if name in before]
+    correct(model, exported.photos, LARGEST, excluded={node.name for node in others})
+    after = {tensor.name: tensor.SerializeToString() for tensor in model.graph.initializer}
+    assert [after[name] for name in untouched] == [before[name] for name in untouched]
+    assert after[first.input[2]] not in before.values()
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_linear_layer_is_corrected_exactly(exported: Exported, *, has_bias: bool) -> None:
+    model = onnx.load_from_string(exported.model)
+    last = next(node for node in model.graph.node if LOGITS_NAME in node.output)
+    if not has_bias:
+        del last.input[2:]
+    others = {node.name for node in model.graph.node} - {last.name}
+    wanted = load(model.SerializeToString(), "onnx", 2)(exported.photos).logits.mean(0)
+    correct(model, exported.photos, LARGEST, excluded=others)
+    weights = next(tensor for tensor in model.graph.initializer if tensor.name == last.input[1])
+    values = numpy_helper.to_array(weights)
+    scale = np.abs(values).max(1, keepdims=True) / LARGEST
+    weights.CopyFrom(numpy_helper.from_array(np.rint(values / scale) * scale, weights.name))
+    found = load(model.SerializeToString(), "onnx", 2)(exported.photos).logits.mean(0)
+    np.testing.assert_allclose(found, wanted, atol=1e-4)

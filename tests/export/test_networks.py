@@ -1,0 +1,67 @@
+"""Every kind of network of the papers passes the gate from PyTorch to ONNX."""
+
+from collections import Counter
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from export import parity
+from export.recipe import plan
+from export.reference import reference_images
+from export.to_onnx import PHOTOS
+from models.architectures import Shortcut, StrideIn
+from tests.export.conftest import export
+
+
+def give_statistics(network: nn.Module) -> None:
+    """Statistics, scales and shifts as training leaves them: with those of an untrained network folding is trivial."""
+    generator = torch.Generator().manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.bias, std=0.1, generator=generator)
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            nn.init.normal_(module.running_mean, std=0.1, generator=generator)
+            nn.init.uniform_(module.running_var, 0.5, 1.5, generator=generator)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "shortcut", "stride_in", "operators"),
+    [
+        ("resnet18", "A", None, {"Conv": 17, "Relu": 17, "Add": 9}),
+        ("resnet18", "C", None, {"Conv": 25, "Relu": 17, "Add": 9}),
+        ("resnet50", None, "1x1", {"Conv": 53, "Relu": 49, "Add": 17}),
+        ("plain18", None, None, {"Conv": 17, "Relu": 17, "Add": 1}),
+        # A batch norm after a sum has no convolution to be folded into.
+        ("preresnet18", None, None, {"Conv": 20, "Relu": 17, "Add": 9, "BatchNormalization": 8}),
+        ("preresnet50", None, "1x1", {"Conv": 53, "Relu": 49, "Add": 17, "BatchNormalization": 16}),
+        ("cifar_preresnet110", None, None, {"Conv": 109, "Relu": 109, "Add": 55, "BatchNormalization": 54}),
+        ("cifar_preresnet164", None, None, {"Conv": 166, "Relu": 163, "Add": 55, "BatchNormalization": 54}),
+    ],
+)
+def test_network_is_exported_as_pytorch_computes_it(
+    name: str, shortcut: Shortcut | None, stride_in: StrideIn | None, operators: dict[str, int]
+) -> None:
+    recipe = plan(name, random=True, num_classes=7, shortcut=shortcut, stride_in=stride_in)
+    network = recipe.build(None)
+    give_statistics(network)
+    model = export(recipe, network)
+    preprocessing = recipe.entry.preprocessing
+    measured = parity.check(model, network, preprocessing, reference_images(PHOTOS, preprocessing))
+    assert measured.max_logit_error < 1e-5
+    nodes = Counter(node.op_type for node in onnx.load_from_string(model).graph.node)
+    assert {each: nodes[each] for each in ("Conv", "Relu", "Add", "BatchNormalization") if nodes[each]} == operators
+    assert nodes["Identity"] + nodes["Constant"] == 0
+
+
+def test_export_leaves_the_network_as_it_was() -> None:
+    recipe = plan("cifar_resnet20", random=True)
+    network = recipe.build(None)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    export(recipe, network)
+    assert all(np.array_equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    assert list(network.state_dict()) == list(before)

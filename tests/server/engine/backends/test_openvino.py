@@ -1,0 +1,58 @@
+"""What is OpenVINO's own; `test_contract.py` has what every backend promises."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from models import manifest
+from models.manifest import Manifest
+from server.engine import backends
+from server.engine.backends.onnx import OnnxBackend
+from server.engine.backends.openvino import OpenVinoBackend
+from server.images.decode import decode
+from server.settings import Settings
+from tests import tiny
+
+PHOTOS = sorted((Path(__file__).parents[4] / "export" / "photos").glob("*.jpg"))
+
+
+@pytest.fixture(scope="module")
+def model(model_repository: Path) -> tuple[Manifest, bytes]:
+    folder = model_repository / "efficientnet_lite0" / "1"
+    found = manifest.read(folder)
+    return found, manifest.read_model_file(folder, found)
+
+
+@pytest.fixture(scope="module")
+def photos(model: tuple[Manifest, bytes]) -> NDArray[np.uint8]:
+    found, _ = model
+    pixels = np.empty((len(PHOTOS), *found.input_shape), np.uint8)
+    for path, out in zip(PHOTOS, pixels, strict=True):
+        decode(path.read_bytes(), found.preprocessing, [out], max_pixels=10_000_000)
+    return pixels
+
+
+def test_photos_have_the_answers_of_onnx_runtime(model: tuple[Manifest, bytes], photos: NDArray[np.uint8]) -> None:
+    answers, expected = (
+        backends.load(*model, Settings(backend=name, inference_threads=2)).run(photos)
+        for name in backends.ONNX_BACKENDS
+    )
+    np.testing.assert_array_equal(answers.indices[:, :5], expected.indices[:, :5])
+    # Both in float32 and differing by 1e-6 of the largest logit; bfloat16 (8 bits) would differ by 1e-2.
+    np.testing.assert_allclose(answers.logits, expected.logits, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(answers.probabilities, expected.probabilities, rtol=0, atol=1e-5)
+
+
+def test_setting_chooses_what_runs_an_onnx_file(tmp_path: Path) -> None:
+    found = tiny.write(tmp_path, work=1)
+    content = manifest.read_model_file(tmp_path / found.name / "1", found)
+    other = found.model_copy(update={"backend": "openvino"})
+    for named, setting, expected in [
+        (found, None, OnnxBackend),
+        (other, None, OpenVinoBackend),
+        (found, "openvino", OpenVinoBackend),
+        (other, "onnx", OnnxBackend),
+    ]:
+        assert isinstance(backends.load(named, content, Settings.model_validate({"backend": setting})), expected)

@@ -1,0 +1,19 @@
+"""The deepest network of the papers goes all the way: exported by the real command and served; an image is answered."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import run_to_onnx
+from tests.server.running import RunningServer, red_image
+
+
+@pytest.mark.slow
+def test_1001_layers_are_exported_and_answer(tmp_path: Path) -> None:
+    done = run_to_onnx("cifar_preresnet1001", "--random-weights", "--repository", tmp_path)
+    assert done.returncode == 0, done.stderr
+    with RunningServer(tmp_path) as server:
+        answer = server.classify(red_image(200))
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["random_weights"]
+    assert len(answer.json()["predictions"]) == 5
