@@ -6,6 +6,7 @@
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3,$(shell command -v $(name))))
 PHOTO ?= export/photos/cat.jpg
 MODEL ?=
+PORT ?= 8000
 FLAGS ?=
 
 VENV := .venv
@@ -20,7 +21,8 @@ help:
 	@sed -n 's/^# //p' Makefile
 
 serve: model
-	@$(BIN)/python loadtest/classify.py --wait-s 60 $(PHOTO) & exec $(BIN)/python -m server $(FLAGS)
+	@$(BIN)/python loadtest/classify.py --url http://127.0.0.1:$(PORT) --wait-s 60 $(PHOTO) & \
+	    exec $(BIN)/python -m server --port $(PORT) $(FLAGS)
 
 model: $(VENV)/export.done
 	@$(BIN)/python export/to_onnx.py $(MODEL)
@@ -37,7 +39,7 @@ bench: model $(VENV)/test.done
 	$(BIN)/python loadtest/bench.py $(FLAGS)
 
 loadtest: $(VENV)/test.done
-	$(BIN)/locust -f loadtest/locustfile.py --host http://127.0.0.1:8000 $(FLAGS)
+	$(BIN)/locust -f loadtest/locustfile.py --host http://127.0.0.1:$(PORT) $(FLAGS)
 
 clean:
 	rm -rf $(VENV) model_repository weights

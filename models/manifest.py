@@ -271,7 +271,7 @@ def read_entry(folder: Path) -> Entry:
     """
     path = folder / FILE_NAME
     try:
-        found = _entry.validate_json(path.read_bytes())
+        found = _entry.validate_json(_read_file(path))
     except OSError as error:
         raise ManifestError(f"{path}: {error.strerror}") from error
     except ValidationError as error:
@@ -295,6 +295,13 @@ def read(folder: Path) -> Manifest:
     return found
 
 
+def _read_file(path: Path) -> bytes:
+    """A regular file's content: a pipe of that name would be waited for without end."""
+    if path.exists() and not path.is_file():
+        raise ManifestError(f"{path} is no file")
+    return path.read_bytes()
+
+
 def read_model_file(folder: Path, manifest: Manifest) -> bytes:
     """The model file's bytes, proven to be those the manifest names.
 
@@ -303,7 +310,7 @@ def read_model_file(folder: Path, manifest: Manifest) -> bytes:
     """
     path = folder / manifest.file.name
     try:
-        content = path.read_bytes()
+        content = _read_file(path)
     except OSError as error:
         raise ManifestError(f"{path}: {error.strerror}") from error
     if hashlib.sha256(content).hexdigest() != manifest.file.sha256:

@@ -14,7 +14,11 @@ class EngineReady(NamedTuple):
 
 
 class Heartbeat(NamedTuple):
-    """Engine to supervisor: the loop turns and no batch hangs."""
+    """Child to supervisor: there is progress; the loop turns, and no batch or decoder hangs."""
+
+
+HEARTBEAT_S = 1.0
+"""How often a child that makes progress says so."""
 
 
 class WorkerReady(NamedTuple):

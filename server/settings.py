@@ -52,6 +52,8 @@ class Settings(BaseSettings):
     """most requests between upload and answer; more are refused with 429"""
     timeout_ms: Annotated[float, Field(gt=0, le=3_600_000)] = 30_000
     """from the last byte of an upload to its answer; later is 504"""
+    header_timeout_ms: Annotated[float, Field(gt=0, le=3_600_000)] = 10_000
+    """from a connection, or the first byte of a request, to the end of its headers; later is closed"""
     body_timeout_ms: Annotated[float, Field(gt=0, le=3_600_000)] = 30_000
     """from the first to the last byte of an upload; later is 408"""
     max_body_bytes: Annotated[int, Field(ge=1)] = 16 * 2**20
@@ -72,8 +74,8 @@ class Settings(BaseSettings):
     """after SIGTERM, how long to go on accepting while /readyz already fails, for load balancers to notice"""
     drain_timeout_ms: Annotated[float, Field(gt=0, le=3_600_000)] = 30_000
     """after that, how long accepted requests may take to finish"""
-    stall_timeout_ms: Annotated[float, Field(gt=0, le=3_600_000)] = 60_000
-    """an engine without a sign of progress for this long is killed and restarted"""
+    stall_timeout_ms: Annotated[float, Field(ge=3_000, le=3_600_000)] = 60_000
+    """a process without a sign of progress for this long is killed and restarted"""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """least severe log line to print"""
 
@@ -81,6 +83,8 @@ class Settings(BaseSettings):
     def _consistent(self) -> Self:
         if self.queue_size < self.http_workers:
             raise ValueError(f"queue_size {self.queue_size} leaves some of {self.http_workers} HTTP workers no place")
+        if self.max_wait_ms >= self.timeout_ms:
+            raise ValueError(f"max_wait_ms {self.max_wait_ms:g} is not below timeout_ms {self.timeout_ms:g}")
         return self
 
     @property

@@ -36,6 +36,9 @@ CHECK_S = 1.0
 STOP_S = 5.0
 """What a process is given to end by itself."""
 BACKLOG = 2048
+MAX_FAILED_STARTS = 3
+"""An engine that dies so often before it is ready for the first time never will be."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 SPAWN = multiprocessing.get_context("spawn")
 log = logging.getLogger(__name__)
@@ -57,7 +60,12 @@ class _Child:
         """Run `target(*args, pipe)` in a process of its own."""
         ours, theirs = SPAWN.Pipe()
         process = SPAWN.Process(target=target, args=(*args, theirs), name=name, daemon=True)
-        process.start()
+        # Blocked signals stay blocked in the child: this process alone decides when it ends, from its first moment on.
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         theirs.close()
         return cls(process, ours, time.monotonic())
 
@@ -122,10 +130,19 @@ class Supervisor:
         self._folder = Path(tempfile.mkdtemp(prefix="resnet-serving-"))
         metrics.use_directory(self._folder)
         self._metrics = Metrics("supervisor")
-        self._slots = Slots(
-            settings.slots_per_worker * settings.http_workers,
-            max(math.prod(found.input_shape) for found in catalogue.manifests.values()),
-        )
+        for process in ("http", "engine"):
+            self._metrics.restarts.labels(process).inc(0)  # now, so that no later write needs room in a full folder
+        try:
+            self._slots = Slots(
+                settings.slots_per_worker * settings.http_workers,
+                max(math.prod(found.input_shape) for found in catalogue.manifests.values()),
+            )
+        except OSError as error:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            detail = f"shared memory for {settings.queue_size} images cannot be had: {error.strerror}"
+            raise StartupError(
+                f"{detail}; lower --queue-size, or give /dev/shm more room (docker: --shm-size)"
+            ) from error
         self._workers = [_Role(partial(self._start_worker, index)) for index in range(settings.http_workers)]
         self._engine = _Role(self._start_engine)
         self._engine_starts = 0
@@ -135,7 +152,7 @@ class Supervisor:
         self._give_up_s = math.inf  # when to stop waiting for what was accepted
 
     def run(self) -> None:
-        """Serve until SIGTERM or SIGINT, then drain; a second signal stops at once.
+        """Serve until SIGTERM, SIGINT or SIGHUP, then drain; a second signal stops at once.
 
         Raises:
             StartupError: no model can be loaded, or a process cannot even start.
@@ -217,10 +234,11 @@ class Supervisor:
 
     def _check_clock(self) -> None:
         now_s = time.monotonic()
-        engine = self._engine.child
-        if engine and engine.ready_s < math.inf and now_s - engine.heard_s > self._settings.stall_timeout_ms / 1e3:
-            log.error("the engine has shown no progress for %.0f s: it is killed", now_s - engine.heard_s)
-            engine.process.kill()
+        for child in self._children():
+            silent_s = now_s - child.heard_s
+            if silent_s > self._settings.stall_timeout_ms / 1e3:
+                log.error("%s has shown no progress for %.0f s: it is killed", child.name, silent_s)
+                child.process.kill()
         if now_s >= self._finish_s and not self._finishing:
             self._finish(now_s)
         if now_s >= self._give_up_s:
@@ -259,10 +277,11 @@ class Supervisor:
     def _announce_once(self) -> None:
         """Say what is served and where, when all processes are ready for the first time."""
         children = self._children()
-        if self._announced or self._engine_up is None or any(child.ready_s == math.inf for child in children):
+        starting = self._engine_up is None or any(child.ready_s == math.inf for child in children)
+        if self._announced or starting or self._finish_s < math.inf:
             return
         self._announced = True
-        catalogue = self._catalogue.refuse(self._engine_up.refused)
+        catalogue = self._catalogue.refuse(self._engine_up.refused if self._engine_up else {})
         for key, found in catalogue.entries.items():
             default = " (default)" if key.name == catalogue.default_model else ""
             random = any(member.weights.random for member in catalogue.members(found))
@@ -287,6 +306,8 @@ class Supervisor:
         """Have the requests wait for a new engine, unless this one never was ready or crashes follow each other."""
         self._engine.ended(engine)
         self._metrics.restarts.labels("engine").inc()
+        if not self._announced and self._engine.crashes >= MAX_FAILED_STARTS:
+            raise StartupError("the engine cannot start; its error is above")
         self._engine_up = None
         self._socket_path().unlink(missing_ok=True)
         recovering = engine.ready_s < math.inf and self._engine.crashes <= MAX_RECOVERIES
@@ -324,18 +345,19 @@ def _listen(host: str, port: int, count: int) -> list[socket.socket]:
         return [
             socket.create_server((host, port), family=family, reuse_port=True, backlog=BACKLOG) for _ in range(count)
         ]
-    except OSError as error:
-        raise StartupError(f"cannot listen on {host} port {port}: {error.strerror}; choose another --port") from error
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise StartupError(f"cannot listen on {host} port {port}: {reason}; choose another --host or --port") from error
 
 
 @contextlib.contextmanager
 def _signals() -> Generator[socket.socket]:
-    """A socket that has a byte to read for each SIGTERM or SIGINT."""
+    """A socket that has a byte to read for each signal to stop."""
     reader, writer = socket.socketpair()
     with reader, writer:
         writer.settimeout(0)
         signal.set_wakeup_fd(writer.fileno())
-        before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {number: signal.signal(number, lambda *_: None) for number in STOP_SIGNALS}
         try:
             yield reader
         finally:

@@ -117,6 +117,7 @@ class EngineClient:
         self._ids = itertools.count()
         self._count = count
         self._tickets: dict[int, _Ticket] = {}
+        self._decoding_since_s: dict[int, float] = {}
         self._socket: zmq.Socket[bytes] | None = None
         self._available = False  # requests are admitted: the engine is there, or will be back at once
 
@@ -124,6 +125,10 @@ class EngineClient:
     def connected(self) -> bool:
         """The engine is there."""
         return self._socket is not None
+
+    def longest_decode_s(self) -> float:
+        """How long the slowest decoder has been at its image; 0 where none is at work."""
+        return max((time.monotonic() - since_s for since_s in self._decoding_since_s.copy().values()), default=0.0)
 
     def check_admission(self, places: int = 1) -> None:
         """Refuse at once, before anything is spent on a request, where it could not be admitted now.
@@ -215,6 +220,14 @@ class EngineClient:
         if not first.wanted:
             return
         started_s = time.monotonic()
+        self._decoding_since_s[first.id] = started_s
+        try:
+            self._decode_crops(data, tickets, started_s)
+        finally:
+            del self._decoding_since_s[first.id]
+
+    def _decode_crops(self, data: bytes, tickets: Sequence[_Ticket], started_s: float) -> None:
+        first = tickets[0]
         pixels = [self._slots.pixels(ticket.slot, first.manifest.input_shape) for ticket in tickets]
         self._decode(data, first.manifest.preprocessing, pixels)
         arrived_s = time.monotonic()

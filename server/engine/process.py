@@ -4,10 +4,9 @@ import gc
 import logging
 import math
 import os
-import signal
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import NamedTuple
 
@@ -16,9 +15,9 @@ import zmq
 from numpy.typing import NDArray
 
 from models import manifest
-from models.manifest import Manifest
+from models.manifest import Manifest, ManifestError
 from server import logs, metrics
-from server.control import EngineReady, Heartbeat
+from server.control import HEARTBEAT_S, EngineReady, Heartbeat
 from server.engine import backends
 from server.engine.backends import Backend, DeviceLostError
 from server.engine.core import Engine, Outcome
@@ -28,8 +27,6 @@ from server.engine.slots import Slots
 from server.errors import Code, ServiceError
 from server.repository import Catalogue, ModelKey
 from server.settings import Settings
-
-HEARTBEAT_S = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -48,15 +45,13 @@ class _Image(NamedTuple):
 def main(settings: Settings, catalogue: Catalogue, slots: Slots, address: str, control: Connection) -> None:
     """Load every model, then serve jobs at `address` until the supervisor closes its end of the pipe."""
     logs.configure(settings.log_level)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # the supervisor decides when this process ends
     loaded: dict[ModelKey, tuple[Backend, Manifest]] = {}
     refused: dict[ModelKey, str] = {}
     for key, found in catalogue.manifests.items():
         try:
-            loaded[key] = _load(catalogue, found, settings), found
-        except DeviceLostError:
-            raise  # of no use to any model: another process is
+            loaded[key] = _load(catalogue, found, settings, lambda: control.send(Heartbeat())), found
+        except (DeviceLostError, BrokenPipeError):
+            raise  # this process is of no use to any model
         except Exception as error:  # whatever is wrong with one model must not take the others down
             refused[key] = str(error)
             log.warning("%s is refused: %s", key, error)
@@ -64,13 +59,23 @@ def main(settings: Settings, catalogue: Catalogue, slots: Slots, address: str, c
     _Process(settings, loaded, slots, address, control).serve(EngineReady(address, refused))
 
 
-def _load(catalogue: Catalogue, found: Manifest, settings: Settings) -> Backend:
-    """Verify the digest, load, and run a batch of every bucket, so that no request pays for a first time."""
+def _load(catalogue: Catalogue, found: Manifest, settings: Settings, progress: Callable[[], None]) -> Backend:
+    """Verify the digest, load, and run a batch of every bucket, so that no request pays for a first time.
+
+    Raises:
+        ManifestError: the file is not the manifest's, in its digest or in what it answers.
+        Exception: whatever the runtime reports.
+    """
     started_s = time.monotonic()
     folder = catalogue.folder / found.name / str(found.version)
     backend = backends.load(found, manifest.read_model_file(folder, found), settings)
     for size in buckets(settings.max_batch):
-        backend.run(np.zeros((size, *found.input_shape), np.uint8))
+        progress()
+        outputs = backend.run(np.zeros((size, *found.input_shape), np.uint8))
+        if (outputs.indices.shape, outputs.logits.shape) != ((size, found.top_k), (size, found.num_classes)):
+            raise ManifestError(
+                f"{folder / found.file.name}: it does not rank {found.num_classes} classes as it should"
+            )
     log.info("%s version %d is warm after %.1f s", found.name, found.version, time.monotonic() - started_s)
     return backend
 
@@ -151,7 +156,7 @@ class _Process:
     def _submit(self, owner: bytes, request: Submit) -> None:
         key = ModelKey(request.model, request.version)
         if key not in self._manifests:
-            raise ServiceError(Code.UNKNOWN_MODEL, f"{key} is not loaded")
+            raise ServiceError(Code.ENGINE_UNAVAILABLE, f"{key} is not loaded any more; try again later")
         pixels = self._slots.pixels(request.slot, self._manifests[key].input_shape)
         image = _Image(owner, request.id, request.slot, pixels, request.model, request.top_k)
         job = Job((owner, request.id), request.arrived_s, request.deadline_s, image, request.alone)

@@ -5,6 +5,7 @@ slots and alone decides which are free; the engine reads the pixels and marks wh
 """
 
 import math
+import os
 from multiprocessing.shared_memory import SharedMemory
 
 import numpy as np
@@ -17,16 +18,37 @@ class Slots:
     """`count` slots of `slot_bytes` bytes, each with a flag that tells whether its job is in a running batch."""
 
     def __init__(self, count: int, slot_bytes: int, name: str | None = None) -> None:
-        """Create the memory, or attach to the one called `name`."""
+        """Create the memory, or attach to the one called `name`.
+
+        Raises:
+            OSError: there is not enough shared memory.
+        """
         self.count = count
         self.slot_bytes = slot_bytes
         self._stride = -(-slot_bytes // ALIGNMENT) * ALIGNMENT
         self._header = -(-count // ALIGNMENT) * ALIGNMENT
         self._memory = SharedMemory(name, create=name is None, size=self._header + count * self._stride)
+        if name is None:
+            self._reserve()
         self._bytes = np.ndarray(self._memory.size, np.uint8, self._memory.buf)
         self.running: NDArray[np.bool_] = self._bytes[:count].view(np.bool_)
         """bool[count]: set by the engine while a batch runs, cleared by the owner when it takes the slot. What is set
         when an engine dies was in the batch that it died of."""
+
+    def _reserve(self) -> None:
+        """Have the memory now: a page that cannot be had later kills whoever touches it, without a word.
+
+        Raises:
+            OSError: there is not so much.
+        """
+        descriptor = os.open(f"/dev/shm/{self._memory.name}", os.O_RDWR)  # noqa: S108 where Linux has shared memory
+        try:
+            os.posix_fallocate(descriptor, 0, self._memory.size)
+        except OSError:
+            self.unlink()
+            raise
+        finally:
+            os.close(descriptor)
 
     def pixels(self, slot: int, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
         """uint8 view of `shape` on a slot's memory; it must not outlive this object, which unmaps the memory.

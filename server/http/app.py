@@ -12,6 +12,7 @@ def create_app(service: Service) -> FastAPI:
         title="ResNet serving",
         description="Image classification: an image in, its most probable classes out.",
         version="0.1.0",
+        redirect_slashes=False,  # a redirect would go to whatever host the client named
     )
     problems.install(app)
     app.include_router(classify.router(service))

@@ -62,10 +62,12 @@ def router(service: Service) -> APIRouter:
         default = newest.get(catalogue.default_model or "")
         return Models(models=[_shown(found, found is default) for found in served], refused=dict(catalogue.refused))
 
+    @routes.head("/livez", include_in_schema=False)
     @routes.get("/livez", summary="The process answers", response_class=PlainTextResponse)
     async def livez() -> str:
         return "ok"
 
+    @routes.head("/readyz", include_in_schema=False)
     @routes.get(
         "/readyz",
         summary="Requests can be answered",

@@ -10,6 +10,9 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from server.errors import Code, ServiceError
 
+MAX_PARTS = 100
+"""Each costs the event loop some microseconds, and one is needed."""
+
 
 class Uploads:
     """Reads uploads, each and all together within limits."""
@@ -67,6 +70,8 @@ def _image(content_type: str | None, body: bytes) -> bytes:
 
 def _file_of_form(body: bytes, boundary: bytes) -> bytes:
     """The content of the only part that has a file name."""
+    if body.count(b"--" + boundary) > MAX_PARTS:
+        raise ServiceError(Code.MALFORMED_MULTIPART, f"the form has more than {MAX_PARTS} parts")
     files: list[list[bytes]] = []
     names: list[bytes] = []
     values: list[bytes] = []
@@ -83,7 +88,9 @@ def _file_of_form(body: bytes, boundary: bytes) -> bytes:
         name, value = b"".join(names).lower(), b"".join(values)
         names.clear()
         values.clear()
-        if name == b"content-disposition" and b"filename" in parse_options_header(value)[1]:
+        if name == b"content-disposition" and not {b"filename", b"filename*"}.isdisjoint(
+            parse_options_header(value)[1]
+        ):
             files.append([])
             reading = True
 

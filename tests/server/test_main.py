@@ -24,6 +24,11 @@ def run(*arguments: object) -> tuple[int, str]:
     [
         (["--port", "70000"], 2, r"python -m server: port: Input should be less than or equal to 65535"),
         (["--queue-size", "1", "--http-workers", "2"], 2, r"python -m server: .*queue_size 1 leaves some"),
+        (
+            ["--timeout-ms", "10", "--max-wait-ms", "20"],
+            2,
+            r"python -m server: .*max_wait_ms 20 is not below timeout_ms",
+        ),
         (["--repository", "nowhere"], 1, r"python -m server: no model in nowhere: python export/to_onnx.py makes one"),
     ],
 )
@@ -51,7 +56,17 @@ def test_a_port_in_use_is_one_line_also_where_it_is_our_own(tmp_path: Path) -> N
         port = taken.getsockname()[1]
         code, output = run("--repository", tmp_path, "--port", port)
     assert code == 1
-    assert re.fullmatch(rf"python -m server: cannot listen on 127.0.0.1 port {port}: .*; choose another --port", output)
+    assert re.fullmatch(rf"python -m server: cannot listen on 127.0.0.1 port {port}: .*; choose another --host or --port", output)
+
+
+def test_an_engine_that_never_starts_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.write(tmp_path / "repository")
+    folder = tmp_path / ("x" * 100)  # too long for the address of a Unix socket
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    code, output = run("--repository", tmp_path / "repository", "--port", "0")
+    assert code == 1
+    assert output.splitlines()[-1].endswith("the engine cannot start; its error is above")
 
 
 def test_without_any_good_model_it_ends_and_says_why(tmp_path: Path) -> None:

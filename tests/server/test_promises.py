@@ -3,6 +3,8 @@
 import os
 import signal
 import socket
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -12,7 +14,7 @@ import psutil
 import pytest
 
 from tests import tiny
-from tests.server.running import RunningServer, red_image, until
+from tests.server.running import ROOT, RunningServer, red_image, until
 
 TENTH_OF_A_SECOND = 400
 """`work` of a tiny model, about: it depends on the machine, and no test on the exact time."""
@@ -109,6 +111,19 @@ def test_sigterm_answers_what_was_accepted_then_ends_and_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
+def test_sigterm_while_starting_is_a_clean_end(quick: Path) -> None:
+    command = [sys.executable, "-m", "server", "--port", "0", "--repository", str(quick)]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        for line in process.stderr:
+            if "is warm" in line or "is ready" in line:
+                break
+        process.terminate()
+        rest = process.stderr.read()
+        assert process.wait(30) == 0
+        assert "Traceback" not in rest
+
+
 def test_an_engine_killed_while_draining_still_loses_nothing(slow: Path) -> None:
     with RunningServer(slow, max_batch=1) as server, ThreadPoolExecutor(1) as aside:
         answers = aside.submit(server.classify_all, [red_image(red) for red in (1, 2, 3)], 3)
@@ -182,14 +197,24 @@ def test_without_an_engine_requests_are_refused_as_unavailable(slow: Path) -> No
         try:
             os.kill(server.pid("engine"), signal.SIGKILL)
             server.wait_for_line("is refused")
-            until(lambda: server.client.get("/readyz").status_code == 503)
+            until(lambda: "not served" in server.client.get("/readyz").text)
         finally:
             hidden.rename(server_folder)
         assert server.classify(red_image(1)).json()["code"] == "unknown_model"
 
 
+def test_a_stopped_http_worker_is_replaced(quick: Path) -> None:
+    with RunningServer(quick, stall_timeout_ms=3000) as server:
+        start = len(server.lines)
+        os.kill(server.pid("http-0"), signal.SIGSTOP)
+        server.wait_for_line("http-0 has shown no progress", start)
+        server.wait_for_line("http-0 is ready", start)
+        with httpx.Client(base_url=server.url, timeout=60) as newcomer:
+            assert top1(newcomer.post("/classify", content=red_image(5))) == 5
+
+
 def test_an_engine_that_makes_no_progress_is_replaced(quick: Path) -> None:
-    with RunningServer(quick, stall_timeout_ms=2500) as server, ThreadPoolExecutor(1) as aside:
+    with RunningServer(quick, stall_timeout_ms=3000) as server, ThreadPoolExecutor(1) as aside:
         start = len(server.lines)
         os.kill(server.pid("engine"), signal.SIGSTOP)
         answer = aside.submit(server.classify, red_image(9))

@@ -1,5 +1,6 @@
 """What operators ask a running server."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     tiny.write(repository, "tampered")
     with (repository / "tampered/1/model.onnx").open("ab") as file:
         file.write(b"!")
+    mismatched = tiny.write(repository, "mismatched")
+    few = mismatched.model_copy(update={"labels": mismatched.labels[:200], "num_classes": 200})
+    (repository / "mismatched/1/manifest.json").write_text(few.model_dump_json())
+    tiny.write(repository, "piped")
+    (repository / "piped/1/manifest.json").unlink()
+    os.mkfifo(repository / "piped/1/manifest.json")
     tiny.write(repository, "garbled")
     (repository / "garbled/1/manifest.json").write_text("{")
     with RunningServer(repository, default_model="good") as running:
@@ -29,6 +36,8 @@ def test_the_listing_names_what_is_served_and_why_the_rest_is_not(server: Runnin
     served = [(model["name"], model["version"], model["default"]) for model in listing["models"]]
     assert served == [("good", 1, False), ("good", 2, True)]
     assert "SHA-256" in listing["refused"]["tampered version 1"]
+    assert "does not rank 200 classes" in listing["refused"]["mismatched version 1"]
+    assert "is no file" in listing["refused"]["piped/1"]
     assert "manifest.json" in listing["refused"]["garbled/1"]
 
 
@@ -40,6 +49,7 @@ def test_a_broken_model_takes_no_good_one_down(server: RunningServer) -> None:
 def test_the_probes_answer(server: RunningServer) -> None:
     assert server.client.get("/livez").text == "ok"
     assert server.client.get("/readyz").text == "ok"
+    assert server.client.head("/readyz").status_code == 200
 
 
 def test_a_server_is_not_ready_without_a_model_that_must_be_there(tmp_path: Path) -> None:
