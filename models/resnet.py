@@ -112,10 +112,11 @@ class PreActivationBasicBlock(BasicBlock):
     def __init__(self, architecture: Architecture, inputs: int, width: int, stride: int) -> None:
         super().__init__(architecture, inputs, width, stride)
         self.bn1 = nn.BatchNorm2d(inputs)
+        self.relu1 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map float32[N, inputs, H, W] to float32[N, width, H / stride, W / stride]."""
-        activated = functional.relu(self.bn1(x))
+        activated = self.relu1(self.bn1(x))
         residual: Tensor = self.conv1(activated)
         residual = self.conv2(functional.relu(self.bn2(residual)))
         return residual + (x if self.downsample is None else self.downsample(activated))
@@ -127,11 +128,12 @@ class PreActivationBottleneck(Bottleneck):
     def __init__(self, architecture: Architecture, inputs: int, width: int, stride: int) -> None:
         super().__init__(architecture, inputs, width, stride)
         self.bn1 = nn.BatchNorm2d(inputs)
+        self.relu1 = nn.ReLU()
         self.bn3 = _last_norm(architecture, self.conv3.in_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map float32[N, inputs, H, W] to float32[N, 4 * width, H / stride, W / stride]."""
-        activated = functional.relu(self.bn1(x))
+        activated = self.relu1(self.bn1(x))
         residual: Tensor = self.conv1(activated)
         residual = self.conv2(functional.relu(self.bn2(residual)))
         residual = self.conv3(functional.relu(self.bn3(residual)))
@@ -167,8 +169,7 @@ class ResNet(nn.Sequential):
         else:
             layers["conv1"] = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
         layers["bn1"] = nn.BatchNorm2d(width)
-        if architecture.style != "pre-activation":
-            layers["relu"] = nn.ReLU()
+        layers["relu"] = nn.ReLU()
         if not architecture.cifar:
             layers["maxpool"] = nn.MaxPool2d(3, stride=2, padding=1)
         for stage, depth in enumerate(architecture.depths):
@@ -179,10 +180,10 @@ class ResNet(nn.Sequential):
                 channels = (width << stage) * block.expansion
             layers[f"layer{stage + 1}"] = nn.Sequential(*blocks)
         if architecture.style == "pre-activation":
-            # Appendix of arXiv:1603.05027: the first activation is right after the stem, before the two paths part (its
-            # batch norm is the stem's, its ReLU the block's: max pooling between them changes nothing), and there is
-            # one more after the last sum.
+            # Appendix of arXiv:1603.05027: the first activation is right after the stem, before the two paths part, and
+            # there is one more after the last sum.
             layers["layer1"].set_submodule("0.bn1", nn.Identity())
+            layers["layer1"].set_submodule("0.relu1", nn.Identity())
             layers["last_bn"] = nn.BatchNorm2d(channels)
             layers["last_relu"] = nn.ReLU()
         layers["avgpool"] = GlobalAveragePool()

@@ -39,7 +39,6 @@ def give_statistics(network: nn.Module) -> None:
         # A batch norm after a sum has no convolution to be folded into.
         ("preresnet18", None, None, {"Conv": 20, "Relu": 17, "Add": 9, "BatchNormalization": 8}),
         ("preresnet50", None, "1x1", {"Conv": 53, "Relu": 49, "Add": 17, "BatchNormalization": 16}),
-        ("cifar_preresnet110", None, None, {"Conv": 109, "Relu": 109, "Add": 55, "BatchNormalization": 54}),
         ("cifar_preresnet164", None, None, {"Conv": 166, "Relu": 163, "Add": 55, "BatchNormalization": 54}),
     ],
 )
