@@ -37,8 +37,8 @@ _METHODS: dict[Method, tuple[CalibrationMethod, dict[str, Any]]] = {
     "entropy": (CalibrationMethod.Entropy, {"CalibStridedMinMax": 1}),
 }
 # https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html says why: x86 multiplies unsigned
-# activations with signed weights; without VNNI two products are added in 16 bits, which overflow unless weights have
-# 7 bits. GPUs take symmetric signed values alone; TensorRT wants the bias in floating point.
+# activations with signed weights; without VNNI two products are added in 16 bits, which overflow unless the weights
+# have 7 bits. GPUs take symmetric signed values alone; TensorRT wants the bias in floating point.
 _TARGETS: dict[QuantizationTarget, tuple[dict[str, Any], dict[str, Any]]] = {
     "x86-vnni": ({"activation_type": QuantType.QUInt8}, {}),
     "x86": ({"activation_type": QuantType.QUInt8, "reduce_range": True}, {}),

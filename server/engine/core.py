@@ -135,8 +135,9 @@ class Engine(Generic[Payload]):
 
     def _start(self, model: Hashable, jobs: Sequence[Job[Payload]]) -> None:
         self._on_start(jobs)
+        started_s = self._clock()  # before the other thread can have run
         future = self._threads.submit(self._run, self._backends[model], jobs)
-        self._running[future] = _Batch(model, jobs, self._clock())
+        self._running[future] = _Batch(model, jobs, started_s)
         future.add_done_callback(lambda _: self._wake())
 
     def _run(self, backend: Backend, jobs: Sequence[Job[Payload]]) -> tuple[Outputs, float]:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import gc
-import signal
+import os
 import socket
 from collections.abc import Generator, Sequence
 from multiprocessing.connection import Connection
@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from models.manifest import Preprocessing
 from server import logs
-from server.control import Draining, EngineDown, EngineUp, Finish, WorkerReady
+from server.control import HEARTBEAT_S, Draining, EngineDown, EngineUp, Finish, Heartbeat, WorkerReady
 from server.engine.client import EngineClient
 from server.engine.slots import Slots
 from server.http.app import create_app
+from server.http.protocol import protocol_class
 from server.http.service import Service
 from server.http.uploads import Uploads
 from server.images.decode import decode
@@ -37,9 +38,8 @@ def main(
 ) -> None:
     """Serve `listener` until the supervisor says to finish."""
     logs.configure(settings.log_level)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # the supervisor decides when this process ends
     uvloop.run(_serve(index, settings, catalogue, slots, listener, control))
+    os._exit(0)  # without waiting for a decoder that nobody waits for any more
 
 
 async def _serve(
@@ -69,6 +69,14 @@ async def _serve(
             server.should_exit = server.force_exit = True
 
     loop = asyncio.get_running_loop()
+
+    def beat() -> None:
+        if client.longest_decode_s() < settings.stall_timeout_ms / 1e3:
+            with contextlib.suppress(OSError):  # the supervisor is gone; the pipe says so too
+                control.send(Heartbeat())
+        loop.call_later(HEARTBEAT_S, beat)
+
+    beat()
     loop.add_reader(control.fileno(), on_supervisor)
     gc.freeze()  # what is here now stays: no collection needs to look at it again
     await server.serve(sockets=[listener])
@@ -98,7 +106,7 @@ class _Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 create_app(service),
-                http="httptools",
+                http=protocol_class(settings.header_timeout_ms),
                 ws="none",
                 lifespan="off",
                 log_config=None,

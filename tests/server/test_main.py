@@ -56,7 +56,9 @@ def test_a_port_in_use_is_one_line_also_where_it_is_our_own(tmp_path: Path) -> N
         port = taken.getsockname()[1]
         code, output = run("--repository", tmp_path, "--port", port)
     assert code == 1
-    assert re.fullmatch(rf"python -m server: cannot listen on 127.0.0.1 port {port}: .*; choose another --host or --port", output)
+    assert re.fullmatch(
+        rf"python -m server: cannot listen on 127.0.0.1 port {port}: .*; choose another --host or --port", output
+    )
 
 
 def test_an_engine_that_never_starts_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -374,7 +374,7 @@ def test_one_step_equals_resize_then_crop(
 
 def test_extreme_aspect_ratio_needs_no_room_for_the_resized_image() -> None:
     """Resized whole, this one would be 256,000,000 x 256."""
-    pixels = decoded(png(1_000_000, 1, 8, 0, b"\0" + b"\x7b" * 1_000_000), preprocessing(256, 224))
+    pixels = decoded(png(1_000_000, 1, 8, 0, b"\0" + b"\x7b" * 1_000_000), preprocessing(256, 224), 64_000_000)
     assert difference(pixels, (123, 123, 123)) == 0
 
 
@@ -488,9 +488,17 @@ def test_gif_canvas_is_refused_before_it_is_allocated() -> None:
 
 
 def test_max_pixels_is_the_last_size_allowed() -> None:
-    data = encoded(picture(40, 30), "PNG")
-    decoded(data, max_pixels=1200)
-    assert refusal(data, max_pixels=1199) is Code.TOO_MANY_PIXELS
+    data = encoded(picture(100, 70), "PNG")
+    decoded(data, max_pixels=7000)
+    assert refusal(data, max_pixels=6999) is Code.TOO_MANY_PIXELS
+
+
+@pytest.mark.parametrize("size", [(1, 50_001), (50_001, 1)])
+def test_thin_image_counts_as_64_pixels_wide(size: tuple[int, int]) -> None:
+    """Every row costs its pointer and padding."""
+    data = encoded(Image.new("LA", size), "PNG")
+    assert refusal(data, max_pixels=64 * 50_000) is Code.TOO_MANY_PIXELS
+    assert decoded(data, max_pixels=64 * 50_001).shape == (SIDE, SIDE, 3)
 
 
 @pytest.mark.parametrize("kind", [b"zTXt", b"iCCP"])
@@ -513,6 +521,112 @@ def test_progressive_jpeg_of_endless_scans_is_broken() -> None:
     last_scan = data[data.rindex(b"\xff\xda") : -2]
     decoded(data[:-2] + last_scan * 50 + data[-2:])
     assert refusal(data[:-2] + last_scan * 200 + data[-2:]) is Code.BROKEN_IMAGE
+
+
+def baseline_scans(count: int, between: bytes = b"") -> bytes:
+    """A baseline JPEG whose three components come in turn, over and over; they hold no data, which libjpeg forgives."""
+    data = SAMPLES["JPEG RGB"]
+    scan = b"\xff\xda\0\x08\1%c\0\0\x3f\0"
+    return data[: data.index(b"\xff\xda")] + b"".join(scan % (1 + i % 3) + between for i in range(count)) + b"\xff\xd9"
+
+
+def test_baseline_jpeg_of_endless_scans_is_broken() -> None:
+    decoded(baseline_scans(99))
+    assert refusal(baseline_scans(101)) is Code.BROKEN_IMAGE
+    end_in_a_comment = b"\xff\xfe\0\4\xff\xd9"
+    assert refusal(baseline_scans(101, end_in_a_comment)) is Code.BROKEN_IMAGE
+
+
+def test_what_looks_like_scans_behind_the_photo_is_no_matter() -> None:
+    """Phones append a video."""
+    photo = SAMPLES["JPEG with EXIF"]
+    assert np.array_equal(decoded(photo + b"\xff\xda" * 1000), decoded(photo))
+
+
+def flooded(name: str, at: int, part: bytes, count: int) -> bytes:
+    return SAMPLES[name][:at] + part * count + SAMPLES[name][at:]
+
+
+def jpeg_segment(kind: int, body: bytes) -> bytes:
+    return b"\xff%c" % kind + struct.pack(">H", 2 + len(body)) + body
+
+
+PNG_CHUNK = struct.pack(">I", 0) + b"abCd" + struct.pack(">I", zlib.crc32(b"abCd"))
+GIF_START = 13 + (3 << (SAMPLES["GIF L"][10] & 7) + 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "at", "part", "harmless", "flood"),
+    [
+        ("JPEG RGB", 2, jpeg_segment(0xE1, b"Exif\0\0x"), 100, 1000),
+        ("JPEG RGB", 2, jpeg_segment(0xE5, b""), 100, 1000),
+        ("JPEG RGB", 2, jpeg_segment(0xED, b"Photoshop 3.0\0" + bytes(60_000)), 10, 20),
+        ("JPEG RGB", 2, b"\xff", 1000, 100_000),
+        ("JPEG RGB", 2, b"\xff\xd0", 1000, 100_000),
+        ("PNG RGB", 33, PNG_CHUNK, 1000, 50_000),
+        ("GIF L", GIF_START, b"!\x01\1x\0", 1000, 50_000),
+        ("GIF L", GIF_START, b"x", 1000, 100_000),
+    ],
+    ids=["Exif", "APP5", "Photoshop", "fill", "restarts", "PNG chunks", "GIF extensions", "GIF junk"],
+)
+def test_metadata_flood_is_broken(name: str, at: int, part: bytes, harmless: int, flood: int) -> None:
+    assert np.array_equal(decoded(flooded(name, at, part, harmless)), decoded(SAMPLES[name]))
+    with pytest.raises(ServiceError, match="; send one of at most ") as caught:
+        decoded(flooded(name, at, part, flood))
+    assert caught.value.code is Code.BROKEN_IMAGE
+
+
+def test_long_gif_comment_is_broken() -> None:
+    comment = b"!\xfe" + b"\1x" * 100_000 + b"\0"
+    assert refusal(flooded("GIF L", GIF_START, comment, 1)) is Code.BROKEN_IMAGE
+
+
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize(("tags", "values"), [(1, 50_001), (1001, 1)])
+def test_tiff_of_endless_tags_or_strips_is_broken(tags: int, values: int, *, big: bool) -> None:
+    if big:
+        data = struct.pack("<2sHHHQQ", b"II", 43, 8, 0, 16, tags) + struct.pack("<HHQQ", 273, 4, values, 8) * tags
+    else:
+        data = struct.pack("<2sHLH", b"II", 42, 8, tags) + struct.pack("<HHLL", 273, 4, values, 8) * tags
+    with pytest.raises(ServiceError, match="; send one of at most ") as caught:
+        decoded(data + bytes(300_000))
+    assert caught.value.code is Code.BROKEN_IMAGE
+
+
+def with_avif_items(count: int) -> bytes:
+    data = SAMPLES["AVIF RGB"]
+    entries = b"".join(struct.pack(">I4sIHH4sx", 21, b"infe", 2 << 24, 100 + i, 0, b"Exif") for i in range(count))
+    at = data.index(b"iinf") - 4
+    size, kind, version, listed = struct.unpack_from(">I4sIH", data, at)
+    data = (
+        data[:at]
+        + struct.pack(">I4sIH", size + len(entries), kind, version, listed + count)
+        + data[at + 14 : at + size]
+        + entries
+        + data[at + size :]
+    )
+    meta = data.index(b"meta") - 4
+    (size,) = struct.unpack_from(">I", data, meta)
+    return data[:meta] + struct.pack(">I", size + len(entries)) + data[meta + 4 :]
+
+
+def test_avif_of_endless_items_or_boxes_is_broken() -> None:
+    free = struct.pack(">I4s", 8, b"free")
+    decoded(SAMPLES["AVIF RGB"] + free * 100)
+    for data in (with_avif_items(10_000), SAMPLES["AVIF RGB"] + free * 2000):
+        with pytest.raises(ServiceError, match="; send one of at most ") as caught:
+            decoded(data)
+        assert caught.value.code is Code.BROKEN_IMAGE
+
+
+@pytest.mark.parametrize("compression", [1, 2])
+def test_run_length_bmp_is_refused_with_the_remedy(compression: int) -> None:
+    """Pillow's decoder for it is written in Python."""
+    data = bytearray(SAMPLES["BMP P"])
+    data[30] = compression
+    with pytest.raises(ServiceError, match="send the BMP uncompressed") as caught:
+        decoded(bytes(data))
+    assert caught.value.code is Code.NOT_AN_IMAGE
 
 
 @st.composite

@@ -1,0 +1,212 @@
+"""HTTP/1.1 on one connection: uvicorn's protocol, with bounds on what a client may send before it is a request."""
+# ruff: noqa: D102  # the public methods are those of uvicorn and of asyncio
+
+import asyncio
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import Request, Response
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.flow_control import service_unavailable
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from server.http.problems import problem
+
+MAX_HEAD_BYTES = 64 * 1024
+"""Of one message: URL, header fields and trailer fields together."""
+MAX_FIELDS = 100
+"""Of one message: header and trailer fields together."""
+
+
+def protocol_class(header_timeout_ms: float) -> type[asyncio.Protocol]:
+    """The protocol to hand to uvicorn, which makes one object of it for each connection."""
+
+    class Protocol(BoundedProtocol):
+        header_timeout_s = header_timeout_ms / 1e3
+
+    return Protocol
+
+
+class _HeadTooLarge(Exception):  # noqa: N818  # it never leaves this module
+    pass
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """Adds to uvicorn's: limits on heads, a deadline for them, no upgrades, and problem documents.
+
+    The parser calls the `on_...` methods while it is fed. It says nothing of an unfinished field, so bytes are counted
+    twice: exactly, as URL and fields become known, and as `_unreported_bytes`, those since anything else was reported.
+    """
+
+    header_timeout_s = 10.0
+    """From the connection, or a message's first byte, to the end of its head."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._deadline: asyncio.TimerHandle | None = None
+        self._running: RequestResponseCycle | None = None
+        self._refused = False
+        self._in_head = True
+        self._head_bytes = 0
+        self._fields = 0
+        self._unreported_bytes = 0
+
+    # What the transport calls.
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._cancel_deadline()
+        self._tell_running()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
+        self._unset_keepalive_if_required()
+        if self._idle and self._deadline is None:
+            self._expect_head()  # also for bytes that begin no message: they would hold a connection for ever
+        self._unreported_bytes += len(data)
+        try:
+            self._feed(data)
+            if self._unreported_bytes > MAX_HEAD_BYTES:
+                raise _HeadTooLarge
+        except (HttpParserError, _HeadTooLarge) as error:
+            if isinstance(error, _HeadTooLarge) or isinstance(error.__context__, _HeadTooLarge):
+                detail = f"URL and headers exceed {MAX_HEAD_BYTES} bytes or {MAX_FIELDS} fields: send fewer"
+                self._refuse("headers_too_large", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, detail)
+            else:
+                self._refuse("bad_request", HTTPStatus.BAD_REQUEST, f"not HTTP/1.1: {error}")
+
+    def _feed(self, data: bytes) -> None:
+        """Parse, as if nobody had asked for an upgrade: RFC 9110, 7.8, lets a server ignore that.
+
+        The parser takes what follows the head of such a message for another protocol, and cannot be told otherwise.
+        So a new one gets the same head without its Upgrade, and then what follows.
+        """
+        rest = memoryview(data)
+        while True:
+            try:
+                return self.parser.feed_data(rest)
+            except HttpParserUpgrade as upgrade:
+                rest = rest[upgrade.args[0] :]
+                method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+                if method == b"CONNECT":  # an upgrade by its nature
+                    raise HttpParserError("CONNECT is not for this server") from None
+                fields = [b"%s: %s\r\n" % field for field in self.headers if field[0] != b"upgrade"]
+                self.parser = HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+                self.parser.feed_data(b"%s %s HTTP/%s\r\n%s\r\n" % (method, self.url, version, b"".join(fields)))
+
+    # What the parser calls.
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head = True
+        self._head_bytes = self._fields = self._unreported_bytes = 0
+        self._expect_head()
+
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._fields += 1
+        self._count(len(name) + len(value))
+        if self._in_head:  # a trailer is no header: RFC 9110, 6.5.1
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._unreported_bytes = 0
+        if self.parser.should_upgrade():
+            return  # `_feed` begins this message anew
+        self._in_head = False
+        self._cancel_deadline()
+        super().on_headers_complete()
+
+    def on_chunk_header(self) -> None:
+        """Progress: the framing of a body in chunks is no part of the head."""
+        self._unreported_bytes = 0
+
+    def on_body(self, body: bytes) -> None:
+        self._unreported_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._unreported_bytes = 0
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
+
+    def _count(self, size_bytes: int) -> None:
+        self._head_bytes += size_bytes
+        if self._head_bytes > MAX_HEAD_BYTES or self._fields > MAX_FIELDS:
+            raise _HeadTooLarge
+
+    # What follows from that.
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, _too_many_connections if app is service_unavailable else app)
+
+    @property
+    def _idle(self) -> bool:
+        """Whether no answer is owed."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def _expect_head(self) -> None:
+        self._cancel_deadline()
+        self._deadline = self.loop.call_later(self.header_timeout_s, self._on_deadline)
+
+    def _on_deadline(self) -> None:
+        if self.flow.read_paused:  # by this server, until earlier requests are answered
+            self._expect_head()
+        else:
+            self.shutdown()  # at once where no answer is owed, else after those
+
+    def _cancel_deadline(self) -> None:
+        if self._deadline:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _refuse(self, code: str, status: HTTPStatus, detail: str) -> None:
+        """Read no more, and close: after a problem document if it can only be taken for the answer to this message."""
+        self._refused = True
+        self._cancel_deadline()
+        if not self._idle and not self.cycle.more_body:  # the head of another message is at fault
+            self.shutdown()
+            return
+        if self._idle or (self.cycle is self._running and not self.cycle.response_started):
+            response = problem(_request(), code, status, detail)
+            fields = b"".join(b"%s: %s\r\n" % field for field in [*response.raw_headers, (b"connection", b"close")])
+            self.transport.write(STATUS_LINE[status] + fields + b"\r\n" + bytes(response.body))
+        self._tell_running()
+        self.transport.close()
+
+    def _tell_running(self) -> None:
+        """Tell the request that is being answered that nobody waits any more.
+
+        uvicorn tells the newest one, which with pipelining is another; those between the two have not been started.
+        """
+        if self._running and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
+
+
+def _request() -> Request:
+    """Stands in for a request that could not be read, so that its problem has an id."""
+    return Request({"type": "http", "headers": []})
+
+
+async def _too_many_connections(scope: Any, receive: Any, send: Any) -> None:
+    response: Response = problem(
+        Request(scope),
+        "too_many_connections",
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "this worker has max_connections open: retry later, or send several requests over one connection",
+        retry_after_s=1,
+    )
+    response.headers["Connection"] = "close"
+    await response(scope, receive, send)

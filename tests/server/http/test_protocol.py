@@ -1,0 +1,206 @@
+"""What a client may send on a connection, over real sockets."""
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import pytest
+
+from server.http.protocol import MAX_FIELDS, MAX_HEAD_BYTES
+from tests import tiny
+from tests.server.running import PATIENCE_S, RunningServer, red_image, until
+
+HEADER_TIMEOUT_MS = 500
+TENTHS_OF_A_SECOND = 2000
+"""`work` of a tiny model whose batches take some."""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    repository = tmp_path_factory.mktemp("repository")
+    tiny.write(repository)
+    tiny.write(repository, "slow", work=TENTHS_OF_A_SECOND)
+    with RunningServer(
+        repository, default_model="tiny", http_workers=1, max_batch=1, header_timeout_ms=HEADER_TIMEOUT_MS
+    ) as running:
+        yield running
+
+
+class Connection:
+    def __init__(self, server: RunningServer, *parts: bytes) -> None:
+        address = urlsplit(server.url)
+        self.socket = socket.create_connection((address.hostname, address.port), timeout=PATIENCE_S)
+        for part in parts:
+            self.socket.sendall(part)
+
+    def answers(self, count: int = 1) -> list[tuple[int, dict[str, object]]]:
+        """Status and document of the next answers."""
+        with self.socket.makefile("rb") as stream:
+            return [self._answer(stream) for _ in range(count)]
+
+    @staticmethod
+    def _answer(stream) -> tuple[int, dict[str, object]]:  # type: ignore[no-untyped-def]
+        status = int(stream.readline().split()[1])
+        fields = dict(line.decode().lower().rstrip().split(": ", 1) for line in iter(stream.readline, b"\r\n"))
+        document = json.loads(stream.read(int(fields["content-length"])))
+        if status >= 400:
+            assert fields["content-type"] == "application/problem+json"
+            assert fields["x-request-id"] == document["request_id"]
+        return status, document
+
+    def is_closed(self) -> bool:
+        """Once nothing is left to read; a reset is as good as an end."""
+        try:
+            return not self.socket.recv(1)
+        except ConnectionResetError:
+            return True
+
+    def __enter__(self) -> "Connection":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+
+def post(red: int, *fields: bytes, query: bytes = b"") -> bytes:
+    image = red_image(red)
+    head = [b"POST /classify" + query + b" HTTP/1.1", b"Host: here", *fields, b"Content-Length: %d" % len(image)]
+    return b"\r\n".join([*head, b"", image])
+
+
+def chunked(red: int) -> bytes:
+    """All of it but the trailers."""
+    image = red_image(red)
+    head = b"POST /classify HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked\r\n\r\n"
+    return head + b"".join(b"1\r\n%c\r\n" % byte for byte in image) + b"0\r\n"
+
+
+def class_of(answer: tuple[int, dict[str, object]]) -> int:
+    status, document = answer
+    assert status == 200, document
+    predictions: list[dict[str, int]] = document["predictions"]  # type: ignore[assignment]
+    return predictions[0]["class_id"]
+
+
+GET = b"GET /models HTTP/1.1\r\nHost: here\r\n"
+TOO_LARGE = {
+    "fields": GET + b"a: b\r\n" * (MAX_FIELDS + 1),
+    "URL": b"GET /" + b"a" * MAX_HEAD_BYTES,
+    "value": GET + b"a: " + b"b" * MAX_HEAD_BYTES + b"\r\n\r\n",
+    "trailers": chunked(5) + b"a: b\r\n" * (MAX_FIELDS + 1),
+}
+ENDLESS = {
+    "name": GET,
+    "value": GET + b"a: ",
+    "chunk extension": chunked(5)[:-2] + b";",
+    "second head": GET + b"\r\n" + GET,
+}
+
+
+@pytest.mark.parametrize("message", TOO_LARGE.values(), ids=TOO_LARGE)
+def test_a_head_without_end_is_refused(server: RunningServer, message: bytes) -> None:
+    with Connection(server, message) as connection:
+        ((status, document),) = connection.answers()
+        assert (status, document["code"]) == (431, "headers_too_large")
+        assert connection.is_closed()
+
+
+@pytest.mark.parametrize("start", ENDLESS.values(), ids=ENDLESS)
+def test_a_line_without_end_ends_the_connection(server: RunningServer, start: bytes) -> None:
+    endless = bytearray(b"a") * 2**28  # far more than socket buffers hold, or pass while a first request is answered
+    with Connection(server, start) as connection, pytest.raises((ConnectionResetError, BrokenPipeError)):
+        connection.socket.sendall(endless)
+
+
+def test_large_heads_and_many_chunks_within_the_limits_are_served(server: RunningServer) -> None:
+    many = [b"a: b"] * (MAX_FIELDS - 2)
+    large = b"a: " + b"b" * (MAX_HEAD_BYTES - 200)
+    trailed = chunked(3) + b"Content-Type: image/none\r\n\r\n"
+    with Connection(server, post(1, *many), post(2, large), trailed) as connection:
+        assert [class_of(answer) for answer in connection.answers(3)] == [1, 2, 3]
+
+
+def test_what_is_not_http_gets_a_problem(server: RunningServer) -> None:
+    for nonsense in (b"nonsense\r\n\r\n", b"CONNECT here:80 HTTP/1.1\r\nHost: here\r\n\r\n"):
+        with Connection(server, nonsense) as connection:
+            ((status, document),) = connection.answers()
+            assert (status, document["code"]) == (400, "bad_request")
+            assert connection.is_closed()
+
+
+def test_nonsense_after_a_request_does_not_pass_for_its_answer(server: RunningServer) -> None:
+    with Connection(server, post(7) + b"nonsense\r\n\r\n") as connection:
+        assert [class_of(answer) for answer in connection.answers()] == [7]
+        assert connection.is_closed()
+
+
+@pytest.mark.parametrize(("earlier", "sent"), [(0, b""), (0, b"\r\n"), (0, GET), (1, b"\r\n"), (1, GET)])
+def test_a_connection_without_a_whole_head_is_closed_in_time(server: RunningServer, earlier: int, sent: bytes) -> None:
+    with Connection(server, post(1) * earlier) as connection:
+        connection.answers(earlier)
+        start = time.monotonic()
+        connection.socket.sendall(sent)
+        assert connection.is_closed()
+    assert time.monotonic() - start < 4  # uvicorn would take 5 s, or for ever
+
+
+def test_dripping_does_not_extend_the_time(server: RunningServer) -> None:
+    start = time.monotonic()
+    with Connection(server, GET) as connection:
+        connection.socket.settimeout(0.05)
+
+        def dripped_out() -> bool:
+            try:
+                connection.socket.sendall(b"a")
+                return connection.is_closed()
+            except TimeoutError:
+                return False
+            except OSError:
+                return True
+
+        until(dripped_out)
+    assert time.monotonic() - start < PATIENCE_S / 2
+
+
+def test_a_head_in_time_may_be_followed_by_a_slow_answer(server: RunningServer) -> None:
+    with Connection(server, post(1, query=b"?model=slow") * 3, GET) as connection:
+        assert [class_of(answer) for answer in connection.answers(3)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("pieces", [1, 7, 1000])
+def test_an_upgrade_is_ignored(server: RunningServer, pieces: int) -> None:
+    start = len(server.lines)
+    h2c = (b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA")
+    websocket = b"Connection: upgrade\r\nupgrade: websocket\r\n\r\n"
+    message = post(1, *h2c) + post(2, *h2c) + GET + websocket + post(3)
+    step = -(-len(message) // pieces)
+    with Connection(server, *(message[at : at + step] for at in range(0, len(message), step))) as connection:
+        first, second, alive, third = connection.answers(4)
+    assert [class_of(answer) for answer in (first, second, third)] == [1, 2, 3]
+    assert alive[0] == 200
+    assert server.lines[start:] == []
+
+
+def test_a_pipelining_client_that_leaves_is_noticed(server: RunningServer) -> None:
+    closed = server.metric("serving_requests_total", code="client_closed")
+    batches = server.metric("serving_batch_size_count")
+    with Connection(server, post(1, query=b"?model=slow")):
+        until(lambda: server.metric("serving_batch_size_count") == batches + 1)
+        with Connection(server, post(2, query=b"?model=slow") + post(3, query=b"?model=slow")):
+            until(lambda: server.metric("serving_pending_requests") == 2)
+        until(lambda: server.metric("serving_requests_total", code="client_closed") == closed + 1)
+
+
+def test_too_many_connections_get_a_problem(tmp_path_factory: pytest.TempPathFactory) -> None:
+    repository = tmp_path_factory.mktemp("few")
+    tiny.write(repository)
+    with (
+        RunningServer(repository, http_workers=1, max_connections=2) as server,
+        Connection(server),
+        Connection(server, GET + b"\r\n") as connection,
+    ):
+        ((status, document),) = connection.answers()
+        assert (status, document["code"]) == (503, "too_many_connections")
+        assert connection.is_closed()
