@@ -65,14 +65,18 @@ async def _serve(
         try:
             while control.poll():
                 _obey(control.recv(), service, catalogue, server)
-        except EOFError:
+        except (EOFError, OSError):
             server.should_exit = server.force_exit = True
 
     loop = asyncio.get_running_loop()
 
+    supervisor = os.getppid()
+
     def beat() -> None:
-        if client.longest_decode_s() < settings.stall_timeout_ms / 1e3:
-            with contextlib.suppress(OSError):  # the supervisor is gone; the pipe says so too
+        if os.getppid() != supervisor:  # the loop is not told of a pipe that was reset: libuv drops it
+            server.should_exit = server.force_exit = True
+        elif client.longest_decode_s() < settings.stall_timeout_ms / 1e3:
+            with contextlib.suppress(OSError):
                 control.send(Heartbeat())
         loop.call_later(HEARTBEAT_S, beat)
 

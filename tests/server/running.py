@@ -110,7 +110,8 @@ class RunningServer:
         """End it at once, however it is."""
         self.process.kill()
         self.process.wait()
-        self._reader.join()
+        self._reader.join(PATIENCE_S)
+        assert not self._reader.is_alive(), "a child of the server outlives it"
         assert self.process.stderr
         self.process.stderr.close()
 

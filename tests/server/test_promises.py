@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -13,6 +14,7 @@ import httpx
 import psutil
 import pytest
 
+from server.control import HEARTBEAT_S
 from tests import tiny
 from tests.server.running import ROOT, RunningServer, red_image, until
 
@@ -146,6 +148,9 @@ def test_a_second_signal_stops_at_once(slow: Path) -> None:
 def test_children_do_not_outlive_a_killed_supervisor(quick: Path) -> None:
     with RunningServer(quick) as server:
         children = server.tree()[1:]
+        server.process.send_signal(signal.SIGSTOP)
+        stopped_s = time.monotonic()
+        until(lambda: time.monotonic() > stopped_s + 2 * HEARTBEAT_S)  # their pipes hold what it never reads
         server.process.kill()
         _, alive = psutil.wait_procs(children, timeout=30)
         assert not alive
