@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from export import comparison, repository, samples
+from export import command, comparison, repository, samples
 from export.comparison import Answers
 from export.reference import image_paths
 from export.runtimes import available_threads, load
@@ -29,17 +29,9 @@ class EnsembleError(ExpectedError):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; 0 is success, 1 an error that was reported in one line."""
+    """Run the command and return its exit code."""
     options = _parse(arguments)
-    try:
-        _run(options)
-    except ExpectedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return command.run(lambda: _run(options))
 
 
 def _run(options: argparse.Namespace) -> None:

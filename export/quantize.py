@@ -12,7 +12,7 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.markup import escape
 
-from export import comparison, half, quantization, repository, samples, to_onnx
+from export import command, comparison, half, quantization, repository, samples, to_onnx
 from export.quantization import METHODS, TARGETS, Method
 from export.recipe import TOOLS, plan
 from export.reference import image_paths
@@ -43,17 +43,9 @@ class _Images(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; 0 is success, 1 an error that was reported in one line."""
+    """Run the command and return its exit code."""
     options = _parse(arguments)
-    try:
-        _run(options)
-    except ExpectedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return command.run(lambda: _run(options))
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -14,11 +14,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from export import repository
+from export import command, repository
 from export.recipe import OPSET, TOOLS, Recipe, plan
 from models import zoo
 from models.architectures import SHORTCUTS, STRIDES_IN
-from models.errors import ExpectedError
 from models.manifest import Entry, Manifest, ModelFile, ModelName
 from models.weights import MIRROR_VARIABLE, UnreachableError
 
@@ -30,17 +29,9 @@ _console = Console(highlight=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; 0 is success, 1 an error that was reported in one line."""
+    """Run the command and return its exit code."""
     options = _parse(arguments)
-    try:
-        _run(options)
-    except ExpectedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return command.run(lambda: _run(options))
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -15,12 +15,11 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from export import engine, repository
+from export import command, engine, repository
 from export.engine import Build, EngineError
 from export.recipe import plan
 from export.to_onnx import PHOTOS, convert, model_name, step
 from models import manifest
-from models.errors import ExpectedError
 from models.manifest import Compatibility, Manifest, ManifestError, ModelFile, Parity
 
 PLAN_FILE_NAME = "model.plan"
@@ -30,17 +29,9 @@ _console = Console(highlight=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; 0 is success, 1 an error that was reported in one line."""
+    """Run the command and return its exit code."""
     options = _parse(arguments)
-    try:
-        _run(options)
-    except ExpectedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return command.run(lambda: _run(options))
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from export import repository
+from export import command, repository
 from export.reference import image_paths
 from export.report import Questions, Report, Subject, compare
 from export.runtimes import RUNTIMES, Runtime, available_threads
@@ -24,21 +24,17 @@ class VerifyError(ExpectedError):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; 0 is success, 1 an error that was reported in one line."""
+    """Run the command and return its exit code."""
     options = _parse(arguments)
-    try:
-        report = _verify(options)
-    except ExpectedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    return command.run(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> None:
+    report = _verify(options)
     if options.json:
         print(report.model_dump_json())
     else:
         report.show()
-    return 0
 
 
 def _verify(options: argparse.Namespace) -> Report:
