@@ -12,10 +12,10 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from export.parity import BATCH_SIZES, OUTPUT_NAMES, draw_batches
+from export.parity import BATCH_SIZES, draw_batches
 from export.reference import reference_images
 from models.errors import ExpectedError
-from models.manifest import INPUT_NAME, LOGITS_NAME, Manifest, Parity
+from models.manifest import INPUT_NAME, LOGITS_NAME, OUTPUT_NAMES, Manifest, Parity
 
 MAX_LOGIT_ERROR = 2e-2
 """Allowed |logit - PyTorch's| as a share of the batch's largest |logit|.

@@ -9,7 +9,7 @@ from torch import nn
 
 from export.reference import reference_logits
 from models.errors import ExpectedError
-from models.manifest import INDICES_NAME, INPUT_NAME, LOGITS_NAME, PROBABILITIES_NAME, Parity, Preprocessing
+from models.manifest import INPUT_NAME, OUTPUT_NAMES, Parity, Preprocessing
 
 BATCH_SIZES = (1, 3, 8)
 """One, because exporters take it for a constant; odd; and larger than the example the exporter traced."""
@@ -22,9 +22,6 @@ convolutions: measured 3e-7 to 3e-6 over the zoo. One filter of one layer that i
 """
 MAX_PROBABILITY_ERROR = 1e-3
 """Allowed absolute error of a probability: softmax magnifies the logits' relative error by their size, about 20."""
-
-
-OUTPUT_NAMES = [PROBABILITIES_NAME, INDICES_NAME, LOGITS_NAME]
 
 
 class ParityError(ExpectedError):

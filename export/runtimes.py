@@ -9,12 +9,10 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from models.errors import ExpectedError
-from models.manifest import INDICES_NAME, INPUT_NAME, LOGITS_NAME, PROBABILITIES_NAME
+from models.manifest import INPUT_NAME, OUTPUT_NAMES
 
 Runtime = Literal["onnx", "openvino"]
 RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
-
-_NAMES = (PROBABILITIES_NAME, INDICES_NAME, LOGITS_NAME)
 
 
 class RuntimeUnusableError(ExpectedError):
@@ -62,7 +60,7 @@ def _onnx(model: bytes, threads: int) -> Run:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # it would slow what runs in turns with it
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    return lambda images: Outputs(*session.run(_NAMES, {INPUT_NAME: images}))
+    return lambda images: Outputs(*session.run(OUTPUT_NAMES, {INPUT_NAME: images}))
 
 
 def _openvino(model: bytes, threads: int) -> Run:
@@ -79,6 +77,6 @@ def _openvino(model: bytes, threads: int) -> Run:
 
     def run(images: NDArray[np.uint8]) -> Outputs:
         outputs = compiled.create_infer_request().infer({INPUT_NAME: images})
-        return Outputs(*(outputs[name] for name in _NAMES))
+        return Outputs(*(outputs[name] for name in OUTPUT_NAMES))
 
     return run

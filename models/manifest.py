@@ -20,7 +20,9 @@ PROBABILITIES_NAME = "probabilities"
 INDICES_NAME = "indices"
 """Graph output: int32[N, top_k], class indices of the probabilities."""
 LOGITS_NAME = "logits"
-"""Graph output: float32[N, num_classes], for checks; serving does not ask for it."""
+"""Graph output: float32[N, num_classes], for checks and averages."""
+OUTPUT_NAMES = [PROBABILITIES_NAME, INDICES_NAME, LOGITS_NAME]
+"""All outputs, in the order in which everything here asks for them."""
 
 MAX_TOP_K = 100
 """The graph ranks min(MAX_TOP_K, num_classes) classes."""

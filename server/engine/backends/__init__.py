@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from models.manifest import INDICES_NAME, LOGITS_NAME, PROBABILITIES_NAME, Manifest
+from models.manifest import Manifest
 from server.settings import Settings
 
 ONNX_BACKENDS = ("onnx", "openvino")
@@ -14,7 +14,7 @@ ONNX_BACKENDS = ("onnx", "openvino")
 
 
 class Outputs(NamedTuple):
-    """The graph's outputs for a batch."""
+    """The graph's outputs for a batch, in the order of OUTPUT_NAMES."""
 
     probabilities: NDArray[np.float32]
     """float32[N, k] of the most probable classes, best first"""
@@ -22,10 +22,6 @@ class Outputs(NamedTuple):
     """int32[N, k]"""
     logits: NDArray[np.float32]
     """float32[N, num_classes], for those who average over crops or networks"""
-
-
-OUTPUT_NAMES = [PROBABILITIES_NAME, INDICES_NAME, LOGITS_NAME]
-"""In the order of `Outputs`."""
 
 
 class DeviceLostError(Exception):

@@ -4,8 +4,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from models.manifest import INPUT_NAME, Manifest
-from server.engine.backends import OUTPUT_NAMES, Outputs
+from models.manifest import INPUT_NAME, OUTPUT_NAMES, Manifest
+from server.engine.backends import Outputs
 from server.settings import Settings
 
 

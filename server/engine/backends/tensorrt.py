@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from models.manifest import INPUT_NAME, Flavour, Manifest
-from server.engine.backends import OUTPUT_NAMES, DeviceLostError, Outputs
+from models.manifest import INPUT_NAME, OUTPUT_NAMES, Flavour, Manifest
+from server.engine.backends import DeviceLostError, Outputs
 from server.settings import Settings
 
 try:
