@@ -7,12 +7,25 @@ lone job never waits for company that `max_wait_s` does not ask for.
 from bisect import bisect_left
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from enum import IntEnum
+from itertools import islice
 from typing import Generic, NamedTuple, TypeVar
 
 Payload = TypeVar("Payload")
 
 SMOOTHING = 0.2
 """Weight of the newest measurement in the learned latency of a bucket (exponential moving average)."""
+EXPLORE_EVERY = 61
+"""Of so many batches one has the size whose latency was learned longest ago: what was slow once may not be any more.
+A prime: whatever comes in a rhythm does not keep meeting it."""
+
+
+class Priority(IntEnum):
+    """Who goes first. Nobody of a lower priority runs while one of a higher waits for the same model."""
+
+    HIGH = 0
+    NORMAL = 1
+    LOW = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +47,7 @@ class Job(Generic[Payload]):
     payload: Payload
     alone: bool = False
     """Runs in a batch of its own: it was in a batch that crashed the engine, and its neighbours are to be spared."""
+    priority: Priority = Priority.NORMAL
 
 
 class Taken(NamedTuple, Generic[Payload]):
@@ -55,75 +69,110 @@ def buckets(max_batch: int) -> tuple[int, ...]:
 class _Queue(Generic[Payload]):
     limits: Limits
     buckets: tuple[int, ...] = field(init=False)
-    jobs: dict[Hashable, Job[Payload]] = field(default_factory=dict)  # in order of arrival
+    jobs: dict[Priority, dict[Hashable, Job[Payload]]] = field(
+        default_factory=lambda: {level: {} for level in Priority}
+    )
+    length: int = 0
+    suspects: int = 0  # jobs that are to run alone
     latency_s: dict[int, float] = field(default_factory=dict)  # by bucket
+    learned: dict[int, int] = field(default_factory=dict)  # by bucket: when, counted in batches
+    batches: int = 0
     earliest_s: float = float("inf")  # no deadline in `jobs` is before this one
 
     def __post_init__(self) -> None:
         self.buckets = buckets(self.limits.max_batch)
 
+    def __iter__(self) -> Iterator[Job[Payload]]:
+        return (job for level in self.jobs.values() for job in level.values())
+
+    def add(self, job: Job[Payload]) -> None:
+        self.jobs[job.priority][job.id] = job
+        self.length += 1
+        self.suspects += job.alone
+        self.earliest_s = min(self.earliest_s, job.deadline_s)
+
+    def remove(self, job: Job[Payload]) -> None:
+        del self.jobs[job.priority][job.id]
+        self.length -= 1
+        self.suspects -= job.alone
+
     def predict_s(self, size: int) -> float:
         return self.latency_s.get(self.buckets[bisect_left(self.buckets, size)], 0.0)
 
     def learn(self, size: int, seconds: float) -> None:
-        bucket = self.buckets[bisect_left(self.buckets, size)]
-        known = self.latency_s.get(bucket, seconds)
-        self.latency_s[bucket] = known + SMOOTHING * (seconds - known)
+        """Only from whole buckets: a backend may or may not pad what is less."""
+        if size in self.buckets:
+            known = self.latency_s.get(size, seconds)
+            self.latency_s[size] = known + SMOOTHING * (seconds - known)
+            self.learned[size] = self.batches
 
     def head(self) -> Job[Payload]:
-        return next(iter(self.jobs.values()))
+        return next(iter(self))
 
     def due_s(self) -> float:
         """When the head's batch should start: at once if it cannot grow any more, else after the agreed wait."""
         head = self.head()
-        if len(self.jobs) >= self.limits.max_batch or any(job.alone for job in self.jobs.values()):
+        if not self.limits.max_wait_s or self.length >= self.limits.max_batch or self.suspects:
             return head.arrived_s
-        return min(head.arrived_s + self.limits.max_wait_s, self.earliest_s - self.predict_s(len(self.jobs)))
+        return min(head.arrived_s + self.limits.max_wait_s, self.earliest_s - self.predict_s(self.length))
 
     def expire(self, now_s: float) -> list[Job[Payload]]:
         if now_s < self.earliest_s:
             return []
-        expired = [job for job in self.jobs.values() if job.deadline_s <= now_s]
+        expired = [job for job in self if job.deadline_s <= now_s]
         for job in expired:
-            del self.jobs[job.id]
-        self.earliest_s = min((job.deadline_s for job in self.jobs.values()), default=float("inf"))
+            self.remove(job)
+        self.earliest_s = min((job.deadline_s for job in self), default=float("inf"))
         return expired
 
     def batch(self, now_s: float) -> list[Job[Payload]]:
-        """The longest run of jobs from the head whose predicted end still meets the earliest deadline among them."""
+        """Jobs from the head on, as many as cost least time each among those numbers that meet their deadlines."""
         jobs: list[Job[Payload]] = []
-        for job in self.jobs.values():
-            if len(jobs) == self.limits.max_batch or (jobs and job.alone):
+        for job in islice(self, self.limits.max_batch):
+            if jobs and job.alone:
                 break
             jobs.append(job)
             if job.alone:
                 break
-        while len(jobs) > 1 and now_s + self.predict_s(len(jobs)) > min(job.deadline_s for job in jobs):
-            del jobs[self.buckets[bisect_left(self.buckets, len(jobs)) - 1] :]
-        return jobs
+        self.batches += 1
+        return jobs[: self.best_size(now_s, jobs)]
+
+    def best_size(self, now_s: float, jobs: Sequence[Job[Payload]]) -> int:
+        """On a GPU this is nearly always the most there are; on a CPU small batches often cost less for each image."""
+        sizes: list[int] = []
+        earliest_s = float("inf")
+        for size, job in enumerate(jobs, 1):
+            earliest_s = min(earliest_s, job.deadline_s)
+            if (size == len(jobs) or size in self.buckets) and now_s + self.predict_s(size) <= earliest_s:
+                sizes.append(size)
+        if not sizes:
+            return 1  # too late, probably: it is tried
+        if self.batches % EXPLORE_EVERY == 0:
+            return min(sizes, key=lambda size: self.learned.get(size, self.batches))
+        return min(sizes, key=lambda size: (self.predict_s(size) / size, -size))
 
 
 class Scheduler(Generic[Payload]):
-    """Bounded queues, one for each model, served in the order in which their oldest jobs arrived."""
+    """Bounded queues, one for each model, served by the priority of their first jobs, then in the order of arrival."""
 
     def __init__(self) -> None:
         self._queues: dict[Hashable, _Queue[Payload]] = {}
-        self._model_of: dict[Hashable, Hashable] = {}
+        self._waiting: dict[Hashable, tuple[_Queue[Payload], Job[Payload]]] = {}
 
     def add_model(self, model: Hashable, limits: Limits) -> None:
         """Open an empty queue for `model`."""
         self._queues[model] = _Queue(limits)
 
     def __len__(self) -> int:
-        return len(self._model_of)
+        return len(self._waiting)
 
     def __iter__(self) -> Iterator[Job[Payload]]:
         """All waiting jobs."""
-        return (job for queue in self._queues.values() for job in queue.jobs.values())
+        return (job for queue in self._queues.values() for job in queue)
 
     def queue_length(self, model: Hashable) -> int:
         """Jobs of `model` that wait."""
-        return len(self._queues[model].jobs)
+        return self._queues[model].length
 
     def submit(self, model: Hashable, job: Job[Payload]) -> bool:
         """Queue a job; False, and nothing changed, where the model's queue is full.
@@ -132,32 +181,43 @@ class Scheduler(Generic[Payload]):
             KeyError: no such model.
         """
         queue = self._queues[model]
-        if len(queue.jobs) >= queue.limits.queue_size:
+        if queue.length >= queue.limits.queue_size:
             return False
-        queue.jobs[job.id] = job
-        queue.earliest_s = min(queue.earliest_s, job.deadline_s)
-        self._model_of[job.id] = model
+        queue.add(job)
+        self._waiting[job.id] = queue, job
         return True
 
     def cancel(self, job_id: Hashable) -> Job[Payload] | None:
         """Remove a waiting job; None where it does not wait (it runs, has ended, or never was)."""
-        model = self._model_of.pop(job_id, None)
-        return None if model is None else self._queues[model].jobs.pop(job_id)
+        if job_id not in self._waiting:
+            return None
+        queue, job = self._waiting.pop(job_id)
+        queue.remove(job)
+        return job
 
     def take(self, now_s: float, *, slot_free: bool = True) -> Taken[Payload]:
         """Expire what is dead and, where an execution slot is free, choose the batch to run in it."""
         expired = [job for queue in self._queues.values() for job in queue.expire(now_s)]
         batch: Sequence[Job[Payload]] = ()
-        due = [model for model, queue in self._queues.items() if queue.jobs and queue.due_s() <= now_s]
-        model = min(due, key=lambda name: self._queues[name].head().arrived_s, default=None)
-        if slot_free and model is not None:
+        model = self._next_model(now_s) if slot_free else None
+        if model is not None:
             queue = self._queues[model]
             batch = queue.batch(now_s)
             for job in batch:
-                del queue.jobs[job.id]
+                queue.remove(job)
         for job in (*expired, *batch):
-            del self._model_of[job.id]
+            del self._waiting[job.id]
         return Taken(model, batch, expired)
+
+    def _next_model(self, now_s: float) -> Hashable | None:
+        """Whose head has the highest priority, and among those has waited longest."""
+
+        def rank(model: Hashable) -> tuple[Priority, float]:
+            head = self._queues[model].head()
+            return head.priority, head.arrived_s
+
+        due = [model for model, queue in self._queues.items() if queue.length and queue.due_s() <= now_s]
+        return min(due, key=rank, default=None)
 
     def observe(self, model: Hashable, size: int, seconds: float) -> None:
         """Learn that a batch of `size` took `seconds`."""
@@ -165,7 +225,7 @@ class Scheduler(Generic[Payload]):
 
     def next_event_s(self, *, slot_free: bool) -> float | None:
         """When `take` may have something to say though nothing arrives; None: never."""
-        busy = [queue for queue in self._queues.values() if queue.jobs]
+        busy = [queue for queue in self._queues.values() if queue.length]
         times = [queue.earliest_s for queue in busy]
         if slot_free:
             times += [queue.due_s() for queue in busy]

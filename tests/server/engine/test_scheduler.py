@@ -7,13 +7,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from server.engine.scheduler import Job, Limits, Scheduler, buckets
+from server.engine.scheduler import EXPLORE_EVERY, Job, Limits, Priority, Scheduler, buckets
 
 FOREVER = 1e9
 
 
-def job(name: str, arrived_s: float = 0.0, deadline_s: float = FOREVER, *, alone: bool = False) -> Job[None]:
-    return Job(name, arrived_s, deadline_s, None, alone)
+def job(
+    name: str,
+    arrived_s: float = 0.0,
+    deadline_s: float = FOREVER,
+    *,
+    alone: bool = False,
+    priority: Priority = Priority.NORMAL,
+) -> Job[None]:
+    return Job(name, arrived_s, deadline_s, None, alone, priority)
 
 
 def scheduler_of(
@@ -25,6 +32,12 @@ def scheduler_of(
     for one in jobs:
         assert scheduler.submit("m", one)
     return scheduler
+
+
+def observe(scheduler: Scheduler[None], latency_s: dict[int, float]) -> None:
+    """Measure each of these sizes once."""
+    for size, seconds in latency_s.items():
+        scheduler.observe("m", size, seconds)
 
 
 def taken(scheduler: Scheduler[None], now_s: float) -> str:
@@ -60,7 +73,7 @@ def test_a_full_batch_does_not_wait() -> None:
 
 def test_the_wait_ends_in_time_for_the_earliest_deadline() -> None:
     scheduler = scheduler_of(job("a"), job("b", deadline_s=4.0), max_wait_s=50.0)
-    scheduler.observe("m", 2, 1.0)
+    observe(scheduler, {1: 1.0, 2: 1.0})
     assert scheduler.next_event_s(slot_free=True) == 3.0
     assert taken(scheduler, 2.9) == ""
     assert taken(scheduler, 3.0) == "ab"
@@ -129,28 +142,67 @@ def test_nobody_waits_for_company_that_a_suspect_keeps_away() -> None:
 
 def test_a_batch_shrinks_until_it_meets_the_earliest_deadline() -> None:
     scheduler = scheduler_of(*(job(name, deadline_s=10.0) for name in "abcdefg"))
-    for size, seconds in ((1, 1.0), (2, 2.0), (4, 4.0), (8, 8.0)):
-        scheduler.observe("m", size, seconds)
-    assert taken(scheduler, 4.0) == "abcd"  # all seven count as eight: until 12; four: until 8
+    observe(scheduler, {1: 4.0, 2: 4.0, 4: 4.0, 8: 6.5})
+    assert taken(scheduler, 4.0) == "abcd"  # all seven count as eight: until 10.5; four: until 8
     assert taken(scheduler, 9.5) == "e"  # too late for it, probably: it is tried
 
 
 def test_only_deadlines_in_the_batch_shrink_it() -> None:
     scheduler = scheduler_of(*map(job, "abcd"), job("e", deadline_s=2.0), max_batch=4)
-    scheduler.observe("m", 4, 3.0)
+    observe(scheduler, {1: 1.0, 2: 2.0, 4: 3.0})
     assert taken(scheduler, 0.0) == "abcd"
 
 
 def test_latency_is_learned_for_each_bucket_and_new_measurements_weigh_a_fifth() -> None:
     def batch_when_left(seconds: float) -> str:
-        scheduler = scheduler_of(*(job(name, deadline_s=seconds) for name in "abc"))
-        for measured_s in (10.0, 20.0):
-            scheduler.observe("m", 3, measured_s)  # three and four share a bucket
-        scheduler.observe("m", 8, 1000.0)
+        scheduler = scheduler_of(*(job(name, deadline_s=seconds) for name in "abcd"))
+        observe(scheduler, {1: 11.0, 2: 11.0, 4: 10.0, 8: 1000.0})
+        scheduler.observe("m", 4, 20.0)
+        scheduler.observe("m", 3, 1000.0)  # not a whole bucket: nobody knows whether it was padded
         return taken(scheduler, 0.0)
 
-    assert batch_when_left(12.0) == "abc"
+    assert batch_when_left(12.0) == "abcd"
     assert batch_when_left(11.9) == "ab"
+
+
+@pytest.mark.parametrize(
+    ("latency_s", "batches"),
+    [
+        ({1: 1.0, 2: 1.1, 4: 1.2, 8: 1.3}, ["abcdefg"]),  # a GPU: seven cost what eight do, and four cost more each
+        ({1: 1.0, 2: 1.9, 4: 4.1, 8: 8.5}, ["ab", "cd", "ef", "g"]),  # a CPU whose caches hold two
+        ({1: 1.0, 2: 2.1, 4: 4.4, 8: 9.0}, ["a", "b", "c", "d", "e", "f", "g"]),
+        ({1: 1.0, 2: 2.0, 4: 4.0, 8: 7.0}, ["abcdefg"]),  # of those that cost the same, the most
+    ],
+)
+def test_a_batch_has_the_size_that_costs_least_for_each_image(latency_s: dict[int, float], batches: list[str]) -> None:
+    scheduler = scheduler_of(*map(job, "abcdefg"))
+    observe(scheduler, latency_s)
+    assert [taken(scheduler, 0.0) for _ in batches] == batches
+
+
+def test_what_was_slow_once_is_tried_again() -> None:
+    scheduler = scheduler_of()
+    observe(scheduler, {1: 1.0, 2: 10.0, 4: 10.0, 8: 10.0})
+    sizes = set()
+    for turn in range(4 * EXPLORE_EVERY):
+        for name in "abcdefgh":
+            scheduler.submit("m", job(f"{name}{turn}"))
+        while batch := scheduler.take(0.0).batch:
+            sizes.add(len(batch))
+            observe(scheduler, {len(batch): 2.5 if len(batch) == 4 else 10.0 if len(batch) > 1 else 1.0})
+    assert sizes == {1, 2, 4, 8}
+
+
+def test_a_higher_priority_goes_first_and_each_keeps_its_order() -> None:
+    low, high = Priority.LOW, Priority.HIGH
+    scheduler = scheduler_of(
+        job("a", 1.0, priority=low), job("b", 2.0), job("c", 3.0, priority=high), job("d", 4.0, priority=high)
+    )
+    scheduler.add_model("other", Limits(8, 0.0, 9))
+    scheduler.submit("other", job("x", 0.0))
+    assert taken(scheduler, 9.0) == "cdba"
+    scheduler.submit("m", job("e", 5.0, priority=low))
+    assert [taken(scheduler, 9.0), taken(scheduler, 9.0)] == ["x", "e"]
 
 
 def test_what_was_never_measured_is_tried() -> None:
@@ -187,8 +239,10 @@ def test_buckets_are_powers_of_two_and_the_largest_batch(max_batch: int) -> None
 
 
 LIMITS = st.builds(Limits, st.integers(1, 6), st.integers(0, 4).map(float), st.integers(1, 8))
-ARRIVALS = st.tuples(st.integers(0, 5), st.integers(-1, 25), st.sampled_from([False] * 3 + [True]))
-"""Seconds since it arrived, seconds until its deadline, alone."""
+ARRIVALS = st.tuples(
+    st.integers(0, 5), st.integers(-1, 25), st.sampled_from([False] * 3 + [True]), st.sampled_from(Priority)
+)
+"""Seconds since it arrived, seconds until its deadline, alone, priority."""
 COSTS = st.lists(st.integers(0, 6), min_size=6, max_size=6)
 
 
@@ -201,8 +255,9 @@ class Schedule(RuleBasedStateMachine):
         self.submitted = 0
         self.ended: set[object] = set()
         self.limits = [limits for limits, _ in models]
-        self.true_s = [costs for _, costs in models]  # of each size of batch; a bucket always takes as long
+        self.true_s = [costs for _, costs in models]  # of each size of batch; it always takes as long
         self.known: list[dict[int, float]] = [{} for _ in models]
+        self.batches = [0 for _ in models]
         self.waiting: list[list[Job[None]]] = [[] for _ in models]
         self.deadlines: list[list[float]] = [[] for _ in models]  # of all jobs, also of those that are gone
         self.scheduler: Scheduler[None] = Scheduler()
@@ -210,15 +265,16 @@ class Schedule(RuleBasedStateMachine):
             self.scheduler.add_model(model, limits)
 
     @rule(data=st.data(), arrivals=st.lists(ARRIVALS, min_size=1, max_size=6))
-    def submit(self, data: st.DataObject, arrivals: list[tuple[int, int, bool]]) -> None:
+    def submit(self, data: st.DataObject, arrivals: list[tuple[int, int, bool, Priority]]) -> None:
         model = data.draw(st.integers(0, len(self.limits) - 1))
-        for age, left, alone in arrivals:
-            new: Job[None] = Job(self.submitted, self.now_s - age, self.now_s + left, None, alone)
+        for age, left, alone, priority in arrivals:
+            new: Job[None] = Job(self.submitted, self.now_s - age, self.now_s + left, None, alone, priority)
             self.submitted += 1
             full = len(self.waiting[model]) == self.limits[model].queue_size
             assert self.scheduler.submit(model, new) is not full
             if not full:
                 self.waiting[model].append(new)
+                self.waiting[model].sort(key=lambda one: one.priority)  # stable: in order of arrival
                 self.deadlines[model].append(new.deadline_s)
 
     @rule(data=st.data())
@@ -233,9 +289,10 @@ class Schedule(RuleBasedStateMachine):
     def measure(self, data: st.DataObject) -> None:
         model = data.draw(st.integers(0, len(self.limits) - 1))
         size = data.draw(st.integers(1, self.limits[model].max_batch))
-        bucket = self.bucket(model, size)
-        self.known[model][bucket] = float(self.true_s[model][bucket - 1])
-        self.scheduler.observe(model, size, self.known[model][bucket])
+        seconds = float(self.true_s[model][size - 1])
+        if size in buckets(self.limits[model].max_batch):
+            self.known[model][size] = seconds
+        self.scheduler.observe(model, size, seconds)
 
     @rule(seconds=st.integers(0, 3), slot_free=st.booleans())
     def take(self, seconds: int, slot_free: bool) -> None:
@@ -287,7 +344,8 @@ class Schedule(RuleBasedStateMachine):
             model = next(model for model, queue in enumerate(self.waiting) if batch[0] in queue)
             assert decided.model == model
             assert self.due(model, early=True)
-            assert all(self.waiting[other][0].arrived_s >= batch[0].arrived_s for other in due)
+            first = (batch[0].priority, batch[0].arrived_s)
+            assert all((self.waiting[other][0].priority, self.waiting[other][0].arrived_s) >= first for other in due)
             self.check_batch(model, batch)
             for one in batch:
                 self.leave(one)
@@ -298,12 +356,17 @@ class Schedule(RuleBasedStateMachine):
         assert batch == queue[:size]
         assert size <= self.limits[model].max_batch
         assert size == 1 or not any(one.alone for one in batch)
-        assert size == 1 or self.in_time(model, size)
         if not batch[0].alone:
             together = len(list(takewhile(lambda one: not one.alone, queue)))
             most = min(together, self.limits[model].max_batch)
-            larger = [bucket for bucket in buckets(self.limits[model].max_batch) if size < bucket < most]
-            assert size == most or not self.in_time(model, min(larger, default=most))
+            sizes = {most, *(bucket for bucket in buckets(self.limits[model].max_batch) if bucket < most)}
+            in_time = {one: self.predicted(model, one) / one for one in sizes if self.in_time(model, one)} or {1: 0.0}
+            assert size in in_time
+            self.batches[model] += 1
+            if self.batches[model] % EXPLORE_EVERY:
+                assert size == max(one for one in in_time if in_time[one] == min(in_time.values()))
+        else:
+            self.batches[model] += 1
 
     def in_time(self, model: int, size: int) -> bool:
         deadline_s = min(one.deadline_s for one in self.waiting[model][:size])
