@@ -112,7 +112,7 @@ def measure(found: Manifest, backend: Backend, photos: Sequence[bytes], settings
 
     def alone() -> int:
         started_s = time.perf_counter()
-        backend.run(pixels_of(next(endless))[np.newaxis])
+        backend.run([pixels_of(next(endless))])
         lone_s.append(time.perf_counter() - started_s)
         return 1
 
@@ -120,7 +120,7 @@ def measure(found: Manifest, backend: Backend, photos: Sequence[bytes], settings
     threads = sorted({1, settings.decode_threads})
     sizes = buckets(settings.max_batch)
     endless = itertools.cycle(photos)
-    ready = np.stack([pixels_of(next(endless)) for _ in range(settings.max_batch)])
+    ready = [pixels_of(next(endless)) for _ in range(settings.max_batch)]
     with ThreadPoolExecutor(settings.decode_threads) as pool:
         works = {("decode", count): partial(decode_some, count) for count in threads}
         works |= {("infer", size): partial(infer, size) for size in sizes}

@@ -22,7 +22,7 @@ class Image(Protocol):
 
     @property
     def pixels(self) -> NDArray[np.uint8]:
-        """uint8[H, W, 3]; read when the job's batch starts, and the owner's again with the job's outcome."""
+        """uint8[H, W, 3]; read while the job's batch runs, and the owner's again with the job's outcome."""
 
 
 Payload = TypeVar("Payload", bound=Image)
@@ -142,7 +142,7 @@ class Engine(Generic[Payload]):
 
     def _run(self, backend: Backend, jobs: Sequence[Job[Payload]]) -> tuple[Outputs, float]:
         started_s = self._clock()
-        outputs = backend.run(np.stack([job.payload.pixels for job in jobs]))
+        outputs = backend.run([job.payload.pixels for job in jobs])
         if any(len(rows) != len(jobs) for rows in outputs):
             raise ValueError(f"{len(jobs)} images have {len(outputs.indices)} answers; the model's graph is wrong")
         return outputs, self._clock() - started_s

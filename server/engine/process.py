@@ -71,7 +71,7 @@ def _load(catalogue: Catalogue, found: Manifest, settings: Settings, progress: C
     backend = backends.load(found, manifest.read_model_file(folder, found), settings)
     for size in buckets(settings.max_batch):
         progress()
-        outputs = backend.run(np.zeros((size, *found.input_shape), np.uint8))
+        outputs = backend.run([np.zeros(found.input_shape, np.uint8)] * size)
         if (outputs.indices.shape, outputs.logits.shape) != ((size, found.top_k), (size, found.num_classes)):
             raise ManifestError(
                 f"{folder / found.file.name}: it does not rank {found.num_classes} classes as it should"

@@ -1,5 +1,6 @@
 """Backends: each runs one kind of model file behind the same contract. A runtime is imported only when asked for."""
 
+from collections.abc import Sequence
 from importlib import import_module
 from typing import NamedTuple, Protocol
 
@@ -34,13 +35,20 @@ class Backend(Protocol):
     lanes: int
     """Batches that it gains by running at one time."""
 
-    def run(self, images: NDArray[np.uint8]) -> Outputs:
-        """Classify uint8[N, H, W, 3], 1 <= N <= max_batch; blocks. The buffer is the caller's again on return.
+    def run(self, images: Sequence[NDArray[np.uint8]]) -> Outputs:
+        """Classify 1 <= N <= max_batch images, each uint8[H, W, 3], wherever they lie in memory; blocks.
+
+        The images' memory is the caller's again on return.
 
         Raises:
             DeviceLostError: no model on this device is usable any more in this process.
             Exception: whatever else the runtime reports; the model stays usable for later batches.
         """
+
+
+def stack(images: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """uint8[N, H, W, 3] of `images`, for a runtime that wants one buffer; a lone image is not copied."""
+    return images[0][np.newaxis] if len(images) == 1 else np.stack(images)
 
 
 def load(manifest: Manifest, content: bytes, settings: Settings) -> Backend:

@@ -1,11 +1,13 @@
 """ONNX Runtime."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from models.manifest import INPUT_NAME, OUTPUT_NAMES, Manifest
-from server.engine.backends import Outputs
+from server.engine.backends import Outputs, stack
 from server.settings import Settings
 
 
@@ -23,9 +25,9 @@ class OnnxBackend:
         options.log_severity_level = 3
         self._session = ort.InferenceSession(content, options, providers=list(settings.providers))
 
-    def run(self, images: NDArray[np.uint8]) -> Outputs:
+    def run(self, images: Sequence[NDArray[np.uint8]]) -> Outputs:
         """See `Backend.run`."""
-        return Outputs(*self._session.run(OUTPUT_NAMES, {INPUT_NAME: images}))
+        return Outputs(*self._session.run(OUTPUT_NAMES, {INPUT_NAME: stack(images)}))
 
 
 def load(_manifest: Manifest, content: bytes, settings: Settings) -> OnnxBackend:

@@ -6,6 +6,7 @@ load; a batch is padded up to its bucket. What a lane uses, no other lane does: 
 
 import ctypes
 import logging
+from collections.abc import Sequence
 from importlib import import_module
 from math import prod
 from queue import SimpleQueue
@@ -145,7 +146,7 @@ class TensorRTBackend:
         for lane in lanes:
             self._idle.put(lane)
 
-    def run(self, images: NDArray[np.uint8]) -> Outputs:
+    def run(self, images: Sequence[NDArray[np.uint8]]) -> Outputs:
         """See `Backend.run`. Waits for an idle lane; more images than the largest bucket take several turns."""
         lane = self._idle.get()
         try:
@@ -169,7 +170,7 @@ class _Lane:
                 log.warning("%s runs batches of up to %d: %s", name, self._buckets[-1].size, error)
                 return
 
-    def run(self, images: NDArray[np.uint8]) -> Outputs:
+    def run(self, images: Sequence[NDArray[np.uint8]]) -> Outputs:
         """Classify in as many turns as it takes; a bucket that finds no memory to run in is given up."""
         parts: list[Outputs] = []
         done = 0
@@ -223,14 +224,14 @@ class _Bucket:
         for array in self._host.values():
             cuda.cudaFreeHost(array.ctypes.data)
 
-    def run(self, images: NDArray[np.uint8]) -> Outputs:
+    def run(self, images: Sequence[NDArray[np.uint8]]) -> Outputs:
         """Classify 1 <= N <= size images; the rows after them hold what an earlier batch left, and no one reads them.
 
         Raises:
             OutOfMemoryError, DeviceLostError, RuntimeError: as CUDA reports.
         """
         count = len(images)
-        self._host[INPUT_NAME][:count] = images
+        np.stack(images, out=self._host[INPUT_NAME][:count])
         _cuda(cuda.cudaGraphLaunch(self._graph, self._stream))
         _cuda(cuda.cudaStreamSynchronize(self._stream))
         return Outputs(*(self._host[name][:count].copy() for name in OUTPUT_NAMES))

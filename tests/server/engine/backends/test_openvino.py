@@ -36,7 +36,7 @@ def photos(model: tuple[Manifest, bytes]) -> NDArray[np.uint8]:
 
 def test_photos_have_the_answers_of_onnx_runtime(model: tuple[Manifest, bytes], photos: NDArray[np.uint8]) -> None:
     answers, expected = (
-        backends.load(*model, Settings(backend=name, inference_threads=2)).run(photos)
+        backends.load(*model, Settings(backend=name, inference_threads=2)).run(list(photos))
         for name in backends.ONNX_BACKENDS
     )
     np.testing.assert_array_equal(answers.indices[:, :5], expected.indices[:, :5])

@@ -1,6 +1,6 @@
 """What is decided about an engine before and beside its GPU; on a GPU, that it answers as its ONNX file does."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -143,12 +143,13 @@ class Bucket:
         self.ran: list[int] = []
         self.freed = False
 
-    def run(self, images: NDArray[np.uint8]) -> Outputs:
+    def run(self, images: Sequence[NDArray[np.uint8]]) -> Outputs:
         assert 1 <= len(images) <= self.size
         if not self.fits:
             raise OutOfMemoryError("no memory")
         self.ran.append(len(images))
-        return Outputs(images.astype(np.float32), images.astype(np.int32), images.astype(np.float32))
+        stacked = np.stack(images)
+        return Outputs(stacked.astype(np.float32), stacked.astype(np.int32), stacked.astype(np.float32))
 
     def free(self) -> None:
         self.freed = True
@@ -164,27 +165,27 @@ def lane() -> Callable[..., Any]:
     return of
 
 
-IMAGES = np.arange(7, dtype=np.uint8)[:, None]
+IMAGES = list(np.arange(7, dtype=np.uint8)[:, None])
 
 
 def test_batch_runs_in_the_smallest_bucket_that_holds_it(lane: Callable[..., Any]) -> None:
     buckets = [Bucket(1), Bucket(2), Bucket(4), Bucket(8)]
-    assert lane(*buckets).run(IMAGES[:3]).indices.tolist() == IMAGES[:3].tolist()
+    assert lane(*buckets).run(IMAGES[:3]).indices.tolist() == IMAGES[:3]
     assert [bucket.ran for bucket in buckets] == [[], [], [3], []]
 
 
 def test_more_images_than_the_largest_bucket_keep_their_order(lane: Callable[..., Any]) -> None:
     buckets = [Bucket(1), Bucket(2)]
-    assert lane(*buckets).run(IMAGES).indices.tolist() == IMAGES.tolist()
+    assert lane(*buckets).run(IMAGES).indices.tolist() == IMAGES
     assert [bucket.ran for bucket in buckets] == [[1], [2, 2, 2]]
 
 
 def test_bucket_out_of_memory_is_given_up_and_its_batch_answered(lane: Callable[..., Any]) -> None:
     buckets = [Bucket(1), Bucket(2), Bucket(4, fits=False), Bucket(8, fits=False)]
     ours = lane(*buckets)
-    assert ours.run(IMAGES).indices.tolist() == IMAGES.tolist()
+    assert ours.run(IMAGES).indices.tolist() == IMAGES
     assert [bucket.freed for bucket in buckets] == [False, False, True, True]
-    assert ours.run(IMAGES[:4]).indices.tolist() == IMAGES[:4].tolist()
+    assert ours.run(IMAGES[:4]).indices.tolist() == IMAGES[:4]
 
 
 def test_no_memory_for_one_image_is_an_error(lane: Callable[..., Any]) -> None:
@@ -201,7 +202,7 @@ def test_engine_answers_as_its_onnx_file_does(precision: str, tmp_path: Path) ->
     assert to_onnx.main(["cifar_resnet20", "--random-weights", "--repository", str(tmp_path)]) == 0
     arguments = ["cifar_resnet20", "--precision", precision, "--name", "engine", "--repository", str(tmp_path)]
     assert to_trt.main(arguments) == 0
-    images = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)
+    images = list(np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8))
     loaded = []
     for name in ("cifar_resnet20", "engine"):
         found = manifest.read(tmp_path / name / "1")
