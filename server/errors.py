@@ -16,6 +16,7 @@ class Code(StrEnum):
     INVALID_PARAMETER = "invalid_parameter"
     UNKNOWN_MODEL = "unknown_model"
     QUEUE_FULL = "queue_full"
+    OVERLOADED = "overloaded"
     DEADLINE_EXCEEDED = "deadline_exceeded"
     ENGINE_UNAVAILABLE = "engine_unavailable"
     ENGINE_CRASHED = "engine_crashed"

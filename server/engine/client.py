@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +22,8 @@ from numpy.typing import NDArray
 
 from models.manifest import CropCount, Manifest, Preprocessing
 from server.engine.messages import Answer, Cancel, Dropped, Submit, decode_replies, encode
+from server.engine.pace import Pace
+from server.engine.scheduler import Priority
 from server.engine.slots import Slots
 from server.errors import Code, ServiceError
 
@@ -73,7 +76,21 @@ class _State(Enum):
 class _Ticket:
     """One admitted crop, until its slot is free again; that may be after its client has its answer."""
 
-    __slots__ = ("arrived_s", "crashes", "deadline_s", "decode_s", "future", "id", "manifest", "slot", "state", "top_k")
+    __slots__ = (
+        "admitted_s",
+        "arrived_s",
+        "crashes",
+        "deadline_s",
+        "decode_s",
+        "future",
+        "id",
+        "manifest",
+        "places",
+        "priority",
+        "slot",
+        "state",
+        "top_k",
+    )
 
     def __init__(
         self,
@@ -82,14 +99,19 @@ class _Ticket:
         manifest: Manifest,
         top_k: int | None,
         deadline_s: float,
+        priority: Priority,
         future: asyncio.Future[Classes],
+        places: int,
     ) -> None:
         self.id = ticket_id
         self.slot = slot
         self.manifest = manifest
         self.top_k = top_k
         self.deadline_s = deadline_s
+        self.priority = priority
         self.future = future
+        self.places = places
+        self.admitted_s = time.monotonic()
         self.state = _State.DECODING
         self.crashes = 0
         self.decode_s = 0.0
@@ -117,6 +139,7 @@ class EngineClient:
         self._ids = itertools.count()
         self._count = count
         self._tickets: dict[int, _Ticket] = {}
+        self._pace = Pace()
         self._decoding_since_s: dict[int, float] = {}
         self._socket: zmq.Socket[bytes] | None = None
         self._available = False  # requests are admitted: the engine is there, or will be back at once
@@ -130,11 +153,12 @@ class EngineClient:
         """How long the slowest decoder has been at its image; 0 where none is at work."""
         return max((time.monotonic() - since_s for since_s in self._decoding_since_s.copy().values()), default=0.0)
 
-    def check_admission(self, places: int = 1) -> None:
+    def check_admission(self, places: int = 1, within_s: float = math.inf) -> None:
         """Refuse at once, before anything is spent on a request, where it could not be admitted now.
 
         Raises:
-            ServiceError: ENGINE_UNAVAILABLE, QUEUE_FULL, or INVALID_PARAMETER where it could never be admitted.
+            ServiceError: ENGINE_UNAVAILABLE, QUEUE_FULL, OVERLOADED where its answer would take longer than `within_s`,
+                or INVALID_PARAMETER where it could never be admitted.
         """
         if not self._available:
             raise self._away()
@@ -142,9 +166,21 @@ class EngineClient:
             if places > len(self._free) + len(self._tickets):
                 raise ServiceError(Code.INVALID_PARAMETER, "the request has more crops than this server holds images")
             raise ServiceError(Code.QUEUE_FULL, "as many images as this server holds are under way; try again later")
+        # A request that finds nobody before it is always tried, so that what was once learned is never final.
+        if self._tickets and self._pace.predict_s(len(self._tickets) + places) > within_s:
+            raise ServiceError(
+                Code.OVERLOADED, "the answer would come too late, there is too much to do; try again later"
+            )
 
     async def classify(
-        self, data: bytes, manifest: Manifest, top_k: int | None, deadline_s: float, crops: CropCount = 1
+        self,
+        data: bytes,
+        manifest: Manifest,
+        top_k: int | None,
+        deadline_s: float,
+        *,
+        crops: CropCount = 1,
+        priority: Priority = Priority.NORMAL,
     ) -> list[Classes]:
         """Classify each crop of one compressed image before `deadline_s` of the monotonic clock.
 
@@ -155,12 +191,13 @@ class EngineClient:
         Raises:
             ServiceError: not admitted, not an image, too late, or the engine's own failure.
         """
-        self.check_admission(crops)
-        tickets = [self._admit(manifest, top_k, deadline_s) for _ in range(crops)]
+        within_s = deadline_s - time.monotonic()
+        self.check_admission(crops, within_s)
+        tickets = [self._admit(manifest, top_k, deadline_s, priority) for _ in range(crops)]
         decoding = self._threads.submit(self._decode_into_slots, data, tickets)
         decoding.add_done_callback(lambda done: self._call_in_loop(self._decoded, tickets, done))
         try:
-            async with asyncio.timeout(deadline_s - time.monotonic()):
+            async with asyncio.timeout(within_s):
                 return [await ticket.future for ticket in tickets]
         except TimeoutError:
             raise self._too_late(tickets) from None
@@ -206,10 +243,12 @@ class EngineClient:
         self._disconnect()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _admit(self, manifest: Manifest, top_k: int | None, deadline_s: float) -> _Ticket:
+    def _admit(self, manifest: Manifest, top_k: int | None, deadline_s: float, priority: Priority) -> _Ticket:
         slot = self._free.pop()
         self._slots.running[slot] = False
-        ticket = _Ticket(next(self._ids), slot, manifest, top_k, deadline_s, self._loop.create_future())
+        future: asyncio.Future[Classes] = self._loop.create_future()
+        places = len(self._tickets) + 1
+        ticket = _Ticket(next(self._ids), slot, manifest, top_k, deadline_s, priority, future, places)
         self._tickets[ticket.id] = ticket
         self._count(len(self._tickets))
         return ticket
@@ -259,6 +298,7 @@ class EngineClient:
                 arrived_s=ticket.arrived_s,
                 deadline_s=ticket.deadline_s,
                 alone=ticket.crashes > 0,
+                priority=ticket.priority,
             )
         )
 
@@ -276,10 +316,12 @@ class EngineClient:
                 return
             for reply in replies:
                 ticket = self._tickets[reply.id]
+                if isinstance(reply, Dropped):
+                    self._end(ticket)
+                    continue
+                self._pace.observe(ticket.places, time.monotonic() - ticket.admitted_s)
                 if isinstance(reply, Answer):
                     self._answer(ticket, reply)
-                elif isinstance(reply, Dropped):
-                    self._end(ticket)
                 else:
                     self._end(ticket, ServiceError(reply.code, reply.detail))
 

@@ -2,6 +2,7 @@
 
 import msgspec
 
+from server.engine.scheduler import Priority
 from server.errors import Code
 
 
@@ -17,6 +18,7 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, tag=0):
     arrived_s: float
     deadline_s: float
     alone: bool
+    priority: Priority
 
 
 class Cancel(msgspec.Struct, frozen=True, array_like=True, tag=1):

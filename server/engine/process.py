@@ -159,7 +159,7 @@ class _Process:
             raise ServiceError(Code.ENGINE_UNAVAILABLE, f"{key} is not loaded any more; try again later")
         pixels = self._slots.pixels(request.slot, self._manifests[key].input_shape)
         image = _Image(owner, request.id, request.slot, pixels, request.model, request.top_k)
-        job = Job((owner, request.id), request.arrived_s, request.deadline_s, image, request.alone)
+        job = Job((owner, request.id), request.arrived_s, request.deadline_s, image, request.alone, request.priority)
         self._engine.submit(key, job)
 
     def _forget_predecessor(self, owner: bytes) -> None:

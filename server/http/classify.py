@@ -1,24 +1,27 @@
 """`POST /classify`: one image in, its classes out."""
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from enum import IntEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import BaseModel, Field
 from starlette.requests import ClientDisconnect
 
 from models.manifest import MAX_TOP_K, Entry, Manifest
 from server.engine.client import Classes, EngineClient, average
+from server.engine.scheduler import Priority
 from server.errors import Code, ServiceError
 from server.http import problems, request_ids
 from server.http.request_ids import request_id_of
 from server.http.service import Service
 
 DEFAULT_TOP_K = 5
+TIMEOUT_HEADER = "X-Request-Timeout"
 CLIENT_CLOSED = "client_closed"
 """Code in the metrics of requests that nobody waits for any more."""
 
@@ -83,6 +86,13 @@ def router(service: Service) -> APIRouter:
         crops: Annotated[Crops, Query(description="10: the mean over the centre, the corners and their mirrors")] = (
             Crops.CENTRE
         ),
+        priority: Annotated[Literal["high", "normal", "low"], Query(description="who goes first")] = "normal",
+        timeout_s: Annotated[
+            float | None,
+            Header(
+                alias=TIMEOUT_HEADER, gt=0, le=3600, description="seconds from here to the answer; the server's at most"
+            ),
+        ] = None,
     ) -> Response:
         """Send the image's bytes as the body, or as the file of a multipart form."""
         code, name = "internal_error", ""
@@ -90,13 +100,17 @@ def router(service: Service) -> APIRouter:
         try:
             entry = service.catalogue.resolve(model, version)
             name = entry.name
-            service.client.check_admission()
+            within_s = service.settings.timeout_ms / 1e3
+            patience_s = started_s + (timeout_s or math.inf)
+            service.client.check_admission(within_s=min(within_s, timeout_s or math.inf))
             async with service.uploads.image(request) as image:
                 started_s = time.monotonic()
-                deadline_s = started_s + service.settings.timeout_ms / 1e3
+                deadline_s = min(started_s + within_s, patience_s)
                 async with _cancelled_when_gone(request):
                     members = service.catalogue.members(entry)
-                    classes = await _infer(service.client, image, members, top_k, deadline_s, crops)
+                    classes = await _infer(
+                        service.client, image, members, top_k, deadline_s, crops, Priority[priority.upper()]
+                    )
             random = any(member.weights.random for member in members)
             total_s = time.monotonic() - started_s
             answer = _classification(entry, classes, total_s, request_id_of(request), random_weights=random)
@@ -145,16 +159,25 @@ async def _cancelled_when_gone(request: Request) -> AsyncGenerator[None]:
 
 
 async def _infer(
-    client: EngineClient, image: bytes, members: Sequence[Manifest], top_k: int, deadline_s: float, crops: Crops
+    client: EngineClient,
+    image: bytes,
+    members: Sequence[Manifest],
+    top_k: int,
+    deadline_s: float,
+    crops: Crops,
+    priority: Priority,
 ) -> Classes:
     """Ask every member about every crop at one time; all answer, or the first failure is the request's."""
     if len(members) == 1 and crops is Crops.CENTRE:
-        (classes,) = await client.classify(image, members[0], top_k, deadline_s)
+        (classes,) = await client.classify(image, members[0], top_k, deadline_s, priority=priority)
         return classes
     try:
         async with asyncio.TaskGroup() as group:
             asked = [
-                group.create_task(client.classify(image, member, None, deadline_s, crops.value)) for member in members
+                group.create_task(
+                    client.classify(image, member, None, deadline_s, crops=crops.value, priority=priority)
+                )
+                for member in members
             ]
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from None

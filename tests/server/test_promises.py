@@ -64,6 +64,42 @@ def test_a_killed_engine_loses_no_accepted_request(quick: Path) -> None:
         assert server.metric("serving_process_restarts_total", process="engine") == 3
 
 
+def test_what_could_only_be_answered_too_late_is_refused_before_it_costs_anything(slow: Path) -> None:
+    with RunningServer(slow, max_batch=1) as server, ThreadPoolExecutor(1) as aside:
+        assert top1(server.classify(red_image(1))) == 1  # now it knows how long one takes
+        answers = aside.submit(server.classify_all, [red_image(red) for red in range(4)], 4)
+        until(lambda: pending(server) == 4)
+        refused = server.client.post("/classify", content=red_image(2), headers={"X-Request-Timeout": "0.01"})
+        assert (refused.status_code, refused.json()["code"]) == (503, "overloaded")
+        assert refused.headers["Retry-After"] == "1"
+        assert [top1(answer) for answer in answers.result()] == [0, 1, 2, 3]
+
+
+def test_a_client_is_told_in_its_own_time_that_there_is_no_answer(slow: Path) -> None:
+    with RunningServer(slow) as server:
+        late = server.client.post("/classify", content=red_image(2), headers={"X-Request-Timeout": "0.05"})
+        assert (late.status_code, late.json()["code"]) == (504, "deadline_exceeded")
+        assert (
+            server.client.post("/classify", headers={"X-Request-Timeout": "-1"}).json()["code"] == "invalid_parameter"
+        )
+
+
+def test_a_high_priority_overtakes_what_waits(slow: Path) -> None:
+    order: list[str] = []
+    with RunningServer(slow, max_batch=1) as server, ThreadPoolExecutor(5) as aside:
+
+        def ask(priority: str) -> None:
+            top1(server.classify(red_image(7), priority=priority))
+            order.append(priority)
+
+        asked = [aside.submit(ask, "low") for _ in range(4)]
+        until(lambda: pending(server) == 4)
+        asked.append(aside.submit(ask, "high"))
+        for one in asked:
+            one.result()
+    assert order.index("high") < 3
+
+
 def test_a_job_in_two_crashed_batches_is_given_up_and_its_neighbours_are_answered(slow: Path) -> None:
     reds = [10, 20, 30, 40]
     with RunningServer(slow, max_batch=4, max_wait_ms=2000) as server, ThreadPoolExecutor(1) as aside:

@@ -144,7 +144,7 @@ class Bench:
     def classify_crops(self, image: int) -> "asyncio.Task[list[Classes]]":
         """All ten crops, and the logits of each."""
         deadline_s = time.monotonic() + FOREVER_S
-        return asyncio.create_task(self.client.classify(bytes([image]), self.manifest, None, deadline_s, 10))
+        return asyncio.create_task(self.client.classify(bytes([image]), self.manifest, None, deadline_s, crops=10))
 
     def close(self) -> None:
         for gate in self.gates.values():
