@@ -44,6 +44,10 @@ class Settings(BaseSettings):
     """what runs ONNX files: ONNX Runtime or OpenVINO; not given: what each model's manifest names"""
     providers: Annotated[tuple[str, ...], NoDecode, CommaSeparated] = ("CPUExecutionProvider",)
     """ONNX Runtime execution providers, comma-separated, the preferred first"""
+    cuda_graph: bool = False
+    """CUDAExecutionProvider: start each batch as one recorded graph"""
+    tf32: bool = False
+    """CUDAExecutionProvider: compute FP32 with 10 bits of mantissa, faster"""
     max_batch: Annotated[int, Field(ge=1, le=1024)] = 8
     """most images in one inference"""
     max_wait_ms: Annotated[float, Field(ge=0, le=10_000)] = 0

@@ -56,7 +56,8 @@ def main(settings: Settings, catalogue: Catalogue, slots: Slots, address: str, c
             refused[key] = str(error)
             log.warning("%s is refused: %s", key, error)
     gc.freeze()  # what is here now stays: no collection needs to look at it again
-    _Process(settings, loaded, slots, address, control).serve(EngineReady(address, refused))
+    with backends.page_locked(slots.memory, [backend for backend, _ in loaded.values()]):
+        _Process(settings, loaded, slots, address, control).serve(EngineReady(address, refused))
 
 
 def _load(catalogue: Catalogue, found: Manifest, settings: Settings, progress: Callable[[], None]) -> Backend:

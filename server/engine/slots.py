@@ -50,6 +50,11 @@ class Slots:
         finally:
             os.close(descriptor)
 
+    @property
+    def memory(self) -> NDArray[np.uint8]:
+        """All of it, as bytes."""
+        return self._bytes
+
     def pixels(self, slot: int, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
         """uint8 view of `shape` on a slot's memory; it must not outlive this object, which unmaps the memory.
 

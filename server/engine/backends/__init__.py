@@ -1,6 +1,7 @@
 """Backends: each runs one kind of model file behind the same contract. A runtime is imported only when asked for."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from typing import NamedTuple, Protocol
 
@@ -34,9 +35,11 @@ class Backend(Protocol):
 
     lanes: int
     """Batches that it gains by running at one time."""
+    on_gpu: bool
+    """Whether it copies images to a GPU."""
 
     def run(self, images: Sequence[NDArray[np.uint8]]) -> Outputs:
-        """Classify 1 <= N <= max_batch images, each uint8[H, W, 3], wherever they lie in memory; blocks.
+        """Classify 1 <= N <= max_batch images, each uint8[H, W, 3] without gaps, wherever it lies; blocks.
 
         The images' memory is the caller's again on return.
 
@@ -60,3 +63,12 @@ def load(manifest: Manifest, content: bytes, settings: Settings) -> Backend:
     name = settings.backend if settings.backend and manifest.backend in ONNX_BACKENDS else manifest.backend
     backend: Backend = import_module(f"{__name__}.{name}").load(manifest, content, settings)
     return backend
+
+
+def page_locked(memory: NDArray[np.uint8], loaded: Iterable[Backend]) -> AbstractContextManager[None]:
+    """While open, those of the backends that are on a GPU have images in `memory` read from where they lie."""
+    if not any(backend.on_gpu for backend in loaded):
+        return nullcontext()
+    from server.engine.backends import device
+
+    return device.page_locked(memory)

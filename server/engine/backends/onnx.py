@@ -1,35 +1,219 @@
-"""ONNX Runtime."""
+"""ONNX Runtime: on the CPU, or on an NVIDIA GPU by its CUDA and TensorRT execution providers.
 
+On a GPU each batch size, a bucket, has its own buffers, bound once, and with `cuda_graph` its own CUDA graph; a batch
+is padded up to its bucket.
+"""
+
+import logging
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from models.manifest import INPUT_NAME, OUTPUT_NAMES, Manifest
-from server.engine.backends import Outputs, stack
+from server.engine.backends import Outputs, device, stack
+from server.engine.backends.device import Buffers, Lane, OutOfMemoryError, Tensor
+from server.engine.scheduler import buckets
 from server.settings import Settings
+
+CUDA = "CUDAExecutionProvider"
+TENSORRT = "TensorrtExecutionProvider"
+CACHE_FOLDER = ".tensorrt"
+"""In the model repository, for what the TensorRT provider builds."""
+
+_KINDS = {"tensor(float)": np.float32, "tensor(int32)": np.int32}
+_OUT_OF_MEMORY = ("out of memory", "Failed to allocate memory", "Available memory of", "ALLOC_FAILED")
+"""How ONNX Runtime's arena, CUDA, cuDNN and cuBLAS say it: the errors have no code of their own."""
+
+log = logging.getLogger(__name__)
+
+
+class ProviderRefusedError(Exception):
+    """An execution provider that was asked for is not to be had; the message says what to do."""
 
 
 class OnnxBackend:
-    """A session on the first of the wanted execution providers that this installation has."""
+    """A session on the CPU."""
 
     lanes = 1  # one batch uses all inference threads
+    on_gpu = False
 
-    def __init__(self, content: bytes, settings: Settings) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = settings.inference_threads
-        options.inter_op_num_threads = 1
-        # Threads that spin between operators take the cores away from decoding: the largest single cost of a busy CPU.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
-        self._session = ort.InferenceSession(content, options, providers=list(settings.providers))
+    def __init__(self, session: ort.InferenceSession) -> None:
+        self._session = session
 
     def run(self, images: Sequence[NDArray[np.uint8]]) -> Outputs:
         """See `Backend.run`."""
         return Outputs(*self._session.run(OUTPUT_NAMES, {INPUT_NAME: stack(images)}))
 
 
-def load(_manifest: Manifest, content: bytes, settings: Settings) -> OnnxBackend:
-    """Open a session on the graph in `content`."""
-    return OnnxBackend(content, settings)
+class OnnxGpuBackend:
+    """A session on a GPU. All its work is done by one thread: ONNX Runtime keeps the graphs of each thread apart."""
+
+    lanes = 1  # a session has one stream
+    on_gpu = True
+
+    def __init__(
+        self, session: ort.InferenceSession, found: Manifest, sizes: Sequence[int], stream: Any, kind: str
+    ) -> None:
+        """Bind the buffers of all `sizes` and run each once.
+
+        Args:
+            session: of the graph.
+            found: the model's manifest.
+            sizes: of the buckets, ascending.
+            stream: that the session runs on.
+            kind: of the device as ONNX Runtime calls it: "cuda".
+
+        Raises:
+            OutOfMemoryError: not even a batch of one fits.
+        """
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"onnx-{kind}")
+        makers = [partial(_Bucket, session, (size, *found.input_shape), stream, kind) for size in sizes]
+        self._lane = self._thread.submit(Lane, makers, found.name).result()
+
+    def run(self, images: Sequence[NDArray[np.uint8]]) -> Outputs:
+        """See `Backend.run`. More images than the largest bucket take several turns."""
+        return self._thread.submit(self._lane.run, images).result()
+
+
+class _Bucket:
+    """One batch size: buffers at fixed addresses, bound to the graph's inputs and outputs."""
+
+    def __init__(self, session: ort.InferenceSession, shape: tuple[int, ...], stream: Any, kind: str) -> None:
+        self.size = shape[0]
+        self._session = session
+        tensors = {INPUT_NAME: Tensor(shape, np.dtype(np.uint8))}
+        for node in session.get_outputs():
+            tensors[node.name] = Tensor((self.size, *node.shape[1:]), np.dtype(_KINDS[node.type]))
+        self._buffers = Buffers(tensors, stream)
+        self._binding = session.io_binding()
+        for name, tensor in tensors.items():
+            bind = self._binding.bind_input if name == INPUT_NAME else self._binding.bind_output
+            bind(name, kind, 0, tensor.kind.type, tensor.shape, self._buffers.addresses[name])
+        self._options = ort.RunOptions()
+        self._options.add_run_config_entry(
+            "gpu_graph_id", str(self.size)
+        )  # a CUDA graph of its own, where there are any
+        try:
+            self._compute()  # allocates, chooses algorithms, and captures
+        except BaseException:
+            self.free()
+            raise
+
+    def free(self) -> None:
+        """See `Bucket.free`."""
+        self._buffers.free()
+
+    def run(self, images: Sequence[NDArray[np.uint8]]) -> Outputs:
+        """See `Bucket.run`. The rows after the images hold what an earlier batch left, and no one reads them."""
+        self._buffers.upload(images)
+        self._compute()
+        self._buffers.download()
+        return self._buffers.outputs(len(images))
+
+    def _compute(self) -> None:
+        try:
+            self._session.run_with_iobinding(self._binding, self._options)
+        except Exception as error:  # its errors have no common class
+            device.raise_if_lost()
+            if any(text in str(error) for text in _OUT_OF_MEMORY):
+                raise OutOfMemoryError(f"the GPU has no memory left for batches of {self.size}") from error
+            raise
+
+
+def load(found: Manifest, content: bytes, settings: Settings) -> OnnxBackend | OnnxGpuBackend:
+    """Open a session on the graph in `content`, on all the wanted providers.
+
+    Raises:
+        ProviderRefusedError: one of them is not installed, or finds no GPU.
+        OutOfMemoryError: not even a batch of one fits on the GPU.
+    """
+    _check_providers(settings)
+    if not {CUDA, TENSORRT} & set(settings.providers):
+        return OnnxBackend(_open(content, settings, list(settings.providers)))
+    if device.find_gpu() is None:
+        raise ProviderRefusedError(
+            "this machine has no NVIDIA GPU that CUDA can use, or lacks its driver or cuda-bindings:"
+            " set providers to CPUExecutionProvider"
+        )
+    stream = device.create_stream()
+    sizes = buckets(settings.max_batch)
+    options = {CUDA: _cuda_options(settings, stream), TENSORRT: _tensorrt_options(found, settings, stream, sizes[-1])}
+    session = _open(content, settings, [(name, options.get(name, {})) for name in settings.providers])
+    return OnnxGpuBackend(session, found, sizes, stream, "cuda")
+
+
+def _check_providers(settings: Settings) -> None:
+    """Refuse what ONNX Runtime would only warn of before it runs on the CPU."""
+    available = ort.get_available_providers()
+    if missing := [name for name in settings.providers if name not in available]:
+        raise ProviderRefusedError(
+            f"this ONNX Runtime has no {', '.join(missing)}, but {', '.join(available)}:"
+            " set providers to some of these, or for a GPU install onnxruntime-gpu (docs/providers.md)"
+        )
+    if TENSORRT in settings.providers and settings.cuda_graph:
+        raise ProviderRefusedError(
+            f"{TENSORRT} has one CUDA graph for all batch sizes: turn cuda_graph off, or build an engine with"
+            " export/to_trt.py"
+        )
+
+
+def _open(content: bytes, settings: Settings, providers: Sequence[Any]) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = settings.inference_threads
+    options.inter_op_num_threads = 1
+    # Threads that spin between operators take the cores away from decoding: the largest single cost of a busy CPU.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    missing = (
+        f"ONNX Runtime cannot use all of {', '.join(settings.providers)} here, its log says why: most often CUDA, cuDNN"
+        " or TensorRT is missing or of another version (docs/providers.md)"
+    )
+    try:
+        session = ort.InferenceSession(content, options, providers=providers, enable_fallback=0)
+    except RuntimeError as error:  # so ends TensorRT without its libraries; a bad file has errors of another class
+        raise ProviderRefusedError(missing) from error
+    # Any other provider is left out then, with no more than a line in that log.
+    if not set(settings.providers) <= set(session.get_providers()):
+        raise ProviderRefusedError(missing)
+    return session
+
+
+def _cuda_options(settings: Settings, stream: Any) -> dict[str, str]:
+    return {
+        "user_compute_stream": str(
+            int(stream)
+        ),  # the same as for the copies, so that they need not wait for each other
+        "enable_cuda_graph": str(int(settings.cuda_graph)),
+        "use_tf32": str(int(settings.tf32)),
+    }
+
+
+def _tensorrt_options(found: Manifest, settings: Settings, stream: Any, largest: int) -> dict[str, str]:
+    image = "x".join(map(str, found.input_shape))
+    options = {
+        "user_compute_stream": str(int(stream)),
+        # The file says which layers are in which precision; these only allow it.
+        "trt_fp16_enable": str(int(found.precision == "fp16")),
+        "trt_int8_enable": str(int(found.precision == "int8")),
+        "trt_profile_min_shapes": f"{INPUT_NAME}:1x{image}",
+        "trt_profile_opt_shapes": f"{INPUT_NAME}:{largest}x{image}",
+        "trt_profile_max_shapes": f"{INPUT_NAME}:{largest}x{image}",
+    }
+    # Of this file alone: an engine is cached by the graph's structure, and other weights would be taken for these.
+    folder = settings.repository / CACHE_FOLDER / found.file.sha256
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        log.warning("%s is built at every start: no cache in %s: %s", found.name, folder, error)
+        return options
+    return options | {
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": str(folder),
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": str(folder),
+    }

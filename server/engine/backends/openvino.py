@@ -20,6 +20,7 @@ class OpenVinoBackend:
     """
 
     lanes = 1  # one batch uses all inference threads
+    on_gpu = False
 
     def __init__(self, content: bytes, settings: Settings) -> None:
         core = openvino.Core()

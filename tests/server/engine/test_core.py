@@ -43,6 +43,7 @@ class GatedBackend:
     """Each batch waits until the test ends it; an image's class is its first byte."""
 
     lanes = 1
+    on_gpu = False
 
     def __init__(self) -> None:
         self.started: SimpleQueue[Running] = SimpleQueue()

@@ -1,29 +1,24 @@
 """What is decided about an engine before and beside its GPU; on a GPU, that it answers as its ONNX file does."""
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from models import manifest
 from models.manifest import Compatibility, Flavour, Manifest, Profile, TensorRT
 from server.engine import backends
-from server.engine.backends import DeviceLostError, Outputs, tensorrt
-from server.engine.backends.tensorrt import EngineRefusedError, Gpu, OutOfMemoryError
+from server.engine.backends import device, tensorrt
+from server.engine.backends.device import Gpu
+from server.engine.backends.tensorrt import EngineRefusedError
 from server.settings import Settings
 from tests import tiny
-
-cuda = pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed")
 
 VERSION = "1.7.1.116"
 RTX4090 = Gpu("NVIDIA GeForce RTX 4090", "sm89")
 H100 = Gpu("NVIDIA H100 80GB HBM3", "sm90")
 H200 = Gpu("NVIDIA H200", "sm90")
-NO_GPU = tensorrt._find_gpu() is None
+NO_GPU = device.find_gpu() is None
 
 
 def describe(folder: Path, flavour: Flavour, *, on: Gpu, compatibility: tuple[Compatibility, ...] = ()) -> Manifest:
@@ -103,94 +98,6 @@ def test_without_a_gpu_the_server_is_told_to_serve_the_onnx_model(tmp_path: Path
     found = describe(tmp_path, "tensorrt_rtx", on=RTX4090)
     with pytest.raises(EngineRefusedError, match="no NVIDIA GPU that CUDA can use: serve the ONNX model"):
         backends.load(found, b"a plan", Settings())
-
-
-@pytest.fixture
-def answers(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
-    """Make the CUDA runtime answer every later call with an error code."""
-
-    def answer(later: Any) -> None:
-        fake = SimpleNamespace(
-            cudaError_t=cuda.cudaError_t,
-            cudaGetLastError=lambda: (later,),
-            cudaDeviceSynchronize=lambda: (later,),
-        )
-        monkeypatch.setattr(tensorrt, "cuda", fake)
-
-    return answer
-
-
-def test_sticky_error_is_a_lost_device(answers: Callable[[Any], None]) -> None:
-    answers(cuda.cudaError_t.cudaErrorIllegalAddress)
-    with pytest.raises(DeviceLostError, match="cudaErrorIllegalAddress"):
-        tensorrt._cuda((cuda.cudaError_t.cudaErrorIllegalAddress,))
-
-
-def test_error_that_passes_leaves_the_device_usable(answers: Callable[[Any], None]) -> None:
-    answers(cuda.cudaError_t.cudaSuccess)
-    with pytest.raises(RuntimeError, match="cudaErrorInvalidValue"):
-        tensorrt._cuda((cuda.cudaError_t.cudaErrorInvalidValue,))
-    with pytest.raises(OutOfMemoryError):
-        tensorrt._cuda((cuda.cudaError_t.cudaErrorMemoryAllocation, None))
-
-
-class Bucket:
-    """Stands for a bucket of the GPU; one that `fits` not finds no memory whenever it runs."""
-
-    def __init__(self, size: int, *, fits: bool = True) -> None:
-        self.size = size
-        self.fits = fits
-        self.ran: list[int] = []
-        self.freed = False
-
-    def run(self, images: Sequence[NDArray[np.uint8]]) -> Outputs:
-        assert 1 <= len(images) <= self.size
-        if not self.fits:
-            raise OutOfMemoryError("no memory")
-        self.ran.append(len(images))
-        stacked = np.stack(images)
-        return Outputs(stacked.astype(np.float32), stacked.astype(np.int32), stacked.astype(np.float32))
-
-    def free(self) -> None:
-        self.freed = True
-
-
-@pytest.fixture
-def lane() -> Callable[..., Any]:
-    def of(*buckets: Bucket) -> tensorrt._Lane:
-        made = tensorrt._Lane.__new__(tensorrt._Lane)
-        made._buckets = list(buckets)  # type: ignore[arg-type]
-        return made
-
-    return of
-
-
-IMAGES = list(np.arange(7, dtype=np.uint8)[:, None])
-
-
-def test_batch_runs_in_the_smallest_bucket_that_holds_it(lane: Callable[..., Any]) -> None:
-    buckets = [Bucket(1), Bucket(2), Bucket(4), Bucket(8)]
-    assert lane(*buckets).run(IMAGES[:3]).indices.tolist() == IMAGES[:3]
-    assert [bucket.ran for bucket in buckets] == [[], [], [3], []]
-
-
-def test_more_images_than_the_largest_bucket_keep_their_order(lane: Callable[..., Any]) -> None:
-    buckets = [Bucket(1), Bucket(2)]
-    assert lane(*buckets).run(IMAGES).indices.tolist() == IMAGES
-    assert [bucket.ran for bucket in buckets] == [[1], [2, 2, 2]]
-
-
-def test_bucket_out_of_memory_is_given_up_and_its_batch_answered(lane: Callable[..., Any]) -> None:
-    buckets = [Bucket(1), Bucket(2), Bucket(4, fits=False), Bucket(8, fits=False)]
-    ours = lane(*buckets)
-    assert ours.run(IMAGES).indices.tolist() == IMAGES
-    assert [bucket.freed for bucket in buckets] == [False, False, True, True]
-    assert ours.run(IMAGES[:4]).indices.tolist() == IMAGES[:4]
-
-
-def test_no_memory_for_one_image_is_an_error(lane: Callable[..., Any]) -> None:
-    with pytest.raises(OutOfMemoryError):
-        lane(Bucket(1, fits=False), Bucket(2)).run(IMAGES[:1])
 
 
 @pytest.mark.gpu
