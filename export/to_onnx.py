@@ -4,7 +4,7 @@ import argparse
 import hashlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -65,7 +65,7 @@ def _export(network_name: str, options: argparse.Namespace) -> None:
     started = time.monotonic()
     draft, model = convert(recipe, name, weights_file, options.check_images)
     published = repository.publish(options.repository, draft, model)
-    _show(published, _folder(options.repository, published), time.monotonic() - started)
+    _report(published, _folder(options.repository, published), time.monotonic() - started)
 
 
 def convert(recipe: Recipe, name: str, weights_file: Path | None, images: Path) -> tuple[Manifest, bytes]:
@@ -121,11 +121,21 @@ def step(what: str) -> Iterator[None]:
     _console.print(f"[green]✓[/] {what} [dim]{time.monotonic() - started:.1f} s[/]")
 
 
+def show(published: Manifest, rows: Mapping[str, str]) -> None:
+    """Print what is known about a model that was added to the repository, a row for each fact."""
+    table = Table(show_header=False)
+    for row in rows.items():
+        table.add_row(*row)
+    _console.print(table)
+    if published.weights.random:
+        _console.print("[yellow]Its weights are random: its answers mean nothing.[/]")
+
+
 def _folder(root: Path, known: Entry) -> str:
     return str(root / known.name / str(known.version))
 
 
-def _show(manifest: Manifest, folder: str, seconds: float) -> None:
+def _report(manifest: Manifest, folder: str, seconds: float) -> None:
     rows = {
         "model": f"{manifest.name} version {manifest.version}",
         "parameters": f"{manifest.parameters / 1e6:.2f} million",
@@ -138,12 +148,7 @@ def _show(manifest: Manifest, folder: str, seconds: float) -> None:
             "logit error": f"{parity.max_logit_error:.1e} of the largest, {parity.max_logit_error_allowed:.0e} allowed",
             "top-1 agreement": f"{parity.top1_agreement:.1%}",
         }
-    table = Table(show_header=False)
-    for row in rows.items():
-        table.add_row(*row)
-    _console.print(table)
-    if manifest.weights.random:
-        _console.print("[yellow]Its weights are random: its answers mean nothing.[/]")
+    show(manifest, rows)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -13,12 +13,11 @@ from typing import get_args
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
-from rich.table import Table
 
 from export import command, engine, repository
 from export.engine import Build, EngineError
 from export.recipe import plan
-from export.to_onnx import PHOTOS, convert, model_name, step
+from export.to_onnx import PHOTOS, convert, model_name, show, step
 from models import manifest
 from models.manifest import Compatibility, Manifest, ManifestError, ModelFile, Parity
 
@@ -65,7 +64,7 @@ def _run(options: argparse.Namespace) -> None:
             "tensorrt": wanted.record(source.file.sha256),
         }
     )
-    _show(repository.publish(options.repository, draft, content), options.repository, seconds)
+    _report(repository.publish(options.repository, draft, content), options.repository, seconds)
 
 
 def _default_name(options: argparse.Namespace, wanted: Build) -> str:
@@ -121,7 +120,7 @@ def _in_precision(source: Manifest, options: argparse.Namespace) -> tuple[bytes,
         return halved, half.check(halved, content, source, options.check_images)
 
 
-def _show(published: Manifest, root: Path, seconds: float) -> None:
+def _report(published: Manifest, root: Path, seconds: float) -> None:
     record = published.tensorrt
     if record is None:
         raise TypeError(f"{published.name} is no engine")
@@ -137,12 +136,7 @@ def _show(published: Manifest, root: Path, seconds: float) -> None:
     if parity := published.parity:
         allowed = f"{parity.max_logit_error_allowed:.0e} allowed"
         rows["logit error"] = f"{parity.max_logit_error:.1e} of the largest, {allowed} (the ONNX file, on the CPU)"
-    table = Table(show_header=False)
-    for row in rows.items():
-        table.add_row(*row)
-    _console.print(table)
-    if published.weights.random:
-        _console.print("[yellow]Its weights are random: its answers mean nothing.[/]")
+    show(published, rows)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
