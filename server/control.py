@@ -1,16 +1,37 @@
 """What the supervisor and its children tell each other, over one pipe for each child. A closed pipe means: stop."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from server.repository import ModelKey
+from server.errors import ServiceError
+from server.repository import Catalogue, Model
 
 
 class EngineReady(NamedTuple):
     """Engine to supervisor: every model that can be loaded has run its warm-up."""
 
     address: str
-    refused: Mapping[ModelKey, str]
+    refused: Mapping[str, str]
+    """Reasons by the models' ids."""
+
+
+class Load(NamedTuple):
+    """Supervisor to engine: load one more model, and warm it, while the others are served."""
+
+    model: Model
+
+
+class Loaded(NamedTuple):
+    """Engine to supervisor: the model is there, or was refused for a reason."""
+
+    model_id: str
+    reason: str | None
+
+
+class Unload(NamedTuple):
+    """Supervisor to engine: nobody names this model any more; its memory is free."""
+
+    model_id: str
 
 
 class Heartbeat(NamedTuple):
@@ -29,7 +50,34 @@ class EngineUp(NamedTuple):
     """Supervisor to HTTP workers: submit here from now on."""
 
     address: str
-    refused: Mapping[ModelKey, str]
+
+
+class Serve(NamedTuple):
+    """Supervisor to HTTP workers: this is what requests may name from now on."""
+
+    catalogue: Catalogue
+    generation: int
+
+
+class Settled(NamedTuple):
+    """HTTP worker to supervisor: no request of its own needs a model that is not in this or a newer catalogue."""
+
+    generation: int
+
+
+class Change(NamedTuple):
+    """HTTP worker to supervisor: load or unload a model. One `Changed` answers it."""
+
+    id: int
+    name: str
+    action: Literal["load", "unload"]
+
+
+class Changed(NamedTuple):
+    """Supervisor to HTTP worker: it is done, or was refused."""
+
+    id: int
+    error: ServiceError | None
 
 
 class EngineDown(NamedTuple):

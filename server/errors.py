@@ -15,6 +15,7 @@ class Code(StrEnum):
     BROKEN_IMAGE = "broken_image"
     INVALID_PARAMETER = "invalid_parameter"
     UNKNOWN_MODEL = "unknown_model"
+    MODEL_REFUSED = "model_refused"
     QUEUE_FULL = "queue_full"
     OVERLOADED = "overloaded"
     DEADLINE_EXCEEDED = "deadline_exceeded"
@@ -30,3 +31,7 @@ class ServiceError(Exception):
         super().__init__(detail)
         self.code = code
         self.detail = detail
+
+    def __reduce__(self) -> tuple[type["ServiceError"], tuple[Code, str]]:
+        """Exceptions are pickled by the arguments of `Exception.__init__`, which are others."""
+        return ServiceError, (self.code, self.detail)

@@ -80,7 +80,7 @@ def main() -> int:
     try:
         folder = options.repository or settings.repository
         catalogue = repository.scan(folder, settings.models)
-        found = catalogue.members(catalogue.resolve(options.model or settings.default_model, None))[0]
+        found = catalogue.members(catalogue.resolve(options.model or settings.default_model, None))[0].manifest
         content = manifest.read_model_file(folder / found.name / str(found.version), found)
         photos = [path.read_bytes() for path in options.photos]
         limit = measure(found, backends.load(found, content, settings), photos, settings, options.seconds)

@@ -1,15 +1,23 @@
 """The model repository as the server sees it: which models there are, and which one a request means."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import contextlib
+import hashlib
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
+
+from pydantic import ValidationError
 
 from models import manifest
 from models.manifest import Ensemble, Entry, Manifest, ManifestError
 from server.errors import Code, ServiceError
+from server.settings import ModelSettings
 
 PREFERRED_DEFAULTS = ("resnet50", "efficientnet_lite0")
+SETTINGS_FILE = "serving.json"
+"""In a model's folder, beside its versions."""
 
 
 class ModelKey(NamedTuple):
@@ -23,27 +31,67 @@ class ModelKey(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Model:
+    """What the engine loads: a manifest and the settings it is served with."""
+
+    manifest: Manifest
+    settings: ModelSettings
+    id: str
+    """Another one where anything of the two is different: the engine may have a version's old and new file at once."""
+
+    @classmethod
+    def of(cls, found: Manifest, settings: ModelSettings | None = None) -> Self:
+        """With the settings of all models, if none are given."""
+        settings = settings or ModelSettings()
+        content = found.model_dump_json() + settings.model_dump_json()
+        return cls(found, settings, hashlib.sha256(content.encode()).hexdigest()[:16])
+
+    @property
+    def key(self) -> ModelKey:
+        """What a request names it by."""
+        return ModelKey(self.manifest.name, self.manifest.version)
+
+
+@dataclass(frozen=True)
 class Catalogue:
     """What can be served, and what was refused and why."""
 
     folder: Path
-    manifests: Mapping[ModelKey, Manifest]
+    models: Mapping[ModelKey, Model]
     ensembles: Mapping[ModelKey, Ensemble]
-    """Every member of each is in `manifests`."""
+    """Every member of each is in `models`."""
     refused: Mapping[str, str]
     """Reasons by what was refused: a version of a model, or a folder that has no valid manifest."""
     default_model: str | None
+    unloaded: Set[str] = frozenset()
+    """Names of models that are there, but were unloaded on request."""
 
-    @property
+    @cached_property
     def entries(self) -> Mapping[ModelKey, Entry]:
         """All that a request can name."""
-        return {**self.manifests, **self.ensembles}
+        return {**{key: model.manifest for key, model in self.models.items()}, **self.ensembles}
 
-    def refuse(self, reasons: Mapping[ModelKey, str]) -> "Catalogue":
-        """The same without the models in `reasons`, which could not be loaded, and without what needs them."""
-        kept = {key: found for key, found in self.manifests.items() if key not in reasons}
+    @cached_property
+    def versions(self) -> Mapping[str, Mapping[int, Entry]]:
+        """The same by name and number."""
+        return {
+            name: {key.version: found for key, found in self.entries.items() if key.name == name}
+            for name in sorted({key.name for key in self.entries})
+        }
+
+    def serving(self, models: Mapping[ModelKey, Model], reasons: Mapping[ModelKey, str]) -> "Catalogue":
+        """The same with other models, those in `reasons` being refused, and without what lacks one."""
         refused = {**self.refused, **{str(key): reason for key, reason in reasons.items()}}
-        return _catalogue(self.folder, kept, self.ensembles, refused, self.default_model)
+        whole = _catalogue(self.folder, models, self.ensembles, refused, self.default_model)
+        return replace(whole, unloaded=self.unloaded)
+
+    def without(self, names: Set[str]) -> "Catalogue":
+        """The same without some models, and without what lacks one."""
+        models = {key: model for key, model in self.models.items() if key.name not in names}
+        ensembles = {key: found for key, found in self.ensembles.items() if key.name not in names}
+        default = None if self.default_model in names else self.default_model
+        whole = _catalogue(self.folder, models, ensembles, self.refused, default)
+        return replace(whole, unloaded=self.unloaded | names)
 
     def resolve(self, name: str | None, version: int | None) -> Entry:
         """What a request means: the default model where it names none, and of each the newest version.
@@ -52,9 +100,9 @@ class Catalogue:
             ServiceError: UNKNOWN_MODEL, naming what there is.
         """
         wanted = name or self.default_model
-        versions = {key.version: found for key, found in self.entries.items() if key.name == wanted}
+        versions = self.versions.get(wanted or "")
         if not versions:
-            names = ", ".join(sorted({key.name for key in self.entries})) or "none"
+            names = ", ".join(self.versions) or "none"
             problem = f"there is no model {wanted!r}" if wanted else "no model was named and there is no default model"
             raise ServiceError(Code.UNKNOWN_MODEL, f"{problem}; models served here: {names}")
         found = versions.get(max(versions) if version is None else version)
@@ -65,16 +113,23 @@ class Catalogue:
             )
         return found
 
-    def members(self, entry: Entry) -> list[Manifest]:
+    def settings(self, entry: Entry) -> ModelSettings:
+        """A model's own; an ensemble has none."""
+        return (
+            self.models[ModelKey(entry.name, entry.version)].settings
+            if isinstance(entry, Manifest)
+            else ModelSettings()
+        )
+
+    def members(self, entry: Entry) -> list[Model]:
         """The models to ask: an ensemble's members, or the model itself."""
-        if isinstance(entry, Manifest):
-            return [entry]
-        return [self.manifests[ModelKey(member.name, member.version)] for member in entry.members]
+        members = [entry] if isinstance(entry, Manifest) else entry.members
+        return [self.models[ModelKey(member.name, member.version)] for member in members]
 
 
 def _catalogue(
     folder: Path,
-    manifests: Mapping[ModelKey, Manifest],
+    models: Mapping[ModelKey, Model],
     ensembles: Mapping[ModelKey, Ensemble],
     refused: Mapping[str, str],
     default_model: str | None,
@@ -84,16 +139,16 @@ def _catalogue(
     broken: dict[str, str] = {}
     for key, ensemble in ensembles.items():
         for member in ensemble.members:
-            found = manifests.get(ModelKey(member.name, member.version))
-            if found is None:
+            model = models.get(ModelKey(member.name, member.version))
+            if model is None:
                 broken[str(key)] = f"its member {member.name} version {member.version} is not served"
-            elif found.file.sha256 != member.sha256:
+            elif model.manifest.file.sha256 != member.sha256:
                 broken[str(key)] = f"its member {member.name} version {member.version} is another file by now"
-            elif found.num_classes != len(ensemble.labels):
+            elif model.manifest.num_classes != len(ensemble.labels):
                 broken[str(key)] = f"its member {member.name} version {member.version} has other classes"
         if str(key) not in broken:
             whole[key] = ensemble
-    return Catalogue(folder, manifests, whole, {**refused, **broken}, default_model)
+    return Catalogue(folder, models, whole, {**refused, **broken}, default_model)
 
 
 def scan(folder: Path, names: tuple[str, ...] = (), default_model: str | None = None) -> Catalogue:
@@ -117,22 +172,54 @@ def scan(folder: Path, names: tuple[str, ...] = (), default_model: str | None = 
         wanted = {*names, *(member.name for found in ensembles.values() for member in found.members)}
         refused = {where: reason for where, reason in refused.items() if where.partition("/")[0] in wanted}
         entries = {key: found for key, found in entries.items() if key.name in wanted}
-    manifests = {key: found for key, found in entries.items() if isinstance(found, Manifest)}
-    there = {key.name for key in (*manifests, *ensembles)}
+    models: dict[ModelKey, Model] = {}
+    for key, found in entries.items():
+        if isinstance(found, Manifest):
+            try:
+                models[key] = Model.of(found, _settings(folder / key.name))
+            except ManifestError as error:
+                refused[f"{key.name}/{key.version}"] = str(error)
+    there = {key.name for key in (*models, *ensembles)}
     reasons = "".join(f"; {reason}" for reason in refused.values())
     if names and default_model and default_model not in names:
         raise ManifestError(f"the default model {default_model!r} is not among the models to serve: {', '.join(names)}")
     for name in (*names, *([default_model] if default_model else [])):
         if name not in there:
             raise ManifestError(f"model {name!r} is not in {folder}: python export/to_onnx.py {name}{reasons}")
-    if not manifests:
+    if not models:
         raise ManifestError(f"no model in {folder}: python export/to_onnx.py makes one{reasons}")
-    return _catalogue(folder, manifests, ensembles, refused, default_model or _default(manifests, set(names) or there))
+    return _catalogue(folder, models, ensembles, refused, default_model or _default(models, set(names) or there))
 
 
-def _default(manifests: Mapping[ModelKey, Manifest], names: set[str]) -> str | None:
+def signature(folder: Path) -> Mapping[Path, tuple[int, int, int]]:
+    """What differs when any file of the repository does: times of change in ns, inodes and sizes."""
+    found: dict[Path, tuple[int, int, int]] = {}
+    for path in (*folder.glob("*/*/*"), *folder.glob(f"*/{SETTINGS_FILE}")):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            status = path.stat()
+            found[path] = status.st_mtime_ns, status.st_ino, status.st_size
+    return found
+
+
+def _settings(folder: Path) -> ModelSettings:
+    """A model's own, where it has any.
+
+    Raises:
+        ManifestError: they are not valid.
+    """
+    path = folder / SETTINGS_FILE
+    try:
+        return ModelSettings.model_validate_json(path.read_bytes()) if path.is_file() else ModelSettings()
+    except OSError as error:
+        raise ManifestError(f"{path}: {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ManifestError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def _default(models: Mapping[ModelKey, Model], names: set[str]) -> str | None:
     """The only one, else the preferred; an engine beside the model that it was built from is never meant."""
-    engines = {key.name for key, found in manifests.items() if found.tensorrt}
+    engines = {key.name for key, model in models.items() if model.manifest.tensorrt}
     meant = names - engines or names
     if len(meant) == 1:
         return next(iter(meant))

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.manifest import ModelName
@@ -15,6 +15,26 @@ def _split(names: object) -> object:
 
 
 CommaSeparated = BeforeValidator(_split)
+
+
+MaxBatch = Annotated[int, Field(ge=1, le=1024)]
+MaxWait = Annotated[float, Field(ge=0, le=10_000)]
+QueueSize = Annotated[int, Field(ge=1, le=65536)]
+Timeout = Annotated[float, Field(gt=0, le=3_600_000)]
+PriorityName = Literal["high", "normal", "low"]
+
+
+class ModelSettings(BaseModel):
+    """What one model has in its own way: `<repository>/<model>/serving.json`. Without a value: as all models."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_batch: MaxBatch | None = None
+    max_wait_ms: MaxWait | None = None
+    queue_size: QueueSize | None = None
+    timeout_ms: Timeout | None = None
+    priority: PriorityName = "normal"
+    """of requests that name none"""
 
 
 class Settings(BaseSettings):
@@ -38,6 +58,8 @@ class Settings(BaseSettings):
     """folder with <model>/<version>/manifest.json"""
     models: Annotated[tuple[ModelName, ...], NoDecode, CommaSeparated] = ()
     """serve only these models, comma-separated; none given: all in the repository"""
+    reload_ms: Annotated[float, Field(ge=0, le=3_600_000)] = 5_000
+    """how often to look for changes in the repository, and serve what is there by then; 0: only when asked to"""
     default_model: ModelName | None = None
     """answers requests that name no model; not given: the only one, else resnet50, else efficientnet_lite0"""
     backend: Literal["onnx", "openvino"] | None = None
@@ -48,13 +70,13 @@ class Settings(BaseSettings):
     """CUDAExecutionProvider: start each batch as one recorded graph"""
     tf32: bool = False
     """CUDAExecutionProvider: compute FP32 with 10 bits of mantissa, faster"""
-    max_batch: Annotated[int, Field(ge=1, le=1024)] = 8
+    max_batch: MaxBatch = 8
     """most images in one inference"""
-    max_wait_ms: Annotated[float, Field(ge=0, le=10_000)] = 0
+    max_wait_ms: MaxWait = 0
     """how long the oldest waiting image may wait for a fuller batch while the engine is free"""
-    queue_size: Annotated[int, Field(ge=1, le=65536)] = 256
+    queue_size: QueueSize = 256
     """most requests between upload and answer; more are refused with 429"""
-    timeout_ms: Annotated[float, Field(gt=0, le=3_600_000)] = 30_000
+    timeout_ms: Timeout = 30_000
     """from the last byte of an upload to its answer; later is 504"""
     header_timeout_ms: Annotated[float, Field(gt=0, le=3_600_000)] = 10_000
     """from a connection, or the first byte of a request, to the end of its headers; later is closed"""
@@ -90,6 +112,10 @@ class Settings(BaseSettings):
         if self.max_wait_ms >= self.timeout_ms:
             raise ValueError(f"max_wait_ms {self.max_wait_ms:g} is not below timeout_ms {self.timeout_ms:g}")
         return self
+
+    def of(self, model: ModelSettings) -> Self:
+        """The same, where a model's own do not differ."""
+        return self.model_copy(update=model.model_dump(exclude={"priority"}, exclude_none=True))
 
     @property
     def slots_per_worker(self) -> int:

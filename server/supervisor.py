@@ -16,13 +16,30 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
-from server import metrics
-from server.control import Draining, EngineDown, EngineReady, EngineUp, Finish, WorkerReady
+from models.manifest import ManifestError
+from server import metrics, repository
+from server.control import (
+    Change,
+    Changed,
+    Draining,
+    EngineDown,
+    EngineReady,
+    EngineUp,
+    Finish,
+    Load,
+    Loaded,
+    Serve,
+    Settled,
+    Unload,
+    WorkerReady,
+)
 from server.engine import process as engine_process
 from server.engine.slots import Slots
+from server.errors import Code, ServiceError
 from server.http import worker as http_worker
 from server.metrics import Metrics
 from server.repository import Catalogue
+from server.rollout import Rollout
 from server.settings import Settings
 
 HEALTHY_S = 10.0
@@ -54,6 +71,8 @@ class _Child:
     control: Connection
     heard_s: float
     ready_s: float = math.inf
+    generation: int = 0
+    """of an HTTP worker: of the newest catalogue than which it needs nothing older"""
 
     @classmethod
     def start(cls, name: str, target: Callable[..., None], *args: object) -> "_Child":
@@ -125,7 +144,12 @@ class Supervisor:
             StartupError: it cannot be had.
         """
         self._settings = settings
-        self._catalogue = catalogue
+        self._rollout = Rollout(catalogue)
+        self._names = settings.models
+        self._seen = repository.signature(settings.repository)
+        self._look_s = time.monotonic() + settings.reload_ms / 1e3 if settings.reload_ms else math.inf
+        self._told = Serve(catalogue, 0)
+        self._changes: list[tuple[_Child, Change]] = []
         self._listeners = _listen(settings.host, settings.port, settings.http_workers)
         self._folder = Path(tempfile.mkdtemp(prefix="resnet-serving-"))
         metrics.use_directory(self._folder)
@@ -135,7 +159,7 @@ class Supervisor:
         try:
             self._slots = Slots(
                 settings.slots_per_worker * settings.http_workers,
-                max(math.prod(found.input_shape) for found in catalogue.manifests.values()),
+                max(math.prod(model.manifest.input_shape) for model in catalogue.models.values()),
             )
         except OSError as error:
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -181,15 +205,9 @@ class Supervisor:
                 role.child = role.start()
 
     def _start_worker(self, index: int) -> _Child:
-        worker = _Child.start(
-            f"http-{index}",
-            http_worker.main,
-            index,
-            self._settings,
-            self._catalogue,
-            self._slots,
-            self._listeners[index],
-        )
+        start = http_worker.Start(index, self._settings, self._told, self._slots, self._listeners[index])
+        worker = _Child.start(f"http-{index}", http_worker.main, start)
+        worker.generation = self._told.generation
         if self._engine_up:
             worker.tell(self._engine_up)
         if self._finish_s < math.inf:
@@ -199,7 +217,9 @@ class Supervisor:
     def _start_engine(self) -> _Child:
         self._engine_starts += 1
         address = f"ipc://{self._socket_path()}"
-        return _Child.start("engine", engine_process.main, self._settings, self._catalogue, self._slots, address)
+        models = self._rollout.start_engine()
+        folder = self._settings.repository
+        return _Child.start("engine", engine_process.main, self._settings, folder, models, self._slots, address)
 
     def _socket_path(self) -> Path:
         """A path of its own for each engine, so that nothing meant for a dead one reaches its successor."""
@@ -239,6 +259,9 @@ class Supervisor:
             if silent_s > self._settings.stall_timeout_ms / 1e3:
                 log.error("%s has shown no progress for %.0f s: it is killed", child.name, silent_s)
                 child.process.kill()
+        if now_s >= self._look_s:
+            self._look_s = now_s + self._settings.reload_ms / 1e3
+            self._look()
         if now_s >= self._finish_s and not self._finishing:
             self._finish(now_s)
         if now_s >= self._give_up_s:
@@ -261,14 +284,79 @@ class Supervisor:
     def _on_message(self, child: _Child, message: object | None) -> None:
         match message:
             case EngineReady(address, refused):
-                if not self._announced and len(refused) == len(self._catalogue.manifests):
-                    raise StartupError("; ".join(f"{key}: {reason}" for key, reason in refused.items()))
+                models = self._rollout.served.models
+                if not self._announced and len(refused) == len(models):
+                    keys = {model.id: key for key, model in models.items()}
+                    raise StartupError("; ".join(f"{keys[model_id]}: {why}" for model_id, why in refused.items()))
                 self._is_ready(child)
-                self._engine_up = EngineUp(address, refused)
+                self._rollout.engine_ready(refused)
+                self._engine_up = EngineUp(address)
+                self._roll_out()
                 self._tell_workers(self._engine_up)
+            case Loaded(model_id, reason):
+                self._rollout.loaded(model_id, reason)
+                self._roll_out()
+            case Settled(generation):
+                child.generation = generation
+                self._roll_out()
+            case Change() as change:
+                self._change(child, change)
             case WorkerReady():
                 self._is_ready(child)
         self._announce_once()
+
+    def _look(self) -> None:
+        """Serve what the repository holds by now."""
+        seen = repository.signature(self._settings.repository)
+        if seen != self._seen:
+            try:
+                self._scan(self._names)
+            except ManifestError as error:
+                log.warning("the repository has changed, but cannot be served: %s", error)
+            self._seen = seen
+
+    def _scan(self, names: tuple[str, ...]) -> None:
+        self._rollout.scanned(repository.scan(self._settings.repository, names))
+        self._names = names
+        self._roll_out()
+
+    def _change(self, worker: _Child, change: Change) -> None:
+        """What an HTTP worker was asked for."""
+        try:
+            if change.action == "unload":
+                self._rollout.unload(change.name)
+            else:
+                try:
+                    self._scan((*self._names, change.name) if self._names else ())
+                except ManifestError as error:
+                    raise ServiceError(Code.UNKNOWN_MODEL, str(error)) from error
+                self._rollout.load(change.name)
+        except ServiceError as error:
+            worker.tell(Changed(change.id, error))
+            return
+        self._changes.append((worker, change))
+        self._roll_out()
+
+    def _roll_out(self) -> None:
+        """Have the engine load what is missing, the workers name what is there, and then the engine forget the rest."""
+        if self._engine_up and self._engine.child:
+            for model in self._rollout.take_missing():
+                self._engine.child.tell(Load(model))
+        if self._rollout.served != self._told.catalogue:
+            self._told = Serve(self._rollout.served, self._told.generation + 1)
+            self._tell_workers(self._told)
+            if self._announced:
+                log.info("serving %s", ", ".join(map(str, self._rollout.served.entries)) or "nothing")
+        workers = [role.child for role in self._workers if role.child]
+        if self._engine_up and self._engine.child and all(w.generation >= self._told.generation for w in workers):
+            for model_id in self._rollout.take_surplus():
+                self._engine.child.tell(Unload(model_id))
+        for worker, change in self._changes.copy():
+            outcome = self._rollout.outcome(change.name) if change.action == "load" else ""
+            if outcome is not None:
+                error = ServiceError(Code.MODEL_REFUSED, outcome) if outcome else None
+                worker.tell(Changed(change.id, error))
+                self._changes.remove((worker, change))
 
     def _is_ready(self, child: _Child) -> None:
         child.ready_s = child.heard_s
@@ -281,10 +369,10 @@ class Supervisor:
         if self._announced or starting or self._finish_s < math.inf:
             return
         self._announced = True
-        catalogue = self._catalogue.refuse(self._engine_up.refused if self._engine_up else {})
+        catalogue = self._rollout.served
         for key, found in catalogue.entries.items():
             default = " (default)" if key.name == catalogue.default_model else ""
-            random = any(member.weights.random for member in catalogue.members(found))
+            random = any(member.manifest.weights.random for member in catalogue.members(found))
             warning = ": RANDOM WEIGHTS, its answers mean nothing" if random else ""
             log.info("serving %s%s%s", key, default, warning)
         for what, reason in catalogue.refused.items():
@@ -305,6 +393,7 @@ class Supervisor:
     def _on_engine_end(self, engine: _Child) -> None:
         """Have the requests wait for a new engine, unless this one never was ready or crashes follow each other."""
         self._engine.ended(engine)
+        self._rollout.engine_lost()
         self._metrics.restarts.labels("engine").inc()
         if not self._announced and self._engine.crashes >= MAX_FAILED_STARTS:
             raise StartupError("the engine cannot start; its error is above")

@@ -20,12 +20,13 @@ import numpy as np
 import zmq
 from numpy.typing import NDArray
 
-from models.manifest import CropCount, Manifest, Preprocessing
+from models.manifest import CropCount, Preprocessing
 from server.engine.messages import Answer, Cancel, Dropped, Submit, decode_replies, encode
 from server.engine.pace import Pace
 from server.engine.scheduler import Priority
 from server.engine.slots import Slots
 from server.errors import Code, ServiceError
+from server.repository import Model
 
 MAX_CRASHES = 2
 """A job that was in this many batches that crashed the engine is not tried again."""
@@ -84,7 +85,7 @@ class _Ticket:
         "decode_s",
         "future",
         "id",
-        "manifest",
+        "model",
         "places",
         "priority",
         "slot",
@@ -96,7 +97,7 @@ class _Ticket:
         self,
         ticket_id: int,
         slot: int,
-        manifest: Manifest,
+        model: Model,
         top_k: int | None,
         deadline_s: float,
         priority: Priority,
@@ -105,7 +106,7 @@ class _Ticket:
     ) -> None:
         self.id = ticket_id
         self.slot = slot
-        self.manifest = manifest
+        self.model = model
         self.top_k = top_k
         self.deadline_s = deadline_s
         self.priority = priority
@@ -175,7 +176,7 @@ class EngineClient:
     async def classify(
         self,
         data: bytes,
-        manifest: Manifest,
+        model: Model,
         top_k: int | None,
         deadline_s: float,
         *,
@@ -193,7 +194,7 @@ class EngineClient:
         """
         within_s = deadline_s - time.monotonic()
         self.check_admission(crops, within_s)
-        tickets = [self._admit(manifest, top_k, deadline_s, priority) for _ in range(crops)]
+        tickets = [self._admit(model, top_k, deadline_s, priority) for _ in range(crops)]
         decoding = self._threads.submit(self._decode_into_slots, data, tickets)
         decoding.add_done_callback(lambda done: self._call_in_loop(self._decoded, tickets, done))
         try:
@@ -204,6 +205,11 @@ class EngineClient:
         finally:
             for ticket in tickets:
                 self._abandon(ticket, decoding)
+
+    @property
+    def models(self) -> set[str]:
+        """Ids of the models that some request under way needs."""
+        return {ticket.model.id for ticket in self._tickets.values()}
 
     def engine_up(self, address: str) -> None:
         """Connect to a new engine and hand it everything that waits."""
@@ -243,12 +249,12 @@ class EngineClient:
         self._disconnect()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _admit(self, manifest: Manifest, top_k: int | None, deadline_s: float, priority: Priority) -> _Ticket:
+    def _admit(self, model: Model, top_k: int | None, deadline_s: float, priority: Priority) -> _Ticket:
         slot = self._free.pop()
         self._slots.running[slot] = False
         future: asyncio.Future[Classes] = self._loop.create_future()
         places = len(self._tickets) + 1
-        ticket = _Ticket(next(self._ids), slot, manifest, top_k, deadline_s, priority, future, places)
+        ticket = _Ticket(next(self._ids), slot, model, top_k, deadline_s, priority, future, places)
         self._tickets[ticket.id] = ticket
         self._count(len(self._tickets))
         return ticket
@@ -267,8 +273,8 @@ class EngineClient:
 
     def _decode_crops(self, data: bytes, tickets: Sequence[_Ticket], started_s: float) -> None:
         first = tickets[0]
-        pixels = [self._slots.pixels(ticket.slot, first.manifest.input_shape) for ticket in tickets]
-        self._decode(data, first.manifest.preprocessing, pixels)
+        pixels = [self._slots.pixels(ticket.slot, first.model.manifest.input_shape) for ticket in tickets]
+        self._decode(data, first.model.manifest.preprocessing, pixels)
         arrived_s = time.monotonic()
         for ticket in tickets:
             ticket.arrived_s = arrived_s
@@ -292,8 +298,7 @@ class EngineClient:
             Submit(
                 id=ticket.id,
                 slot=ticket.slot,
-                model=ticket.manifest.name,
-                version=ticket.manifest.version,
+                model=ticket.model.id,
                 top_k=ticket.top_k,
                 arrived_s=ticket.arrived_s,
                 deadline_s=ticket.deadline_s,

@@ -27,6 +27,9 @@ class Image(Protocol):
 
 Payload = TypeVar("Payload", bound=Image)
 
+MAX_LANES = 8
+"""Batches at one time, whatever backends wish for: each is a thread."""
+
 
 class Result(NamedTuple):
     """The classes of one image and how it got them."""
@@ -56,27 +59,50 @@ class _Batch(NamedTuple, Generic[Payload]):
 
 
 class Engine(Generic[Payload]):
-    """Runs jobs in batches, at most `lanes` batches at a time; each job that was submitted has exactly one outcome."""
+    """Runs jobs in batches, as many at a time as its backends gain by; each submitted job has exactly one outcome."""
 
     def __init__(
         self,
-        models: Mapping[Hashable, tuple[Backend, Limits]],
         *,
         wake: Callable[[], None],
         on_start: Callable[[Sequence[Job[Payload]]], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
-        lanes: int = 1,
     ) -> None:
-        self._backends = {model: backend for model, (backend, _) in models.items()}
+        self._backends: dict[Hashable, Backend] = {}
         self._scheduler: Scheduler[Payload] = Scheduler()
-        for model, (_, limits) in models.items():
-            self._scheduler.add_model(model, limits)
         self._wake = wake
         self._on_start = on_start
         self._clock = clock
-        self._lanes = lanes
-        self._threads = ThreadPoolExecutor(lanes, thread_name_prefix="lane")
+        self._lanes = 1
+        self._threads = ThreadPoolExecutor(MAX_LANES, thread_name_prefix="lane")
         self._running: dict[Future[tuple[Outputs, float]], _Batch[Payload]] = {}
+        self._leaving: dict[Hashable, Backend] = {}  # removed while a batch was running
+
+    def add_model(
+        self, model: Hashable, backend: Backend, limits: Limits, latency_s: Mapping[int, float] | None = None
+    ) -> None:
+        """Accept jobs for a model; `latency_s` is what is already known of it, by batch size."""
+        self._backends[model] = backend
+        self._scheduler.add_model(model, limits)
+        for size, seconds in (latency_s or {}).items():
+            self._scheduler.observe(model, size, seconds)
+        self._count_lanes()
+
+    def remove_model(self, model: Hashable) -> list[Outcome[Payload]]:
+        """Let go of a model; what still waits for it has failed, what runs ends as always."""
+        backend = self._backends.pop(model, None)
+        if backend is None:
+            return []
+        self._count_lanes()
+        if any(batch.model == model for batch in self._running.values()):
+            self._leaving[model] = backend
+        else:
+            backend.close()
+        gone = ServiceError(Code.ENGINE_UNAVAILABLE, "the model was unloaded; try again")
+        return [Outcome(job, gone) for job in self._scheduler.remove_model(model)]
+
+    def _count_lanes(self) -> None:
+        self._lanes = min(MAX_LANES, max((backend.lanes for backend in self._backends.values()), default=1))
 
     def __len__(self) -> int:
         """Jobs that wait or run."""
@@ -149,6 +175,8 @@ class Engine(Generic[Payload]):
 
     def _finish(self, future: Future[tuple[Outputs, float]]) -> list[Outcome[Payload]]:
         batch = self._running.pop(future)
+        if batch.model in self._leaving and all(other.model != batch.model for other in self._running.values()):
+            self._leaving.pop(batch.model).close()
         error = future.exception()
         if isinstance(error, DeviceLostError):
             raise error
@@ -157,7 +185,8 @@ class Engine(Generic[Payload]):
             return [Outcome(job, failed) for job in batch.jobs]
         outputs, seconds = future.result()
         size = len(batch.jobs)
-        self._scheduler.observe(batch.model, size, seconds)
+        if batch.model in self._backends:
+            self._scheduler.observe(batch.model, size, seconds)
         return [
             Outcome(job, Result(probabilities, indices, logits, batch.started_s - job.arrived_s, seconds, size))
             for job, probabilities, indices, logits in zip(batch.jobs, *outputs, strict=True)

@@ -12,7 +12,7 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, tag=0):
     id: int
     slot: int
     model: str
-    version: int
+    """its id in the catalogue"""
     top_k: int | None
     """None: the logits of all classes"""
     arrived_s: float

@@ -1,13 +1,17 @@
 """The engine process: connects the engine core to the sockets, slots and pipe of the other processes."""
 
+import ctypes
 import gc
 import logging
 import math
 import os
 import time
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,9 +19,9 @@ import zmq
 from numpy.typing import NDArray
 
 from models import manifest
-from models.manifest import Manifest, ManifestError
+from models.manifest import ManifestError
 from server import logs, metrics
-from server.control import HEARTBEAT_S, EngineReady, Heartbeat
+from server.control import HEARTBEAT_S, EngineReady, Heartbeat, Load, Loaded, Unload
 from server.engine import backends
 from server.engine.backends import Backend, DeviceLostError
 from server.engine.core import Engine, Outcome
@@ -25,7 +29,7 @@ from server.engine.messages import Answer, Cancel, Dropped, Failure, Reply, Subm
 from server.engine.scheduler import Job, Limits, buckets
 from server.engine.slots import Slots
 from server.errors import Code, ServiceError
-from server.repository import Catalogue, ModelKey
+from server.repository import Model
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -42,77 +46,103 @@ class _Image(NamedTuple):
     top_k: int | None
 
 
-def main(settings: Settings, catalogue: Catalogue, slots: Slots, address: str, control: Connection) -> None:
-    """Load every model, then serve jobs at `address` until the supervisor closes its end of the pipe."""
+def main(
+    settings: Settings, folder: Path, models: Sequence[Model], slots: Slots, address: str, control: Connection
+) -> None:
+    """Load the models, then serve jobs at `address` until the supervisor closes its end of the pipe."""
     logs.configure(settings.log_level)
-    loaded: dict[ModelKey, tuple[Backend, Manifest]] = {}
-    refused: dict[ModelKey, str] = {}
-    for key, found in catalogue.manifests.items():
+    process = _Process(settings, folder, slots, address, control)
+    refused: dict[str, str] = {}
+    for model in models:
         try:
-            loaded[key] = _load(catalogue, found, settings, lambda: control.send(Heartbeat())), found
+            process.add(model, process.load(model, lambda: control.send(Heartbeat())))
         except (DeviceLostError, BrokenPipeError):
             raise  # this process is of no use to any model
         except Exception as error:  # whatever is wrong with one model must not take the others down
-            refused[key] = str(error)
-            log.warning("%s is refused: %s", key, error)
+            refused[model.id] = str(error)
+            log.warning("%s is refused: %s", model.key, error)
     gc.freeze()  # what is here now stays: no collection needs to look at it again
-    with backends.page_locked(slots.memory, [backend for backend, _ in loaded.values()]):
-        _Process(settings, loaded, slots, address, control).serve(EngineReady(address, refused))
+    process.serve(EngineReady(address, refused))
 
 
-def _load(catalogue: Catalogue, found: Manifest, settings: Settings, progress: Callable[[], None]) -> Backend:
-    """Verify the digest, load, and run a batch of every bucket, so that no request pays for a first time.
-
-    Raises:
-        ManifestError: the file is not the manifest's, in its digest or in what it answers.
-        Exception: whatever the runtime reports.
-    """
-    started_s = time.monotonic()
-    folder = catalogue.folder / found.name / str(found.version)
-    backend = backends.load(found, manifest.read_model_file(folder, found), settings)
-    for size in buckets(settings.max_batch):
-        progress()
-        outputs = backend.run([np.zeros(found.input_shape, np.uint8)] * size)
-        if (outputs.indices.shape, outputs.logits.shape) != ((size, found.top_k), (size, found.num_classes)):
-            raise ManifestError(
-                f"{folder / found.file.name}: it does not rank {found.num_classes} classes as it should"
-            )
-    log.info("%s version %d is warm after %.1f s", found.name, found.version, time.monotonic() - started_s)
-    return backend
+class _Loaded(NamedTuple):
+    backend: Backend
+    latency_s: Mapping[int, float]
+    """of a warm batch, by its size"""
 
 
 class _Process:
-    """One thread reads requests, steps the engine and sends what came of it."""
+    """One thread reads requests, steps the engine and sends what came of it; another loads models."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        loaded: dict[ModelKey, tuple[Backend, Manifest]],
-        slots: Slots,
-        address: str,
-        control: Connection,
-    ) -> None:
-        self._manifests = {key: found for key, (_, found) in loaded.items()}
+    def __init__(self, settings: Settings, folder: Path, slots: Slots, address: str, control: Connection) -> None:
+        self._settings = settings
+        self._folder = folder
+        self._models: dict[str, Model] = {}
         self._slots = slots
         self._control = control
         self._stall_s = settings.stall_timeout_ms / 1e3
         self._metrics = metrics.Metrics("engine")
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        limits = Limits(settings.max_batch, settings.max_wait_ms / 1e3, settings.queue_size)
         self._engine: Engine[_Image] = Engine(
-            {key: (backend, limits) for key, (backend, _) in loaded.items()},
             wake=lambda: os.eventfd_write(self._wake, 1),
             on_start=self._started,
-            lanes=max((backend.lanes for backend, _ in loaded.values()), default=1),
         )
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        self._held = ExitStack()
+        self._page_locked = False
+        self._loading: dict[Future[_Loaded], Model] = {}
         self._workers: dict[bytes, bytes] = {}  # the living process of each HTTP worker, by its name
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
         self._socket.set_hwm(0)  # the slots bound what can be under way
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.bind(address)
 
+    def load(self, model: Model, progress: Callable[[], None] = lambda: None) -> _Loaded:
+        """Verify the digest, load, and run a batch of every bucket, so that no request pays for a first time.
+
+        Raises:
+            ManifestError: the file is not the manifest's, in its digest or in what it answers.
+            Exception: whatever the runtime reports.
+        """
+        started_s = time.monotonic()
+        found, settings = model.manifest, self._settings.of(model.settings)
+        if math.prod(found.input_shape) > self._slots.slot_bytes:
+            raise ManifestError(
+                f"its crop of {found.preprocessing.crop} pixels is larger than any at the start: restart the server"
+            )
+        folder = self._folder / found.name / str(found.version)
+        backend = backends.load(found, manifest.read_model_file(folder, found), settings)
+        latency_s: dict[int, float] = {}
+        for size in buckets(settings.max_batch):
+            progress()
+            images = [np.zeros(found.input_shape, np.uint8)] * size
+            outputs = backend.run(images)
+            if (outputs.indices.shape, outputs.logits.shape) != ((size, found.top_k), (size, found.num_classes)):
+                raise ManifestError(
+                    f"{folder / found.file.name}: it does not rank {found.num_classes} classes as it should"
+                )
+            warm_s = time.monotonic()
+            backend.run(images)
+            latency_s[size] = time.monotonic() - warm_s
+        log.info("%s is warm after %.1f s", model.key, time.monotonic() - started_s)
+        return _Loaded(backend, latency_s)
+
+    def add(self, model: Model, loaded: _Loaded) -> None:
+        """Accept jobs for a model."""
+        settings = self._settings.of(model.settings)
+        limits = Limits(settings.max_batch, settings.max_wait_ms / 1e3, settings.queue_size)
+        if loaded.backend.on_gpu and not self._page_locked:
+            self._page_locked = True
+            self._held.enter_context(backends.page_locked(self._slots.memory))
+        self._models[model.id] = model
+        self._engine.add_model(model.id, loaded.backend, limits, loaded.latency_s)
+
     def serve(self, ready: EngineReady) -> None:
         """Say that the engine is ready, then turn the loop until the supervisor closes its end of the pipe."""
+        with self._held:
+            self._turn(ready)
+
+    def _turn(self, ready: EngineReady) -> None:
         poller = zmq.Poller()
         for source in (self._socket, self._wake, self._control.fileno()):
             poller.register(source, zmq.POLLIN)
@@ -123,17 +153,55 @@ class _Process:
             if now_s >= heartbeat_s and now_s - (self._engine.oldest_start_s() or now_s) < self._stall_s:
                 self._control.send(Heartbeat())
                 heartbeat_s = now_s + HEARTBEAT_S
-                for key in self._manifests:
-                    self._metrics.queue_length.labels(key.name).set(self._engine.queue_length(key))
+                self._show_queues()
             due_s = min(self._engine.next_event_s() or math.inf, now_s + HEARTBEAT_S)
             ready_sources = dict(poller.poll(max(0, math.ceil((due_s - now_s) * 1e3))))
+            outcomes: list[Outcome[_Image]] = []
             if self._control.fileno() in ready_sources:
-                return  # the supervisor's end is closed: it stopped this engine, or is gone itself
+                try:
+                    outcomes = self._obey(self._control.recv())
+                except (EOFError, OSError):
+                    return  # the supervisor's end is closed: it stopped this engine, or is gone itself
             if self._wake in ready_sources:
                 os.eventfd_read(self._wake)
+                self._finish_loading()
             replies = self._receive() if self._socket in ready_sources else []
-            replies += [self._reply(outcome) for outcome in self._engine.step()]
+            replies += [self._reply(outcome) for outcome in (*outcomes, *self._engine.step())]
             self._send(replies)
+
+    def _show_queues(self) -> None:
+        lengths: Counter[str] = Counter()
+        for model in self._models.values():
+            lengths[model.manifest.name] += self._engine.queue_length(model.id)
+        for name, length in lengths.items():
+            self._metrics.queue_length.labels(name).set(length)
+
+    def _obey(self, message: object) -> list[Outcome[_Image]]:
+        """What the supervisor wants; the outcomes are of what waited for a model that it takes away."""
+        match message:
+            case Load(model):
+                loading = self._loader.submit(self.load, model)
+                self._loading[loading] = model
+                loading.add_done_callback(lambda _: os.eventfd_write(self._wake, 1))
+            case Unload(model_id):
+                if self._models.pop(model_id, None):
+                    outcomes = self._engine.remove_model(model_id)
+                    gc.collect()
+                    _give_memory_back()
+                    return outcomes
+        return []
+
+    def _finish_loading(self) -> None:
+        for loading in [loading for loading in self._loading if loading.done()]:
+            model, reason = self._loading.pop(loading), None
+            try:
+                self.add(model, loading.result())
+            except DeviceLostError:
+                raise
+            except Exception as error:  # as at the start
+                reason = str(error)
+                log.warning("%s is refused: %s", model.key, error)
+            self._control.send(Loaded(model.id, reason))
 
     def _receive(self) -> list[tuple[bytes, Reply]]:
         """Take all requests that have arrived; the replies are to those that end at once."""
@@ -155,13 +223,13 @@ class _Process:
                 replies.append((owner, Failure(request.id, error.code, error.detail)))
 
     def _submit(self, owner: bytes, request: Submit) -> None:
-        key = ModelKey(request.model, request.version)
-        if key not in self._manifests:
-            raise ServiceError(Code.ENGINE_UNAVAILABLE, f"{key} is not loaded any more; try again later")
-        pixels = self._slots.pixels(request.slot, self._manifests[key].input_shape)
-        image = _Image(owner, request.id, request.slot, pixels, request.model, request.top_k)
+        model = self._models.get(request.model)
+        if model is None:
+            raise ServiceError(Code.ENGINE_UNAVAILABLE, "the model is not loaded any more; try again later")
+        pixels = self._slots.pixels(request.slot, model.manifest.input_shape)
+        image = _Image(owner, request.id, request.slot, pixels, model.manifest.name, request.top_k)
         job = Job((owner, request.id), request.arrived_s, request.deadline_s, image, request.alone, request.priority)
-        self._engine.submit(key, job)
+        self._engine.submit(model.id, job)
 
     def _forget_predecessor(self, owner: bytes) -> None:
         """When a restarted HTTP worker first speaks, what its predecessor left in the queue is nobody's."""
@@ -203,3 +271,9 @@ class _Process:
             by_owner[owner].append(reply)
         for owner, together in by_owner.items():
             self._socket.send_multipart((owner, encode(together)))
+
+
+def _give_memory_back() -> None:
+    """Have the C library return to the system what is free, where it can: a model has hundreds of megabytes."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

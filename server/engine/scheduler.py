@@ -163,6 +163,13 @@ class Scheduler(Generic[Payload]):
         """Open an empty queue for `model`."""
         self._queues[model] = _Queue(limits)
 
+    def remove_model(self, model: Hashable) -> list[Job[Payload]]:
+        """Forget a model, and take back what waits for it."""
+        jobs = list(self._queues.pop(model))
+        for job in jobs:
+            del self._waiting[job.id]
+        return jobs
+
     def __len__(self) -> int:
         return len(self._waiting)
 

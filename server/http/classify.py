@@ -6,19 +6,21 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from enum import IntEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import BaseModel, Field
 from starlette.requests import ClientDisconnect
 
-from models.manifest import MAX_TOP_K, Entry, Manifest
+from models.manifest import MAX_TOP_K, Entry
 from server.engine.client import Classes, EngineClient, average
 from server.engine.scheduler import Priority
 from server.errors import Code, ServiceError
 from server.http import problems, request_ids
 from server.http.request_ids import request_id_of
 from server.http.service import Service
+from server.repository import Model
+from server.settings import PriorityName
 
 DEFAULT_TOP_K = 5
 TIMEOUT_HEADER = "X-Request-Timeout"
@@ -86,7 +88,9 @@ def router(service: Service) -> APIRouter:
         crops: Annotated[Crops, Query(description="10: the mean over the centre, the corners and their mirrors")] = (
             Crops.CENTRE
         ),
-        priority: Annotated[Literal["high", "normal", "low"], Query(description="who goes first")] = "normal",
+        priority: Annotated[
+            PriorityName | None, Query(description="who goes first; without it as the model has it")
+        ] = (None),
         timeout_s: Annotated[
             float | None,
             Header(
@@ -100,18 +104,26 @@ def router(service: Service) -> APIRouter:
         try:
             entry = service.catalogue.resolve(model, version)
             name = entry.name
-            within_s = service.settings.timeout_ms / 1e3
+            own = service.catalogue.settings(entry)
+            within_s = (own.timeout_ms or service.settings.timeout_ms) / 1e3
             patience_s = started_s + (timeout_s or math.inf)
             service.client.check_admission(within_s=min(within_s, timeout_s or math.inf))
             async with service.uploads.image(request) as image:
                 started_s = time.monotonic()
                 deadline_s = min(started_s + within_s, patience_s)
+                entry = service.catalogue.resolve(model, version)  # what is served may have changed meanwhile
                 async with _cancelled_when_gone(request):
                     members = service.catalogue.members(entry)
                     classes = await _infer(
-                        service.client, image, members, top_k, deadline_s, crops, Priority[priority.upper()]
+                        service.client,
+                        image,
+                        members,
+                        top_k,
+                        deadline_s,
+                        crops,
+                        Priority[(priority or own.priority).upper()],
                     )
-            random = any(member.weights.random for member in members)
+            random = any(member.manifest.weights.random for member in members)
             total_s = time.monotonic() - started_s
             answer = _classification(entry, classes, total_s, request_id_of(request), random_weights=random)
             code = "ok"
@@ -161,7 +173,7 @@ async def _cancelled_when_gone(request: Request) -> AsyncGenerator[None]:
 async def _infer(
     client: EngineClient,
     image: bytes,
-    members: Sequence[Manifest],
+    members: Sequence[Model],
     top_k: int,
     deadline_s: float,
     crops: Crops,
@@ -181,7 +193,7 @@ async def _infer(
             ]
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from None
-    return average([answer for task in asked for answer in task.result()], min(top_k, members[0].top_k))
+    return average([answer for task in asked for answer in task.result()], min(top_k, members[0].manifest.top_k))
 
 
 def _classification(

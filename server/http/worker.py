@@ -5,8 +5,10 @@ import contextlib
 import gc
 import os
 import socket
+import threading
 from collections.abc import Generator, Sequence
 from multiprocessing.connection import Connection
+from typing import NamedTuple
 
 import numpy as np
 import uvicorn
@@ -15,91 +17,124 @@ from numpy.typing import NDArray
 
 from models.manifest import Preprocessing
 from server import logs
-from server.control import HEARTBEAT_S, Draining, EngineDown, EngineUp, Finish, Heartbeat, WorkerReady
+from server.control import (
+    HEARTBEAT_S,
+    Changed,
+    Draining,
+    EngineDown,
+    EngineUp,
+    Finish,
+    Heartbeat,
+    Serve,
+    Settled,
+    WorkerReady,
+)
 from server.engine.client import EngineClient
 from server.engine.slots import Slots
 from server.http.app import create_app
 from server.http.protocol import protocol_class
-from server.http.service import Service
+from server.http.service import Changes, Service
 from server.http.uploads import Uploads
 from server.images.decode import decode
 from server.metrics import Metrics
-from server.repository import Catalogue
 from server.settings import Settings
 
 
-def main(
-    index: int,
-    settings: Settings,
-    catalogue: Catalogue,
-    slots: Slots,
-    listener: socket.socket,
-    control: Connection,
-) -> None:
-    """Serve `listener` until the supervisor says to finish."""
-    logs.configure(settings.log_level)
-    uvloop.run(_serve(index, settings, catalogue, slots, listener, control))
+class Start(NamedTuple):
+    """What the supervisor hands a new HTTP worker."""
+
+    number: int
+    settings: Settings
+    serve: Serve
+    slots: Slots
+    listener: socket.socket
+
+
+def main(start: Start, control: Connection) -> None:
+    """Serve the listener until the supervisor says to finish."""
+    logs.configure(start.settings.log_level)
+    uvloop.run(_serve(start, control))
     os._exit(0)  # without waiting for a decoder that nobody waits for any more
 
 
-async def _serve(
-    index: int,
-    settings: Settings,
-    catalogue: Catalogue,
-    slots: Slots,
-    listener: socket.socket,
-    control: Connection,
-) -> None:
+async def _serve(start: Start, control: Connection) -> None:
+    settings = start.settings
+
     def decode_into(data: bytes, preprocessing: Preprocessing, outs: Sequence[NDArray[np.uint8]]) -> None:
         decode(data, preprocessing, outs, max_pixels=settings.max_pixels)
 
-    name = f"http-{index}"
-    owned = range(index * settings.slots_per_worker, (index + 1) * settings.slots_per_worker)
+    name = f"http-{start.number}"
+    owned = range(start.number * settings.slots_per_worker, (start.number + 1) * settings.slots_per_worker)
     metrics = Metrics(name)
-    client = EngineClient(name, slots, owned, decode_into, settings.decode_threads, metrics.pending.set)
+    client = EngineClient(name, start.slots, owned, decode_into, settings.decode_threads, metrics.pending.set)
     uploads = Uploads(settings.max_body_bytes, settings.max_buffered_bytes, settings.body_timeout_ms / 1e3)
-    service = Service(settings, catalogue, client, uploads, metrics)
+    service = Service(settings, start.serve.catalogue, client, uploads, metrics, Changes(control.send))
     server = _Server(service, control)
-
-    def on_supervisor() -> None:
-        try:
-            while control.poll():
-                _obey(control.recv(), service, catalogue, server)
-        except (EOFError, OSError):
-            server.should_exit = server.force_exit = True
-
-    loop = asyncio.get_running_loop()
-
-    supervisor = os.getppid()
-
-    def beat() -> None:
-        if os.getppid() != supervisor:  # the loop is not told of a pipe that was reset: libuv drops it
-            server.should_exit = server.force_exit = True
-        elif client.longest_decode_s() < settings.stall_timeout_ms / 1e3:
-            with contextlib.suppress(OSError):
-                control.send(Heartbeat())
-        loop.call_later(HEARTBEAT_S, beat)
-
-    beat()
-    loop.add_reader(control.fileno(), on_supervisor)
+    supervised = _Supervised(service, server, control)
+    supervised.begin()
     gc.freeze()  # what is here now stays: no collection needs to look at it again
-    await server.serve(sockets=[listener])
-    loop.remove_reader(control.fileno())
+    await server.serve(sockets=[start.listener])
     client.close()
 
 
-def _obey(message: object, service: Service, catalogue: Catalogue, server: uvicorn.Server) -> None:
-    match message:
-        case EngineUp(address, refused):
-            service.catalogue = catalogue.refuse(refused)
-            service.client.engine_up(address)
-        case EngineDown(recovering):
-            service.client.engine_down(recovering=recovering)
-        case Draining():
-            service.draining = True
-        case Finish():
-            server.should_exit = True
-    service.metrics.engine_ready.set(service.client.connected)
+class _Supervised:
+    """Obeys the supervisor, and tells it that there is progress."""
+
+    def __init__(self, service: Service, server: uvicorn.Server, control: Connection) -> None:
+        self._service = service
+        self._server = server
+        self._control = control
+        self._loop = asyncio.get_running_loop()
+
+    def begin(self) -> None:
+        self._beat()
+        # In a thread: the event loop would make the pipe non-blocking, and a long message arrives in pieces.
+        threading.Thread(target=self._hear, name="supervised", daemon=True).start()
+
+    def _hear(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
+            try:
+                while True:
+                    self._loop.call_soon_threadsafe(self._obey, self._control.recv())
+            except (EOFError, OSError):
+                self._loop.call_soon_threadsafe(self._exit)
+
+    def _exit(self) -> None:
+        self._server.should_exit = self._server.force_exit = True
+
+    def _obey(self, message: object) -> None:
+        service = self._service
+        match message:
+            case EngineUp(address):
+                service.client.engine_up(address)
+            case EngineDown(recovering):
+                service.client.engine_down(recovering=recovering)
+            case Serve(catalogue, generation):
+                service.catalogue = catalogue
+                self._loop.call_later(HEARTBEAT_S, self._settle, generation)
+            case Changed(change_id, error):
+                service.changes.done(change_id, error)
+            case Draining():
+                service.draining = True
+            case Finish():
+                self._server.should_exit = True
+        service.metrics.engine_ready.set(service.client.connected)
+
+    def _settle(self, generation: int) -> None:
+        """Say that nobody needs what was taken out of the catalogue; what was resolved before has its ticket by now."""
+        if self._service.client.models <= {model.id for model in self._service.catalogue.models.values()}:
+            self._tell(Settled(generation))
+        else:
+            self._loop.call_later(HEARTBEAT_S, self._settle, generation)
+
+    def _beat(self) -> None:
+        if self._service.client.longest_decode_s() < self._service.settings.stall_timeout_ms / 1e3:
+            self._tell(Heartbeat())
+        self._loop.call_later(HEARTBEAT_S, self._beat)
+
+    def _tell(self, message: object) -> None:
+        with contextlib.suppress(OSError):  # it is gone, which the other direction tells
+            self._control.send(message)
 
 
 class _Server(uvicorn.Server):

@@ -7,7 +7,8 @@ import pytest
 
 from models.manifest import ManifestError, Profile, TensorRT
 from server.errors import Code, ServiceError
-from server.repository import Catalogue, ModelKey, scan
+from server.repository import Catalogue, ModelKey, scan, signature
+from server.settings import Settings
 from tests import tiny
 
 
@@ -93,7 +94,7 @@ def test_only_the_models_asked_for_are_read(tmp_path: Path) -> None:
         tiny.write(tmp_path, name)
     change(tmp_path / "c" / "1", version="broken")
     catalogue = scan(tmp_path, ("a", "b"))
-    assert set(catalogue.manifests) == {ModelKey("a", 1), ModelKey("b", 1)}
+    assert set(catalogue.models) == {ModelKey("a", 1), ModelKey("b", 1)}
     assert dict(catalogue.refused) == {}
 
 
@@ -153,7 +154,7 @@ def test_a_version_in_a_folder_that_is_not_its_own_is_refused(tmp_path: Path, mo
     (tmp_path / "b").mkdir()
     (tmp_path / "a" / "2").rename(tmp_path / moved)
     catalogue = scan(tmp_path)
-    assert set(catalogue.manifests) == {ModelKey("a", 1)}
+    assert set(catalogue.models) == {ModelKey("a", 1)}
     assert "describes a version 2, not this folder" in catalogue.refused[moved]
 
 
@@ -163,7 +164,7 @@ def test_exports_in_progress_and_other_things_are_not_looked_at(tmp_path: Path) 
         (tmp_path / "a" / name).mkdir()
     (tmp_path / "README").write_text("not a model")
     catalogue = scan(tmp_path)
-    assert (set(catalogue.manifests), dict(catalogue.refused)) == ({ModelKey("a", 1)}, {})
+    assert (set(catalogue.models), dict(catalogue.refused)) == ({ModelKey("a", 1)}, {})
 
 
 def test_an_empty_repository_says_what_to_do(tmp_path: Path) -> None:
@@ -209,9 +210,38 @@ def test_what_cannot_be_loaded_is_refused_and_older_versions_take_over(tmp_path:
     tiny.write(tmp_path, "b")
     change(tmp_path / "b" / "1", top_k=0)
     before = scan(tmp_path, default_model="a")
-    after = before.refuse({ModelKey("a", 2): "no memory"})
+    first = {key: model for key, model in before.models.items() if key.version == 1}
+    after = before.serving(first, {ModelKey("a", 2): "no memory"})
     assert resolved(after) == ("a", 1)
     assert after.refused["a version 2"] == "no memory"
     assert "top_k" in after.refused["b/1"]
-    assert resolved(before) == ("a", 2)  # unchanged: a restarted engine is asked for all again
-    assert unknown(before.refuse({ModelKey("a", 1): "x", ModelKey("a", 2): "x"})).endswith("served here: none")
+    assert resolved(before) == ("a", 2)  # unchanged
+    assert unknown(before.serving({}, {})).endswith("served here: none")
+
+
+def test_a_model_has_settings_of_its_own(tmp_path: Path) -> None:
+    tiny.write(tmp_path, "a")
+    tiny.write(tmp_path, "b")
+    before = scan(tmp_path)
+    (tmp_path / "a" / "serving.json").write_text('{"max_batch": 3, "priority": "low"}')
+    (tmp_path / "b" / "serving.json").write_text('{"max_batch": 0}')
+    after = scan(tmp_path)
+    found = after.models[ModelKey("a", 1)]
+    assert Settings(max_batch=5, queue_size=7).of(found.settings) == Settings(max_batch=3, queue_size=7)
+    assert after.settings(found.manifest).priority == "low"
+    assert found.id != before.models[ModelKey("a", 1)].id  # so that it is loaded anew
+    assert "serving.json: max_batch" in after.refused["b/1"]
+
+
+def test_any_change_of_a_file_is_noticed(tmp_path: Path) -> None:
+    tiny.write(tmp_path, "a")
+    seen = [signature(tmp_path)]
+    (tmp_path / "a" / "serving.json").write_text("{}")
+    seen.append(signature(tmp_path))
+    with (tmp_path / "a" / "1" / "model.onnx").open("ab") as file:
+        file.write(b"!")
+    seen.append(signature(tmp_path))
+    (tmp_path / "a" / "1").rename(tmp_path / "a" / "2")
+    seen.append(signature(tmp_path))
+    assert all(seen.count(one) == 1 for one in seen)
+    assert signature(tmp_path) == seen[-1]

@@ -1,7 +1,7 @@
 """Backends: each runs one kind of model file behind the same contract. A runtime is imported only when asked for."""
 
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from importlib import import_module
 from typing import NamedTuple, Protocol
 
@@ -48,6 +48,9 @@ class Backend(Protocol):
             Exception: whatever else the runtime reports; the model stays usable for later batches.
         """
 
+    def close(self) -> None:
+        """Give up what Python does not: memory of a GPU. Nothing runs, and nothing will."""
+
 
 def stack(images: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     """uint8[N, H, W, 3] of `images`, for a runtime that wants one buffer; a lone image is not copied."""
@@ -65,10 +68,8 @@ def load(manifest: Manifest, content: bytes, settings: Settings) -> Backend:
     return backend
 
 
-def page_locked(memory: NDArray[np.uint8], loaded: Iterable[Backend]) -> AbstractContextManager[None]:
-    """While open, those of the backends that are on a GPU have images in `memory` read from where they lie."""
-    if not any(backend.on_gpu for backend in loaded):
-        return nullcontext()
+def page_locked(memory: NDArray[np.uint8]) -> AbstractContextManager[None]:
+    """While open, backends that are on a GPU have images in `memory` read from where they lie."""
     from server.engine.backends import device
 
     return device.page_locked(memory)

@@ -225,6 +225,11 @@ class Lane:
                 log.warning("%s runs batches of up to %d: %s", name, self._buckets[-1].size, error)
                 return
 
+    def free(self) -> None:
+        """Give all memory back."""
+        for bucket in self._buckets:
+            bucket.free()
+
     def run(self, images: Sequence[NDArray[np.uint8]]) -> Outputs:
         """Classify in as many turns as it takes; a bucket that finds no memory to run in is given up."""
         parts: list[Outputs] = []

@@ -49,6 +49,9 @@ class OnnxBackend:
         """See `Backend.run`."""
         return Outputs(*self._session.run(OUTPUT_NAMES, {INPUT_NAME: stack(images)}))
 
+    def close(self) -> None:
+        """See `Backend.close`."""
+
 
 class OnnxGpuBackend:
     """A session on a GPU. All its work is done by one thread: ONNX Runtime keeps the graphs of each thread apart."""
@@ -78,6 +81,11 @@ class OnnxGpuBackend:
     def run(self, images: Sequence[NDArray[np.uint8]]) -> Outputs:
         """See `Backend.run`. More images than the largest bucket take several turns."""
         return self._thread.submit(self._lane.run, images).result()
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+        self._thread.submit(self._lane.free).result()
+        self._thread.shutdown()
 
 
 class _Bucket:

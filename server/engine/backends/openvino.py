@@ -49,6 +49,9 @@ class OpenVinoBackend:
         finally:
             self._idle.put(request)
 
+    def close(self) -> None:
+        """See `Backend.close`."""
+
 
 def load(_manifest: Manifest, content: bytes, settings: Settings) -> OpenVinoBackend:
     """Compile the graph in `content`."""

@@ -127,6 +127,11 @@ class TensorRTBackend:
         finally:
             self._idle.put(lane)
 
+    def close(self) -> None:
+        """See `Backend.close`."""
+        while not self._idle.empty():
+            self._idle.get().free()
+
 
 def _lane(module: Any, engine: "trt.ICudaEngine", sizes: list[int], name: str) -> Lane:
     stream = device.create_stream()

@@ -23,6 +23,7 @@ from server.engine.client import Classes, EngineClient, average
 from server.engine.messages import Answer, Cancel, Dropped, Failure, Reply, Submit, decode_request, encode
 from server.engine.slots import Slots
 from server.errors import Code, ServiceError
+from server.repository import Model
 from tests import tiny
 
 PATIENCE_S = 10.0
@@ -97,6 +98,7 @@ class Bench:
 
     def __init__(self, manifest: Manifest, count: int, threads: int, folder: Path) -> None:
         self.manifest = manifest
+        self.model = Model.of(manifest)
         self.count = count
         self.pending = 0
         self.begun: list[int] = []
@@ -136,7 +138,7 @@ class Bench:
         deadline_s = time.monotonic() + seconds
 
         async def alone() -> Classes:
-            (classes,) = await self.client.classify(bytes([image]), self.manifest, 5, deadline_s)
+            (classes,) = await self.client.classify(bytes([image]), self.model, 5, deadline_s)
             return classes
 
         return asyncio.create_task(alone())
@@ -144,7 +146,7 @@ class Bench:
     def classify_crops(self, image: int) -> "asyncio.Task[list[Classes]]":
         """All ten crops, and the logits of each."""
         deadline_s = time.monotonic() + FOREVER_S
-        return asyncio.create_task(self.client.classify(bytes([image]), self.manifest, None, deadline_s, crops=10))
+        return asyncio.create_task(self.client.classify(bytes([image]), self.model, None, deadline_s, crops=10))
 
     def close(self) -> None:
         for gate in self.gates.values():
@@ -216,7 +218,7 @@ def test_an_image_goes_to_the_engine_in_a_slot_and_its_classes_come_back(play: P
         classifying = bench.classify(7, seconds=100.0)
         request = await engine.submitted()
         assert request.slot in range(3, 5)  # this worker's own
-        assert (request.model, request.version, request.top_k, request.alone) == ("tiny", 1, 5, False)
+        assert (request.model, request.top_k, request.alone) == (bench.model.id, 5, False)
         assert before_s <= request.arrived_s <= time.monotonic()
         assert before_s + 100.0 <= request.deadline_s <= time.monotonic() + 100.0
         assert bench.pending == 1

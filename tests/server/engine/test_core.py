@@ -42,10 +42,11 @@ class Running(NamedTuple):
 class GatedBackend:
     """Each batch waits until the test ends it; an image's class is its first byte."""
 
-    lanes = 1
     on_gpu = False
 
-    def __init__(self) -> None:
+    def __init__(self, lanes: int = 1) -> None:
+        self.lanes = lanes
+        self.closed = False
         self.started: SimpleQueue[Running] = SimpleQueue()
         self.all: list[Running] = []
 
@@ -54,6 +55,9 @@ class GatedBackend:
         self.all.append(running)
         self.started.put(running)
         return running.ending.result(PATIENCE_S)
+
+    def close(self) -> None:
+        self.closed = True
 
 
 def answer_to(images: Sequence[NDArray[np.uint8]]) -> Outputs:
@@ -67,16 +71,15 @@ class Bench:
 
     def __init__(self, limits: Limits | None = None, lanes: int = 1) -> None:
         self.now_s = 0.0
-        self.backend = GatedBackend()
+        self.backend = GatedBackend(lanes)
         self.woken: SimpleQueue[None] = SimpleQueue()
         self.told: list[list[int]] = []
         self.engine: Engine[Picture] = Engine(
-            {"m": (self.backend, limits or Limits(max_batch=4, max_wait_s=0.0, queue_size=64))},
             wake=lambda: self.woken.put(None),
             on_start=self.on_start,
             clock=lambda: self.now_s,
-            lanes=lanes,
         )
+        self.engine.add_model("m", self.backend, limits or Limits(max_batch=4, max_wait_s=0.0, queue_size=64))
 
     def on_start(self, jobs: Sequence[Job[Picture]]) -> None:
         self.told.append([int(job.payload.pixels[0, 0, 0]) for job in jobs])
@@ -265,6 +268,33 @@ def test_a_model_that_is_not_loaded_is_refused(make_bench: MakeBench) -> None:
         bench.engine.submit("other", Job(1, 0.0, FOREVER, Picture(np.zeros((1, 1, 3), np.uint8))))
     assert refused.value.code is Code.UNKNOWN_MODEL
     assert len(bench.engine) == 0
+
+
+def test_a_model_that_is_taken_away_fails_what_waits_and_ends_what_runs(make_bench: MakeBench) -> None:
+    bench = make_bench(Limits(max_batch=1, max_wait_s=0.0, queue_size=9))
+    bench.submit(1, 2)
+    assert bench.step() == {}
+    running = bench.started()
+    failed = bench.engine.remove_model("m")
+    assert [(outcome.job.id, bench.meaning(outcome)) for outcome in failed] == [(2, Code.ENGINE_UNAVAILABLE)]
+    assert not bench.backend.closed  # its memory is in use
+    bench.end(running)
+    assert bench.step() == {1: 1}
+    assert bench.backend.closed
+    with pytest.raises(ServiceError):
+        bench.submit(3)
+
+
+def test_a_model_that_comes_later_is_served_as_well(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    bench.engine.remove_model("m")
+    assert bench.backend.closed
+    bench.backend = GatedBackend()
+    bench.engine.add_model("m", bench.backend, Limits(max_batch=1, max_wait_s=0.0, queue_size=1))
+    bench.submit(4)
+    bench.step()
+    bench.end(bench.started())
+    assert bench.step() == {4: 4}
 
 
 def test_pixels_are_read_where_they_lie_and_not_before_the_batch_starts(make_bench: MakeBench) -> None:

@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from server.engine import backends
 from server.engine.backends import DeviceLostError, Outputs, device
 from server.engine.backends.device import Lane, OutOfMemoryError
-from server.engine.backends.onnx import OnnxBackend
 from tests.server.engine.backends.host_cuda import OK, OUT_OF_MEMORY, STICKY, HostCuda, cuda, host_cuda
 
 __all__ = ["host_cuda"]
@@ -120,8 +118,3 @@ def test_device_lost_before_it_serves_ends_the_engine(host_cuda: HostCuda) -> No
     host_cuda.refuses_to_register = host_cuda.lost = STICKY
     with pytest.raises(DeviceLostError), device.page_locked(np.zeros(4096, np.uint8)):
         pass
-
-
-def test_nothing_is_page_locked_for_backends_on_the_cpu(host_cuda: HostCuda) -> None:
-    with backends.page_locked(np.zeros(4096, np.uint8), [OnnxBackend(None)]):
-        assert host_cuda.registered == {}

@@ -1,0 +1,81 @@
+"""Models that come, change and go while real processes serve."""
+
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tests import tiny
+from tests.server.running import RunningServer, red_image, until
+
+OFTEN_MS = 100
+
+
+def versions(server: RunningServer) -> list[int]:
+    return [model["version"] for model in server.client.get("/models").json()["models"]]
+
+
+def publish(repository: Path, version: int, **options: int) -> None:
+    """A new version, in one step, as an export does it."""
+    aside = repository.parent / f"aside-{version}"
+    tiny.write(aside, "tiny", version, **options)
+    (aside / "tiny" / str(version)).rename(repository / "tiny" / str(version))
+
+
+def test_a_reload_under_load_loses_no_request(tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    tiny.write(repository, work=20)
+    with RunningServer(repository, reload_ms=OFTEN_MS) as server, ThreadPoolExecutor(1) as aside:
+        answers = aside.submit(server.classify_all, [red_image(n % 256) for n in range(3000)], 8)
+        for version in range(2, 6):
+            publish(repository, version, work=20)
+            until(lambda version=version: max(versions(server)) == version)  # type: ignore[misc]
+            shutil.rmtree(repository / "tiny" / str(version - 1))
+            until(lambda version=version: versions(server) == [version])  # type: ignore[misc]
+        done = answers.result()
+    assert [answer.status_code for answer in done] == [200] * len(done)
+    assert [answer.json()["predictions"][0]["class_id"] for answer in done] == [n % 256 for n in range(3000)]
+    assert {answer.json()["version"] for answer in done} >= {1, 2, 3, 4}
+
+
+def test_a_broken_model_is_refused_with_its_reason_while_the_others_go_on(tmp_path: Path) -> None:
+    tiny.write(tmp_path)
+    with RunningServer(tmp_path, reload_ms=OFTEN_MS) as server:
+        tiny.write(tmp_path.parent / "other", "bad")
+        model = tmp_path.parent / "other" / "bad" / "1" / "model.onnx"
+        model.write_bytes(b"no model")
+        (tmp_path.parent / "other" / "bad").rename(tmp_path / "bad")
+        until(lambda: "bad version 1" in server.client.get("/models").json()["refused"])
+        assert "SHA-256" in server.client.get("/models").json()["refused"]["bad version 1"]
+        assert server.classify(red_image(7)).json()["predictions"][0]["class_id"] == 7
+
+
+def test_settings_of_a_model_take_effect_while_it_is_served(tmp_path: Path) -> None:
+    tiny.write(tmp_path, work=50)
+    with RunningServer(tmp_path, reload_ms=OFTEN_MS, max_batch=8) as server:
+        server.classify_all([red_image(1)] * 64, 16)
+        assert server.metric("serving_batch_size_sum") > server.metric("serving_batch_size_count")
+        start = len(server.lines)
+        (tmp_path / "tiny" / "serving.json").write_text(json.dumps({"max_batch": 1}))
+        server.wait_for_line("serving tiny version 1", start)
+        counted = server.metric("serving_batch_size_sum") - server.metric("serving_batch_size_count")
+        server.classify_all([red_image(1)] * 64, 16)
+        assert server.metric("serving_batch_size_sum") - server.metric("serving_batch_size_count") == counted
+
+
+def test_an_engine_that_dies_comes_back_with_what_was_served_last(tmp_path: Path) -> None:
+    tiny.write(tmp_path)
+    with RunningServer(tmp_path, reload_ms=OFTEN_MS) as server:
+        publish(tmp_path, 2)
+        until(lambda: versions(server) == [1, 2])
+        server.kill_child("engine")
+        assert server.classify(red_image(9)).json()["version"] == 2
+
+
+def test_a_model_larger_than_any_at_the_start_is_refused(tmp_path: Path) -> None:
+    tiny.write(tmp_path)
+    with RunningServer(tmp_path, reload_ms=OFTEN_MS) as server:
+        publish(tmp_path, 2, crop=64)
+        until(lambda: "tiny version 2" in server.client.get("/models").json()["refused"])
+        assert "restart the server" in server.client.get("/models").json()["refused"]["tiny version 2"]
+        assert server.classify(red_image(9)).json()["version"] == 1

@@ -1,0 +1,165 @@
+"""What is loaded, served and let go while the repository changes."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from server import repository
+from server.errors import Code, ServiceError
+from server.repository import ModelKey
+from server.rollout import Rollout
+from tests import tiny
+
+
+def started(folder: Path, refused: dict[str, str] | None = None) -> Rollout:
+    """Serves what is in `folder`; the engine refused these models, by name."""
+    rollout = Rollout(repository.scan(folder))
+    models = rollout.start_engine()
+    rollout.engine_ready(
+        {model.id: (refused or {})[name] for model in models if (name := name_of(model)) in (refused or {})}
+    )
+    return rollout
+
+
+def name_of(model: repository.Model) -> str:
+    return f"{model.manifest.name}{model.manifest.version}"
+
+
+def served(rollout: Rollout) -> set[str]:
+    return {name_of(model) for model in rollout.served.models.values()}
+
+
+def load(rollout: Rollout, reason: str | None = None) -> list[str]:
+    """Have the engine load, or refuse, what is missing."""
+    missing = rollout.take_missing()
+    for model in missing:
+        rollout.loaded(model.id, reason)
+    return sorted(map(name_of, missing))
+
+
+def write(folder: Path, names: Iterable[str]) -> None:
+    for name in names:
+        tiny.write(folder, name[0], int(name[1]))
+
+
+def test_a_new_version_is_served_once_it_is_loaded_and_beside_the_old_one(tmp_path: Path) -> None:
+    write(tmp_path, ["a1"])
+    rollout = started(tmp_path)
+    write(tmp_path, ["a2"])
+    rollout.scanned(repository.scan(tmp_path))
+    assert served(rollout) == {"a1"}
+    (missing,) = rollout.take_missing()
+    assert rollout.take_missing() == []  # each is loaded once
+    assert rollout.outcome("a") is None
+    rollout.loaded(missing.id, None)
+    assert served(rollout) == {"a1", "a2"}
+    assert (rollout.outcome("a"), rollout.take_surplus()) == ("", [])
+
+
+def test_a_version_whose_file_changes_is_served_from_the_old_file_until_the_new_one_is_loaded(tmp_path: Path) -> None:
+    write(tmp_path, ["a1"])
+    rollout = started(tmp_path)
+    old = rollout.served.models[ModelKey("a", 1)].id
+    (tmp_path / "a" / "serving.json").write_text('{"max_batch": 1}')
+    rollout.scanned(repository.scan(tmp_path))
+    assert rollout.served.models[ModelKey("a", 1)].id == old
+    assert load(rollout) == ["a1"]
+    assert rollout.served.models[ModelKey("a", 1)].id != old
+    assert (rollout.take_surplus(), rollout.take_surplus()) == ([old], [])
+
+
+@pytest.mark.parametrize("broken", ["file", "manifest", "settings"])
+def test_a_broken_change_takes_no_good_model_down(tmp_path: Path, broken: str) -> None:
+    write(tmp_path, ["a1", "b1"])
+    rollout = started(tmp_path)
+    if broken == "manifest":
+        (tmp_path / "a/1/manifest.json").write_text("{")
+    else:
+        (tmp_path / "a/serving.json").write_text("{}" if broken == "file" else "{")
+        if broken == "file":
+            (tmp_path / "a/serving.json").write_text('{"max_batch": 2}')
+    rollout.scanned(repository.scan(tmp_path))
+    assert load(rollout, "out of luck") == (["a1"] if broken == "file" else [])
+    assert served(rollout) == {"a1", "b1"}
+    assert len(rollout.served.refused) == 1
+    assert rollout.take_surplus() == []
+
+
+def test_what_leaves_the_repository_is_let_go(tmp_path: Path) -> None:
+    write(tmp_path, ["a1", "a2"])
+    rollout = started(tmp_path)
+    (tmp_path / "a/2").rename(tmp_path / "a/.gone")
+    rollout.scanned(repository.scan(tmp_path))
+    assert served(rollout) == {"a1"}
+    assert len(rollout.take_surplus()) == 1
+
+
+def test_unloaded_stays_unloaded_until_it_is_asked_for(tmp_path: Path) -> None:
+    write(tmp_path, ["a1", "b1"])
+    rollout = started(tmp_path)
+    rollout.unload("a")
+    rollout.scanned(repository.scan(tmp_path))
+    assert (served(rollout), len(rollout.take_surplus()), load(rollout)) == ({"b1"}, 1, [])
+    assert rollout.served.unloaded == {"a"}
+    rollout.load("a")
+    assert load(rollout) == ["a1"]
+    assert (served(rollout), rollout.served.unloaded) == ({"a1", "b1"}, set())
+
+
+def test_nobody_loads_or_unloads_what_there_is_not(tmp_path: Path) -> None:
+    write(tmp_path, ["a1"])
+    rollout = started(tmp_path)
+    for change in (rollout.load, rollout.unload):
+        with pytest.raises(ServiceError) as refused:
+            change("b")
+        assert refused.value.code is Code.UNKNOWN_MODEL
+
+
+def test_a_refused_model_is_tried_again_only_when_it_is_asked_for_or_changes(tmp_path: Path) -> None:
+    write(tmp_path, ["a1", "b1"])
+    rollout = started(tmp_path, {"b1": "no memory"})
+    assert (served(rollout), rollout.served.refused) == ({"a1"}, {"b version 1": "no memory"})
+    rollout.scanned(repository.scan(tmp_path))
+    assert load(rollout) == []
+    assert rollout.outcome("b") == "no memory"
+    rollout.load("b")
+    assert load(rollout) == ["b1"]
+    assert (served(rollout), rollout.served.refused) == ({"a1", "b1"}, {})
+
+
+def test_the_default_model_stays_what_it_was(tmp_path: Path) -> None:
+    write(tmp_path, ["a1"])
+    rollout = started(tmp_path)
+    write(tmp_path, ["b1"])
+    rollout.scanned(repository.scan(tmp_path))
+    load(rollout)
+    assert rollout.served.default_model == "a"
+
+
+def test_a_new_engine_gets_what_was_served_and_what_was_being_loaded(tmp_path: Path) -> None:
+    write(tmp_path, ["a1"])
+    rollout = started(tmp_path)
+    write(tmp_path, ["a2"])
+    rollout.scanned(repository.scan(tmp_path))
+    rollout.take_missing()
+    rollout.engine_lost()
+    assert served(rollout) == {"a1"}  # requests wait for it
+    assert sorted(map(name_of, rollout.start_engine())) == ["a1", "a2"]
+    rollout.engine_ready({})
+    assert served(rollout) == {"a1", "a2"}
+
+
+def test_a_model_that_engines_die_of_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, ["a1"])
+    rollout = started(tmp_path)
+    write(tmp_path, ["a2"])
+    rollout.scanned(repository.scan(tmp_path))
+    rollout.take_missing()
+    rollout.engine_lost()
+    rollout.start_engine()
+    rollout.engine_lost()
+    assert list(map(name_of, rollout.start_engine())) == ["a1"]
+    rollout.engine_ready({})
+    assert served(rollout) == {"a1"}
+    assert "died while they loaded it" in (rollout.outcome("a") or "")
