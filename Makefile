@@ -1,6 +1,7 @@
 # make serve   install, export a model, serve it, classify a first photo
 # make test    what CI runs: style, types, tests
 # make bench   images per second and latency beside the machine's limit
+# make protobuf   the messages of gRPC, after a change to server/grpc/inference.proto
 # make help    all targets
 
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3,$(shell command -v $(name))))
@@ -15,7 +16,7 @@ PIP := $(BIN)/pip install --disable-pip-version-check --constraint constraints.t
 TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
-.PHONY: help serve model test lint bench loadtest clean
+.PHONY: help serve model test lint bench loadtest protobuf clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -40,6 +41,11 @@ bench: model $(VENV)/test.done
 
 loadtest: $(VENV)/test.done
 	$(BIN)/locust -f loadtest/locustfile.py --host http://127.0.0.1:$(PORT) $(FLAGS)
+
+protobuf:  # in an environment of its own: what it writes is kept, so nobody else needs the compiler
+	$(PYTHON) -m venv $(VENV)/protobuf
+	$(VENV)/protobuf/bin/pip install --disable-pip-version-check grpcio-tools==1.80.0
+	$(VENV)/protobuf/bin/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. server/grpc/inference.proto
 
 clean:
 	rm -rf $(VENV) model_repository weights

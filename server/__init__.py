@@ -1,1 +1,3 @@
 """The inference service: `python -m server`."""
+
+VERSION = "0.1.0"

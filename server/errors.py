@@ -1,12 +1,17 @@
-"""The failures a client can be told of: a stable code each; `server/http/problems.py` alone gives them a status."""
+"""The failures a client can be told of: a stable code each. Whoever carries the answer gives it its status."""
 
 from enum import StrEnum
+
+CLIENT_CLOSED = "client_closed"
+"""Code in the metrics of requests that nobody waits for any more; none is told it."""
 
 
 class Code(StrEnum):
     """Stable names, part of the API: clients branch on them."""
 
     EMPTY_BODY = "empty_body"
+    INVALID_REQUEST = "invalid_request"
+    UNSUPPORTED_ENCODING = "unsupported_encoding"
     BODY_TIMEOUT = "body_timeout"
     BODY_TOO_LARGE = "body_too_large"
     TOO_MANY_PIXELS = "too_many_pixels"

@@ -54,6 +54,8 @@ class Settings(BaseSettings):
     """address to listen on; 0.0.0.0 for all"""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """port to listen on; 0 for any free one"""
+    grpc_port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    """port for gRPC, 0 for any free one; not given: no gRPC"""
     repository: Path = Path("model_repository")
     """folder with <model>/<version>/manifest.json"""
     models: Annotated[tuple[ModelName, ...], NoDecode, CommaSeparated] = ()

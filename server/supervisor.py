@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -143,6 +144,10 @@ class Supervisor:
         Raises:
             StartupError: it cannot be had.
         """
+        self._reserved: socket.socket | None = None
+        if settings.grpc_port is not None:
+            self._reserved = _reserve(settings.host, settings.grpc_port)
+            settings = settings.model_copy(update={"grpc_port": self._reserved.getsockname()[1]})
         self._settings = settings
         self._rollout = Rollout(catalogue)
         self._names = settings.models
@@ -378,7 +383,9 @@ class Supervisor:
         for what, reason in catalogue.refused.items():
             log.warning("not serving %s: %s", what, reason)
         host, port = self._listeners[0].getsockname()[:2]
-        log.info("ready on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+        if self._settings.grpc_port is not None:
+            log.info("gRPC on %s", _shown(host, self._settings.grpc_port))
+        log.info("ready on http://%s", _shown(host, port))
 
     def _on_worker_end(self, role: _Role, worker: _Child) -> None:
         if self._finishing:
@@ -415,6 +422,8 @@ class Supervisor:
             child.stop()
         for listener in self._listeners:
             listener.close()
+        if self._reserved:
+            self._reserved.close()
         self._slots.unlink()
         shutil.rmtree(self._folder, ignore_errors=True)
         log.info("stopped")
@@ -425,18 +434,47 @@ def _listen(host: str, port: int, count: int) -> list[socket.socket]:
 
     The supervisor keeps them open: connections that arrive while a worker is restarted wait for it.
     """
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        # Alone first: SO_REUSEPORT would let a second server of the same user share the port without a word.
-        alone = socket.create_server((host, port), family=family)
-        port = alone.getsockname()[1]
-        alone.close()
+    with _taking(host, port, "--port"):
+        family, port = _free_port(host, port)
         return [
             socket.create_server((host, port), family=family, reuse_port=True, backlog=BACKLOG) for _ in range(count)
         ]
+
+
+def _reserve(host: str, port: int) -> socket.socket:
+    """Hold a port for gRPC, which opens its listening sockets itself, in each HTTP worker.
+
+    Raises:
+        StartupError: it cannot be had, or gRPC is not installed.
+    """
+    if find_spec("grpc") is None:
+        raise StartupError("gRPC is not installed: pip install '.[grpc]', or leave --grpc-port out")
+    with _taking(host, port, "--grpc-port"):
+        family, port = _free_port(host, port)
+        held = socket.socket(family)
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        held.bind((host, port))
+        return held
+
+
+def _free_port(host: str, port: int) -> tuple[socket.AddressFamily, int]:
+    """Alone first: SO_REUSEPORT would let a second server of the same user share the port without a word."""
+    family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+    with socket.create_server((host, port), family=family) as alone:
+        return family, alone.getsockname()[1]
+
+
+@contextlib.contextmanager
+def _taking(host: str, port: int, flag: str) -> Generator[None]:
+    try:
+        yield
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise StartupError(f"cannot listen on {host} port {port}: {reason}; choose another --host or --port") from error
+        raise StartupError(f"cannot listen on {host} port {port}: {reason}; choose another --host or {flag}") from error
+
+
+def _shown(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 @contextlib.contextmanager

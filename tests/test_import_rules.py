@@ -69,6 +69,17 @@ def test_only_http_knows_the_web_framework() -> None:
     assert offences("server", WEB, but="server/http") == []
 
 
+def test_only_server_grpc_knows_grpc() -> None:
+    found = offences("server", {"grpc", "google"}, but="server/grpc")
+    assert found == ["server/http/worker.py imports grpc.aio"]  # for the type checker alone
+
+
+def test_grpc_is_not_loaded_where_it_is_not_asked_for() -> None:
+    program = "import sys, server.__main__, server.http.worker\nprint('grpc' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
+
+
 def test_only_backends_know_runtimes() -> None:
     assert offences("server", RUNTIMES, but="server/engine/backends") == []
 

@@ -31,7 +31,9 @@ from server.repository import Model
 MAX_CRASHES = 2
 """A job that was in this many batches that crashed the engine is not tried again."""
 
-Decode = Callable[[bytes, Preprocessing, Sequence[NDArray[np.uint8]]], None]
+Image = bytes | NDArray[np.uint8]
+"""Compressed, or pixels that need no decoding: uint8[H, W, 3], RGB. Only the decoder looks at it."""
+Decode = Callable[[Image, Preprocessing, Sequence[NDArray[np.uint8]]], None]
 
 log = logging.getLogger(__name__)
 
@@ -175,7 +177,7 @@ class EngineClient:
 
     async def classify(
         self,
-        data: bytes,
+        data: Image,
         model: Model,
         top_k: int | None,
         deadline_s: float,
@@ -183,7 +185,7 @@ class EngineClient:
         crops: CropCount = 1,
         priority: Priority = Priority.NORMAL,
     ) -> list[Classes]:
-        """Classify each crop of one compressed image before `deadline_s` of the monotonic clock.
+        """Classify each crop of one image before `deadline_s` of the monotonic clock.
 
         `top_k` None asks for the logits of all classes, which averages need.
 
@@ -259,7 +261,7 @@ class EngineClient:
         self._count(len(self._tickets))
         return ticket
 
-    def _decode_into_slots(self, data: bytes, tickets: Sequence[_Ticket]) -> None:
+    def _decode_into_slots(self, data: Image, tickets: Sequence[_Ticket]) -> None:
         """Decode into the slots of one image's crops."""
         first = tickets[0]
         if not first.wanted:
@@ -271,7 +273,7 @@ class EngineClient:
         finally:
             del self._decoding_since_s[first.id]
 
-    def _decode_crops(self, data: bytes, tickets: Sequence[_Ticket], started_s: float) -> None:
+    def _decode_crops(self, data: Image, tickets: Sequence[_Ticket], started_s: float) -> None:
         first = tickets[0]
         pixels = [self._slots.pixels(ticket.slot, first.model.manifest.input_shape) for ticket in tickets]
         self._decode(data, first.model.manifest.preprocessing, pixels)

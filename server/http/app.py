@@ -2,7 +2,8 @@
 
 from fastapi import FastAPI
 
-from server.http import classify, operations, problems
+from server import VERSION
+from server.http import classify, operations, problems, v2
 from server.http.service import Service
 
 
@@ -11,10 +12,11 @@ def create_app(service: Service) -> FastAPI:
     app = FastAPI(
         title="ResNet serving",
         description="Image classification: an image in, its most probable classes out.",
-        version="0.1.0",
+        version=VERSION,
         redirect_slashes=False,  # a redirect would go to whatever host the client named
     )
     problems.install(app)
     app.include_router(classify.router(service))
     app.include_router(operations.router(service))
+    app.include_router(v2.router(service))
     return app

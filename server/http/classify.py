@@ -3,8 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Annotated, Any
 
@@ -15,8 +14,9 @@ from starlette.requests import ClientDisconnect
 from models.manifest import MAX_TOP_K, Entry
 from server.engine.client import Classes, EngineClient, average
 from server.engine.scheduler import Priority
-from server.errors import Code, ServiceError
+from server.errors import CLIENT_CLOSED, Code, ServiceError
 from server.http import problems, request_ids
+from server.http.disconnects import cancelled_when_gone
 from server.http.request_ids import request_id_of
 from server.http.service import Service
 from server.repository import Model
@@ -24,8 +24,6 @@ from server.settings import PriorityName
 
 DEFAULT_TOP_K = 5
 TIMEOUT_HEADER = "X-Request-Timeout"
-CLIENT_CLOSED = "client_closed"
-"""Code in the metrics of requests that nobody waits for any more."""
 
 
 class Crops(IntEnum):
@@ -94,7 +92,10 @@ def router(service: Service) -> APIRouter:
         timeout_s: Annotated[
             float | None,
             Header(
-                alias=TIMEOUT_HEADER, gt=0, le=3600, description="seconds from here to the answer; the server's at most"
+                alias=TIMEOUT_HEADER,
+                ge=0.001,
+                le=3600,
+                description="seconds from here to the answer; the server's at most",
             ),
         ] = None,
     ) -> Response:
@@ -112,7 +113,7 @@ def router(service: Service) -> APIRouter:
                 started_s = time.monotonic()
                 deadline_s = min(started_s + within_s, patience_s)
                 entry = service.catalogue.resolve(model, version)  # what is served may have changed meanwhile
-                async with _cancelled_when_gone(request):
+                async with cancelled_when_gone(request):
                     members = service.catalogue.members(entry)
                     classes = await _infer(
                         service.client,
@@ -141,33 +142,6 @@ def router(service: Service) -> APIRouter:
         return Response(answer.model_dump_json(), headers=headers, media_type="application/json")
 
     return routes
-
-
-@asynccontextmanager
-async def _cancelled_when_gone(request: Request) -> AsyncGenerator[None]:
-    """Cancel what runs in the block when the client disconnects; the body must have been read.
-
-    Raises:
-        ClientDisconnect: it did.
-    """
-    task = asyncio.current_task()
-
-    async def watch() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        if task is not None:
-            task.cancel()
-
-    watcher = asyncio.create_task(watch())
-    try:
-        yield
-    except asyncio.CancelledError:
-        if task is not None and watcher.done() and not watcher.cancelled():
-            task.uncancel()
-            raise ClientDisconnect from None
-        raise
-    finally:
-        watcher.cancel()
 
 
 async def _infer(

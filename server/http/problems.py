@@ -16,6 +16,7 @@ MEDIA_TYPE = "application/problem+json"
 
 STATUS: dict[Code, HTTPStatus] = {
     Code.EMPTY_BODY: HTTPStatus.BAD_REQUEST,
+    Code.INVALID_REQUEST: HTTPStatus.BAD_REQUEST,
     Code.MALFORMED_MULTIPART: HTTPStatus.BAD_REQUEST,
     Code.INVALID_PARAMETER: HTTPStatus.BAD_REQUEST,
     Code.UNKNOWN_MODEL: HTTPStatus.NOT_FOUND,
@@ -24,6 +25,7 @@ STATUS: dict[Code, HTTPStatus] = {
     Code.BODY_TOO_LARGE: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     Code.TOO_MANY_PIXELS: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     Code.NOT_AN_IMAGE: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    Code.UNSUPPORTED_ENCODING: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     Code.BROKEN_IMAGE: HTTPStatus.UNPROCESSABLE_ENTITY,
     Code.QUEUE_FULL: HTTPStatus.TOO_MANY_REQUESTS,
     Code.INFERENCE_FAILED: HTTPStatus.INTERNAL_SERVER_ERROR,
@@ -38,6 +40,13 @@ RETRY_AFTER_S: dict[Code, int] = {Code.QUEUE_FULL: 1, Code.OVERLOADED: 1, Code.E
 log = logging.getLogger(__name__)
 
 
+class V2Error(BaseModel):
+    """What the Open Inference Protocol calls an error; the stable `code` is an addition of ours."""
+
+    error: str
+    code: str
+
+
 class Problem(BaseModel):
     """What went wrong, for programs (`code`, `status`) and for people (`title`, `detail`)."""
 
@@ -50,8 +59,13 @@ class Problem(BaseModel):
 
 
 def problem(request: Request, code: str, status: HTTPStatus, detail: str, retry_after_s: int | None = None) -> Response:
-    """The problem document of one failed request."""
+    """The problem document of one failed request, or the protocol's error where it was one of the protocol."""
     request_id = request_id_of(request)
+    headers = {request_ids.HEADER: request_id}
+    if retry_after_s is not None:
+        headers["Retry-After"] = str(retry_after_s)
+    if f"{request.scope.get('path', '')}/".startswith("/v2/"):
+        return Response(V2Error(error=detail, code=code).model_dump_json(), status, headers, "application/json")
     content = Problem(
         type=f"urn:resnet-serving:{code}",
         title=status.phrase,
@@ -60,9 +74,6 @@ def problem(request: Request, code: str, status: HTTPStatus, detail: str, retry_
         detail=detail,
         request_id=request_id,
     )
-    headers = {request_ids.HEADER: request_id}
-    if retry_after_s is not None:
-        headers["Retry-After"] = str(retry_after_s)
     return Response(content.model_dump_json(), status, headers, MEDIA_TYPE)
 
 

@@ -1,8 +1,9 @@
-"""The bytes of one image out of a request: the body itself, or the file of a multipart form."""
+"""Bodies of requests, and the bytes of one image out of them: the body itself, or the file of a multipart form."""
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+import zlib
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
 
 from fastapi import Request
 from python_multipart.exceptions import FormParserError
@@ -28,17 +29,33 @@ class Uploads:
         """The compressed image of a request; it counts as buffered until the block ends.
 
         Raises:
-            ServiceError: EMPTY_BODY, BODY_TOO_LARGE, BODY_TIMEOUT, MALFORMED_MULTIPART, or QUEUE_FULL where all
-                uploads together would take too much memory.
+            ServiceError: EMPTY_BODY, MALFORMED_MULTIPART, or as `body`.
+            ClientDisconnect: the client left before the last byte.
+        """
+        async with self.body(request) as body:
+            yield _image(request.headers.get("content-type"), body)
+
+    @asynccontextmanager
+    async def body(self, request: Request) -> AsyncGenerator[bytes]:
+        """The body of a request, without its content encoding; it counts as buffered until the block ends.
+
+        Raises:
+            ServiceError: BODY_TOO_LARGE, which counts what it decompresses to, BODY_TIMEOUT, UNSUPPORTED_ENCODING,
+                INVALID_REQUEST where it cannot be decompressed, or QUEUE_FULL where all uploads together would take
+                too much memory.
             ClientDisconnect: the client left before the last byte.
         """
         size = 0
+        encoding = request.headers.get("content-encoding", "identity").strip().lower()
+        encoded = None if encoding == "identity" else _Encoded(encoding)
         chunks: list[bytes] = []
         try:
             try:
                 async with asyncio.timeout(self._body_timeout_s):
                     self._check(int(request.headers.get("content-length", 0)))
                     async for chunk in request.stream():
+                        if encoded:
+                            chunk = await encoded.decode(chunk, self._max_body_bytes + 1 - size)
                         size += len(chunk)
                         self._buffered_bytes += len(chunk)
                         self._check(size)
@@ -46,9 +63,25 @@ class Uploads:
             except TimeoutError:
                 detail = f"the upload took longer than {self._body_timeout_s:g} seconds"
                 raise ServiceError(Code.BODY_TIMEOUT, detail) from None
+            if encoded:
+                encoded.end()
             body = b"".join(chunks)
             chunks.clear()  # they would be held beside it until the answer
-            yield _image(request.headers.get("content-type"), body)
+            yield body
+        finally:
+            self._buffered_bytes -= size
+
+    @contextmanager
+    def held(self, size: int) -> Generator[None]:
+        """Count `size` bytes that were received otherwise as buffered until the block ends.
+
+        Raises:
+            ServiceError: BODY_TOO_LARGE, QUEUE_FULL.
+        """
+        self._buffered_bytes += size
+        try:
+            self._check(size)
+            yield
         finally:
             self._buffered_bytes -= size
 
@@ -57,6 +90,34 @@ class Uploads:
             raise ServiceError(Code.BODY_TOO_LARGE, f"an upload may have at most {self._max_body_bytes} bytes")
         if self._buffered_bytes > self._max_buffered_bytes:
             raise ServiceError(Code.QUEUE_FULL, "too many uploads are in memory; try again later")
+
+
+class _Encoded:
+    """A body's content encoding, taken off chunk by chunk, so that no more is ever there than may be."""
+
+    def __init__(self, name: str) -> None:
+        if name not in ("gzip", "x-gzip", "deflate"):
+            detail = f"content encoding {name[:100]!r} is not understood: send gzip, deflate, or the bytes as they are"
+            raise ServiceError(Code.UNSUPPORTED_ENCODING, detail)
+        # 16: with gzip's header and trailer instead of zlib's, which "deflate" means by RFC 9110, 8.4.1.2.
+        self._zlib = zlib.decompressobj(zlib.MAX_WBITS | (0 if name == "deflate" else 16))
+
+    async def decode(self, chunk: bytes, limit: int) -> bytes:
+        """At most `limit` bytes of what the chunk holds; where it is so many, there may have been more."""
+        if not chunk:
+            return chunk
+        try:
+            decoded = await asyncio.to_thread(self._zlib.decompress, chunk, limit)
+        except zlib.error as error:
+            raise ServiceError(Code.INVALID_REQUEST, f"the body cannot be decompressed: {error}") from None
+        if self._zlib.unused_data:
+            raise ServiceError(Code.INVALID_REQUEST, "bytes follow the end of the compressed body")
+        return decoded
+
+    def end(self) -> None:
+        """No chunk follows."""
+        if not self._zlib.eof:
+            raise ServiceError(Code.INVALID_REQUEST, "the compressed body ends early")
 
 
 def _image(content_type: str | None, body: bytes) -> bytes:

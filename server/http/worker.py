@@ -1,4 +1,4 @@
-"""One HTTP worker process: uvicorn, the app, and the supervisor's pipe."""
+"""One HTTP worker process: uvicorn, the app, gRPC where it is asked for, and the supervisor's pipe."""
 
 import asyncio
 import contextlib
@@ -8,7 +8,7 @@ import socket
 import threading
 from collections.abc import Generator, Sequence
 from multiprocessing.connection import Connection
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import uvicorn
@@ -29,7 +29,7 @@ from server.control import (
     Settled,
     WorkerReady,
 )
-from server.engine.client import EngineClient
+from server.engine.client import EngineClient, Image
 from server.engine.slots import Slots
 from server.http.app import create_app
 from server.http.protocol import protocol_class
@@ -38,6 +38,9 @@ from server.http.uploads import Uploads
 from server.images.decode import decode
 from server.metrics import Metrics
 from server.settings import Settings
+
+if TYPE_CHECKING:
+    import grpc.aio
 
 
 class Start(NamedTuple):
@@ -60,8 +63,12 @@ def main(start: Start, control: Connection) -> None:
 async def _serve(start: Start, control: Connection) -> None:
     settings = start.settings
 
-    def decode_into(data: bytes, preprocessing: Preprocessing, outs: Sequence[NDArray[np.uint8]]) -> None:
-        decode(data, preprocessing, outs, max_pixels=settings.max_pixels)
+    def decode_into(image: Image, preprocessing: Preprocessing, outs: Sequence[NDArray[np.uint8]]) -> None:
+        if isinstance(image, bytes):
+            decode(image, preprocessing, outs, max_pixels=settings.max_pixels)
+        else:
+            (out,) = outs
+            out[...] = image
 
     name = f"http-{start.number}"
     owned = range(start.number * settings.slots_per_worker, (start.number + 1) * settings.slots_per_worker)
@@ -142,6 +149,8 @@ class _Server(uvicorn.Server):
 
     def __init__(self, service: Service, control: Connection) -> None:
         settings = service.settings
+        self._service = service
+        self._grpc: grpc.aio.Server | None = None
         super().__init__(
             uvicorn.Config(
                 create_app(service),
@@ -159,8 +168,23 @@ class _Server(uvicorn.Server):
         self._control = control
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        settings = self._service.settings
+        if settings.grpc_port is not None:
+            from server.grpc import service as grpc_service
+
+            address = f"[{settings.host}]" if ":" in settings.host else settings.host
+            self._grpc = await grpc_service.start(self._service, f"{address}:{settings.grpc_port}")
         await super().startup(sockets)
         self._control.send(WorkerReady())
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept no more, over either protocol, and wait for what was accepted."""
+        draining = asyncio.ensure_future(
+            self._grpc.stop(self._service.settings.drain_timeout_ms / 1e3) if self._grpc else asyncio.sleep(0)
+        )
+        await super().shutdown(sockets)
+        while not (draining.done() or self.force_exit):
+            await asyncio.wait([draining], timeout=0.1)  # as often as uvicorn looks whether it is to end at once
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:

@@ -90,6 +90,11 @@ class RunningServer:
             raise AssertionError("\n".join([f"no line matches {pattern!r}:", *self.lines]))
         return found
 
+    @property
+    def grpc_address(self) -> str:
+        """Where it was started with `grpc_port`."""
+        return self.wait_for_line(r"gRPC on (\S+)")[1]
+
     def pid(self, name: str) -> int:
         """Process id of the newest child of that name: "engine", "http-0"."""
         pids = [match[1] for line in self.lines if (match := re.search(rf"{name} is ready, process (\d+)", line))]

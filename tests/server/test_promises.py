@@ -79,9 +79,7 @@ def test_a_client_is_told_in_its_own_time_that_there_is_no_answer(slow: Path) ->
     with RunningServer(slow) as server:
         late = server.client.post("/classify", content=red_image(2), headers={"X-Request-Timeout": "0.05"})
         assert (late.status_code, late.json()["code"]) == (504, "deadline_exceeded")
-        assert (
-            server.client.post("/classify", headers={"X-Request-Timeout": "-1"}).json()["code"] == "invalid_parameter"
-        )
+        assert server.client.post("/classify", headers={"X-Request-Timeout": "0"}).json()["code"] == "invalid_parameter"
 
 
 def test_a_high_priority_overtakes_what_waits(slow: Path) -> None:

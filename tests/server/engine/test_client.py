@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from models.manifest import Manifest, Preprocessing
-from server.engine.client import Classes, EngineClient, average
+from server.engine.client import Classes, EngineClient, Image, average
 from server.engine.messages import Answer, Cancel, Dropped, Failure, Reply, Submit, decode_request, encode
 from server.engine.slots import Slots
 from server.errors import Code, ServiceError
@@ -112,7 +112,7 @@ class Bench:
     def set_pending(self, pending: int) -> None:
         self.pending = pending
 
-    def decode(self, data: bytes, preprocessing: Preprocessing, outs: Sequence[NDArray[np.uint8]]) -> None:
+    def decode(self, data: Image, preprocessing: Preprocessing, outs: Sequence[NDArray[np.uint8]]) -> None:
         assert preprocessing == self.manifest.preprocessing
         self.begun.append(data[0])
         gate = self.gates.get(data[0])

@@ -1,6 +1,8 @@
 """Uploads, message by message, as an ASGI server delivers them."""
 
 import asyncio
+import gzip
+import zlib
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
@@ -27,7 +29,12 @@ def make_uploads(body_timeout_s: float = FOREVER_S) -> Uploads:
 
 
 def request(
-    chunks: Iterable[bytes], content_type: str | None = None, *, length: int | None = None, end: str = "complete"
+    chunks: Iterable[bytes],
+    content_type: str | None = None,
+    *,
+    length: int | None = None,
+    end: str = "complete",
+    encoding: str | None = None,
 ) -> Request:
     """A request whose body comes in these chunks and is then `complete`, `broken off`, or `stalled` for ever."""
     messages: list[dict[str, Any]] = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
@@ -47,6 +54,8 @@ def request(
     headers = [(b"content-type", content_type.encode("latin-1"))] if content_type is not None else []
     if length is not None:
         headers.append((b"content-length", str(length).encode()))
+    if encoding is not None:
+        headers.append((b"content-encoding", encoding.encode()))
     return Request({"type": "http", "method": "POST", "headers": headers}, receive)
 
 
@@ -264,6 +273,41 @@ def test_an_upload_without_a_length_is_refused_at_the_first_byte_too_many() -> N
         await assert_nothing_buffered(uploads)
 
     asyncio.run(asyncio.wait_for(scenario(), FOREVER_S))
+
+
+async def decompressed(uploads: Uploads, chunks: Iterable[bytes], encoding: str) -> bytes | Code:
+    """The bytes of a body in a content encoding, or the code of its refusal; whatever it is, nothing stays buffered."""
+    try:
+        return await received(uploads, request(chunks, encoding=encoding))
+    except ServiceError as error:
+        return error.code
+    finally:
+        await assert_nothing_buffered(uploads)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "chunks", "outcome"),
+    [
+        ("gzip", [gzip.compress(b"image")], b"image"),
+        ("X-Gzip", [bytes([byte]) for byte in gzip.compress(b"image")], b"image"),
+        ("deflate", [zlib.compress(b"image")], b"image"),
+        ("identity", [b"image"], b"image"),
+        ("gzip", [gzip.compress(b"x" * LIMIT)], b"x" * LIMIT),
+        ("gzip", [gzip.compress(b"x" * (LIMIT + 1))], Code.BODY_TOO_LARGE),
+        ("deflate", [zlib.compress(b"x" * 10_000_000)], Code.BODY_TOO_LARGE),
+        ("gzip", [gzip.compress(b"image")[:-1]], Code.INVALID_REQUEST),
+        ("gzip", [], Code.INVALID_REQUEST),
+        ("gzip", [gzip.compress(b"image"), b"more"], Code.INVALID_REQUEST),
+        ("deflate", [b"image"], Code.INVALID_REQUEST),
+        ("gzip, gzip", [b"image"], Code.UNSUPPORTED_ENCODING),
+        ("br", [b"image"], Code.UNSUPPORTED_ENCODING),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_content_encoding_is_taken_off_within_the_limits(
+    encoding: str, chunks: Sequence[bytes], outcome: bytes | Code
+) -> None:
+    assert asyncio.run(decompressed(make_uploads(), chunks, encoding)) == outcome
 
 
 def test_a_length_that_lies_does_not_get_around_the_limit() -> None:

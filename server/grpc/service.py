@@ -1,0 +1,266 @@
+"""The calls, and the server that takes them. This is the one place that gives a failure its gRPC status."""
+
+import asyncio
+import logging
+import math
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import Any, TypeVar
+
+import grpc
+import grpc.aio
+from google.protobuf.json_format import ParseDict
+from google.protobuf.message import DecodeError, Message
+
+from server.errors import Code, ServiceError
+from server.grpc import inference_pb2 as pb
+from server.http.service import Service
+from server.v2 import models, tensors
+from server.v2.infer import InferAnswer, InferRequest, Input, RequestedOutput, counted, infer
+from server.v2.tensors import Values
+
+STATUS: dict[Code, grpc.StatusCode] = {
+    Code.EMPTY_BODY: grpc.StatusCode.INVALID_ARGUMENT,
+    Code.INVALID_REQUEST: grpc.StatusCode.INVALID_ARGUMENT,
+    Code.UNSUPPORTED_ENCODING: grpc.StatusCode.INVALID_ARGUMENT,
+    Code.MALFORMED_MULTIPART: grpc.StatusCode.INVALID_ARGUMENT,
+    Code.INVALID_PARAMETER: grpc.StatusCode.INVALID_ARGUMENT,
+    Code.UNKNOWN_MODEL: grpc.StatusCode.NOT_FOUND,
+    Code.BODY_TIMEOUT: grpc.StatusCode.DEADLINE_EXCEEDED,
+    Code.BODY_TOO_LARGE: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Code.TOO_MANY_PIXELS: grpc.StatusCode.INVALID_ARGUMENT,
+    Code.NOT_AN_IMAGE: grpc.StatusCode.INVALID_ARGUMENT,
+    Code.BROKEN_IMAGE: grpc.StatusCode.INVALID_ARGUMENT,
+    Code.QUEUE_FULL: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Code.OVERLOADED: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Code.INFERENCE_FAILED: grpc.StatusCode.INTERNAL,
+    Code.ENGINE_CRASHED: grpc.StatusCode.INTERNAL,
+    Code.MODEL_REFUSED: grpc.StatusCode.FAILED_PRECONDITION,
+    Code.ENGINE_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
+    Code.DEADLINE_EXCEEDED: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+"""The stable code itself goes along as trailing metadata, `code`."""
+
+Kind = TypeVar("Kind")
+Context = grpc.aio.ServicerContext[Any, Any]
+_Answer = Callable[[Service, Any], Awaitable[models.Json]]
+
+log = logging.getLogger(__name__)
+
+
+async def start(service: Service, address: str) -> grpc.aio.Server:
+    """Accept calls at `address`, which other processes share; the caller stops the server.
+
+    Raises:
+        RuntimeError: the address cannot be had.
+    """
+    settings = service.settings
+    server = grpc.aio.server(
+        options=[
+            ("grpc.so_reuseport", 1),
+            ("grpc.max_receive_message_length", settings.max_body_bytes),  # also of what it decompresses to
+        ],
+        maximum_concurrent_rpcs=settings.max_connections,
+    )
+    handlers = {
+        name: grpc.unary_unary_rpc_method_handler(
+            partial(_call, service, answer, response), request.FromString, response.SerializeToString
+        )
+        for name, (request, response, answer) in CALLS.items()
+    }
+    # On the wire one message is a stream of one. As a stream it is received when it is asked for, and not before.
+    handlers["ModelInfer"] = grpc.stream_unary_rpc_method_handler(
+        _Infer(service).model_infer, None, pb.ModelInferResponse.SerializeToString
+    )
+    server.add_generic_rpc_handlers(
+        [
+            grpc.method_handlers_generic_handler(
+                pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name, handlers
+            )
+        ]
+    )
+    server.add_insecure_port(address)
+    await server.start()
+    return server
+
+
+async def _live(_service: Service, _: pb.ServerLiveRequest) -> models.Json:
+    return {"live": True}
+
+
+async def _ready(service: Service, _: pb.ServerReadyRequest) -> models.Json:
+    return {"ready": service.why_not_ready() is None}
+
+
+async def _model_ready(service: Service, asked: pb.ModelReadyRequest) -> models.Json:
+    try:
+        return {"ready": models.is_ready(service, asked.name, asked.version)}
+    except ServiceError:  # clients of this call know no error, only that it is not there
+        return {"ready": False}
+
+
+async def _server_metadata(_service: Service, _: pb.ServerMetadataRequest) -> models.Json:
+    return models.server_metadata()
+
+
+async def _metadata(service: Service, asked: pb.ModelMetadataRequest) -> models.Json:
+    return models.metadata(service, models.find(service, asked.name, asked.version))
+
+
+async def _config(service: Service, asked: pb.ModelConfigRequest) -> models.Json:
+    return {"config": models.config(service, models.find(service, asked.name, asked.version))}
+
+
+async def _statistics(service: Service, asked: pb.ModelStatisticsRequest) -> models.Json:
+    return await asyncio.to_thread(models.statistics, service, asked.name, asked.version)
+
+
+async def _index(service: Service, asked: pb.RepositoryIndexRequest) -> models.Json:
+    return {"models": models.index(service, ready=asked.ready)}
+
+
+async def _load(service: Service, asked: pb.RepositoryModelLoadRequest) -> models.Json:
+    await service.changes.ask(asked.model_name, "load")
+    return {}
+
+
+async def _unload(service: Service, asked: pb.RepositoryModelUnloadRequest) -> models.Json:
+    await service.changes.ask(asked.model_name, "unload")
+    return {}
+
+
+CALLS: dict[str, tuple[type[Message], type[Message], _Answer]] = {
+    "ServerLive": (pb.ServerLiveRequest, pb.ServerLiveResponse, _live),
+    "ServerReady": (pb.ServerReadyRequest, pb.ServerReadyResponse, _ready),
+    "ModelReady": (pb.ModelReadyRequest, pb.ModelReadyResponse, _model_ready),
+    "ServerMetadata": (pb.ServerMetadataRequest, pb.ServerMetadataResponse, _server_metadata),
+    "ModelMetadata": (pb.ModelMetadataRequest, pb.ModelMetadataResponse, _metadata),
+    "ModelConfig": (pb.ModelConfigRequest, pb.ModelConfigResponse, _config),
+    "ModelStatistics": (pb.ModelStatisticsRequest, pb.ModelStatisticsResponse, _statistics),
+    "RepositoryIndex": (pb.RepositoryIndexRequest, pb.RepositoryIndexResponse, _index),
+    "RepositoryModelLoad": (pb.RepositoryModelLoadRequest, pb.RepositoryModelLoadResponse, _load),
+    "RepositoryModelUnload": (pb.RepositoryModelUnloadRequest, pb.RepositoryModelUnloadResponse, _unload),
+}
+
+
+async def _call(
+    service: Service, answer: _Answer, response: type[Message], request: Message, context: Context
+) -> Message:
+    return await _answered(context, _parsed(answer(service, request), response()))
+
+
+async def _parsed(answer: Awaitable[models.Json], response: Message) -> Message:
+    return ParseDict(await answer, response)
+
+
+async def _answered(context: Context, answer: Awaitable[Kind]) -> Kind:
+    """The answer, or the status of its failure."""
+    try:
+        return await answer
+    except ServiceError as error:
+        return await context.abort(STATUS[error.code], error.detail, (("code", error.code.value),))
+    except Exception:
+        log.exception("a gRPC call failed")
+        return await context.abort(grpc.StatusCode.INTERNAL, "an error of this server; its log has it")
+
+
+class _Infer:
+    """`ModelInfer`. Its messages are large, so that they are received within limits."""
+
+    def __init__(self, service: Service) -> None:
+        settings = service.settings
+        self._service = service
+        self._body_timeout_s = settings.body_timeout_ms / 1e3
+        self._receiving = asyncio.Semaphore(max(1, settings.max_buffered_bytes // settings.max_body_bytes))
+        """Messages that are received at one time. The rest of what clients send waits, in bounded windows."""
+
+    async def model_infer(self, _: object, context: Context) -> pb.ModelInferResponse:
+        return await _answered(context, self._infer(context))
+
+    async def _infer(self, context: Context) -> pb.ModelInferResponse:
+        service = self._service
+        with counted(service.metrics) as outcome:
+            service.client.check_admission()
+            content = await self._receive(context)
+            with service.uploads.held(len(content)):
+                request, request_id = _read(content, context.time_remaining())
+                del content  # its tensors are in the request
+                return _message(await infer(service, request, outcome), request_id)
+
+    async def _receive(self, context: Context) -> bytes:
+        """The message.
+
+        Raises:
+            ServiceError: BODY_TIMEOUT, INVALID_REQUEST.
+        """
+        try:
+            async with asyncio.timeout(self._body_timeout_s), self._receiving:
+                content = await context.read()
+        except TimeoutError:
+            detail = f"the request took longer than {self._body_timeout_s:g} seconds"
+            raise ServiceError(Code.BODY_TIMEOUT, detail) from None
+        if not isinstance(content, bytes):
+            raise ServiceError(Code.INVALID_REQUEST, "the call has no message")
+        return content
+
+
+def _read(content: bytes, timeout_s: float | None) -> tuple[InferRequest, str]:
+    """The request and its id.
+
+    Raises:
+        ServiceError: INVALID_REQUEST.
+    """
+    try:
+        asked = pb.ModelInferRequest.FromString(content)
+    except DecodeError as error:
+        raise ServiceError(Code.INVALID_REQUEST, f"the message cannot be read: {error}") from None
+    request = InferRequest(
+        asked.model_name,
+        asked.model_version,
+        _parameters(asked.parameters),
+        _inputs(asked),
+        [RequestedOutput(each.name, _parameters(each.parameters)) for each in asked.outputs],
+        math.inf if timeout_s is None else timeout_s,
+    )
+    return request, asked.id
+
+
+def _message(answer: InferAnswer, request_id: str) -> pb.ModelInferResponse:
+    return pb.ModelInferResponse(
+        model_name=answer.model,
+        model_version=answer.version,
+        id=request_id,
+        parameters={name: pb.InferParameter(bool_param=bool(value)) for name, value in answer.parameters.items()},
+        outputs=[
+            pb.ModelInferResponse.InferOutputTensor(name=each.name, datatype=each.datatype, shape=each.shape)
+            for each in answer.outputs
+        ],
+        raw_output_contents=[tensors.to_raw(each.values) for each in answer.outputs],
+    )
+
+
+def _parameters(sent: Mapping[str, pb.InferParameter]) -> dict[str, bool | int | float | str]:
+    kinds = {name: value.WhichOneof("parameter_choice") for name, value in sent.items()}
+    return {name: getattr(sent[name], kind) for name, kind in kinds.items() if kind}
+
+
+def _inputs(asked: pb.ModelInferRequest) -> list[Input]:
+    """Each input with how to read its elements: all are raw, or none is."""
+    raw = asked.raw_input_contents
+    if raw and len(raw) != len(asked.inputs):
+        detail = f"{len(asked.inputs)} inputs have {len(raw)} raw_input_contents; there must be one for each, or none"
+        raise ServiceError(Code.INVALID_REQUEST, detail)
+    readers: list[Callable[[int], Values]] = [
+        partial(tensors.from_raw, each.datatype, raw[index]) if raw else partial(_from_fields, each)
+        for index, each in enumerate(asked.inputs)
+    ]
+    return [
+        Input(each.name, each.datatype, tuple(each.shape), read)
+        for each, read in zip(asked.inputs, readers, strict=True)
+    ]
+
+
+def _from_fields(sent: pb.ModelInferRequest.InferInputTensor, _: int) -> Values:
+    if sent.datatype == "BYTES":
+        return list(sent.contents.bytes_contents)
+    return tensors.numbers_from_list(sent.contents.uint_contents)

@@ -1,0 +1,224 @@
+"""The Open Inference Protocol over REST: routes, JSON, and the extension that puts binary tensors after it."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+from starlette.requests import ClientDisconnect
+from starlette.status import HTTP_503_SERVICE_UNAVAILABLE
+
+from server.errors import CLIENT_CLOSED, Code, ServiceError
+from server.http import request_ids
+from server.http.disconnects import cancelled_when_gone
+from server.http.request_ids import request_id_of
+from server.http.service import Service
+from server.v2 import models, tensors
+from server.v2.infer import InferAnswer, InferRequest, Input, RequestedOutput, counted, infer
+from server.v2.tensors import Values
+
+HEADER_LENGTH = "Inference-Header-Content-Length"
+"""Bytes of JSON at the start of the body; the rest are binary tensors in their order."""
+MAX_JSON_BYTES = 4 * 2**20
+"""A number takes up to 20 times its text as an object, and some time of the event loop: five images as JSON."""
+
+Kind = TypeVar("Kind")
+_Parameters = dict[str, bool | int | float | str]
+
+
+class _Input(msgspec.Struct):
+    name: str
+    datatype: str
+    shape: Annotated[list[int], msgspec.Meta(max_length=8)]
+    parameters: _Parameters = {}
+    data: list[Any] | msgspec.UnsetType = msgspec.UNSET
+
+
+class _Output(msgspec.Struct):
+    name: str
+    parameters: _Parameters = {}
+
+
+class _Infer(msgspec.Struct):
+    inputs: Annotated[list[_Input], msgspec.Meta(max_length=16)]
+    outputs: Annotated[list[_Output], msgspec.Meta(max_length=16)] = []
+    id: str = ""
+    parameters: _Parameters = {}
+
+
+class _Load(msgspec.Struct):
+    parameters: dict[str, Any] = {}
+
+
+class _Index(msgspec.Struct):
+    ready: bool = False
+
+
+def router(service: Service) -> APIRouter:
+    """The routes, bound to one HTTP worker's service. The protocol is their document, so OpenAPI leaves them out."""
+    routes = APIRouter(prefix="/v2", include_in_schema=False)
+
+    @routes.get("")
+    @routes.get("/")
+    async def server_metadata() -> Response:
+        return _json(models.server_metadata())
+
+    @routes.get("/health/live")
+    async def live() -> Response:
+        return Response()
+
+    @routes.get("/health/ready")
+    async def ready() -> Response:
+        reason = service.why_not_ready()
+        return _json({"error": reason}, HTTP_503_SERVICE_UNAVAILABLE) if reason else Response()
+
+    @routes.get("/models/stats")
+    @routes.get("/models/{name}/stats")
+    @routes.get("/models/{name}/versions/{version}/stats")
+    def statistics(name: str = "", version: str = "") -> Response:
+        return _json(models.statistics(service, name, version))
+
+    @routes.get("/models/{name}")
+    @routes.get("/models/{name}/versions/{version}")
+    async def metadata(name: str, version: str = "") -> Response:
+        return _json(models.metadata(service, models.find(service, name, version)))
+
+    @routes.get("/models/{name}/config")
+    @routes.get("/models/{name}/versions/{version}/config")
+    async def config(name: str, version: str = "") -> Response:
+        return _json(models.config(service, models.find(service, name, version)))
+
+    @routes.get("/models/{name}/ready")
+    @routes.get("/models/{name}/versions/{version}/ready")
+    async def model_ready(name: str, version: str = "") -> Response:
+        return Response(status_code=200 if models.is_ready(service, name, version) else HTTP_503_SERVICE_UNAVAILABLE)
+
+    @routes.post("/models/{name}/infer")
+    @routes.post("/models/{name}/versions/{version}/infer")
+    async def model_infer(request: Request, name: str, version: str = "") -> Response:
+        with counted(service.metrics) as outcome:
+            try:
+                outcome.model = models.find(service, name, version).name
+                service.client.check_admission()
+                async with service.uploads.body(request) as body:
+                    asked, binary = _split(body, request.headers.get(HEADER_LENGTH))
+                    wanted = InferRequest(name, version, asked.parameters, _inputs(asked, binary), _outputs(asked))
+                    async with cancelled_when_gone(request):
+                        answer = await infer(service, wanted, outcome)
+            except ClientDisconnect:
+                outcome.code = CLIENT_CLOSED
+                return Response(status_code=499)  # nobody reads this answer
+        return _answer(asked, answer, {request_ids.HEADER: request_id_of(request)})
+
+    @routes.post("/repository/index")
+    async def index(request: Request) -> Response:
+        async with service.uploads.body(request) as body:
+            asked = _decoded(body, _Index) if body else _Index()
+        return _json(models.index(service, ready=asked.ready))
+
+    @routes.post("/repository/models/{name}/load")
+    async def load(request: Request, name: str) -> Response:
+        async with service.uploads.body(request) as body:
+            models.check_load((_decoded(body, _Load) if body else _Load()).parameters)
+        await service.changes.ask(name, "load")
+        return Response()
+
+    @routes.post("/repository/models/{name}/unload")
+    async def unload(name: str) -> Response:
+        await service.changes.ask(name, "unload")
+        return Response()
+
+    return routes
+
+
+def _json(content: Any, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(content), status, media_type="application/json")
+
+
+def _decoded(content: bytes | memoryview, kind: type[Kind]) -> Kind:
+    """JSON.
+
+    Raises:
+        ServiceError: BODY_TOO_LARGE, INVALID_REQUEST.
+    """
+    if len(content) > MAX_JSON_BYTES:
+        detail = f"JSON may have at most {MAX_JSON_BYTES} bytes: send tensors as binary data"
+        raise ServiceError(Code.BODY_TOO_LARGE, detail)
+    try:
+        return msgspec.json.decode(content, type=kind)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        raise ServiceError(Code.INVALID_REQUEST, f"the request cannot be read: {error}") from None
+
+
+def _split(body: bytes, header_length: str | None) -> tuple[_Infer, memoryview]:
+    """The JSON of a request, and the binary tensors after it."""
+    end = len(body)
+    if header_length is not None:
+        usable = header_length.isascii() and header_length.isdecimal() and len(header_length) < 20
+        if not usable or int(header_length) > len(body):
+            detail = f"{HEADER_LENGTH} must be the number of bytes of JSON that the body of {len(body)} begins with"
+            raise ServiceError(Code.INVALID_REQUEST, detail)
+        end = int(header_length)
+    content = memoryview(body)
+    return _decoded(content[:end], _Infer), content[end:]
+
+
+def _inputs(asked: _Infer, binary: memoryview) -> list[Input]:
+    """Each input with how to read its elements, which nothing does before its shape is known to be right."""
+    inputs = []
+    start = 0
+    for each in asked.inputs:
+        size = each.parameters.get("binary_data_size")
+        if (size is None) == (each.data is msgspec.UNSET):
+            detail = f"input {each.name[:100]!r} must have either data or the parameter binary_data_size"
+            raise ServiceError(Code.INVALID_REQUEST, detail)
+        if size is None:
+            read: Callable[[int], Values] = partial(_from_list, each)
+        elif not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= len(binary) - start:
+            detail = f"binary_data_size of input {each.name[:100]!r} is not a number of bytes that follow the JSON"
+            raise ServiceError(Code.INVALID_REQUEST, detail)
+        else:
+            read = partial(tensors.from_raw, each.datatype, binary[start : start + size])
+            start += size
+        inputs.append(Input(each.name, each.datatype, tuple(each.shape), read))
+    if start < len(binary):
+        raise ServiceError(Code.INVALID_REQUEST, f"{len(binary) - start} bytes after the JSON belong to no input")
+    return inputs
+
+
+def _from_list(sent: _Input, _: int) -> Values:
+    return tensors.from_list(sent.datatype, sent.data)
+
+
+def _outputs(asked: _Infer) -> list[RequestedOutput]:
+    return [RequestedOutput(each.name, each.parameters) for each in asked.outputs]
+
+
+def _answer(asked: _Infer, answer: InferAnswer, headers: Mapping[str, str]) -> Response:
+    """JSON, followed by those outputs that are wanted in binary."""
+    all_binary = asked.parameters.get("binary_data_output", False)
+    own = {each.name: each.parameters.get("binary_data") for each in asked.outputs}
+    listed, binary = [], []
+    for output in answer.outputs:
+        shown: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": output.shape}
+        wanted = own.get(output.name)
+        if all_binary if wanted is None else wanted:
+            binary.append(tensors.to_raw(output.values))
+            shown["parameters"] = {"binary_data_size": len(binary[-1])}
+        else:
+            shown["data"] = tensors.to_list(output.values)
+        listed.append(shown)
+    head = msgspec.json.encode(
+        {
+            "model_name": answer.model,
+            "model_version": answer.version,
+            **({"id": asked.id} if asked.id else {}),
+            "parameters": answer.parameters,
+            "outputs": listed,
+        }
+    )
+    if not binary:
+        return Response(head, headers=dict(headers), media_type="application/json")
+    headers = {**headers, HEADER_LENGTH: str(len(head))}
+    return Response(b"".join((head, *binary)), headers=headers, media_type="application/octet-stream")
