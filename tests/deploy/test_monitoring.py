@@ -1,0 +1,141 @@
+"""The alert rules and the dashboard, in a real Prometheus that scrapes real servers."""
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Generator
+from http import HTTPStatus
+from typing import Any
+
+import httpx
+import pytest
+
+from server.http.problems import STATUS
+from tests import tiny
+from tests.server.running import PATIENCE_S, ROOT, RunningServer, red_image, until
+
+MONITORING = ROOT / "deploy" / "monitoring"
+DASHBOARD = json.loads((MONITORING / "grafana" / "dashboards" / "serving.json").read_text())
+EXPRESSIONS = [
+    pytest.param(target["expr"], id=f"{panel['title']}-{target['refId']}")
+    for panel in DASHBOARD["panels"]
+    for target in panel["targets"]
+]
+EXPOSED = re.compile(r"# TYPE (serving_\w+?)(?:_total)? ")
+SCRAPES = 3
+"""A rate needs two; one more, as the first may come while Prometheus starts."""
+
+
+@pytest.fixture(scope="module")
+def promtool() -> str:
+    found = shutil.which("promtool")
+    if not found or not shutil.which("prometheus"):
+        pytest.skip("Prometheus is not installed: apt-get install prometheus")
+    return found
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Generator[tuple[RunningServer, RunningServer]]:
+    """One that answers some requests and refuses others, and one that answers none in time."""
+    slow, quick = tmp_path_factory.mktemp("slow"), tmp_path_factory.mktemp("quick")
+    tiny.write(slow, work=400)
+    tiny.write(quick)
+    with RunningServer(slow, queue_size=1) as full, RunningServer(quick, timeout_ms=0.001) as late:
+        statuses = {answer.status_code for answer in full.classify_all([red_image(1)] * 16, 8)}
+        assert statuses == {200, 429}
+        assert late.classify(red_image(1)).status_code == 504
+        yield full, late
+
+
+@pytest.fixture(scope="module")
+def prometheus(
+    promtool: str, servers: tuple[RunningServer, RunningServer], tmp_path_factory: pytest.TempPathFactory
+) -> Generator[httpx.Client]:
+    """A Prometheus that has scraped both; its configuration is ours, but for the addresses and the interval."""
+    assert promtool
+    folder = tmp_path_factory.mktemp("prometheus")
+    targets = [server.url.removeprefix("http://") for server in servers]
+    ours = (MONITORING / "prometheus.yml").read_text().replace("15s", "1s")
+    head, _, _ = ours.partition("    dns_sd_configs:")
+    config = folder / "prometheus.yml"
+    config.write_text(f"{head}    static_configs: [{{targets: {json.dumps(targets)}}}]\n")
+    shutil.copy(MONITORING / "alerts.yml", folder)
+    command = ["prometheus", f"--config.file={config}", f"--storage.tsdb.path={folder}/data"]
+    command += ["--web.listen-address=127.0.0.1:0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr
+            address = next(
+                found[1] for line in process.stderr if (found := re.search(r'"Listening on" address=(\S+)', line))
+            )
+            with httpx.Client(base_url=f"http://{address}", timeout=PATIENCE_S) as client:
+                scraped = f"min(count_over_time(serving_engine_ready[1m])) >= {SCRAPES}"
+                until(lambda: len(ask(client, scraped)) == 1 and len(ask(client, "up == 1")) == len(servers))
+                yield client
+        finally:
+            process.kill()
+
+
+def ask(client: httpx.Client, expression: str) -> list[Any]:
+    """The series that an expression has now."""
+    answer = client.get("/api/v1/query", params={"query": expression}).json()
+    assert answer["status"] == "success", answer
+    result: list[Any] = answer["data"]["result"]
+    return result
+
+
+def test_the_configuration_is_valid(promtool: str) -> None:
+    subprocess.run([promtool, "check", "config", MONITORING / "prometheus.yml"], check=True)
+
+
+def test_each_alert_is_raised_when_it_must_be_and_not_before(promtool: str) -> None:
+    subprocess.run([promtool, "test", "rules", "alerts_test.yml"], cwd=MONITORING, check=True)
+
+
+def test_every_code_that_is_not_the_clients_fault_counts_in_an_alert() -> None:
+    patterns = re.findall(r'code=~"([^"]+)"', (MONITORING / "alerts.yml").read_text())
+    ours = [code for code, status in STATUS.items() if status >= 500 or status == HTTPStatus.TOO_MANY_REQUESTS]
+    assert ours
+    assert [code for code in ours if sum(bool(re.fullmatch(pattern, code)) for pattern in patterns) != 1] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+def test_every_expression_of_the_dashboard_has_data(prometheus: httpx.Client, expression: str) -> None:
+    assert ask(prometheus, expression.replace("$__rate_interval", "1m").replace("$model", ".*"))
+
+
+@pytest.mark.slow
+def test_every_alert_looks_at_data_that_there_is(prometheus: httpx.Client) -> None:
+    groups = prometheus.get("/api/v1/rules").json()["data"]["groups"]
+    rules = {rule["name"]: rule["query"] for group in groups for rule in group["rules"]}
+    assert rules
+    for name, expression in rules.items():
+        compared, found = re.subn(r"(==|>) ([\d.]+)$", r"\1 bool \2", expression)  # also where it does not hold
+        assert found == 1, name
+        assert ask(prometheus, compared), name
+
+
+@pytest.mark.slow
+def test_the_dashboard_shows_every_metric(servers: tuple[RunningServer, RunningServer]) -> None:
+    exposed = set(EXPOSED.findall(servers[0].client.get("/metrics").text))
+    shown = json.dumps(DASHBOARD["panels"])
+    assert exposed
+    assert {name for name in exposed if name not in shown} == set()
+
+
+def test_the_dashboard_fits_its_grid_and_its_data_source() -> None:
+    panels = DASHBOARD["panels"]
+    cells = [
+        (x, y)
+        for at in (panel["gridPos"] for panel in panels)
+        for x in range(at["x"], at["x"] + at["w"])
+        for y in range(at["y"], at["y"] + at["h"])
+    ]
+    assert len(cells) == len(set(cells))
+    assert max(x for x, _ in cells) < 24
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    provisioned = (MONITORING / "grafana" / "provisioning" / "datasources" / "prometheus.yml").read_text()
+    sources = {target["datasource"]["uid"] for panel in panels for target in panel["targets"]}
+    assert [f"uid: {source}" in provisioned for source in sources] == [True]
