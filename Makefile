@@ -22,7 +22,7 @@ help:
 	@sed -n 's/^# //p' Makefile
 
 serve: model
-	@$(BIN)/python loadtest/classify.py --url http://127.0.0.1:$(PORT) --wait-s 60 $(PHOTO) & \
+	@$(BIN)/classify --url http://127.0.0.1:$(PORT) --wait-s 60 $(PHOTO) & \
 	    exec $(BIN)/python -m server --port $(PORT) $(FLAGS)
 
 model: $(VENV)/export.done
@@ -58,9 +58,9 @@ $(VENV)/export.done: pyproject.toml constraints.txt
 	@nvidia-smi -L >/dev/null 2>&1 || \
 	    $(PIP) --no-deps --index-url $(CPU_WHEELS) --retries 0 --timeout 5 $(TORCH) 2>/dev/null || \
 	    echo "no CPU build of torch can be had: taking the package index's"
-	$(PIP) --editable '.[export]'
+	$(PIP) --editable '.[client,export]'
 	@touch $@
 
 $(VENV)/test.done: $(VENV)/export.done
-	$(PIP) --editable '.[export,loadtest,test]'
+	$(PIP) --editable '.[client,export,loadtest,test]'
 	@touch $@

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-OURS = {"models", "export", "server", "loadtest", "deploy", "tests"}
+OURS = {"models", "export", "server", "client", "loadtest", "deploy", "tests"}
 WEB = {"fastapi", "starlette", "uvicorn", "multipart", "python_multipart", "httptools", "uvloop"}
 RUNTIMES = {"onnxruntime", "cuda", "openvino", "tensorrt", "tensorrt_rtx", "torch"}
 
@@ -37,7 +37,7 @@ def offences(folder: str, forbidden: set[str], *, but: str | None = None) -> lis
     ]
 
 
-@pytest.mark.parametrize("folder", ["models", "export", "server", "loadtest"])
+@pytest.mark.parametrize("folder", ["models", "export", "server", "client", "loadtest"])
 def test_the_rules_are_about_something(folder: str) -> None:
     assert list(imports(folder))
 
@@ -91,8 +91,9 @@ def test_the_engine_core_knows_neither_processes_nor_sockets() -> None:
     assert found == []
 
 
-def test_loadtest_speaks_http_only() -> None:
-    assert offences("loadtest", OURS - {"loadtest"}) == []
+@pytest.mark.parametrize("folder", ["client", "loadtest"])
+def test_clients_speak_http_only(folder: str) -> None:
+    assert offences(folder, OURS - {folder}) == []
 
 
 def test_a_serving_process_loads_neither_torch_nor_onnx() -> None:

@@ -3,7 +3,7 @@
 from fastapi import FastAPI
 
 from server import VERSION
-from server.http import classify, operations, problems, v2
+from server.http import classify, operations, page, problems, v2
 from server.http.service import Service
 
 
@@ -14,9 +14,12 @@ def create_app(service: Service) -> FastAPI:
         description="Image classification: an image in, its most probable classes out.",
         version=VERSION,
         redirect_slashes=False,  # a redirect would go to whatever host the client named
+        docs_url=None,  # FastAPI's own load scripts from elsewhere; ours is in page
+        redoc_url=None,
     )
     problems.install(app)
     app.include_router(classify.router(service))
     app.include_router(operations.router(service))
     app.include_router(v2.router(service))
+    page.install(app)
     return app

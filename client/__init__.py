@@ -1,0 +1,26 @@
+"""A client of the service, for programs (`Client`, `AsyncClient`) and for people (`classify photo.jpg`).
+
+with Client("http://127.0.0.1:8000") as client:
+    print(client.classify(Path("cat.jpg").read_bytes()).predictions[0].label)
+"""
+
+from client.answers import Classification, Model, Prediction, Timings
+from client.clients import DEFAULT_DEADLINE_S, DEFAULT_URL, AsyncClient, Client
+from client.errors import BusyError, ClientError, FailedError, NoAnswerError, ProblemError, RejectedError
+
+__all__ = [
+    "DEFAULT_DEADLINE_S",
+    "DEFAULT_URL",
+    "AsyncClient",
+    "BusyError",
+    "Classification",
+    "Client",
+    "ClientError",
+    "FailedError",
+    "Model",
+    "NoAnswerError",
+    "Prediction",
+    "ProblemError",
+    "RejectedError",
+    "Timings",
+]

@@ -1,0 +1,176 @@
+"""`classify IMAGE …`: classify images by a running service, and print their classes.
+
+An IMAGE is a file, a folder (searched with all folders in it), a pattern ('photos/**/*.jpg'), an http(s) address, or -
+for standard input. What fails is told on standard error, and the others are printed all the same.
+"""
+
+import argparse
+import asyncio
+import csv
+import io
+import json
+import os
+import sys
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from contextlib import aclosing
+from dataclasses import asdict
+from typing import TypeVar
+
+import httpx
+from tqdm import tqdm
+
+from client import sources
+from client.answers import Classification
+from client.clients import DEFAULT_DEADLINE_S, DEFAULT_URL, AsyncClient
+from client.errors import ClientError, ProblemError
+from client.sources import SourceError
+
+Result = TypeVar("Result")
+Outcome = Classification | ClientError | SourceError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; 0: all images were classified, 1: some were not, 2: wrong arguments, 130: interrupted."""
+    options = _parse(arguments)
+    try:
+        failed = asyncio.run(_classify_all(options))
+        sys.stdout.flush()
+    except ClientError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # as of `classify … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 1 if failed else 0
+
+
+async def _classify_all(options: argparse.Namespace) -> int:
+    """Print every image's outcome, in the order of the images; how many failed."""
+    failed = 0
+    async with (
+        AsyncClient(options.url, deadline_s=options.deadline_s, connections=options.in_flight) as client,
+        httpx.AsyncClient(timeout=options.deadline_s) as web,
+    ):
+
+        async def classify(name: str) -> tuple[str, Outcome]:
+            try:
+                image = await sources.read(name, web)
+                return name, await client.classify(
+                    image, top_k=options.top_k, model=options.model, version=options.version, crops=options.crops
+                )
+            except (ClientError, SourceError) as error:
+                return name, error
+
+        if options.wait_s:
+            await client.wait_until_ready(options.wait_s)
+        names = [name for given in options.images for name in sources.expand(given)]
+        if options.format == "csv":
+            print(_csv_row(_CSV_HEAD))
+        hidden = len(names) == 1 or not sys.stderr.isatty()
+        with tqdm(total=len(names), unit=" images", leave=False, disable=hidden) as progress:
+            async with aclosing(in_order(classify, names, options.in_flight)) as outcomes:
+                async for name, outcome in outcomes:
+                    with progress.external_write_mode():
+                        failed += not _report(name, outcome, options.format)
+                    progress.update()
+    return failed
+
+
+async def in_order(
+    act: Callable[[str], Awaitable[Result]], names: Iterable[str], in_flight: int
+) -> AsyncGenerator[Result]:
+    """What `act` returns for each name, in their order; it is at work on at most `in_flight` of them."""
+    tasks: deque[asyncio.Future[Result]] = deque()
+    try:
+        for name in names:
+            if len(tasks) == in_flight:
+                yield await tasks.popleft()
+            tasks.append(asyncio.ensure_future(act(name)))
+        while tasks:
+            yield await tasks.popleft()
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _report(name: str, outcome: Outcome, form: str) -> bool:
+    """Print it; whether there is a classification."""
+    if isinstance(outcome, Classification):
+        print(_FORMATS[form](name, outcome), flush=True)
+        return True
+    if form == "json":
+        code = outcome.code if isinstance(outcome, ProblemError) else None
+        print(json.dumps({"image": name, "error": {"code": code, "detail": str(outcome)}}), flush=True)
+    print(f"{name}: {outcome}", file=sys.stderr)
+    return False
+
+
+def _table(name: str, answer: Classification) -> str:
+    untrained = ", whose weights are untrained" if answer.random_weights else ""
+    lines = [f"{name}, classified by {answer.model}{untrained} in {answer.timings_ms.total:.0f} ms:"]
+    for prediction in answer.predictions:
+        wordnet = f" ({prediction.wordnet_id})" if prediction.wordnet_id else ""
+        lines.append(f"  {prediction.probability:6.1%}  {prediction.label}{wordnet}")
+    return "\n".join(lines)
+
+
+def _json(name: str, answer: Classification) -> str:
+    return json.dumps({"image": name, **asdict(answer)}, ensure_ascii=False)
+
+
+_CSV_HEAD = ("image", "rank", "class_id", "wordnet_id", "label", "probability", "model", "version")
+
+
+def _csv(name: str, answer: Classification) -> str:
+    return "\n".join(
+        _csv_row((name, rank, one.class_id, one.wordnet_id, one.label, one.probability, answer.model, answer.version))
+        for rank, one in enumerate(answer.predictions, start=1)
+    )
+
+
+def _csv_row(cells: Sequence[object]) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(cells)
+    return line.getvalue()
+
+
+_FORMATS: dict[str, Callable[[str, Classification], str]] = {"table": _table, "json": _json, "csv": _csv}
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="classify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("images", nargs="+", metavar="IMAGE")
+    parser.add_argument("--url", default=DEFAULT_URL, help="of the service (default %(default)s)")
+    parser.add_argument("--model", metavar="NAME", help="if not the service's default")
+    parser.add_argument("--version", type=int, metavar="N", help="of the model, if not the newest")
+    parser.add_argument("--top-k", type=int, metavar="N", help="classes of each image (default 5)")
+    parser.add_argument("--crops", type=int, choices=[1, 10], help="10: slower, a little more accurate (default 1)")
+    parser.add_argument(
+        "--format", choices=list(_FORMATS), default="table", help="json: a line for each image; csv: for each class"
+    )
+    parser.add_argument("--in-flight", type=_positive, default=8, metavar="N", help="at one time (default %(default)s)")
+    parser.add_argument(
+        "--deadline-s",
+        type=float,
+        default=DEFAULT_DEADLINE_S,
+        metavar="S",
+        help="for one image, with all attempts (default %(default)g)",
+    )
+    parser.add_argument("--wait-s", type=float, default=0, metavar="S", help="for the service to become ready")
+    return parser.parse_intermixed_args(arguments)
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,175 @@
+"""`Client` and `AsyncClient`: the same, for programs with and without an event loop."""
+
+import asyncio
+import math
+import time
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+
+import httpx
+import msgspec
+
+from client.answers import Classification, Model, Models
+from client.attempts import Attempts
+from client.errors import ClientError, NoAnswerError, error_of
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+DEFAULT_DEADLINE_S = 60.0
+"""For a request with all its attempts."""
+READY_POLL_S = 0.2
+
+Answer = TypeVar("Answer")
+
+
+class Client:
+    """Asks one service, over connections that are kept. Threads may share it.
+
+    Every method raises RejectedError, FailedError, BusyError or NoAnswerError, each a ClientError; the last two only
+    after more than one attempt within `deadline_s`.
+    """
+
+    def __init__(self, url: str = DEFAULT_URL, *, deadline_s: float = DEFAULT_DEADLINE_S) -> None:
+        self._http = httpx.Client(base_url=_checked(url))
+        self._deadline_s = deadline_s
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def classify(
+        self,
+        image: bytes,
+        *,
+        top_k: int | None = None,
+        model: str | None = None,
+        version: int | None = None,
+        crops: Literal[1, 10] | None = None,
+    ) -> Classification:
+        """The classes of an image, given as the bytes of its file; None leaves a choice to the service."""
+        parameters = _parameters(top_k, model, version, crops)
+        return _read(self._ask("POST", "/classify", content=image, params=parameters), Classification)
+
+    def models(self) -> list[Model]:
+        """What is served."""
+        return _read(self._ask("GET", "/models"), Models).models
+
+    def wait_until_ready(self, wait_s: float) -> None:
+        """Return when the service can answer; the deadline is `wait_s`, whether or not there is a service yet."""
+        self._ask("GET", "/readyz", _patient(wait_s))
+
+    def _ask(self, method: str, path: str, attempts: Attempts | None = None, **request: Any) -> httpx.Response:
+        attempts = attempts or Attempts(self._deadline_s)
+        while True:
+            try:
+                # A timeout of httpx is for each step of a request, so one that trickles in can take longer.
+                return _successful(self._http.request(method, path, timeout=attempts.left_s(), **request))
+            except (httpx.HTTPError, ClientError) as error:
+                pause_s = attempts.pause_s(_as_ours(error, self._http.base_url))
+            time.sleep(pause_s)
+
+
+class AsyncClient:
+    """`Client` for an event loop, with at most `connections` requests under way; further ones wait their turn."""
+
+    def __init__(
+        self, url: str = DEFAULT_URL, *, deadline_s: float = DEFAULT_DEADLINE_S, connections: int = 100
+    ) -> None:
+        self._http = httpx.AsyncClient(
+            base_url=_checked(url), timeout=deadline_s, limits=httpx.Limits(max_connections=connections)
+        )
+        self._deadline_s = deadline_s
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def classify(
+        self,
+        image: bytes,
+        *,
+        top_k: int | None = None,
+        model: str | None = None,
+        version: int | None = None,
+        crops: Literal[1, 10] | None = None,
+    ) -> Classification:
+        """As `Client.classify`."""
+        parameters = _parameters(top_k, model, version, crops)
+        return _read(await self._ask("POST", "/classify", content=image, params=parameters), Classification)
+
+    async def models(self) -> list[Model]:
+        """As `Client.models`."""
+        return _read(await self._ask("GET", "/models"), Models).models
+
+    async def wait_until_ready(self, wait_s: float) -> None:
+        """As `Client.wait_until_ready`."""
+        await self._ask("GET", "/readyz", _patient(wait_s))
+
+    async def _ask(self, method: str, path: str, attempts: Attempts | None = None, **request: Any) -> httpx.Response:
+        attempts = attempts or Attempts(self._deadline_s)
+        while True:
+            try:
+                async with asyncio.timeout(attempts.left_s()):
+                    return _successful(await self._http.request(method, path, **request))
+            except (httpx.HTTPError, TimeoutError, ClientError) as error:
+                pause_s = attempts.pause_s(_as_ours(error, self._http.base_url))
+            await asyncio.sleep(pause_s)
+
+
+def _checked(url: str) -> str:
+    """
+    Raises:
+        NoAnswerError: it is no address of a service.
+    """
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise NoAnswerError(f"{url}: {error}") from None
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise NoAnswerError(f"{url} is no address: it must be like {DEFAULT_URL}")
+    return url
+
+
+def _parameters(top_k: int | None, model: str | None, version: int | None, crops: int | None) -> dict[str, str | int]:
+    given = {"top_k": top_k, "model": model, "version": version, "crops": crops}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _patient(wait_s: float) -> Attempts:
+    return Attempts(wait_s, most_lost=math.inf, longest_pause_s=READY_POLL_S)
+
+
+def _successful(response: httpx.Response) -> httpx.Response:
+    if not response.is_success:
+        raise error_of(response)
+    return response
+
+
+def _read(response: httpx.Response, kind: type[Answer]) -> Answer:
+    try:
+        return msgspec.json.decode(response.content, type=kind)
+    except msgspec.DecodeError as error:
+        raise NoAnswerError(f"{response.url} does not answer as this service does: {error}") from None
+
+
+def _as_ours(error: Exception, url: httpx.URL) -> ClientError:
+    if isinstance(error, ClientError):
+        return error
+    if isinstance(error, httpx.TimeoutException | TimeoutError):
+        return NoAnswerError(f"{url} has not answered before the deadline")
+    return NoAnswerError(f"{url} does not answer: {error or type(error).__name__}")

@@ -1,0 +1,72 @@
+"""The images that a person names: files, folders, patterns, addresses, standard input."""
+
+import asyncio
+import sys
+from collections.abc import Iterator
+from glob import glob
+from pathlib import Path
+
+import httpx
+
+SUFFIXES = {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+"""Of files that are taken from a folder; a file that is named is sent whatever it is called."""
+MAX_BYTES = 256 * 2**20
+"""More is not read: no service takes as much."""
+STDIN = "-"
+
+
+class SourceError(Exception):
+    """An image cannot be had; the message says why."""
+
+
+def expand(name: str) -> Iterator[str]:
+    """The names of the single images that a name stands for, in order; itself where there are none."""
+    path = Path(name)
+    if name == STDIN or _is_address(name) or path.is_file():
+        found = []
+    elif path.is_dir():
+        found = sorted(str(file) for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    else:
+        found = [image for match in sorted(glob(name, recursive=True)) for image in expand(match)]  # noqa: PTH207
+    yield from found or [name]
+
+
+async def read(name: str, web: httpx.AsyncClient) -> bytes:
+    """The bytes of one image.
+
+    Raises:
+        SourceError: it does not exist, cannot be read, or has more than MAX_BYTES.
+    """
+    try:
+        image = await (_download(name, web) if _is_address(name) else asyncio.to_thread(_read, name))
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise SourceError(f"cannot be downloaded: {error or type(error).__name__}") from None
+    except IsADirectoryError:
+        raise SourceError("a folder without images") from None
+    except OSError as error:
+        raise SourceError(error.strerror or str(error)) from None
+    if len(image) > MAX_BYTES:
+        raise SourceError(f"more than {MAX_BYTES} bytes")
+    return image
+
+
+def _is_address(name: str) -> bool:
+    return name.startswith(("http://", "https://"))
+
+
+def _read(name: str) -> bytes:
+    if name == STDIN:
+        return sys.stdin.buffer.read(MAX_BYTES + 1)
+    with Path(name).open("rb") as file:
+        return file.read(MAX_BYTES + 1)
+
+
+async def _download(address: str, web: httpx.AsyncClient) -> bytes:
+    content = bytearray()
+    async with web.stream("GET", address, follow_redirects=True) as response:
+        response.raise_for_status()
+        async for chunk in response.aiter_bytes():
+            content += chunk
+            if len(content) > MAX_BYTES:
+                break
+    return bytes(content)

@@ -1,0 +1,168 @@
+"""The command, as a person calls it, against a real server."""
+
+import csv
+import io
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import termios
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import tiny
+from tests.server.running import PATIENCE_S, ROOT, RunningServer, red_image, until
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """Serves `tiny` in versions 1 and 2 (the default)."""
+    repository = tmp_path_factory.mktemp("repository")
+    tiny.write(repository)
+    tiny.write(repository, version=2)
+    with RunningServer(repository) as running:
+        yield running
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Images 1.png to 20.png, of those classes, and one that is none."""
+    for red in range(1, 21):
+        (tmp_path / f"{red:02}.png").write_bytes(red_image(red))
+    (tmp_path / "broken.png").write_bytes(red_image(1)[:-30])
+    return tmp_path
+
+
+def command(url: str, *arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "client", "--url", url, *map(str, arguments)]
+
+
+def classify(server: RunningServer, *arguments: str | Path, **how: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(server.url, *arguments), cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, **how
+    )
+
+
+def test_one_image_is_printed_with_its_five_classes(server: RunningServer, folder: Path) -> None:
+    done = classify(server, folder / "07.png")
+    assert (done.returncode, done.stderr) == (0, "")
+    head, *classes = done.stdout.splitlines()
+    assert head.startswith(f"{folder}/07.png, classified by tiny in ")
+    assert len(classes) == 5
+    assert classes[0].split()[1:] == ["red", "7"]
+
+
+def test_a_folder_is_printed_in_order_and_what_fails_spares_the_others(server: RunningServer, folder: Path) -> None:
+    done = classify(server, "--format", "json", folder, folder / "none.png")
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 1
+    assert [answer["predictions"][0]["class_id"] for answer in answers[:20]] == list(range(1, 21))
+    assert [answer["error"]["code"] for answer in answers[20:]] == ["broken_image", None]
+    broken, missing = done.stderr.splitlines()
+    assert broken.startswith(f"{folder}/broken.png: ")
+    assert "(broken_image)" in broken
+    assert missing == f"{folder}/none.png: No such file or directory"
+
+
+def test_csv_has_a_row_for_each_class(server: RunningServer, folder: Path) -> None:
+    done = classify(server, "--format", "csv", "--top-k", "2", f"{folder}/0*.png", "--in-flight", "3")
+    rows = list(csv.DictReader(io.StringIO(done.stdout)))
+    assert done.returncode == 0, done.stderr
+    assert len(rows) == 18
+    assert [int(row["class_id"]) for row in rows[::2]] == list(range(1, 10))
+    assert (rows[0]["image"], rows[0]["rank"], rows[0]["model"]) == (f"{folder}/01.png", "1", "tiny")
+
+
+def test_choices_reach_the_service(server: RunningServer, folder: Path) -> None:
+    done = classify(
+        server, "--format=json", "--model=tiny", "--version=1", "--top-k=3", "--crops=10", folder / "01.png"
+    )
+    answer = json.loads(done.stdout)
+    assert (answer["version"], len(answer["predictions"])) == (1, 3)
+    assert "(unknown_model)" in classify(server, "--model", "none", folder / "01.png").stderr
+
+
+def test_standard_input_is_an_image(server: RunningServer) -> None:
+    done = subprocess.run(command(server.url, "-"), cwd=ROOT, input=red_image(9), capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert b"red 9" in done.stdout
+
+
+def test_an_address_is_an_image(server: RunningServer) -> None:
+    done = classify(server, f"{server.url}/static/icon.svg")  # downloaded, and then found to be none
+    assert (done.returncode, "(not_an_image)" in done.stderr) == (1, True)
+
+
+def test_progress_is_shown_on_a_terminal_only(server: RunningServer, folder: Path) -> None:
+    assert "images/s" not in classify(server, folder).stderr
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    done = subprocess.run(command(server.url, folder), cwd=ROOT, stdout=subprocess.PIPE, stderr=theirs, text=True)
+    os.close(theirs)
+    assert "0/21 [" in os.read(ours, 1 << 20).decode()
+    os.close(ours)
+    assert done.stdout.count("classified by") == 20
+
+
+def test_a_server_that_dies_spares_what_was_answered(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    repository = tmp_path_factory.mktemp("slow")
+    tiny.write(repository, work=400)
+    with (
+        RunningServer(repository, max_batch=1) as server,
+        subprocess.Popen(
+            command(server.url, "--in-flight", "4", folder),
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process,
+    ):
+        assert process.stdout
+        assert "01.png" in process.stdout.readline()
+        server.process.kill()
+        out, err = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 1
+        assert out.count("classified by") + 1 + err.count("does not answer") == 21
+
+
+def test_an_interrupt_ends_it(folder: Path, server: RunningServer) -> None:
+    os.kill(server.pid("engine"), signal.SIGSTOP)
+    try:
+        with subprocess.Popen(command(server.url, folder), cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+            until(lambda: server.metric("serving_pending_requests") > 0)
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=PATIENCE_S)
+            assert (process.returncode, err) == (130, "interrupted\n")
+    finally:
+        os.kill(server.pid("engine"), signal.SIGCONT)
+
+
+def test_a_reader_that_has_enough_ends_it(server: RunningServer, folder: Path) -> None:
+    done = subprocess.run(
+        ["bash", "-c", '"$@" | head -n 1', "-", *command(server.url, folder, *[folder] * 20)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.startswith(f"{folder}/01.png")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("wrong", [[], ["--crops", "3", "x"], ["--in-flight", "0", "x"], ["--format", "xml", "x"]])
+def test_wrong_arguments_are_told_of(server: RunningServer, wrong: list[str]) -> None:
+    done = classify(server, *wrong)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "usage: classify" in done.stderr
+
+
+def test_no_server_is_one_line(folder: Path) -> None:
+    done = subprocess.run(
+        command("http://127.0.0.1:9", folder / "01.png"), cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "127.0.0.1:9 does not answer" in done.stderr
