@@ -2,6 +2,7 @@
 # make test    what CI runs: style, types, tests
 # make bench   images per second and latency beside the machine's limit
 # make protobuf   the messages of gRPC, after a change to server/grpc/inference.proto
+# make compare this server beside LitServe, BentoML, mosec, Ray Serve, Triton and plain FastAPI (an hour; FLAGS=--help)
 # make help    all targets
 
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3,$(shell command -v $(name))))
@@ -16,7 +17,7 @@ PIP := $(BIN)/pip install --disable-pip-version-check --constraint constraints.t
 TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
-.PHONY: help serve model test lint bench loadtest protobuf clean
+.PHONY: help serve model test lint bench compare loadtest protobuf clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -39,6 +40,9 @@ lint: $(VENV)/test.done
 bench: model $(VENV)/test.done
 	$(BIN)/python loadtest/bench.py $(FLAGS)
 
+compare: $(VENV)/test.done
+	$(BIN)/python loadtest/compare $(FLAGS)
+
 loadtest: $(VENV)/test.done
 	$(BIN)/locust -f loadtest/locustfile.py --host http://127.0.0.1:$(PORT) $(FLAGS)
 
@@ -48,7 +52,7 @@ protobuf:  # in an environment of its own: what it writes is kept, so nobody els
 	$(VENV)/protobuf/bin/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. server/grpc/inference.proto
 
 clean:
-	rm -rf $(VENV) model_repository weights
+	rm -rf $(VENV) .compare model_repository weights
 
 $(VENV)/export.done: pyproject.toml constraints.txt
 	@echo "installing into $(VENV) with $(PYTHON)"

@@ -1,6 +1,7 @@
 """What an answer to `POST /classify` must look like."""
 
 import json
+from collections.abc import Sequence
 from typing import NamedTuple
 
 TOP_K = 5
@@ -27,16 +28,39 @@ def parse(status: int, body: bytes) -> Answer:
     Raises:
         WrongAnswerError: they do not, or the status is not 200.
     """
-    if status != 200:
-        raise WrongAnswerError(f"status {status}: {body[:200].decode(errors='replace')}")
+    check_status(status, body)
     try:
         content = json.loads(body)
         probabilities = [prediction["probability"] for prediction in content["predictions"]]
         answer = Answer(content["model"], content["predictions"][0]["class_id"], content["batch_size"])
     except (ValueError, LookupError, TypeError) as error:
-        raise WrongAnswerError(f"not an answer, {error!r}: {body[:200].decode(errors='replace')}") from error
+        raise unreadable(body, error) from error
+    check_probabilities(probabilities)
+    return answer
+
+
+def check_status(status: int, body: bytes) -> None:
+    """See that it is a success.
+
+    Raises:
+        WrongAnswerError: it is not.
+    """
+    if status != 200:
+        raise WrongAnswerError(f"status {status}: {body[:200].decode(errors='replace')}")
+
+
+def check_probabilities(probabilities: Sequence[float]) -> None:
+    """See that there are TOP_K, falling, that add up to at most 1.
+
+    Raises:
+        WrongAnswerError: it is otherwise.
+    """
     if len(probabilities) != TOP_K:
         raise WrongAnswerError(f"{len(probabilities)} predictions instead of {TOP_K}")
-    if probabilities != sorted(probabilities, reverse=True) or sum(probabilities) > 1 + _ROUNDING:
+    if list(probabilities) != sorted(probabilities, reverse=True) or sum(probabilities) > 1 + _ROUNDING:
         raise WrongAnswerError(f"not probabilities in falling order: {probabilities}")
-    return answer
+
+
+def unreadable(body: bytes, error: Exception) -> WrongAnswerError:
+    """Describe an answer that is none."""
+    return WrongAnswerError(f"not an answer, {error!r}: {body[:200].decode(errors='replace')}")

@@ -17,36 +17,24 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import harmonic_mean, mean
-from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
 import uvloop
 
-from loadtest import client, photos
+from loadtest import client, machine, photos
 from loadtest.answers import WrongAnswerError
 from loadtest.client import ClosedLoop, Photo, Window
+from loadtest.machine import Limit, Meters
 
 MOST_FAULTS = 10
 """Printed of those that differ; each may name its own request."""
 STOP_S = 30.0
 """What the server is given to drain."""
 
-Limit = dict[str, Any]
-"""What `python -m server.limit --json` prints."""
-
 
 class BenchError(Exception):
     """There is nothing to measure; the message says why."""
-
-
-class Meters(NamedTuple):
-    """CPU-seconds since whatever beginning."""
-
-    server: float
-    client: float
-    machine: float
-    """of all processes"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +80,15 @@ async def _bench(base_url: str, process: psutil.Process | None, options: argpars
     model, sent = await _first_answers(url, paths)
     print(f"{model}, {len(sent)} photos, {options.seconds:g} s after {options.warm_up:g} s of warm-up each\n")
     print(_row(None), flush=True)
-    limits = [_limit(model, paths, options)]
+    limits = [machine.limit(model, options.repository, paths, options.seconds)]
     steps: list[Step] = []
     faults: set[str] = set()
     for connections in options.connections:
         loop = ClosedLoop(url, sent)
-        window = await loop.run(connections, options.warm_up, options.seconds, lambda: _read_meters(process))
-        limits.append(limits[0] and _limit(model, paths, options))
+        window = await loop.run(
+            connections, options.warm_up, options.seconds, lambda: machine.read_meters(_tree(process))
+        )
+        limits.append(limits[0] and machine.limit(model, options.repository, paths, options.seconds))
         steps.append(_step(connections, window, limits[-2:], has_server=process is not None))
         faults |= window.faults.keys()
         print(_row(steps[-1]), flush=True)
@@ -120,18 +110,6 @@ async def _first_answers(url: str, paths: Sequence[Path]) -> tuple[str, list[Pho
             answer = await ask(request)
             sent.append(Photo(request, answer.top1))
     return answer.model, sent
-
-
-def _limit(model: str, paths: Sequence[Path], options: argparse.Namespace) -> Limit | None:
-    """What the machine can do now; None, and a line on standard error, where it cannot be measured."""
-    command = [sys.executable, "-m", "server.limit", "--json", "--model", model, "--seconds", str(options.seconds)]
-    command += ["--repository", str(options.repository), *map(str, paths)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
-    if done.returncode:
-        print(f"no limit: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
-        return None
-    limit: Limit = json.loads(done.stdout)
-    return limit
 
 
 @contextmanager
@@ -165,24 +143,15 @@ def _ready_url(process: subprocess.Popen[str]) -> str:
     raise BenchError(f"the server did not start:\n{''.join(log)}")
 
 
-def _read_meters(process: psutil.Process | None) -> Meters:
-    tree = [process, *process.children(recursive=True)] if process else []
-    machine = psutil.cpu_times()
-    return Meters(
-        sum(_cpu_s(member) for member in tree), _cpu_s(psutil.Process()), sum(machine) - machine.idle - machine.iowait
-    )
-
-
-def _cpu_s(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return float(times.user + times.system)
+def _tree(process: psutil.Process | None) -> list[psutil.Process]:
+    return [process, *process.children(recursive=True)] if process else []
 
 
 def _step(connections: int, window: Window[Meters], limits: Sequence[Limit | None], *, has_server: bool) -> Step:
     images = len(window.latencies_s)
     if not images:
         raise BenchError(f"{connections} connections: no answers; {'; '.join(window.faults)}")
-    used = Meters(*(after - before for before, after in zip(window.before, window.after, strict=True)))
+    used = window.after.since(window.before)
     known = [limit for limit in limits if limit]
     limit_per_s = mean(limit["images_per_s"] for limit in known) if known else None
     needed_ms = 1e3 * known[0]["cpus"] / limit_per_s if limit_per_s else None

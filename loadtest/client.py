@@ -7,7 +7,7 @@ import asyncio
 import re
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import cycle
@@ -24,6 +24,10 @@ _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 Reading = TypeVar("Reading")
 Ask = Callable[[bytes], Awaitable[Answer]]
+Parse = Callable[[int, bytes], Answer]
+"""Status and body to an answer; raises WrongAnswerError."""
+
+JPEG = {"Content-Type": "image/jpeg"}
 
 
 @dataclass(slots=True)
@@ -46,20 +50,21 @@ class Window(NamedTuple, Generic[Reading]):
     """Also those of the warm-up and of what was under way at the end."""
 
 
-def request(url: str, photo: bytes) -> bytes:
+def request(url: str, photo: bytes, headers: Mapping[str, str] = JPEG) -> bytes:
     """`POST url` with a photo as the body."""
     parts = urlsplit(url)
     target = parts.path + (f"?{parts.query}" if parts.query else "")
-    head = f"POST {target} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(photo)}"
-    return head.encode() + b"\r\n\r\n" + photo
+    fields = {"Host": parts.netloc, **headers, "Content-Length": str(len(photo))}
+    head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+    return f"POST {target} HTTP/1.1\r\n{head}\r\n".encode() + photo
 
 
 @asynccontextmanager
-async def connect(url: str) -> AsyncGenerator[Ask]:
+async def connect(url: str, parse: Parse = answers.parse) -> AsyncGenerator[Ask]:
     """A connection, as the function that sends a request on it and waits for its answer.
 
     The function raises:
-        WrongAnswerError: see `answers.parse`; the connection goes on.
+        WrongAnswerError: see `parse`; the connection goes on.
         OSError, EOFError: the connection is broken.
     """
     parts = urlsplit(url)
@@ -72,7 +77,7 @@ async def connect(url: str) -> AsyncGenerator[Ask]:
         length = _LENGTH.search(head)
         if length is None:
             raise ConnectionError(f"an answer without a length: {head[:200]!r}")
-        return answers.parse(int(head[9:12]), await reader.readexactly(int(length[1])))
+        return parse(int(head[9:12]), await reader.readexactly(int(length[1])))
 
     try:
         yield ask
@@ -86,6 +91,7 @@ class ClosedLoop:
 
     url: str
     photos: Iterable[Photo]
+    parse: Parse = answers.parse
     _latencies_s: list[float] = field(default_factory=list)
     _batch_sizes: list[int] = field(default_factory=list)
     _faults: Counter[str] = field(default_factory=Counter)
@@ -114,7 +120,7 @@ class ClosedLoop:
 
     async def _send(self, photos: Iterator[Photo]) -> None:
         try:
-            async with connect(self.url) as ask:
+            async with connect(self.url, self.parse) as ask:
                 while self._going:
                     await self._send_one(ask, next(photos))
         except (OSError, EOFError) as error:

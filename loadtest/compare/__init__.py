@@ -1,0 +1,1 @@
+"""This server and its rivals at the same work, in one run: `python loadtest/compare --help`."""

@@ -1,0 +1,56 @@
+"""The rivals' virtual environments: one for each, since what they need does not go together."""
+
+import hashlib
+import re
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+RIVALS = Path(__file__).with_name("rivals")
+
+
+class InstallError(Exception):
+    """A rival cannot be installed; the message says why."""
+
+
+def requirements(rival: str) -> Path:
+    """Every package that a rival runs with, each pinned."""
+    return RIVALS / f"{rival}.txt"
+
+
+def version(rival: str, package: str) -> str:
+    """The pinned version of one package."""
+    found = re.search(rf"^{re.escape(package)}==(\S+)", requirements(rival).read_text(), re.MULTILINE)
+    return found[1] if found else ""
+
+
+def ensure(rival: str, folder: Path) -> Path:
+    """The folder with the programs of a rival's environment, made where it is missing or was made of other pins.
+
+    Raises:
+        InstallError: pip fails.
+    """
+    pins = requirements(rival)
+    environment, done = folder / rival, folder / rival / "installed"
+    digest = hashlib.sha256(pins.read_bytes() + sys.version.encode()).hexdigest()
+    if not (done.exists() and done.read_text() == digest):
+        print(f"installing {rival} into {environment}", flush=True)
+        shutil.rmtree(environment, ignore_errors=True)
+        venv.create(environment, with_pip=True)
+        # -I: a package that PYTHONPATH offers here is not there when the rival runs
+        pip = [
+            str(environment / "bin" / "python"),
+            "-I",
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+        ]
+        ended = subprocess.run([*pip, "--requirement", str(pins)], stderr=subprocess.PIPE, text=True, check=False)  # noqa: S603
+        if ended.returncode:
+            raise InstallError(f"{rival} cannot be installed: {ended.stderr.strip()[-1000:]}")
+        done.write_text(digest)
+    return environment / "bin"

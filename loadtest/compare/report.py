@@ -1,0 +1,215 @@
+"""Rows to tables and plots."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from loadtest.compare.rows import Limits, Measured, Row
+from loadtest.compare.servers import OURS, SERVERS
+
+TITLES = {(server.name, server.variant): server.title for server in SERVERS}
+_ORDER = list(TITLES)
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """All rounds of one variant of one server under one load."""
+
+    server: str
+    variant: str
+    connections: int
+    images_per_s: tuple[float, ...]
+    """of each round"""
+    of_limit: float | None
+    measured: Measured
+    """medians, but for errors, which are added up"""
+
+    @property
+    def title(self) -> str:
+        """For people; a rival's tuned variant says so."""
+        return TITLES[self.server, self.variant] + (", no spinning" if self.variant == "tuned" else "")
+
+    @property
+    def pace(self) -> float:
+        """Images per second, the median of the rounds."""
+        return median(self.images_per_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Everything about one network."""
+
+    work: str
+    summaries: tuple[Summary, ...]
+    limits: Limits | None
+    """medians"""
+    others_share: float
+    """of the machine's CPUs, taken by neither server nor client; median"""
+    failures: tuple[str, ...]
+
+    @property
+    def loads(self) -> list[int]:
+        """All numbers of connections."""
+        return sorted({summary.connections for summary in self.summaries})
+
+    def best(self, load: int) -> list[Summary]:
+        """Each rival by its best variant, ours by all, the fastest first."""
+        fastest_first = sorted(
+            (summary for summary in self.summaries if summary.connections == load), key=lambda one: -one.pace
+        )
+        seen: set[str] = set()
+        found = []
+        for summary in fastest_first:
+            if summary.server == OURS or summary.server not in seen:
+                found.append(summary)
+                seen.add(summary.server)
+        return found
+
+
+def summarise(rows: Iterable[Row]) -> list[Part]:
+    """The parts, in the order in which their networks were measured."""
+    by_work: dict[str, list[Row]] = {}
+    for row in rows:
+        by_work.setdefault(row.work, []).append(row)
+    return [_part(work, members) for work, members in by_work.items()]
+
+
+def markdown(parts: Sequence[Part], head: str, plots: Sequence[str]) -> str:
+    """The document; `plots` are the names of files beside it, one for each part."""
+    sections = [f"# This server and its rivals, side by side\n\n{head}"]
+    for part, plot in zip(parts, plots, strict=True):
+        others = f"Other programs took {part.others_share:.0%} of the CPUs (median of all rows)."
+        sections.append(f"## {part.work}\n\n{others}\n\n![images per second and CPU time]({plot})")
+        sections += [f"### {part.work}, {_connections(load)}\n\n{_table(part, load)}" for load in part.loads]
+        sections.append(f"### {part.work}, every variant, images/s: median (least to most)\n\n{_variants(part)}")
+        if part.failures:
+            sections.append("### Not measured\n\n" + "\n".join(f"- {failure}" for failure in part.failures))
+    return "\n\n".join(sections) + "\n"
+
+
+def plot(part: Part, path: Path) -> None:
+    """Draw images/s under each load, and CPU time under the largest, as SVG."""
+    import matplotlib as mpl  # takes a second: not for --help
+    from matplotlib.figure import Figure
+
+    loads = part.loads
+    names = [(one.server, one.variant) for one in reversed(part.best(loads[-1]))]
+    found = {(one.server, one.variant, one.connections): one for one in part.summaries}
+    titles = [found[*name, loads[-1]].title for name in names]
+    with mpl.rc_context({"svg.hashsalt": part.work, "svg.fonttype": "none", "font.size": 9}):
+        figure = Figure(figsize=(11, 1.5 + 0.5 * len(names)), layout="constrained")
+        left, right = figure.subplots(1, 2, sharey=True)
+        height = 0.8 / len(loads)
+        for number, load in enumerate(loads):
+            places = [place + 0.4 - height * (number + 0.5) for place in range(len(names))]
+            paces = [one.pace if (one := found.get((*name, load))) else 0.0 for name in names]
+            left.barh(places, paces, height, label=_connections(load))
+        right.barh(titles, [found[*name, loads[-1]].measured.cpu_ms for name in names], 0.6, color="gray")
+        left.set_yticks(range(len(names)), titles)
+        left.set_xlabel("images/s")
+        right.set_xlabel(f"CPU-ms an image, {_connections(loads[-1])}")
+        if part.limits:
+            left.axvline(part.limits.images_per_s, color="black", linestyle="--", label="limit")
+            right.axvline(part.limits.cpu_ms, color="black", linestyle="--")
+        left.legend()
+        figure.suptitle(part.work)
+        figure.savefig(path, format="svg", metadata={"Date": None})
+
+
+def _part(work: str, rows: Sequence[Row]) -> Part:
+    groups: dict[tuple[str, str, int], list[Row]] = {}
+    for row in rows:
+        if row.measured:
+            groups.setdefault((row.server, row.variant, row.connections), []).append(row)
+    ordered = sorted(groups, key=lambda key: (_ORDER.index(key[:2]), key[2]))
+    failures = {
+        f"{TITLES[row.server, row.variant]}, {row.variant}: {_shortly(row.failure)}" for row in rows if row.failure
+    }
+    return Part(
+        work,
+        summaries=tuple(_summary(*key, groups[key]) for key in ordered),
+        limits=_medians([row.limits for row in rows if row.limits]),
+        others_share=median([row.measured.others_share for row in rows if row.measured] or [0.0]),
+        failures=tuple(sorted(failures)),
+    )
+
+
+def _summary(server: str, variant: str, connections: int, rows: Sequence[Row]) -> Summary:
+    measured = [row.measured for row in rows if row.measured]
+    shares = [row.measured.images_per_s / row.limits.images_per_s for row in rows if row.measured and row.limits]
+    middle = {
+        name: median(getattr(one, name) for one in measured)
+        for name in Measured.model_fields
+        if name not in ("errors", "faults", "processes")
+    }
+    return Summary(
+        server,
+        variant,
+        connections,
+        images_per_s=tuple(one.images_per_s for one in measured),
+        of_limit=median(shares) if shares else None,
+        measured=Measured(
+            **middle,
+            processes=measured[-1].processes,
+            errors=sum(one.errors for one in measured),
+            faults={fault: count for one in measured for fault, count in one.faults.items()},
+        ),
+    )
+
+
+def _medians(limits: Sequence[Limits]) -> Limits | None:
+    if not limits:
+        return None
+    return Limits(**{name: median(getattr(one, name) for one in limits) for name in Limits.model_fields})
+
+
+def _table(part: Part, load: int) -> str:
+    best = part.best(load)
+    ours = next((one.pace for one in best if (one.server, one.variant) == (OURS, "onnx")), None)
+    columns: dict[str, Callable[[Summary], str]] = {
+        "server": lambda one: f"**{one.title}**" if one.server == OURS else one.title,
+        "images/s": lambda one: f"{one.pace:.1f}",
+        "of ours": lambda one: f"{one.pace / ours:.2f}" if ours else "",
+        "of the limit": lambda one: "" if one.of_limit is None else f"{one.of_limit:.0%}",
+        "p50 ms": lambda one: f"{one.measured.p50_ms:.1f}",
+        "p99 ms": lambda one: f"{one.measured.p99_ms:.1f}",
+        "CPU-ms": lambda one: f"{one.measured.cpu_ms:.1f}",
+        "memory MB": lambda one: f"{one.measured.memory_mb:.0f}",
+        "start s": lambda one: f"{one.measured.start_s:.1f}",
+        "same class": lambda one: f"{one.measured.same_class:.0%}",
+        "errors": lambda one: str(one.measured.errors),
+    }
+    lines = [[text(one) for text in columns.values()] for one in best]
+    if part.limits:
+        alone = f"{part.limits.lone_ms:.1f}" if load == 1 else ""
+        lines.append(["limit", f"{part.limits.images_per_s:.1f}", "", "", alone, "", f"{part.limits.cpu_ms:.1f}"])
+    return _lines(list(columns), lines)
+
+
+def _variants(part: Part) -> str:
+    titles = {(one.server, one.variant): one.title for one in part.summaries}
+    found = {(one.server, one.variant, one.connections): one for one in part.summaries}
+
+    def cell(one: Summary | None) -> str:
+        return f"{one.pace:.1f} ({min(one.images_per_s):.1f} to {max(one.images_per_s):.1f})" if one else ""
+
+    head = ["server", *map(_connections, part.loads)]
+    return _lines(
+        head, [[title, *(cell(found.get((*name, load))) for load in part.loads)] for name, title in titles.items()]
+    )
+
+
+def _shortly(failure: str) -> str:
+    """What happened and how the log ends."""
+    first, *_, last = [*failure.splitlines(), ""]
+    return f"{first} … {last}".rstrip(" …")
+
+
+def _connections(load: int) -> str:
+    return f"{load} connection{'s' if load > 1 else ''}"
+
+
+def _lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    full = [head, ["---"] * len(head), *([*row, *[""] * (len(head) - len(row))] for row in rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in full)

@@ -1,0 +1,52 @@
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from loadtest.compare import processes
+from tests.server.running import until
+
+DAEMON = """
+import os, signal
+if os.fork():
+    os._exit(0)
+os.setsid()
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+signal.pause()
+"""
+SERVER = f"""
+import subprocess, sys, signal
+subprocess.Popen([sys.executable, "-c", {DAEMON!r}]).wait()
+print("it serves", flush=True)
+signal.pause()
+"""
+
+
+def test_a_daemon_that_left_the_tree_is_counted_and_ended(tmp_path: Path) -> None:
+    with processes.start([sys.executable, "-c", SERVER], {}, tmp_path, tmp_path) as running:
+        until(lambda: "it serves" in running.log_tail())
+        members = running.members()
+        assert len(members) == 2
+        assert psutil.Process(running.process.pid).children() == []
+        assert running.memory_mb() > 1
+    assert running.has_ended
+    psutil.wait_procs(members, timeout=10)
+    assert not any(member.is_running() and member.status() != psutil.STATUS_ZOMBIE for member in members)
+
+
+def test_an_interrupt_ends_them(tmp_path: Path) -> None:
+    with (
+        pytest.raises(KeyboardInterrupt),
+        processes.start([sys.executable, "-c", SERVER], {}, tmp_path, tmp_path) as running,
+    ):
+        raise KeyboardInterrupt
+    assert running.has_ended
+    assert running.members() == []
+
+
+def test_home_and_temporary_files_are_in_its_folder(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "import os, tempfile; print(os.environ['HOME'], tempfile.gettempdir())"]
+    with processes.start(command, {}, tmp_path, tmp_path) as running:
+        until(lambda: running.has_ended)
+    assert running.log_tail() == f"{tmp_path} {tmp_path}"
