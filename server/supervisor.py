@@ -221,7 +221,7 @@ class Supervisor:
 
     def _start_engine(self) -> _Child:
         self._engine_starts += 1
-        address = f"ipc://{self._socket_path()}"
+        address = str(self._socket_path())
         models = self._rollout.start_engine()
         folder = self._settings.repository
         return _Child.start("engine", engine_process.main, self._settings, folder, models, self._slots, address)

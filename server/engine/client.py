@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import logging
 import math
-import os
+import socket
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,10 +17,10 @@ from enum import Enum, auto
 from typing import Any, NamedTuple
 
 import numpy as np
-import zmq
 from numpy.typing import NDArray
 
 from models.manifest import CropCount, Preprocessing
+from server.engine.channel import Channel
 from server.engine.messages import Answer, Cancel, Dropped, Submit, decode_replies, encode
 from server.engine.pace import Pace
 from server.engine.scheduler import Priority
@@ -130,10 +130,9 @@ class EngineClient:
     """Admits images while slots are free, decodes them into their slots and has the engine classify them."""
 
     def __init__(
-        self, name: str, slots: Slots, owned: range, decode: Decode, decode_threads: int, count: Callable[[int], None]
+        self, slots: Slots, owned: range, decode: Decode, decode_threads: int, count: Callable[[int], None]
     ) -> None:
         """Use the slots `owned`; `count` is told of each change of the number in use."""
-        self._identity = f"{name}:{os.getpid()}".encode()
         self._slots = slots
         self._free = list(owned)
         self._decode = decode
@@ -144,13 +143,13 @@ class EngineClient:
         self._tickets: dict[int, _Ticket] = {}
         self._pace = Pace()
         self._decoding_since_s: dict[int, float] = {}
-        self._socket: zmq.Socket[bytes] | None = None
+        self._channel: Channel | None = None
         self._available = False  # requests are admitted: the engine is there, or will be back at once
 
     @property
     def connected(self) -> bool:
         """The engine is there."""
-        return self._socket is not None
+        return self._channel is not None
 
     def longest_decode_s(self) -> float:
         """How long the slowest decoder has been at its image; 0 where none is at work."""
@@ -216,14 +215,15 @@ class EngineClient:
     def engine_up(self, address: str) -> None:
         """Connect to a new engine and hand it everything that waits."""
         self._disconnect()
-        socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
-        socket.set_hwm(0)  # the slots bound what can be under way
-        socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.IDENTITY, self._identity)
-        socket.connect(address)
-        self._socket = socket
+        connected = socket.socket(socket.AF_UNIX)
+        try:
+            connected.connect(address)
+        except OSError:
+            connected.close()
+            return  # that engine has died by now, too; its successor will be announced
+        self._channel = Channel(connected)
         self._available = True
-        self._loop.add_reader(socket.FD, self._receive)
+        self._loop.add_reader(connected, self._receive)
         for ticket in list(self._tickets.values()):
             if ticket.state is _State.WAITING:
                 self._submit(ticket)
@@ -287,7 +287,7 @@ class EngineClient:
         for ticket in tickets:
             if error or not ticket.wanted:
                 self._end(ticket, error)
-            elif self._socket is not None:
+            elif self._channel is not None:
                 self._submit(ticket)
             elif self._available:
                 ticket.state = _State.WAITING
@@ -310,17 +310,22 @@ class EngineClient:
         )
 
     def _send(self, message: Submit | Cancel) -> None:
-        if self._socket is not None:
-            self._socket.send(encode(message), zmq.NOBLOCK)
-            # Sending may consume the edge that says there is something to read.
-            self._loop.call_soon(self._receive)
+        if self._channel is not None and not self._channel.send(encode(message)):
+            self._loop.add_writer(self._channel.fileno(), self._flush)
+
+    def _flush(self) -> None:
+        if self._channel is not None and self._channel.flush():
+            self._loop.remove_writer(self._channel.fileno())
 
     def _receive(self) -> None:
-        while self._socket is not None:
-            try:
-                replies = decode_replies(self._socket.recv(zmq.NOBLOCK))
-            except zmq.Again:
-                return
+        if self._channel is None:
+            return
+        try:
+            messages = self._channel.receive()
+        except EOFError:
+            self._loop.remove_reader(self._channel.fileno())  # `engine_down` will be called
+            return
+        for replies in map(decode_replies, messages):
             for reply in replies:
                 ticket = self._tickets[reply.id]
                 if isinstance(reply, Dropped):
@@ -381,7 +386,8 @@ class EngineClient:
             self._loop.call_soon_threadsafe(function, *args)
 
     def _disconnect(self) -> None:
-        if self._socket is not None:
-            self._loop.remove_reader(self._socket.FD)
-            self._socket.close()
-            self._socket = None
+        if self._channel is not None:
+            self._loop.remove_reader(self._channel.fileno())
+            self._loop.remove_writer(self._channel.fileno())
+            self._channel.close()
+            self._channel = None

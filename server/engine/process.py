@@ -5,6 +5,8 @@ import gc
 import logging
 import math
 import os
+import select
+import socket
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -12,10 +14,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import zmq
 from numpy.typing import NDArray
 
 from models import manifest
@@ -24,6 +25,7 @@ from server import logs, metrics
 from server.control import HEARTBEAT_S, EngineReady, Heartbeat, Load, Loaded, Unload
 from server.engine import backends
 from server.engine.backends import Backend, DeviceLostError
+from server.engine.channel import Channel
 from server.engine.core import Engine, Outcome
 from server.engine.messages import Answer, Cancel, Dropped, Failure, Reply, Submit, decode_request, encode
 from server.engine.scheduler import Job, Limits, buckets
@@ -32,17 +34,32 @@ from server.errors import Code, ServiceError
 from server.repository import Model
 from server.settings import Settings
 
+if TYPE_CHECKING:
+    from prometheus_client import Histogram
+
 log = logging.getLogger(__name__)
+
+
+class _Meters(NamedTuple):
+    """The metrics of one model, looked up once."""
+
+    queue: "Histogram"
+    inference: "Histogram"
+    batch_size: "Histogram"
+
+    @classmethod
+    def of(cls, all_: metrics.Metrics, name: str) -> "_Meters":
+        return cls(all_.queue.labels(name), all_.inference.labels(name), all_.batch_size.labels(name))
 
 
 class _Image(NamedTuple):
     """A job's payload: whose it is, and where its pixels are."""
 
-    owner: bytes
+    owner: Channel
     id: int
     slot: int
     pixels: NDArray[np.uint8]
-    model: str
+    meters: _Meters
     top_k: int | None
 
 
@@ -91,11 +108,12 @@ class _Process:
         self._held = ExitStack()
         self._page_locked = False
         self._loading: dict[Future[_Loaded], Model] = {}
-        self._workers: dict[bytes, bytes] = {}  # the living process of each HTTP worker, by its name
-        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
-        self._socket.set_hwm(0)  # the slots bound what can be under way
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.bind(address)
+        self._meters: dict[str, _Meters] = {}
+        self._workers: dict[int, Channel] = {}  # by descriptor
+        self._poll = select.epoll()
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(address)
+        self._listener.listen()
 
     def load(self, model: Model, progress: Callable[[], None] = lambda: None) -> _Loaded:
         """Verify the digest, load, and run a batch of every bucket, so that no request pays for a first time.
@@ -129,12 +147,13 @@ class _Process:
 
     def add(self, model: Model, loaded: _Loaded) -> None:
         """Accept jobs for a model."""
-        settings = self._settings.of(model.settings)
+        found, settings = model.manifest, self._settings.of(model.settings)
         limits = Limits(settings.max_batch, settings.max_wait_ms / 1e3, settings.queue_size)
         if loaded.backend.on_gpu and not self._page_locked:
             self._page_locked = True
             self._held.enter_context(backends.page_locked(self._slots.memory))
         self._models[model.id] = model
+        self._meters[model.id] = _Meters.of(self._metrics, found.name)
         self._engine.add_model(model.id, loaded.backend, limits, loaded.latency_s)
 
     def serve(self, ready: EngineReady) -> None:
@@ -143,9 +162,8 @@ class _Process:
             self._turn(ready)
 
     def _turn(self, ready: EngineReady) -> None:
-        poller = zmq.Poller()
-        for source in (self._socket, self._wake, self._control.fileno()):
-            poller.register(source, zmq.POLLIN)
+        for source in (self._listener.fileno(), self._wake, self._control.fileno()):
+            self._poll.register(source, select.EPOLLIN)
         self._control.send(ready)
         heartbeat_s = time.monotonic()
         while True:
@@ -155,19 +173,27 @@ class _Process:
                 heartbeat_s = now_s + HEARTBEAT_S
                 self._show_queues()
             due_s = min(self._engine.next_event_s() or math.inf, now_s + HEARTBEAT_S)
-            ready_sources = dict(poller.poll(max(0, math.ceil((due_s - now_s) * 1e3))))
-            outcomes: list[Outcome[_Image]] = []
-            if self._control.fileno() in ready_sources:
-                try:
-                    outcomes = self._obey(self._control.recv())
-                except (EOFError, OSError):
-                    return  # the supervisor's end is closed: it stopped this engine, or is gone itself
-            if self._wake in ready_sources:
-                os.eventfd_read(self._wake)
-                self._finish_loading()
-            replies = self._receive() if self._socket in ready_sources else []
-            replies += [self._reply(outcome) for outcome in (*outcomes, *self._engine.step())]
+            replies: list[tuple[Channel, Reply]] = []
+            for source, _ in self._poll.poll(max(0.0, due_s - now_s)):
+                if source == self._wake:
+                    os.eventfd_read(self._wake)
+                    self._finish_loading()
+                elif source == self._listener.fileno():
+                    self._accept()
+                elif source == self._control.fileno():
+                    try:
+                        replies += map(self._reply, self._obey(self._control.recv()))
+                    except (EOFError, OSError):
+                        return  # the supervisor's end is closed: it stopped this engine, or is gone itself
+                else:
+                    replies += self._receive(self._workers[source])
+            replies += map(self._reply, self._engine.step())
             self._send(replies)
+
+    def _accept(self) -> None:
+        worker = Channel(self._listener.accept()[0])
+        self._workers[worker.fileno()] = worker
+        self._poll.register(worker.fileno(), select.EPOLLIN)
 
     def _show_queues(self) -> None:
         lengths: Counter[str] = Counter()
@@ -185,6 +211,7 @@ class _Process:
                 loading.add_done_callback(lambda _: os.eventfd_write(self._wake, 1))
             case Unload(model_id):
                 if self._models.pop(model_id, None):
+                    del self._meters[model_id]
                     outcomes = self._engine.remove_model(model_id)
                     gc.collect()
                     _give_memory_back()
@@ -203,56 +230,53 @@ class _Process:
                 log.warning("%s is refused: %s", model.key, error)
             self._control.send(Loaded(model.id, reason))
 
-    def _receive(self) -> list[tuple[bytes, Reply]]:
+    def _receive(self, worker: Channel) -> list[tuple[Channel, Reply]]:
         """Take all requests that have arrived; the replies are to those that end at once."""
-        replies: list[tuple[bytes, Reply]] = []
-        while True:
-            try:
-                owner, content = self._socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return replies
-            self._forget_predecessor(owner)
+        if worker.flush():
+            self._poll.modify(worker.fileno(), select.EPOLLIN)
+        try:
+            contents = worker.receive()
+        except EOFError:
+            del self._workers[worker.fileno()]
+            worker.close()  # which takes it out of the poll as well
+            self._engine.cancel_where(lambda job: job.payload.owner is worker)  # its successor never heard of them
+            return []
+        replies: list[tuple[Channel, Reply]] = []
+        for content in contents:
             request = decode_request(content)
             if isinstance(request, Cancel):
-                if self._engine.cancel((owner, request.id)):
-                    replies.append((owner, Dropped(request.id)))
+                if self._engine.cancel((worker, request.id)):
+                    replies.append((worker, Dropped(request.id)))
                 continue
             try:
-                self._submit(owner, request)
+                self._submit(worker, request)
             except ServiceError as error:
-                replies.append((owner, Failure(request.id, error.code, error.detail)))
+                replies.append((worker, Failure(request.id, error.code, error.detail)))
+        return replies
 
-    def _submit(self, owner: bytes, request: Submit) -> None:
+    def _submit(self, owner: Channel, request: Submit) -> None:
         model = self._models.get(request.model)
         if model is None:
             raise ServiceError(Code.ENGINE_UNAVAILABLE, "the model is not loaded any more; try again later")
         pixels = self._slots.pixels(request.slot, model.manifest.input_shape)
-        image = _Image(owner, request.id, request.slot, pixels, model.manifest.name, request.top_k)
+        image = _Image(owner, request.id, request.slot, pixels, self._meters[model.id], request.top_k)
         job = Job((owner, request.id), request.arrived_s, request.deadline_s, image, request.alone, request.priority)
         self._engine.submit(model.id, job)
-
-    def _forget_predecessor(self, owner: bytes) -> None:
-        """When a restarted HTTP worker first speaks, what its predecessor left in the queue is nobody's."""
-        name = owner.partition(b":")[0]
-        predecessor = self._workers.get(name)
-        if predecessor != owner:
-            self._workers[name] = owner
-            self._engine.cancel_where(lambda job: job.payload.owner == predecessor)
 
     def _started(self, jobs: Sequence[Job[_Image]]) -> None:
         self._slots.running[[job.payload.slot for job in jobs]] = True
         now_s = time.monotonic()
-        model = jobs[0].payload.model
-        self._metrics.batch_size.labels(model).observe(len(jobs))
+        meters = jobs[0].payload.meters
+        meters.batch_size.observe(len(jobs))
         for job in jobs:
-            self._metrics.queue.labels(model).observe(now_s - job.arrived_s)
+            meters.queue.observe(now_s - job.arrived_s)
 
-    def _reply(self, outcome: Outcome[_Image]) -> tuple[bytes, Reply]:
+    def _reply(self, outcome: Outcome[_Image]) -> tuple[Channel, Reply]:
         image, result = outcome.job.payload, outcome.result
         self._slots.running[image.slot] = False
         if isinstance(result, ServiceError):
             return image.owner, Failure(image.id, result.code, result.detail)
-        self._metrics.inference.labels(image.model).observe(result.inference_s)
+        image.meters.inference.observe(result.inference_s)
         ranked = slice(0, image.top_k) if image.top_k is not None else slice(0)
         return image.owner, Answer(
             image.id,
@@ -264,13 +288,14 @@ class _Process:
             result.batch_size,
         )
 
-    def _send(self, replies: list[tuple[bytes, Reply]]) -> None:
-        """One message for each HTTP worker; what is for one that is gone is dropped by the socket."""
-        by_owner: dict[bytes, list[Reply]] = defaultdict(list)
+    def _send(self, replies: list[tuple[Channel, Reply]]) -> None:
+        """One message for each HTTP worker that is still there."""
+        by_owner: dict[Channel, list[Reply]] = defaultdict(list)
         for owner, reply in replies:
             by_owner[owner].append(reply)
         for owner, together in by_owner.items():
-            self._socket.send_multipart((owner, encode(together)))
+            if owner in self._workers.values() and not owner.send(encode(together)):
+                self._poll.modify(owner.fileno(), select.EPOLLIN | select.EPOLLOUT)
 
 
 def _give_memory_back() -> None:

@@ -73,7 +73,7 @@ async def _serve(start: Start, control: Connection) -> None:
     name = f"http-{start.number}"
     owned = range(start.number * settings.slots_per_worker, (start.number + 1) * settings.slots_per_worker)
     metrics = Metrics(name)
-    client = EngineClient(name, start.slots, owned, decode_into, settings.decode_threads, metrics.pending.set)
+    client = EngineClient(start.slots, owned, decode_into, settings.decode_threads, metrics.pending.set)
     uploads = Uploads(settings.max_body_bytes, settings.max_buffered_bytes, settings.body_timeout_ms / 1e3)
     service = Service(settings, start.serve.catalogue, client, uploads, metrics, Changes(control.send))
     server = _Server(service, control)

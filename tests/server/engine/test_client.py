@@ -1,9 +1,12 @@
 """The HTTP worker's side of the engine, with a real socket, real shared memory, and an engine that the test plays."""
 
 import asyncio
+import contextlib
 import itertools
+import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,13 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 import uvloop
-import zmq
-import zmq.asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from models.manifest import Manifest, Preprocessing
+from server.engine.channel import Channel
 from server.engine.client import Classes, EngineClient, Image, average
 from server.engine.messages import Answer, Cancel, Dropped, Failure, Reply, Submit, decode_request, encode
 from server.engine.slots import Slots
@@ -38,25 +40,42 @@ class PlayedEngine:
     def __init__(self, address: str, slots: Slots) -> None:
         self.address = address
         self._slots = slots
-        self._context = zmq.asyncio.Context()
-        self._socket = self._context.socket(zmq.ROUTER)
-        self._socket.bind(address)
-        self._worker = b""
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(address)
+        self._listener.listen()
+        self._channel: Channel | None = None
+        self._waiting: deque[Submit | Cancel] = deque()
+
+    @property
+    def channel(self) -> Channel:
+        if self._channel is None:
+            self._channel = Channel(self._listener.accept()[0])
+        return self._channel
 
     def close(self) -> None:
         """What a crash leaves of it: nothing."""
-        self._context.destroy(linger=0)
+        self.channel.close()
+        self._listener.close()
 
     async def receive(self) -> Submit | Cancel:
-        self._worker, content = await asyncio.wait_for(self._socket.recv_multipart(), PATIENCE_S)
-        request: Submit | Cancel = decode_request(content)
-        return request
+        readable = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self.channel.fileno(), readable.set)
+        try:
+            while not self._waiting:
+                await asyncio.wait_for(readable.wait(), PATIENCE_S)
+                readable.clear()
+                self._waiting.extend(map(decode_request, self.channel.receive()))
+        finally:
+            loop.remove_reader(self.channel.fileno())
+        return self._waiting.popleft()
 
     async def heard(self) -> list[Submit | Cancel]:
         """All that arrives until nothing does."""
         requests = []
-        while await self._socket.poll(2):
-            requests.append(await self.receive())
+        with contextlib.suppress(TimeoutError):
+            while True:
+                requests.append(await asyncio.wait_for(self.receive(), 0.002))
         return requests
 
     async def submitted(self) -> Submit:
@@ -70,7 +89,7 @@ class PlayedEngine:
         return request
 
     async def reply(self, *replies: Reply) -> None:
-        await self._socket.send_multipart((self._worker, encode(replies)))
+        assert self.channel.send(encode(replies))
 
     async def answer(self, *requests: Submit) -> None:
         """Classify each by the pixels in its slot, all in one message."""
@@ -105,8 +124,8 @@ class Bench:
         self.decoded: list[int] = []
         self.gates: dict[int, threading.Event] = {}
         self.slots = Slots(count + 3, 4 * 4 * 3)
-        self.client = EngineClient("http-1", self.slots, range(3, count + 3), self.decode, threads, self.set_pending)
-        self._addresses = (f"ipc://{folder}/engine-{n}" for n in itertools.count())
+        self.client = EngineClient(self.slots, range(3, count + 3), self.decode, threads, self.set_pending)
+        self._addresses = (f"{folder}/engine-{n}" for n in itertools.count())
         self._engines: list[PlayedEngine] = []
 
     def set_pending(self, pending: int) -> None:
@@ -521,10 +540,7 @@ def test_an_answer_that_was_sent_before_the_engine_died_is_not_lost(play: Play) 
         classifying = bench.classify(1)
         request = await first.submitted()
         first.start(request)
-        socket = bench.client._socket
-        assert socket
-        await first.answer(request)
-        assert socket.poll(int(PATIENCE_S * 1e3))  # it has arrived, and the event loop has not turned since
+        await first.answer(request)  # it has arrived, and the event loop has not turned since
         bench.engine_down()
         second = bench.engine_up()
         assert await class_of(classifying) == 1
