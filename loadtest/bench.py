@@ -7,13 +7,8 @@ may drift, so only figures of one run are compared. Exits with 1 on any error or
 
 import argparse
 import json
-import re
-import shutil
-import subprocess
 import sys
-import threading
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import harmonic_mean, mean
@@ -22,15 +17,14 @@ import numpy as np
 import psutil
 import uvloop
 
-from loadtest import client, machine, photos
+from loadtest import client, machine, photos, running
 from loadtest.answers import WrongAnswerError
-from loadtest.client import ClosedLoop, Photo, Window
+from loadtest.client import ClosedLoop, Window
 from loadtest.machine import Limit, Meters
+from loadtest.running import StartError
 
 MOST_FAULTS = 10
 """Printed of those that differ; each may name its own request."""
-STOP_S = 30.0
-"""What the server is given to drain."""
 
 
 class BenchError(Exception):
@@ -67,9 +61,10 @@ def main() -> int:
     try:
         if options.url:
             return uvloop.run(_bench(options.url, None, options))
-        with _server(options) as (url, process):
+        models = ("--models", options.model) if options.model else ()
+        with running.server("--repository", str(options.repository), *models) as (url, process):
             return uvloop.run(_bench(url, process, options))
-    except (BenchError, WrongAnswerError, OSError, EOFError) as error:
+    except (BenchError, StartError, WrongAnswerError, OSError, EOFError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
@@ -77,7 +72,7 @@ def main() -> int:
 async def _bench(base_url: str, process: psutil.Process | None, options: argparse.Namespace) -> int:
     url = f"{base_url.rstrip('/')}/classify" + (f"?model={options.model}" if options.model else "")
     paths = photos.find(options.photos)
-    model, sent = await _first_answers(url, paths)
+    model, sent = await client.ask_alone(url, [path.read_bytes() for path in paths])
     print(f"{model}, {len(sent)} photos, {options.seconds:g} s after {options.warm_up:g} s of warm-up each\n")
     print(_row(None), flush=True)
     limits = [machine.limit(model, options.repository, paths, options.seconds)]
@@ -86,7 +81,7 @@ async def _bench(base_url: str, process: psutil.Process | None, options: argpars
     for connections in options.connections:
         loop = ClosedLoop(url, sent)
         window = await loop.run(
-            connections, options.warm_up, options.seconds, lambda: machine.read_meters(_tree(process))
+            connections, options.warm_up, options.seconds, lambda: machine.read_meters(running.tree(process))
         )
         limits.append(limits[0] and machine.limit(model, options.repository, paths, options.seconds))
         steps.append(_step(connections, window, limits[-2:], has_server=process is not None))
@@ -99,52 +94,6 @@ async def _bench(base_url: str, process: psutil.Process | None, options: argpars
         result = {"model": model, "photos": len(sent), "limits": limits, "steps": [asdict(step) for step in steps]}
         options.json.write_text(json.dumps(result, indent=1) + "\n")
     return 1 if faults else 0
-
-
-async def _first_answers(url: str, paths: Sequence[Path]) -> tuple[str, list[Photo]]:
-    """Send each photo once, alone: what it is found to be must not change under load."""
-    sent: list[Photo] = []
-    async with client.connect(url) as ask:
-        for path in paths:
-            request = client.request(url, path.read_bytes())
-            answer = await ask(request)
-            sent.append(Photo(request, answer.top1))
-    return answer.model, sent
-
-
-@contextmanager
-def _server(options: argparse.Namespace) -> Generator[tuple[str, psutil.Process]]:
-    """A server of our own on a free port, and where it is.
-
-    Raises:
-        BenchError: it does not start.
-    """
-    command = [sys.executable, "-m", "server", "--port", "0", "--repository", str(options.repository)]
-    command += ["--models", options.model] if options.model else []
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:  # noqa: S603
-        try:
-            yield _ready_url(process), psutil.Process(process.pid)
-        finally:
-            process.terminate()
-            try:
-                process.wait(STOP_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
-def _ready_url(process: subprocess.Popen[str]) -> str:
-    """Where the server says that it is ready; from then on its log goes to standard error."""
-    log: list[str] = []
-    for line in process.stderr or ():
-        log.append(line)
-        if ready := re.search(r"ready on (http://\S+)", line):
-            threading.Thread(target=shutil.copyfileobj, args=(process.stderr, sys.stderr), daemon=True).start()
-            return ready[1]
-    raise BenchError(f"the server did not start:\n{''.join(log)}")
-
-
-def _tree(process: psutil.Process | None) -> list[psutil.Process]:
-    return [process, *process.children(recursive=True)] if process else []
 
 
 def _step(connections: int, window: Window[Meters], limits: Sequence[Limit | None], *, has_server: bool) -> Step:

@@ -20,14 +20,12 @@ from loadtest.answers import Answer, WrongAnswerError
 LAST_ANSWERS_S = 60.0
 """What the server is given for what is under way when a loop ends."""
 
-_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+JPEG = {"Content-Type": "image/jpeg"}
 
 Reading = TypeVar("Reading")
 Ask = Callable[[bytes], Awaitable[Answer]]
 Parse = Callable[[int, bytes], Answer]
-"""Status and body to an answer; raises WrongAnswerError."""
-
-JPEG = {"Content-Type": "image/jpeg"}
 
 
 @dataclass(slots=True)
@@ -59,6 +57,23 @@ def request(url: str, photo: bytes, headers: Mapping[str, str] = JPEG) -> bytes:
     return f"POST {target} HTTP/1.1\r\n{head}\r\n".encode() + photo
 
 
+async def ask_alone(
+    url: str, images: Iterable[bytes], headers: Mapping[str, str] = JPEG, parse: Parse = answers.parse
+) -> tuple[str, list[Photo]]:
+    """Send each photo once, alone: what it is found to be must not change under load. Also, the model that answers.
+
+    Raises:
+        WrongAnswerError, OSError, EOFError: as `connect`'s function.
+    """
+    sent: list[Photo] = []
+    async with connect(url, parse) as ask:
+        for image in images:
+            content = request(url, image, headers)
+            answer = await ask(content)
+            sent.append(Photo(content, answer.top1))
+    return answer.model, sent
+
+
 @asynccontextmanager
 async def connect(url: str, parse: Parse = answers.parse) -> AsyncGenerator[Ask]:
     """A connection, as the function that sends a request on it and waits for its answer.
@@ -74,7 +89,7 @@ async def connect(url: str, parse: Parse = answers.parse) -> AsyncGenerator[Ask]
         writer.write(content)
         await writer.drain()
         head = await reader.readuntil(b"\r\n\r\n")
-        length = _LENGTH.search(head)
+        length = LENGTH.search(head)
         if length is None:
             raise ConnectionError(f"an answer without a length: {head[:200]!r}")
         return parse(int(head[9:12]), await reader.readexactly(int(length[1])))

@@ -1,6 +1,9 @@
 """The photos that are sent."""
 
+from io import BytesIO
 from pathlib import Path
+
+from PIL import Image
 
 FOLDER = Path(__file__).parents[1] / "export" / "photos"
 """Comes with the project; real load is more varied, so give a larger folder where you have one."""
@@ -18,3 +21,17 @@ def find(folder: Path) -> list[Path]:
     if not photos:
         raise FileNotFoundError(f"no photos in {folder}: name a folder with some of {', '.join(sorted(_SUFFIXES))}")
     return photos
+
+
+def resized(photo: bytes, width: int, height: int) -> bytes:
+    """A photo as a JPEG of another size; a larger one is a mosaic of it, so that it costs what a real one would."""
+    image = Image.open(BytesIO(photo)).convert("RGB")
+    if width <= image.width and height <= image.height:
+        image = image.resize((width, height))
+    tiled = Image.new("RGB", (width, height))
+    for left in range(0, width, image.width):
+        for top in range(0, height, image.height):
+            tiled.paste(image, (left, top))
+    stream = BytesIO()
+    tiled.save(stream, "JPEG", quality=90)
+    return stream.getvalue()

@@ -1,6 +1,9 @@
-"""`python -m server`: serve the model repository."""
+"""`python -m server`: serve the model repository. `python -m server tune`: find settings for this machine."""
 
+import argparse
+import runpy
 import sys
+from pathlib import Path
 
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
@@ -13,8 +16,16 @@ from server.supervisor import StartupError, Supervisor
 
 def main() -> int:
     """Run the server; 0 after a drained stop, 1 where it cannot start, 2 for wrong settings."""
+    if sys.argv[1:2] == ["tune"]:
+        return _tune()
+    files = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    files.add_argument("--env-file", type=Path)  # before the settings: it is where some of them are
+    options, flags = files.parse_known_args()
+    if options.env_file and not options.env_file.is_file():
+        print(f"python -m server: --env-file {options.env_file}: there is no such file", file=sys.stderr)
+        return 2
     try:
-        settings = Settings(_cli_parse_args=True)
+        settings = Settings(_cli_parse_args=flags, _env_file=options.env_file)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
@@ -31,6 +42,16 @@ def main() -> int:
         print(f"python -m server: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _tune() -> int:
+    """Hand over to the load test's tool, which speaks HTTP with servers that it starts; it need not be installed."""
+    sys.argv = ["python -m server tune", *sys.argv[2:]]
+    try:
+        runpy.run_module("loadtest.tune", run_name="__main__")
+    except ImportError as error:
+        print(f"python -m server tune: {error}: pip install '.[loadtest]'", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

@@ -1,14 +1,11 @@
 import json
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import count
 from pathlib import Path
 
 import pytest
+
+from tests.loadtest.serving import answer, fake_server
 
 ROOT = Path(__file__).parents[2]
 SHORT = ("--connections", "1,4", "--seconds", "1", "--warm-up", "0.5")
@@ -18,38 +15,6 @@ PHOTOS = 3  # in export/photos
 def bench(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, ROOT / "loadtest" / "bench.py", *SHORT, *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-
-
-def answer(top1: int) -> bytes:
-    predictions = [{"class_id": top1 + rank, "probability": 0.1} for rank in range(5)]
-    return json.dumps({"model": "none", "predictions": predictions, "batch_size": 1}).encode()
-
-
-@contextmanager
-def fake_server(nth_answer: Callable[[int], tuple[int, bytes]]) -> Generator[str]:
-    """An HTTP server that answers its n-th request with a status and a body."""
-    numbers = count()
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            status, body = nth_answer(next(numbers))
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
 
 
 def test_right_answers_are_measured_against_the_limit(model_repository: Path, tmp_path: Path) -> None:

@@ -77,3 +77,31 @@ def test_without_any_good_model_it_ends_and_says_why(tmp_path: Path) -> None:
     code, output = run("--repository", tmp_path, "--port", "0")
     assert code == 1
     assert "its SHA-256 is not the manifest's; export the model again" in output.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ("SERVER_PORT=70000\n", "python -m server: port: Input should be less than or equal to 65535"),
+        ("# a comment\nSERVER_COLOUR=red\n", "python -m server: server_colour: Extra inputs are not permitted"),
+        (None, r"python -m server: --env-file \S+: there is no such file"),
+    ],
+)
+def test_a_wrong_env_file_is_one_line(content: str | None, line: str, tmp_path: Path) -> None:
+    path = tmp_path / "serving.env"
+    if content:
+        path.write_text(content)
+    code, output = run("--env-file", path)
+    assert code == 2
+    assert re.fullmatch(line + ".*", output)
+
+
+def test_flags_win_over_the_environment_and_that_over_the_env_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "serving.env"
+    path.write_text("SERVER_REPOSITORY=file\n")
+    assert "no model in file" in run("--env-file", path)[1]
+    monkeypatch.setenv("SERVER_REPOSITORY", "environment")
+    assert "no model in environment" in run("--env-file", path)[1]
+    assert "no model in flag" in run("--env-file", path, "--repository", "flag")[1]

@@ -1,0 +1,54 @@
+"""Coordinate descent over a few candidates, for measurements that are noisy. It knows nothing of what is measured."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+Candidate = dict[str, str]
+"""A value for each name; a name that is missing stands for the default."""
+Measure = Callable[[Candidate], float]
+"""The more, the better; 0 or less: of no use."""
+
+REPEATS = 3
+MARGIN = 0.03
+"""What a challenger must be better by: less is noise, and fewer changes are easier to understand."""
+HOPELESS = 0.75
+"""Share of the best so far below which a candidate is not measured again."""
+MAX_PASSES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Descent:
+    """How to search."""
+
+    measure: Measure
+    has_time: Callable[[], bool] = lambda: True
+    """No measurement begins when this is no longer so."""
+    repeats: int = REPEATS
+    margin: float = MARGIN
+
+    def best(self, axes: Mapping[str, Sequence[str]], start: Candidate) -> Candidate:
+        """Improve one name after the other, from `start`, until a whole pass changes nothing."""
+        best = start
+        for _ in range(MAX_PASSES):
+            before = best
+            for name, values in axes.items():
+                others = [best | {name: value} for value in values if value != best.get(name)]
+                best = self._duel(best, others)
+            if best == before:
+                break
+        return best
+
+    def _duel(self, incumbent: Candidate, others: Sequence[Candidate]) -> Candidate:
+        """The best of them; they take turns, so that a machine that slows down slows all of them."""
+        scores: list[list[float]] = [[] for _ in (incumbent, *others)]
+        going = list(enumerate([incumbent, *others]))
+        for _ in range(self.repeats):
+            for at, candidate in going:
+                if not self.has_time():
+                    return incumbent  # half a comparison is none
+                scores[at].append(self.measure(candidate))
+            most = max(median(scores[at]) for at, _ in going)
+            going = [(at, one) for at, one in going if at == 0 or median(scores[at]) > HOPELESS * most]
+        at, best = max(going, key=lambda one: median(scores[one[0]]))
+        return best if at and median(scores[at]) > median(scores[0]) * (1 + self.margin) else incumbent

@@ -1,0 +1,83 @@
+"""Plots as files: SVG, which is the same bytes for the same figures, or PNG."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+mpl.rcParams["svg.hashsalt"] = "resnet-serving"  # else each file has ids of its own
+_WIDTH_IN, _HEIGHT_IN = 5.0, 3.6
+_DPI = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a panel; points without a value are left out."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float | None]
+    style: str = "o-"
+    right: bool = False
+    """has its axis on the right"""
+    colour: int | None = None
+    """lines of one colour belong together; None: one of its own"""
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One diagram."""
+
+    x_label: str
+    y_label: str
+    lines: Sequence[Line]
+    log_x: bool = False
+    log_y: bool = False
+    right_label: str = ""
+
+
+def save(panels: Sequence[Panel], path: Path) -> None:
+    """Draw panels beside each other; the file's suffix says the format."""
+    figure = Figure(figsize=(_WIDTH_IN * len(panels), _HEIGHT_IN), layout="constrained")
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        _draw(axes, panel)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=_DPI, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def _draw(axes: Axes, panel: Panel) -> None:
+    right = axes.twinx() if any(line.right for line in panel.lines) else None
+    for number, line in enumerate(panel.lines):
+        points = [(x, y) for x, y in zip(line.x, line.y, strict=True) if y is not None]
+        onto = right if right is not None and line.right else axes
+        colour = f"C{number if line.colour is None else line.colour}"
+        onto.plot([x for x, _ in points], [y for _, y in points], line.style, label=line.label, color=colour, ms=4)
+    axes.set_xlabel(panel.x_label)
+    axes.set_ylabel(panel.y_label)
+    axes.grid(visible=True, alpha=0.3)
+    if panel.log_x:
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(ticks := sorted({x for line in panel.lines for x in line.x}), [f"{x:g}" for x in ticks])
+        axes.minorticks_off()
+    if panel.log_y:
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0)
+    handles, labels = axes.get_legend_handles_labels()
+    if right is not None:
+        right.set_ylabel(panel.right_label)
+        right.set_ylim(bottom=0)
+        more = right.get_legend_handles_labels()
+        handles, labels = handles + more[0], labels + more[1]
+    axes.legend(  # above, where it hides nothing
+        handles,
+        labels,
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1.0),
+        ncols=min(3, len(labels)),
+        fontsize="small",
+        frameon=False,
+    )

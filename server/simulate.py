@@ -1,0 +1,346 @@
+"""`python -m server.simulate COSTS`: how many machines would do, at loads that no single machine can be put under.
+
+A discrete-event simulation that drives the engine's own scheduler and the HTTP worker's own admission. Around them are
+a model of a machine (decoders and inferences share its CPUs; what is measured are their costs, see `python -m
+server.limit`), Poisson arrivals, and a balancer before several machines. The settings are the server's own
+(`SERVER_...` in the environment).
+
+Not in it: the network, restarts, and other load on the machines. All HTTP workers of one machine count as one.
+"""
+
+import argparse
+import heapq
+import json
+import random
+import sys
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple, get_args
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from server.engine.pace import Pace
+from server.engine.scheduler import Job, Limits, Scheduler
+from server.settings import Settings
+
+Balancer = Literal["random", "round-robin", "least-connections"]
+
+MODEL = "model"
+"""The schedulers know one."""
+DONE_S = 1e-9
+"""A task with less left to do is done: times are sums of floating-point numbers."""
+MIN_REQUESTS = 1000
+"""For a 99th percentile there must be some."""
+WARM_UP = 0.2
+"""Share of the requests, the first, that do not count."""
+
+
+class Inference(BaseModel):
+    """One batch size, measured with nothing else on the machine."""
+
+    model_config = ConfigDict(frozen=True)
+
+    images_per_s: Annotated[float, Field(gt=0)]
+    cpu_ms: Annotated[float, Field(ge=0)]
+    """of all threads, for one image; 0 where a device does it that the CPUs do not slow down"""
+
+
+class Costs(BaseModel):
+    """What one image costs one machine."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    cpus: Annotated[float, Field(gt=0)]
+    decode_ms: Annotated[tuple[float, ...], Field(min_length=1)]
+    """CPU time of decoding, drawn at random from these; one number where only the mean is known"""
+    overhead_ms: Annotated[float, Field(ge=0)] = 0.0
+    """CPU time of everything else, spent before decoding"""
+    inference: Annotated[dict[int, Inference], Field(min_length=1)]
+    """by images in a batch; sizes between are interpolated"""
+
+    def batch(self, size: int) -> "Task":
+        """What a batch of `size` images takes."""
+        sizes = sorted(self.inference)
+        walls_s = [one / self.inference[one].images_per_s for one in sizes]
+        cpus_s = [one * self.inference[one].cpu_ms / 1e3 for one in sizes]
+        wall_s = float(np.interp(size, sizes, walls_s))
+        return Task(wall_s, float(np.interp(size, sizes, cpus_s)) / wall_s)
+
+    def image(self, chosen: random.Random) -> "Task":
+        """What one image takes before it can be put into a batch, on one CPU."""
+        return Task((chosen.choice(self.decode_ms) + self.overhead_ms) / 1e3, 1.0)
+
+
+class Task(NamedTuple):
+    """Some work."""
+
+    alone_s: float
+    """how long it takes with nothing beside it"""
+    cpus: float
+    """that it keeps busy then"""
+
+
+class Shape(NamedTuple):
+    """How each machine is set up."""
+
+    limits: Limits
+    timeout_s: float
+    decoders: int
+    lanes: int = 1
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Shape":
+        """As the server would be."""
+        limits = Limits(settings.max_batch, settings.max_wait_ms / 1e3, settings.queue_size)
+        return cls(limits, settings.timeout_ms / 1e3, settings.http_workers * settings.decode_threads)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Of the requests that count."""
+
+    machines: int
+    offered_per_s: float
+    good_per_s: float
+    """answered within the timeout"""
+    refused: float
+    """share: no place was free, or the answer would have come too late"""
+    expired: float
+    """share: not answered within the timeout"""
+    mean_s: float
+    p50_s: float
+    p99_s: float
+    """from arrival to answer; NaN where there are no answers"""
+    mean_batch: float
+    """as images see it"""
+    busy: float
+    """share of all CPUs' time"""
+
+
+@dataclass(slots=True)
+class _Request:
+    number: int
+    arrived_s: float
+    places: int = 0
+    """under way when it was admitted, with it included"""
+    answered_s: float | None = None
+    refused: bool = False
+    batch_size: int = 0
+
+
+@dataclass(slots=True)
+class _Going:
+    task: Task
+    jobs: Sequence[Job[_Request]]
+    is_batch: bool
+    left_s: float
+    started_s: float
+
+
+@dataclass(slots=True)
+class Machine:
+    """CPUs shared by what is under way, in proportion to what each could use; its clock goes from event to event."""
+
+    costs: Costs
+    shape: Shape
+    chosen: random.Random
+    scheduler: Scheduler[_Request] = field(default_factory=Scheduler)
+    pace: Pace = field(default_factory=Pace)
+    outstanding: int = 0
+    busy_s: float = 0.0
+    """CPU-seconds"""
+    now_s: float = 0.0
+    _going: list[_Going] = field(default_factory=list)
+    _undecoded: deque[Job[_Request]] = field(default_factory=deque)
+
+    def __post_init__(self) -> None:
+        self.scheduler.add_model(MODEL, self.shape.limits)
+
+    def arrive(self, request: _Request) -> None:
+        """Admit a request now, or refuse it, as an HTTP worker would; `step` comes next."""
+        request.places = self.outstanding + 1
+        too_slow = self.outstanding and self.pace.predict_s(request.places) > self.shape.timeout_s
+        if request.places > self.shape.limits.queue_size or too_slow:
+            request.refused = True
+            return
+        self.outstanding = request.places
+        deadline_s = request.arrived_s + self.shape.timeout_s
+        self._undecoded.append(Job(request.number, request.arrived_s, deadline_s, request))
+
+    def advance(self, now_s: float) -> None:
+        """Let time pass; nothing may be due before `now_s`."""
+        speed, passed_s = self._speed(), now_s - self.now_s
+        for going in self._going:
+            going.left_s -= passed_s * (speed if going.task.cpus else 1.0)
+            self.busy_s += passed_s * speed * going.task.cpus
+        self.now_s = now_s
+
+    def step(self) -> None:
+        """Finish what is done, and start what can start."""
+        for going in [going for going in self._going if going.left_s <= DONE_S]:
+            self._going.remove(going)
+            self._finish(going)
+        while self._undecoded and self._count(is_batch=False) < self.shape.decoders:
+            job = self._undecoded.popleft()
+            if job.deadline_s <= self.now_s:
+                self.outstanding -= 1
+            else:
+                self._start(self.costs.image(self.chosen), [job], is_batch=False)
+        while True:
+            taken = self.scheduler.take(self.now_s, slot_free=self._lane_free)
+            self._end(taken.expired)
+            if not taken.batch:
+                return
+            self._start(self.costs.batch(len(taken.batch)), taken.batch, is_batch=True)
+
+    def next_s(self) -> float | None:
+        """When to `step` next if nothing arrives; None: never."""
+        speed = self._speed()
+        times = [self.now_s + going.left_s / (speed if going.task.cpus else 1.0) for going in self._going]
+        event_s = self.scheduler.next_event_s(slot_free=self._lane_free)
+        return min(times if event_s is None else [*times, max(event_s, self.now_s)], default=None)
+
+    @property
+    def _lane_free(self) -> bool:
+        return self._count(is_batch=True) < self.shape.lanes
+
+    def _count(self, *, is_batch: bool) -> int:
+        return sum(going.is_batch is is_batch for going in self._going)
+
+    def _speed(self) -> float:
+        wanted = sum(going.task.cpus for going in self._going)
+        return min(1.0, self.costs.cpus / wanted) if wanted else 1.0
+
+    def _start(self, task: Task, jobs: Sequence[Job[_Request]], *, is_batch: bool) -> None:
+        self._going.append(_Going(task, jobs, is_batch, task.alone_s, self.now_s))
+
+    def _finish(self, going: _Going) -> None:
+        if not going.is_batch:
+            # A decoded image is in the queue from now on; its deadline is as it was.
+            (job,) = going.jobs
+            self.scheduler.submit(MODEL, Job(job.id, self.now_s, job.deadline_s, job.payload))
+            return
+        self.scheduler.observe(MODEL, len(going.jobs), self.now_s - going.started_s)
+        self._end(going.jobs)
+        for job in going.jobs:
+            job.payload.batch_size = len(going.jobs)
+            if self.now_s <= job.deadline_s:
+                job.payload.answered_s = self.now_s
+
+    def _end(self, jobs: Sequence[Job[_Request]]) -> None:
+        self.outstanding -= len(jobs)
+        for job in jobs:
+            self.pace.observe(job.payload.places, self.now_s - job.payload.arrived_s)
+
+
+def main() -> int:
+    """Simulate and print a report as JSON; 0 is success, 1 an error that was reported in one line."""
+    options = _parse()
+    try:
+        costs = Costs.model_validate_json(options.costs.read_bytes())
+        shape = Shape.of(Settings())
+    except (OSError, ValidationError) as error:
+        print(f"error: {options.costs}: {str(error).replace(chr(10), ' ')}", file=sys.stderr)
+        return 1
+    requests, machines = max(MIN_REQUESTS, int(options.per_s * options.seconds)), options.machines
+    report = simulate(costs, shape, options.per_s, requests, machines, options.balancer, options.seed)
+    print(json.dumps(asdict(report)))
+    return 0
+
+
+def simulate(
+    costs: Costs,
+    shape: Shape,
+    per_s: float,
+    requests: int,
+    machines: int = 1,
+    balancer: Balancer = "random",
+    seed: int = 0,
+) -> Report:
+    """Have `requests` come at `per_s` to all machines together."""
+    chosen = random.Random(seed)  # noqa: S311
+    fleet = [Machine(costs, shape, chosen) for _ in range(machines)]
+    turns = _turns(fleet, balancer, chosen)
+    asked: list[_Request] = []
+    arrival_s = chosen.expovariate(per_s)
+    events: list[tuple[float, int]] = []  # when a machine said it would do something; what it said before is void
+    said: list[float | None] = [None] * machines
+
+    def move(at: int, now_s: float, request: _Request | None = None) -> None:
+        fleet[at].advance(now_s)
+        if request:
+            fleet[at].arrive(request)
+        fleet[at].step()
+        said[at] = next_s = fleet[at].next_s()
+        if next_s is not None:
+            heapq.heappush(events, (next_s, at))
+
+    while len(asked) < requests or events:
+        if events and (events[0][0] <= arrival_s or len(asked) == requests):
+            event_s, at = heapq.heappop(events)
+            if said[at] == event_s:
+                move(at, event_s)
+        else:
+            asked.append(_Request(len(asked), arrival_s))
+            move(next(turns), arrival_s, asked[-1])
+            arrival_s += chosen.expovariate(per_s)
+    return _report(asked, fleet)
+
+
+def _turns(fleet: Sequence[Machine], balancer: Balancer, chosen: random.Random) -> Iterator[int]:
+    """Which machine gets the next request."""
+    last = -1
+    while True:
+        if balancer == "least-connections":
+            fewest = min(machine.outstanding for machine in fleet)
+            last = chosen.choice([at for at, machine in enumerate(fleet) if machine.outstanding == fewest])
+        else:
+            last = chosen.randrange(len(fleet)) if balancer == "random" else (last + 1) % len(fleet)
+        yield last
+
+
+def _report(asked: Sequence[_Request], fleet: Sequence[Machine]) -> Report:
+    counted = asked[int(WARM_UP * len(asked)) :]
+    latencies_s = [one.answered_s - one.arrived_s for one in counted if one.answered_s is not None]
+    sizes = [one.batch_size for one in counted if one.batch_size]
+    seconds = asked[-1].arrived_s - counted[0].arrived_s
+    idle_or_busy_s = fleet[0].costs.cpus * sum(machine.now_s for machine in fleet)
+    refused = sum(one.refused for one in counted)
+    p50_s, p99_s = np.percentile(latencies_s, (50, 99)).tolist() if latencies_s else (np.nan, np.nan)
+    return Report(
+        machines=len(fleet),
+        offered_per_s=len(counted) / seconds,
+        good_per_s=len(latencies_s) / seconds,
+        refused=refused / len(counted),
+        expired=(len(counted) - refused - len(latencies_s)) / len(counted),
+        mean_s=float(np.mean(latencies_s)) if latencies_s else np.nan,
+        p50_s=p50_s,
+        p99_s=p99_s,
+        mean_batch=float(np.mean(sizes)) if sizes else 0.0,
+        busy=sum(machine.busy_s for machine in fleet) / idle_or_busy_s if idle_or_busy_s else 0.0,
+    )
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m server.simulate", description=__doc__)
+    parser.add_argument("costs", type=Path, metavar="COSTS", help="JSON: cpus, decode_ms, overhead_ms, inference")
+    parser.add_argument("--per-s", type=_positive, required=True, metavar="R", help="requests a second, all together")
+    parser.add_argument("--machines", type=int, choices=range(1, 10_001), default=1, metavar="N", help="default 1")
+    parser.add_argument("--balancer", choices=get_args(Balancer), default="random", help="default random")
+    parser.add_argument("--seconds", type=_positive, default=20, metavar="S", help="simulated (default 20)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    return parser.parse_args()
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise ValueError(text)
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+
+ROOT = Path(__file__).parents[2]
+SHORT = ("--seconds", "0.5", "--repeats", "1", "--minutes", "5")
+
+
+def tune(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "server", "tune", *SHORT, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.slow
+def test_settings_are_found_compared_and_written_for_the_server(tmp_path: Path) -> None:
+    tiny.write(tmp_path, work=4)
+    env_file = tmp_path / "serving.env"
+    arguments = ("--repository", tmp_path, "--try", "max-batch=1,4", "--try", "backend=tensorflow")
+    done = tune("--p99-ms", "1000", *arguments, "--write", env_file)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "backend tensorflow" in done.stdout
+    assert "does not start" in done.stdout
+    assert "\nbest: " in done.stdout
+    written = env_file.read_text().splitlines()
+    assert written[0].startswith("# python -m server tune --p99-ms 1000")
+    assert {line for line in written if not line.startswith("#")} <= {"SERVER_MAX_BATCH=1", "SERVER_MAX_BATCH=4"}
+
+
+@pytest.mark.slow
+def test_a_target_out_of_reach_is_one_line(tmp_path: Path) -> None:
+    tiny.write(tmp_path)
+    done = tune("--p99-ms", "0.01", "--repository", tmp_path, "--try", "max_batch=1")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: p99 within 0.01 ms is not met")
+    assert done.stderr.count("\n") == 1
+
+
+def test_no_model_is_said(tmp_path: Path) -> None:
+    done = tune("--p99-ms", "100", "--repository", tmp_path)
+    assert done.returncode == 1
+    assert "no model in" in done.stderr
