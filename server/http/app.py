@@ -1,13 +1,15 @@
 """The FastAPI application of one HTTP worker."""
 
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from server import VERSION
 from server.http import classify, operations, page, problems, v2
+from server.http.refusals import EarlyRefusals
 from server.http.service import Service
 
 
-def create_app(service: Service) -> FastAPI:
+def create_app(service: Service) -> ASGIApp:
     """All routes over one service."""
     app = FastAPI(
         title="ResNet serving",
@@ -22,4 +24,4 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(operations.router(service))
     app.include_router(v2.router(service))
     page.install(app)
-    return app
+    return EarlyRefusals(app, service)

@@ -17,13 +17,13 @@ from server.engine.scheduler import Priority
 from server.errors import CLIENT_CLOSED, Code, ServiceError
 from server.http import problems, request_ids
 from server.http.disconnects import cancelled_when_gone
+from server.http.refusals import PATH, TIMEOUT_HEADER
 from server.http.request_ids import request_id_of
 from server.http.service import Service
 from server.repository import Model
 from server.settings import PriorityName
 
 DEFAULT_TOP_K = 5
-TIMEOUT_HEADER = "X-Request-Timeout"
 
 
 class Crops(IntEnum):
@@ -70,7 +70,7 @@ def router(service: Service) -> APIRouter:
     routes = APIRouter()
 
     @routes.post(
-        "/classify",
+        PATH,
         summary="Classify an image",
         response_model=None,
         responses={200: {"model": Classification}, **_problem_responses()},
