@@ -24,7 +24,9 @@ def test_no_request_makes_the_server_contradict_its_document(tmp_path: Path) -> 
             "1",
         ]
         # No schema can say that a string of bytes is an image: that it is refused is no contradiction.
-        command += ["--exclude-checks", "positive_data_acceptance"]
+        # A client that gives the server a millisecond gets a 504: errors of the server's own are looked for in its log.
+        command += ["--exclude-checks", "positive_data_acceptance,not_a_server_error"]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout
+        assert not [line for line in server.lines if "ERROR" in line or "Traceback" in line]
         assert "classify" in server.client.get("/openapi.json").text
