@@ -39,10 +39,10 @@ class ProviderRefusedError(Exception):
 class OnnxBackend:
     """A session on the CPU."""
 
-    lanes = 1  # one batch uses all inference threads
     on_gpu = False
 
-    def __init__(self, session: ort.InferenceSession) -> None:
+    def __init__(self, session: ort.InferenceSession, lanes: int = 1) -> None:
+        self.lanes = lanes
         self._session = session
 
     def run(self, images: Sequence[NDArray[np.uint8]]) -> Outputs:
@@ -142,7 +142,7 @@ def load(found: Manifest, content: bytes, settings: Settings) -> OnnxBackend | O
     """
     _check_providers(settings)
     if not {CUDA, TENSORRT} & set(settings.providers):
-        return OnnxBackend(_open(content, settings, list(settings.providers)))
+        return OnnxBackend(_open(content, settings, list(settings.providers)), settings.lanes)
     if device.find_gpu() is None:
         raise ProviderRefusedError(
             "this machine has no NVIDIA GPU that CUDA can use, or lacks its driver or cuda-bindings:"

@@ -19,7 +19,6 @@ class OpenVinoBackend:
     but does with EfficientNet-Lite0 in INT8 (docs/precision.md).
     """
 
-    lanes = 1  # one batch uses all inference threads
     on_gpu = False
 
     def __init__(self, content: bytes, settings: Settings) -> None:
@@ -32,6 +31,7 @@ class OpenVinoBackend:
             # Pinned threads cannot leave a core that decoding is using.
             "ENABLE_CPU_PINNING": False,
         }
+        self.lanes = settings.lanes
         compiled = core.compile_model(core.read_model(content), "CPU", config)
         self._create_request = compiled.create_infer_request
         self._outputs = [compiled.output(name) for name in OUTPUT_NAMES]
