@@ -3,6 +3,7 @@
 # make bench   images per second and latency beside the machine's limit
 # make protobuf   the messages of gRPC, after a change to server/grpc/inference.proto
 # make compare this server beside LitServe, BentoML, mosec, Ray Serve, Triton and plain FastAPI (an hour; FLAGS=--help)
+# make audit   ask the Python Package Index for known holes in what is installed
 # make help    all targets
 
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3,$(shell command -v $(name))))
@@ -17,7 +18,7 @@ PIP := $(BIN)/pip install --disable-pip-version-check --constraint constraints.t
 TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
-.PHONY: help serve model test lint bench compare loadtest protobuf clean
+.PHONY: help serve model test lint bench compare loadtest protobuf audit clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -50,6 +51,13 @@ protobuf:  # in an environment of its own: what it writes is kept, so nobody els
 	$(PYTHON) -m venv $(VENV)/protobuf
 	$(VENV)/protobuf/bin/pip install --disable-pip-version-check grpcio-tools==1.80.0
 	$(VENV)/protobuf/bin/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. server/grpc/inference.proto
+
+# In an environment of its own; --strict: what the index does not know is a failure, not a pass.
+audit: $(VENV)/test.done
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/pip install --disable-pip-version-check pip-audit==2.10.1
+	$(BIN)/pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//' > $(VENV)/audit/installed.txt
+	$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement $(VENV)/audit/installed.txt
 
 clean:
 	rm -rf $(VENV) .compare model_repository weights

@@ -26,6 +26,9 @@ from client.clients import DEFAULT_DEADLINE_S, DEFAULT_URL, AsyncClient
 from client.errors import ClientError, ProblemError
 from client.sources import SourceError
 
+API_KEY_VARIABLE = "CLASSIFY_API_KEY"
+"""No flag: all users of a machine see those."""
+
 Result = TypeVar("Result")
 Outcome = Classification | ClientError | SourceError
 
@@ -52,7 +55,12 @@ async def _classify_all(options: argparse.Namespace) -> int:
     """Print every image's outcome, in the order of the images; how many failed."""
     failed = 0
     async with (
-        AsyncClient(options.url, deadline_s=options.deadline_s, connections=options.in_flight) as client,
+        AsyncClient(
+            options.url,
+            deadline_s=options.deadline_s,
+            connections=options.in_flight,
+            api_key=os.environ.get(API_KEY_VARIABLE, "").strip(),
+        ) as client,
         httpx.AsyncClient(timeout=options.deadline_s) as web,
     ):
 

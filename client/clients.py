@@ -28,8 +28,10 @@ class Client:
     after more than one attempt within `deadline_s`.
     """
 
-    def __init__(self, url: str = DEFAULT_URL, *, deadline_s: float = DEFAULT_DEADLINE_S) -> None:
-        self._http = httpx.Client(base_url=_checked(url))
+    def __init__(
+        self, url: str = DEFAULT_URL, *, deadline_s: float = DEFAULT_DEADLINE_S, api_key: str | None = None
+    ) -> None:
+        self._http = httpx.Client(base_url=_checked(url), headers=_key_headers(api_key))
         self._deadline_s = deadline_s
 
     def __enter__(self) -> Self:
@@ -80,10 +82,18 @@ class AsyncClient:
     """`Client` for an event loop, with at most `connections` requests under way; further ones wait their turn."""
 
     def __init__(
-        self, url: str = DEFAULT_URL, *, deadline_s: float = DEFAULT_DEADLINE_S, connections: int = 100
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        deadline_s: float = DEFAULT_DEADLINE_S,
+        connections: int = 100,
+        api_key: str | None = None,
     ) -> None:
         self._http = httpx.AsyncClient(
-            base_url=_checked(url), timeout=deadline_s, limits=httpx.Limits(max_connections=connections)
+            base_url=_checked(url),
+            headers=_key_headers(api_key),
+            timeout=deadline_s,
+            limits=httpx.Limits(max_connections=connections),
         )
         self._deadline_s = deadline_s
 
@@ -143,6 +153,10 @@ def _checked(url: str) -> str:
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise NoAnswerError(f"{url} is no address: it must be like {DEFAULT_URL}")
     return url
+
+
+def _key_headers(api_key: str | None) -> dict[str, str]:
+    return {"Authorization": f"Bearer {api_key}"} if api_key else {}
 
 
 def _parameters(top_k: int | None, model: str | None, version: int | None, crops: int | None) -> dict[str, str | int]:

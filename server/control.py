@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 from server.errors import ServiceError
+from server.keys import Key
 from server.repository import Catalogue, Model
 
 
@@ -84,6 +85,12 @@ class EngineDown(NamedTuple):
     """Supervisor to HTTP workers: the engine is gone. Where it is `recovering`, requests wait for its return."""
 
     recovering: bool
+
+
+class Authorise(NamedTuple):
+    """Supervisor to HTTP workers: these are the API keys from now on."""
+
+    keys: tuple[Key, ...]
 
 
 class Draining(NamedTuple):

@@ -35,6 +35,9 @@ class Metrics:
         self.requests = Counter(
             "serving_requests", "Requests to classify, by how they ended", ["model", "code"], registry=registry
         )
+        self.refused = Counter(
+            "serving_refused_requests", "Requests refused for their API key, by code", ["code"], registry=registry
+        )
         self.total = Histogram(
             "serving_request_seconds", "From upload to answer", model, buckets=SECONDS, registry=registry
         )

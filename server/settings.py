@@ -56,6 +56,16 @@ class Settings(BaseSettings):
     """port to listen on; 0 for any free one"""
     grpc_port: Annotated[int, Field(ge=0, le=65535)] | None = None
     """port for gRPC, 0 for any free one; not given: no gRPC"""
+    tls_certificate: Path | None = None
+    """PEM file of the certificate and its chain; with tls_key, and then there is only TLS, on both ports"""
+    tls_key: Path | None = None
+    """PEM file of its private key, unencrypted"""
+    api_keys: Path | None = None
+    """file of the hashes of API keys; not given: anybody who reaches the port may do anything"""
+    metrics_role: Literal["none", "classify", "admin"] = "classify"
+    """with api_keys, the role that reads /metrics; none: anybody"""
+    cors_origins: Annotated[tuple[str, ...], NoDecode, CommaSeparated] = ()
+    """origins whose pages may call this server from a browser, comma-separated; * for all"""
     repository: Path = Path("model_repository")
     """folder with <model>/<version>/manifest.json"""
     models: Annotated[tuple[ModelName, ...], NoDecode, CommaSeparated] = ()
@@ -113,6 +123,8 @@ class Settings(BaseSettings):
     def _consistent(self) -> Self:
         if self.queue_size < self.http_workers:
             raise ValueError(f"queue_size {self.queue_size} leaves some of {self.http_workers} HTTP workers no place")
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key go together")
         if self.max_wait_ms >= self.timeout_ms:
             raise ValueError(f"max_wait_ms {self.max_wait_ms:g} is not below timeout_ms {self.timeout_ms:g}")
         return self

@@ -18,8 +18,9 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 from models.manifest import ManifestError
-from server import metrics, repository
+from server import metrics, repository, tls
 from server.control import (
+    Authorise,
     Change,
     Changed,
     Draining,
@@ -38,6 +39,7 @@ from server.engine import process as engine_process
 from server.engine.slots import Slots
 from server.errors import Code, ServiceError
 from server.http import worker as http_worker
+from server.keys import KeyFile, KeysError
 from server.metrics import Metrics
 from server.repository import Catalogue
 from server.rollout import Rollout
@@ -142,8 +144,14 @@ class Supervisor:
         """Take the port.
 
         Raises:
-            StartupError: it cannot be had.
+            StartupError: it cannot be had, or the certificate or the API keys cannot be used.
         """
+        try:
+            self._keys = KeyFile(settings.api_keys) if settings.api_keys else None
+            if settings.tls_certificate and settings.tls_key:
+                tls.context(settings.tls_certificate, settings.tls_key)
+        except (KeysError, tls.TlsError) as error:
+            raise StartupError(str(error)) from error
         self._reserved: socket.socket | None = None
         if settings.grpc_port is not None:
             self._reserved = _reserve(settings.host, settings.grpc_port)
@@ -210,7 +218,8 @@ class Supervisor:
                 role.child = role.start()
 
     def _start_worker(self, index: int) -> _Child:
-        start = http_worker.Start(index, self._settings, self._told, self._slots, self._listeners[index])
+        keys = self._keys.keys if self._keys else None
+        start = http_worker.Start(index, self._settings, self._told, self._slots, self._listeners[index], keys)
         worker = _Child.start(f"http-{index}", http_worker.main, start)
         worker.generation = self._told.generation
         if self._engine_up:
@@ -264,6 +273,8 @@ class Supervisor:
             if silent_s > self._settings.stall_timeout_ms / 1e3:
                 log.error("%s has shown no progress for %.0f s: it is killed", child.name, silent_s)
                 child.process.kill()
+        if self._keys and self._keys.look():
+            self._tell_workers(Authorise(self._keys.keys))
         if now_s >= self._look_s:
             self._look_s = now_s + self._settings.reload_ms / 1e3
             self._look()
@@ -385,7 +396,7 @@ class Supervisor:
         host, port = self._listeners[0].getsockname()[:2]
         if self._settings.grpc_port is not None:
             log.info("gRPC on %s", _shown(host, self._settings.grpc_port))
-        log.info("ready on http://%s", _shown(host, port))
+        log.info("ready on %s://%s", "https" if self._settings.tls_certificate else "http", _shown(host, port))
 
     def _on_worker_end(self, role: _Role, worker: _Child) -> None:
         if self._finishing:

@@ -5,7 +5,7 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import grpc
 import grpc.aio
@@ -14,7 +14,9 @@ from google.protobuf.message import DecodeError, Message
 
 from server.errors import Code, ServiceError
 from server.grpc import inference_pb2 as pb
+from server.grpc.keys import KeyCheck
 from server.http.service import Service
+from server.keys import RefusedError
 from server.v2 import models, tensors
 from server.v2.infer import InferAnswer, InferRequest, Input, RequestedOutput, counted, infer
 from server.v2.tensors import Values
@@ -31,6 +33,9 @@ STATUS: dict[Code, grpc.StatusCode] = {
     Code.TOO_MANY_PIXELS: grpc.StatusCode.INVALID_ARGUMENT,
     Code.NOT_AN_IMAGE: grpc.StatusCode.INVALID_ARGUMENT,
     Code.BROKEN_IMAGE: grpc.StatusCode.INVALID_ARGUMENT,
+    Code.UNAUTHORIZED: grpc.StatusCode.UNAUTHENTICATED,
+    Code.FORBIDDEN: grpc.StatusCode.PERMISSION_DENIED,
+    Code.RATE_LIMITED: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Code.QUEUE_FULL: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Code.OVERLOADED: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Code.INFERENCE_FAILED: grpc.StatusCode.INTERNAL,
@@ -56,9 +61,11 @@ async def start(service: Service, address: str) -> grpc.aio.Server:
     """
     settings = service.settings
     server = grpc.aio.server(
+        interceptors=[KeyCheck(service, service.keys, _refuse)] if service.keys else None,
         options=[
             ("grpc.so_reuseport", 1),
             ("grpc.max_receive_message_length", settings.max_body_bytes),  # also of what it decompresses to
+            ("grpc.server_handshake_timeout_ms", max(1, round(settings.header_timeout_ms))),
         ],
         maximum_concurrent_rpcs=settings.max_connections,
     )
@@ -79,7 +86,11 @@ async def start(service: Service, address: str) -> grpc.aio.Server:
             )
         ]
     )
-    server.add_insecure_port(address)
+    if settings.tls_certificate and settings.tls_key:
+        pair = (settings.tls_key.read_bytes(), settings.tls_certificate.read_bytes())
+        server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
+    else:
+        server.add_insecure_port(address)
     await server.start()
     return server
 
@@ -158,10 +169,17 @@ async def _answered(context: Context, answer: Awaitable[Kind]) -> Kind:
     try:
         return await answer
     except ServiceError as error:
-        return await context.abort(STATUS[error.code], error.detail, (("code", error.code.value),))
+        return await _refuse(context, error)
     except Exception:
         log.exception("a gRPC call failed")
         return await context.abort(grpc.StatusCode.INTERNAL, "an error of this server; its log has it")
+
+
+async def _refuse(context: Context, error: ServiceError) -> NoReturn:
+    metadata = [("code", error.code.value)]
+    if isinstance(error, RefusedError) and error.retry_after_s is not None:
+        metadata.append(("retry-after", str(error.retry_after_s)))
+    await context.abort(STATUS[error.code], error.detail, tuple(metadata))
 
 
 class _Infer:

@@ -1,11 +1,13 @@
 """The FastAPI application of one HTTP worker."""
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from server import VERSION
-from server.http import classify, operations, page, problems, v2
-from server.http.refusals import EarlyRefusals
+from server.http import classify, operations, page, problems, request_ids, v2
+from server.http.keys import KeyCheck
+from server.http.refusals import TIMEOUT_HEADER, EarlyRefusals
 from server.http.service import Service
 
 
@@ -24,4 +26,19 @@ def create_app(service: Service) -> ASGIApp:
     app.include_router(operations.router(service))
     app.include_router(v2.router(service))
     page.install(app)
-    return EarlyRefusals(app, service)
+    return _guarded(EarlyRefusals(app, service), service)
+
+
+def _guarded(app: ASGIApp, service: Service) -> ASGIApp:
+    """The app behind what is asked for: first the keys, and around them CORS, as browsers ask without a key."""
+    if service.keys:
+        app = KeyCheck(app, service, service.keys)
+    if service.settings.cors_origins:
+        app = CORSMiddleware(
+            app,
+            allow_origins=service.settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "X-API-Key", request_ids.HEADER, TIMEOUT_HEADER, v2.HEADER_LENGTH],
+            expose_headers=[request_ids.HEADER, v2.HEADER_LENGTH, "Retry-After"],
+        )
+    return app

@@ -10,6 +10,7 @@ from server.control import Change
 from server.engine.client import EngineClient
 from server.errors import ServiceError
 from server.http.uploads import Uploads
+from server.keys import Keys
 from server.metrics import Metrics
 from server.repository import Catalogue
 from server.settings import Settings
@@ -58,6 +59,8 @@ class Service:
     uploads: Uploads
     metrics: Metrics
     changes: Changes
+    keys: Keys | None = None
+    """None: anybody may do anything"""
     draining: bool = False
 
     def why_not_ready(self) -> str | None:

@@ -8,7 +8,7 @@ import socket
 import threading
 from collections.abc import Generator, Sequence
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import uvicorn
@@ -16,9 +16,10 @@ import uvloop
 from numpy.typing import NDArray
 
 from models.manifest import Preprocessing
-from server import logs
+from server import logs, tls
 from server.control import (
     HEARTBEAT_S,
+    Authorise,
     Changed,
     Draining,
     EngineDown,
@@ -36,6 +37,7 @@ from server.http.protocol import protocol_class
 from server.http.service import Changes, Service
 from server.http.uploads import Uploads
 from server.images.decode import decode
+from server.keys import Key, Keys
 from server.metrics import Metrics
 from server.settings import Settings
 
@@ -51,6 +53,7 @@ class Start(NamedTuple):
     serve: Serve
     slots: Slots
     listener: socket.socket
+    keys: tuple[Key, ...] | None
 
 
 def main(start: Start, control: Connection) -> None:
@@ -75,7 +78,8 @@ async def _serve(start: Start, control: Connection) -> None:
     metrics = Metrics(name)
     client = EngineClient(start.slots, owned, decode_into, settings.decode_threads, metrics.pending.set)
     uploads = Uploads(settings.max_body_bytes, settings.max_buffered_bytes, settings.body_timeout_ms / 1e3)
-    service = Service(settings, start.serve.catalogue, client, uploads, metrics, Changes(control.send))
+    keys = None if start.keys is None else Keys(start.keys)
+    service = Service(settings, start.serve.catalogue, client, uploads, metrics, Changes(control.send), keys)
     server = _Server(service, control)
     supervised = _Supervised(service, server, control)
     supervised.begin()
@@ -121,6 +125,9 @@ class _Supervised:
                 self._loop.call_later(HEARTBEAT_S, self._settle, generation)
             case Changed(change_id, error):
                 service.changes.done(change_id, error)
+            case Authorise(keys):
+                if service.keys:
+                    service.keys.replace(keys)
             case Draining():
                 service.draining = True
             case Finish():
@@ -174,8 +181,31 @@ class _Server(uvicorn.Server):
 
             address = f"[{settings.host}]" if ":" in settings.host else settings.host
             self._grpc = await grpc_service.start(self._service, f"{address}:{settings.grpc_port}")
-        await super().startup(sockets)
+        await super().startup([])
+        await self._listen(sockets or [])
         self._control.send(WorkerReady())
+
+    async def _listen(self, sockets: list[socket.socket]) -> None:
+        """As uvicorn does, which leaves TLS a minute to begin and half a minute to end."""
+        settings, config = self._service.settings, self.config
+        encrypted: dict[str, Any] = {}
+        if settings.tls_certificate and settings.tls_key:
+            encrypted = {
+                "ssl": tls.context(settings.tls_certificate, settings.tls_key),
+                "ssl_handshake_timeout": settings.header_timeout_ms / 1e3,
+                "ssl_shutdown_timeout": tls.GOODBYE_S,
+            }
+
+        def protocol() -> asyncio.Protocol:
+            made: asyncio.Protocol = config.http_protocol_class(  # type: ignore[call-arg]
+                config=config, server_state=self.server_state, app_state=self.lifespan.state
+            )
+            return made
+
+        loop = asyncio.get_running_loop()
+        self.servers = [
+            await loop.create_server(protocol, sock=sock, backlog=config.backlog, **encrypted) for sock in sockets
+        ]
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept no more, over either protocol, and wait for what was accepted."""

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -55,8 +56,10 @@ class RunningServer:
         self._heard = threading.Condition()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        self.url = self.wait_for_line(r"ready on (http://\S+)")[1]
-        self.client = httpx.Client(base_url=self.url, timeout=PATIENCE_S)
+        self.url = self.wait_for_line(r"ready on (https?://\S+)")[1]
+        certificate = flags.get("tls_certificate")
+        trust = ssl.create_default_context(cafile=str(certificate)) if certificate else True
+        self.client = httpx.Client(base_url=self.url, timeout=PATIENCE_S, verify=trust)
 
     def __enter__(self) -> Self:
         return self

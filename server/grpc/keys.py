@@ -1,0 +1,74 @@
+"""API keys over gRPC: the same keys in the metadata `authorization` or `x-api-key`."""
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from server.http.service import Service
+from server.keys import Account, Keys, RefusedError, RoleName, bearer
+
+OPEN = frozenset({"ServerLive", "ServerReady"})
+ADMIN = frozenset({"RepositoryModelLoad", "RepositoryModelUnload"})
+
+Handler = Any  # grpc.RpcMethodHandler, which is generic for the type checker only
+Context = grpc.aio.ServicerContext[Any, Any]
+Refuse = Callable[[Context, RefusedError], Awaitable[Any]]
+Call = Callable[[Any, Context], Awaitable[Any]]
+
+
+class KeyCheck(grpc.aio.ServerInterceptor):
+    """Lets a call through whose key may do what it asks for, and refuses the others before their message is read."""
+
+    def __init__(self, service: Service, keys: Keys, refuse: Refuse) -> None:
+        self._keys = keys
+        self._refused = service.metrics.refused
+        self._refuse = refuse
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler:
+        """The handler of a call, or one that refuses it."""
+        handler = await continuation(handler_call_details)
+        name = handler_call_details.method.rpartition("/")[2]
+        if name in OPEN or handler is None:
+            return handler
+        role: RoleName = "admin" if name in ADMIN else "classify"
+        try:
+            account = self._keys.account(_sent(handler_call_details.invocation_metadata), role)
+        except RefusedError as error:
+            return grpc.stream_unary_rpc_method_handler(self._refusing(error))
+        if handler.unary_unary:
+            call = self._counted(account, handler.unary_unary)
+            return grpc.unary_unary_rpc_method_handler(call, handler.request_deserializer, handler.response_serializer)
+        call = self._counted(account, handler.stream_unary)
+        return grpc.stream_unary_rpc_method_handler(call, handler.request_deserializer, handler.response_serializer)
+
+    def _refusing(self, error: RefusedError) -> Call:
+        async def refuse(_: Any, context: Context) -> Any:
+            self._refused.labels(error.code).inc()
+            return await self._refuse(context, error)
+
+        return refuse
+
+    def _counted(self, account: Account, call: Call) -> Call:
+        async def counted(request: Any, context: Context) -> Any:
+            try:
+                account.enter(time.monotonic())
+            except RefusedError as error:
+                return await self._refusing(error)(request, context)
+            try:
+                return await call(request, context)
+            finally:
+                account.leave()
+
+        return counted
+
+
+def _sent(metadata: Any) -> bytes | None:
+    fields = {name: value.encode() if isinstance(value, str) else value for name, value in metadata or ()}
+    return bearer(fields.get("authorization", b"")) or fields.get("x-api-key")

@@ -1,0 +1,238 @@
+"""API keys: a file of their hashes, who may do what, and how much of it. `python -m server.keys new NAME` makes one."""
+
+import argparse
+import hashlib
+import hmac
+import logging
+import math
+import secrets
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from server.errors import Code, ServiceError
+
+RoleName = Literal["classify", "admin"]
+RANK: dict[RoleName, int] = {"classify": 1, "admin": 2}
+"""Who has a role has those of lower rank, too."""
+KEY_BYTES = 32
+"""Of randomness: nobody guesses it, so its hash needs no salt and must not be slow, as each request pays."""
+MAX_FILE_BYTES = 256 * 2**10
+"""Some two thousand keys: a request is compared with all of them."""
+
+log = logging.getLogger(__name__)
+
+
+class KeysError(Exception):
+    """A file of keys that cannot be used; the message says where and why."""
+
+
+class Key(BaseModel):
+    """One line of the file: `NAME SHA256 [role=admin] [rate=50] [burst=100] [concurrent=8]`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    role: RoleName = "classify"
+    rate: Annotated[float, Field(gt=0, le=1e6)] = math.inf
+    """requests per second, as long as it may go on"""
+    burst: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    """requests at once after a pause; None: those of one second, at least one"""
+    concurrent: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    """requests at one time; None: as many as the server takes"""
+
+
+class RefusedError(ServiceError):
+    """UNAUTHORIZED, FORBIDDEN or RATE_LIMITED."""
+
+    def __init__(self, code: Code, detail: str, retry_after_s: int | None = None) -> None:
+        super().__init__(code, detail)
+        self.retry_after_s = retry_after_s
+
+
+class Account:
+    """What one key has used of its limits in this process. The clock is the caller's."""
+
+    def __init__(self, key: Key) -> None:
+        self.digest = bytes.fromhex(key.sha256)
+        self.key = key
+        self._tokens = math.inf
+        self._counted_s = 0.0
+        self._running = 0
+
+    def enter(self, now_s: float) -> None:
+        """Begin a request; `leave` ends it.
+
+        Raises:
+            RefusedError: RATE_LIMITED; then there is nothing to end.
+        """
+        key = self.key
+        if key.concurrent is not None and self._running >= key.concurrent:
+            detail = f"key {key.name} has {self._running} requests under way, and may have no more: wait for one"
+            raise RefusedError(Code.RATE_LIMITED, detail, 1)
+        if key.rate < math.inf:
+            burst = key.burst or max(1, math.ceil(key.rate))
+            self._tokens = min(burst, self._tokens + (now_s - self._counted_s) * key.rate)
+            self._counted_s = now_s
+            if self._tokens < 1:
+                detail = f"key {key.name} may send {key.rate:g} requests per second, and {burst} at once: send fewer"
+                raise RefusedError(Code.RATE_LIMITED, detail, math.ceil((1 - self._tokens) / key.rate))
+            self._tokens -= 1
+        self._running += 1
+
+    def leave(self) -> None:
+        """End a request that `enter` began."""
+        self._running -= 1
+
+
+class Keys:
+    """The keys of one process, which can be replaced while requests are under way."""
+
+    def __init__(self, keys: Sequence[Key]) -> None:
+        self._accounts: list[Account] = []
+        self.replace(keys)
+
+    def replace(self, keys: Sequence[Key]) -> None:
+        """Know these from now on; what stays goes on with what it has used."""
+        known = {account.digest: account for account in self._accounts}
+        self._accounts = []
+        for key in keys:
+            account = known.get(bytes.fromhex(key.sha256)) or Account(key)
+            account.key = key
+            self._accounts.append(account)
+
+    def account(self, sent: bytes | None, role: RoleName) -> Account:
+        """Whose key was sent, if it has the role. Takes as long for any key that is sent.
+
+        Raises:
+            RefusedError: UNAUTHORIZED, FORBIDDEN.
+        """
+        if not sent:
+            raise RefusedError(Code.UNAUTHORIZED, "a key is needed: Authorization: Bearer KEY, or X-API-Key: KEY")
+        digest = hashlib.sha256(sent).digest()
+        found = None
+        for account in self._accounts:
+            if hmac.compare_digest(account.digest, digest):
+                found = account
+        if not found:
+            raise RefusedError(Code.UNAUTHORIZED, "this key is not known here: ask who runs this server for one")
+        if RANK[found.key.role] < RANK[role]:
+            raise RefusedError(Code.FORBIDDEN, f"key {found.key.name} has the role {found.key.role}; this needs {role}")
+        return found
+
+
+def bearer(authorization: bytes) -> bytes:
+    """The key of an `Authorization` field (RFC 6750, 2.1); empty where it has another scheme."""
+    scheme, _, key = authorization.partition(b" ")
+    return key.strip() if scheme.lower() == b"bearer" else b""
+
+
+def read(path: Path) -> tuple[Key, ...]:
+    """The keys of a file, at least one; empty lines and what follows a `#` do not count.
+
+    Raises:
+        KeysError: it cannot be read, or a line of it; the message has nothing of what stands there in a hash's place.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+        lines = content.decode("ascii").splitlines()
+    except OSError as error:
+        raise KeysError(f"{path}: {error.strerror}") from error
+    except UnicodeError:
+        raise KeysError(f"{path}: not ASCII") from None
+    if len(content) > MAX_FILE_BYTES:
+        raise KeysError(f"{path}: over {MAX_FILE_BYTES} bytes")
+    keys: list[Key] = []
+    for number, line in enumerate(lines, 1):
+        words = line.partition("#")[0].split()
+        if words:
+            try:
+                keys.append(_key(words))
+            except ValidationError as error:
+                first = error.errors()[0]
+                raise KeysError(f"{path}, line {number}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+            except ValueError as error:
+                raise KeysError(f"{path}, line {number}: {error}") from None
+    if not keys:
+        raise KeysError(f"{path}: no key in it; python -m server.keys new NAME makes one")
+    for what, values in (("names", [key.name for key in keys]), ("hashes", [key.sha256 for key in keys])):
+        if len(set(values)) < len(values):
+            raise KeysError(f"{path}: two keys have equal {what}")
+    return tuple(keys)
+
+
+def _key(words: list[str]) -> Key:
+    name, *rest = words
+    if not rest or not all("=" in word for word in rest[1:]):
+        raise ValueError("must be NAME SHA256 [role=admin] [rate=50] [burst=100] [concurrent=8]")
+    options = dict(word.split("=", 1) for word in rest[1:])
+    return Key.model_validate({**options, "name": name, "sha256": rest[0]})
+
+
+class KeyFile:
+    """A file of keys, read again when it has changed."""
+
+    def __init__(self, path: Path) -> None:
+        """
+        Raises:
+            KeysError: it cannot be used.
+        """
+        self._path = path
+        self._seen = self._signature()
+        self.keys = read(path)
+
+    def look(self) -> bool:
+        """Whether there are other `keys` now. A file that cannot be used is logged, and changes nothing."""
+        seen = self._signature()
+        if seen == self._seen:
+            return False
+        self._seen = seen
+        try:
+            self.keys = read(self._path)
+        except KeysError as error:
+            log.warning("the API keys stay as they were: %s", error)
+            return False
+        log.info("API keys: %s", ", ".join(key.name for key in self.keys))
+        return True
+
+    def _signature(self) -> tuple[int, int, int] | None:
+        try:
+            status = self._path.stat()
+        except OSError:
+            return None
+        return status.st_mtime_ns, status.st_ino, status.st_size
+
+
+def main() -> int:
+    """Make a key: its line for the file goes to standard output, the key itself, this once, to standard error."""
+    parser = argparse.ArgumentParser(prog="python -m server.keys", description=main.__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    new = commands.add_parser("new", help="make a key: python -m server.keys new NAME >> keys.txt")
+    new.add_argument("name", help="whose key it is; it stands in answers and logs")
+    new.add_argument("--role", default="classify", choices=RANK, help="admin: may load and unload models, too")
+    new.add_argument("--rate", help="requests per second, in each HTTP worker")
+    new.add_argument("--burst", help="requests at once after a pause; default: those of one second")
+    new.add_argument("--concurrent", help="requests at one time, in each HTTP worker")
+    asked = parser.parse_args()
+    secret = f"rsk_{secrets.token_urlsafe(KEY_BYTES)}"
+    given = {name: getattr(asked, name) for name in ("role", "rate", "burst", "concurrent")}
+    words = [asked.name, hashlib.sha256(secret.encode()).hexdigest()]
+    words += [f"{name}={value}" for name, value in given.items() if value not in (None, "classify")]
+    try:
+        _key(words)
+    except ValidationError as error:
+        first = error.errors()[0]
+        print(f"python -m server.keys: {'.'.join(map(str, first['loc']))}: {first['msg']}", file=sys.stderr)
+        return 2
+    print(*words)
+    print(f"the key of {asked.name}, which is shown this once: {secret}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,197 @@
+"""TLS on both ports: who trusts the certificate is served, and the limits on slow and large heads hold below it."""
+
+import json
+import socket
+import ssl
+from collections.abc import Iterator
+from http.client import HTTPResponse
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import grpc
+import httpx
+import pytest
+import trustme
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
+
+from server.http.protocol import MAX_FIELDS
+from server.tls import TlsError, context
+from tests import tiny
+from tests.server.running import PATIENCE_S, RunningServer, red_image, until
+
+GET = b"GET /livez HTTP/1.1\r\nHost: here\r\n"
+HELLO = bytes.fromhex("1603010200")
+"""The start of a handshake: a record of 512 bytes is to follow."""
+
+
+def written(folder: Path) -> tuple[Path, Path]:
+    """A new certificate, with its authority's behind it, so that its file can be trusted; and its key."""
+    authority = trustme.CA()
+    issued = authority.issue_cert("localhost", "127.0.0.1")
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    certificate.write_bytes(b"".join(blob.bytes() for blob in [*issued.cert_chain_pems, authority.cert_pem]))
+    issued.private_key_pem.write_to_path(key)
+    return certificate, key
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(tmp_path_factory.mktemp("tls"))[0]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, certificate: Path) -> Iterator[RunningServer]:
+    repository = tmp_path_factory.mktemp("repository")
+    tiny.write(repository)
+    with RunningServer(
+        repository,
+        http_workers=1,
+        grpc_port=0,
+        tls_certificate=certificate,
+        tls_key=certificate.with_name("key.pem"),
+        header_timeout_ms=500,
+        body_timeout_ms=500,
+    ) as running:
+        yield running
+
+
+def connected(url: str) -> socket.socket:
+    """TCP, and no TLS yet."""
+    address = urlsplit(url)
+    return socket.create_connection((address.hostname, address.port), timeout=PATIENCE_S)
+
+
+def encrypted(server: RunningServer, certificate: Path) -> ssl.SSLSocket:
+    return ssl.create_default_context(cafile=certificate).wrap_socket(
+        connected(server.url), server_hostname="127.0.0.1"
+    )
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """Once nothing is left to read; a reset is as good as an end."""
+    try:
+        while connection.recv(4096):
+            pass
+    except (ConnectionResetError, ssl.SSLError):
+        pass
+    return True
+
+
+def test_who_trusts_the_certificate_is_served(server: RunningServer) -> None:
+    assert server.url.startswith("https://")
+    assert server.classify(red_image(8)).json()["predictions"][0]["class_id"] == 8
+
+
+def test_who_does_not_speaks_with_nobody(server: RunningServer) -> None:
+    with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+        httpx.get(f"{server.url}/livez")
+
+
+def test_nothing_is_answered_in_the_clear(server: RunningServer) -> None:
+    with connected(server.url) as connection:
+        connection.sendall(GET + b"\r\n")
+        assert b"HTTP" not in connection.recv(4096)
+
+
+def test_old_versions_are_refused(server: RunningServer, certificate: Path) -> None:
+    old = ssl.create_default_context(cafile=certificate)
+    with pytest.warns(DeprecationWarning, match="TLSv1_1"):
+        old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_1
+    with connected(server.url) as connection, pytest.raises(ssl.SSLError):
+        old.wrap_socket(connection, server_hostname="127.0.0.1")
+
+
+@pytest.mark.parametrize("sent", [b"", HELLO, HELLO + b"\x01"])
+def test_a_handshake_that_is_not_finished_ends_the_connection(server: RunningServer, sent: bytes) -> None:
+    with connected(server.url) as connection:
+        connection.sendall(sent)
+        assert is_closed(connection)
+
+
+def test_a_handshake_that_drips_ends_as_soon(server: RunningServer) -> None:
+    with connected(server.url) as connection:
+        connection.sendall(HELLO)
+        connection.settimeout(0.05)
+
+        def dripped_out() -> bool:
+            try:
+                connection.sendall(b"a")
+                return is_closed(connection)
+            except TimeoutError:
+                return False
+            except OSError:
+                return True
+
+        until(dripped_out)
+
+
+@pytest.mark.parametrize("sent", [b"", b"\r\n", GET, GET + b"a: "])
+def test_a_head_that_is_not_finished_ends_the_connection(server: RunningServer, certificate: Path, sent: bytes) -> None:
+    with encrypted(server, certificate) as connection:
+        connection.sendall(sent)
+        assert is_closed(connection)
+
+
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [
+        (GET + b"a: b\r\n" * (MAX_FIELDS + 1), "headers_too_large"),
+        (b"POST /classify HTTP/1.1\r\nHost: here\r\nContent-Length: 9\r\n\r\na", "body_timeout"),
+        (b"POST /classify HTTP/1.1\r\nHost: here\r\nContent-Length: 99999999\r\n\r\n", "body_too_large"),
+    ],
+)
+def test_limits_are_the_same_as_without(server: RunningServer, certificate: Path, sent: bytes, code: str) -> None:
+    with encrypted(server, certificate) as connection:
+        connection.sendall(sent)
+        answer = HTTPResponse(connection)
+        answer.begin()
+        assert json.load(answer)["code"] == code
+
+
+def test_a_connection_that_is_not_closed_by_its_client_does_not_hold_up_the_end(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    tiny.write(tmp_path)
+    certificate, key = written(tmp_path_factory.mktemp("tls"))
+    with (
+        RunningServer(tmp_path, tls_certificate=certificate, tls_key=key, drain_timeout_ms=3_600_000) as server,
+        encrypted(server, certificate) as connection,
+    ):
+        connection.sendall(GET + b"\r\n")
+        assert connection.recv(1)
+        assert server.terminate() == 0
+
+
+def test_grpc_shows_the_same_certificate(server: RunningServer, certificate: Path) -> None:
+    trust = grpc.ssl_channel_credentials(certificate.read_bytes())
+    with grpc.secure_channel(server.grpc_address, trust) as channel:
+        answer = GRPCInferenceServiceStub(channel).ServerLive(pb.ServerLiveRequest(), timeout=PATIENCE_S)
+    assert answer.live
+
+
+@pytest.mark.parametrize("sent", [b"", HELLO])
+def test_a_handshake_that_is_not_finished_ends_the_connection_of_grpc(server: RunningServer, sent: bytes) -> None:
+    with connected(f"https://{server.grpc_address}") as connection:
+        connection.sendall(sent)
+        assert is_closed(connection)
+
+
+def test_an_encrypted_or_foreign_key_is_refused_without_a_question(tmp_path: Path) -> None:
+    certificate, key = written(tmp_path)
+    context(certificate, key)
+    (tmp_path / "other").mkdir()
+    _, foreign = written(tmp_path / "other")
+    with pytest.raises(TlsError, match="mismatch"):
+        context(certificate, foreign)
+    locked = tmp_path / "locked.pem"
+    private = load_pem_private_key(key.read_bytes(), None)
+    locked.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret")))
+    with pytest.raises(TlsError, match="unencrypted"):
+        context(certificate, locked)
