@@ -109,7 +109,7 @@ class Settings(BaseSettings):
     inference_threads: Annotated[int, Field(ge=1, le=256)] = Field(default_factory=available_cpus)
     """threads of one inference on the CPU; default: the CPUs"""
     lanes: Annotated[int, Field(ge=1, le=8)] = 1
-    """batches at one time on the CPU, which share those threads: while one waits for its slowest part, another goes on"""
+    """batches at one time on the CPU, which share those threads"""
     drain_delay_ms: Annotated[float, Field(ge=0, le=600_000)] = 0
     """after SIGTERM, how long to go on accepting while /readyz already fails, for load balancers to notice"""
     drain_timeout_ms: Annotated[float, Field(gt=0, le=3_600_000)] = 30_000
