@@ -6,6 +6,7 @@ never fall and files never pile up.
 
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,6 +66,15 @@ class Metrics:
         self.restarts = Counter(
             "serving_process_restarts", "Processes that ended unasked", ["process"], registry=registry
         )
+        self.cache_hits = Counter("serving_cache_hits", "Images whose answer was remembered", model, registry=registry)
+        self.cache_misses = Counter(
+            "serving_cache_misses",
+            "Images whose answer was not remembered, though it might have been",
+            model,
+            registry=registry,
+        )
+        for each in (self.requests, self.total, self.decode, self.queue, self.inference, self.batch_size):
+            each.labels = cache(each.labels)  # type: ignore[assignment, method-assign]  # no locks, no checks
 
 
 def exposition() -> tuple[bytes, str]:

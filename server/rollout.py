@@ -139,13 +139,15 @@ class Rollout:
 
     def _update(self) -> None:
         wanted = self._wanted
+        there = {key.name for key, model in wanted.models.items() if model.id in self._loaded}
+        awaited = {key.name for key in wanted.models} - there
         models: dict[ModelKey, Model] = {}
         for key in {**wanted.models, **self.served.models}:
             new, old = wanted.models.get(key), self.served.models.get(key)
             broken = key.name not in self._unloaded and f"{key.name}/{key.version}" in wanted.refused
             if new and new.id in self._loaded:
                 models[key] = new
-            elif old and old.id in self._loaded and (new or broken):
+            elif old and old.id in self._loaded and (new or broken or key.name in awaited):
                 models[key] = old
         reasons = {key: self._reasons[model.id] for key, model in wanted.models.items() if model.id in self._reasons}
         self.served = wanted.serving(models, reasons)

@@ -96,6 +96,10 @@ class Settings(BaseSettings):
     """from the first to the last byte of an upload; later is 408"""
     max_body_bytes: Annotated[int, Field(ge=1)] = 16 * 2**20
     """largest upload; more is 413"""
+    max_batch_images: Annotated[int, Field(ge=1, le=10_000)] = 64
+    """most images in one POST /classify/batch; more are 413"""
+    cache_entries: Annotated[int, Field(ge=0, le=10_000_000)] = 0
+    """answers that one HTTP worker remembers for images that come again, up to 2 KiB each; 0: none"""
     max_buffered_bytes: Annotated[int, Field(ge=1)] = 256 * 2**20
     """all uploads held at one time by one HTTP worker; more are refused with 429"""
     max_pixels: Annotated[int, Field(ge=1, le=178_000_000)] = 50_000_000

@@ -142,6 +142,7 @@ class EngineClient:
         self._count = count
         self._tickets: dict[int, _Ticket] = {}
         self._pace = Pace()
+        self._engine_up_s = 0.0
         self._decoding_since_s: dict[int, float] = {}
         self._channel: Channel | None = None
         self._available = False  # requests are admitted: the engine is there, or will be back at once
@@ -222,6 +223,7 @@ class EngineClient:
             connected.close()
             return  # that engine has died by now, too; its successor will be announced
         self._channel = Channel(connected)
+        self._engine_up_s = time.monotonic()
         self._available = True
         self._loop.add_reader(connected, self._receive)
         for ticket in list(self._tickets.values()):
@@ -331,7 +333,8 @@ class EngineClient:
                 if isinstance(reply, Dropped):
                     self._end(ticket)
                     continue
-                self._pace.observe(ticket.places, time.monotonic() - ticket.admitted_s)
+                if ticket.admitted_s > self._engine_up_s:  # else what it waited for was an engine
+                    self._pace.observe(ticket.places, time.monotonic() - ticket.admitted_s)
                 if isinstance(reply, Answer):
                     self._answer(ticket, reply)
                 else:

@@ -1,11 +1,13 @@
 """The FastAPI application of one HTTP worker."""
 
+from typing import Any
+
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from server import VERSION
-from server.http import classify, operations, page, problems, request_ids, v2
+from server.http import answers, classify, operations, page, problems, request_ids, v2
 from server.http.keys import KeyCheck
 from server.http.refusals import TIMEOUT_HEADER, EarlyRefusals
 from server.http.service import Service
@@ -13,7 +15,7 @@ from server.http.service import Service
 
 def create_app(service: Service) -> ASGIApp:
     """All routes over one service."""
-    app = FastAPI(
+    app = _App(
         title="ResNet serving",
         description="Image classification: an image in, its most probable classes out.",
         version=VERSION,
@@ -21,7 +23,7 @@ def create_app(service: Service) -> ASGIApp:
         docs_url=None,  # FastAPI's own load scripts from elsewhere; ours is in page
         redoc_url=None,
     )
-    problems.install(app)
+    problems.install(app, service.metrics)
     app.include_router(classify.router(service))
     app.include_router(operations.router(service))
     app.include_router(v2.router(service))
@@ -42,3 +44,11 @@ def _guarded(app: ASGIApp, service: Service) -> ASGIApp:
             expose_headers=[request_ids.HEADER, v2.HEADER_LENGTH, "Retry-After"],
         )
     return app
+
+
+class _App(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        """As FastAPI has it, with the answers that it does not encode itself."""
+        document = super().openapi()
+        document["components"]["schemas"].update(answers.schemas())
+        return document

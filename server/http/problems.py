@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from server.errors import Code, ServiceError
 from server.http import request_ids
 from server.http.request_ids import request_id_of
+from server.metrics import Metrics
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -85,8 +86,11 @@ def service_problem(request: Request, error: ServiceError) -> Response:
     return problem(request, error.code, STATUS[error.code], error.detail, RETRY_AFTER_S.get(error.code))
 
 
-def install(app: FastAPI) -> None:
-    """Have every error of the app, also those of the framework, answered by a problem document."""
+def install(app: FastAPI, metrics: Metrics) -> None:
+    """Have every error of the app, also those of the framework, answered by a problem document.
+
+    Requests to classify count themselves, but for those that the framework finds invalid.
+    """
 
     @app.exception_handler(ServiceError)
     async def on_service_error(request: Request, error: ServiceError) -> Response:
@@ -94,6 +98,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def on_invalid(request: Request, error: RequestValidationError) -> Response:
+        metrics.requests.labels("", Code.INVALID_PARAMETER).inc()
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"][1:])
         return service_problem(request, ServiceError(Code.INVALID_PARAMETER, f"{name}: {first['msg']}"))

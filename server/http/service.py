@@ -9,6 +9,8 @@ from typing import Literal
 from server.control import Change
 from server.engine.client import EngineClient
 from server.errors import ServiceError
+from server.http.cache import Cache
+from server.http.places import Places
 from server.http.uploads import Uploads
 from server.keys import Keys
 from server.metrics import Metrics
@@ -59,6 +61,8 @@ class Service:
     uploads: Uploads
     metrics: Metrics
     changes: Changes
+    places: Places
+    cache: Cache
     keys: Keys | None = None
     """None: anybody may do anything"""
     draining: bool = False

@@ -1,18 +1,21 @@
-"""Bodies of requests, and the bytes of one image out of them: the body itself, or the file of a multipart form."""
+"""Bodies of requests, and the images in them: the body itself, the files of a multipart form or of an archive."""
 
 import asyncio
 import zlib
-from collections.abc import AsyncGenerator, Generator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterable, Generator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 
 from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from server.errors import Code, ServiceError
+from server.http import archives
+from server.http.archives import File
 
 MAX_PARTS = 100
-"""Each costs the event loop some microseconds, and one is needed."""
+"""Each costs the event loop some microseconds, and one is needed for each image."""
+_STEP_BYTES = 64 * 1024
 
 
 class Uploads:
@@ -36,6 +39,35 @@ class Uploads:
             yield _image(request.headers.get("content-type"), body)
 
     @asynccontextmanager
+    async def files(self, request: Request, at_most: int) -> AsyncGenerator[list[File]]:
+        """The files of a form, a zip, a tar or a gzipped tar; all they hold counts as buffered until the block ends.
+
+        Raises:
+            ServiceError: EMPTY_BODY, MALFORMED_MULTIPART, INVALID_REQUEST where it is none of these, BODY_TOO_LARGE
+                where there are too many, or more bytes than an upload may have once decompressed, or as `body`.
+            ClientDisconnect: the client left before the last byte.
+        """
+        async with AsyncExitStack() as stack:
+            body = await stack.enter_async_context(self.body(request))
+            boundary = _boundary(request.headers.get("content-type"))
+            if not body:
+                raise ServiceError(Code.EMPTY_BODY, "there are no images: send files of a form, a zip or a tar")
+            if boundary is None and body.startswith(archives.GZIP):
+                body = await stack.enter_async_context(self._gathered(_steps(body), _Encoded("gzip")))
+            if boundary is None:
+                files = await asyncio.to_thread(archives.files, body)
+            else:
+                files = [
+                    File.of(name, content) for name, content in _files_of_form(body, boundary, at_most + MAX_PARTS)
+                ]
+            if not files:
+                raise ServiceError(Code.EMPTY_BODY, "the upload has no files")
+            if len(files) > at_most:
+                raise ServiceError(Code.BODY_TOO_LARGE, f"one request may have at most {at_most} images")
+            stack.enter_context(self.held(sum(file.size for file in files)))
+            yield files
+
+    @asynccontextmanager
     async def body(self, request: Request) -> AsyncGenerator[bytes]:
         """The body of a request, without its content encoding; it counts as buffered until the block ends.
 
@@ -45,29 +77,37 @@ class Uploads:
                 too much memory.
             ClientDisconnect: the client left before the last byte.
         """
-        size = 0
         encoding = request.headers.get("content-encoding", "identity").strip().lower()
         encoded = None if encoding == "identity" else _Encoded(encoding)
-        chunks: list[bytes] = []
+        self._check(int(request.headers.get("content-length", 0)))
+        async with self._gathered(request.stream(), encoded, self._body_timeout_s) as body:
+            yield body
+
+    @asynccontextmanager
+    async def _gathered(
+        self, chunks: AsyncIterable[bytes], encoded: "_Encoded | None", timeout_s: float | None = None
+    ) -> AsyncGenerator[bytes]:
+        """All chunks, decoded; each counts as buffered from when it is there until the block ends."""
+        size = 0
+        gathered: list[bytes] = []
         try:
             try:
-                async with asyncio.timeout(self._body_timeout_s):
-                    self._check(int(request.headers.get("content-length", 0)))
-                    async for chunk in request.stream():
+                async with asyncio.timeout(timeout_s):
+                    async for chunk in chunks:
                         if encoded:
                             chunk = await encoded.decode(chunk, self._max_body_bytes + 1 - size)
                         size += len(chunk)
                         self._buffered_bytes += len(chunk)
                         self._check(size)
-                        chunks.append(chunk)
+                        gathered.append(chunk)
             except TimeoutError:
-                detail = f"the upload took longer than {self._body_timeout_s:g} seconds"
+                detail = f"the upload took longer than {timeout_s:g} seconds"
                 raise ServiceError(Code.BODY_TIMEOUT, detail) from None
             if encoded:
                 encoded.end()
-            body = b"".join(chunks)
-            chunks.clear()  # they would be held beside it until the answer
-            yield body
+            whole = b"".join(gathered)
+            gathered.clear()  # they would be held beside it until the answer
+            yield whole
         finally:
             self._buffered_bytes -= size
 
@@ -120,10 +160,21 @@ class _Encoded:
             raise ServiceError(Code.INVALID_REQUEST, "the compressed body ends early")
 
 
-def _image(content_type: str | None, body: bytes) -> bytes:
-    """The body, or the one file of it where it is a form. Any other content type is ignored: the bytes tell."""
+async def _steps(body: bytes) -> AsyncGenerator[bytes]:
+    for start in range(0, len(body), _STEP_BYTES):
+        yield body[start : start + _STEP_BYTES]
+
+
+def _boundary(content_type: str | None) -> bytes | None:
+    """Where it is a form; None where not. Any other content type is ignored: the bytes tell."""
     kind, options = parse_options_header(content_type)
-    image = _file_of_form(body, options.get(b"boundary", b"")) if kind == b"multipart/form-data" else body
+    return options.get(b"boundary", b"") if kind == b"multipart/form-data" else None
+
+
+def _image(content_type: str | None, body: bytes) -> bytes:
+    """The body, or the one file of it where it is a form."""
+    boundary = _boundary(content_type)
+    image = body if boundary is None else _file_of_form(body, boundary)
     if not image:
         raise ServiceError(Code.EMPTY_BODY, "there is no image: send its bytes as the body, or as a file of a form")
     return image
@@ -131,9 +182,17 @@ def _image(content_type: str | None, body: bytes) -> bytes:
 
 def _file_of_form(body: bytes, boundary: bytes) -> bytes:
     """The content of the only part that has a file name."""
-    if body.count(b"--" + boundary) > MAX_PARTS:
-        raise ServiceError(Code.MALFORMED_MULTIPART, f"the form has more than {MAX_PARTS} parts")
-    files: list[list[bytes]] = []
+    files = _files_of_form(body, boundary, MAX_PARTS)
+    if len(files) != 1:
+        raise ServiceError(Code.MALFORMED_MULTIPART, f"the form has {len(files)} files; send one: -F file=@photo.jpg")
+    return files[0][1]
+
+
+def _files_of_form(body: bytes, boundary: bytes, max_parts: int) -> list[tuple[str, bytes]]:
+    """Name and content of each part that has a file name."""
+    if body.count(b"--" + boundary) > max_parts:
+        raise ServiceError(Code.MALFORMED_MULTIPART, f"the form has more than {max_parts} parts")
+    files: list[tuple[str, list[bytes]]] = []
     names: list[bytes] = []
     values: list[bytes] = []
     reading = False
@@ -149,15 +208,15 @@ def _file_of_form(body: bytes, boundary: bytes) -> bytes:
         name, value = b"".join(names).lower(), b"".join(values)
         names.clear()
         values.clear()
-        if name == b"content-disposition" and not {b"filename", b"filename*"}.isdisjoint(
-            parse_options_header(value)[1]
-        ):
-            files.append([])
+        options = parse_options_header(value)[1] if name == b"content-disposition" else {}
+        found = options.get(b"filename", options.get(b"filename*"))
+        if found is not None:
+            files.append((found.decode("utf-8", "replace"), []))
             reading = True
 
     def on_part_data(data: bytes, start: int, end: int) -> None:
         if reading:
-            files[-1].append(data[start:end])
+            files[-1][1].append(data[start:end])
 
     def on_part_end() -> None:
         nonlocal reading
@@ -189,6 +248,4 @@ def _file_of_form(body: bytes, boundary: bytes) -> bytes:
         raise ServiceError(Code.MALFORMED_MULTIPART, f"the form cannot be read: {error}") from None
     if not ended:
         raise ServiceError(Code.MALFORMED_MULTIPART, "the form ends before its closing boundary")
-    if len(files) != 1:
-        raise ServiceError(Code.MALFORMED_MULTIPART, f"the form has {len(files)} files; send one: -F file=@photo.jpg")
-    return b"".join(files[0])
+    return [(name, b"".join(content)) for name, content in files]

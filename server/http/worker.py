@@ -33,6 +33,8 @@ from server.control import (
 from server.engine.client import EngineClient, Image
 from server.engine.slots import Slots
 from server.http.app import create_app
+from server.http.cache import Cache
+from server.http.places import Places
 from server.http.protocol import protocol_class
 from server.http.service import Changes, Service
 from server.http.uploads import Uploads
@@ -76,10 +78,18 @@ async def _serve(start: Start, control: Connection) -> None:
     name = f"http-{start.number}"
     owned = range(start.number * settings.slots_per_worker, (start.number + 1) * settings.slots_per_worker)
     metrics = Metrics(name)
-    client = EngineClient(start.slots, owned, decode_into, settings.decode_threads, metrics.pending.set)
+    places = Places(settings.slots_per_worker)
+
+    def count(pending: int) -> None:
+        metrics.pending.set(pending)
+        places.changed()
+
+    client = EngineClient(start.slots, owned, decode_into, settings.decode_threads, count)
     uploads = Uploads(settings.max_body_bytes, settings.max_buffered_bytes, settings.body_timeout_ms / 1e3)
+    cache = Cache(settings.cache_entries)
     keys = None if start.keys is None else Keys(start.keys)
-    service = Service(settings, start.serve.catalogue, client, uploads, metrics, Changes(control.send), keys)
+    changes = Changes(control.send)
+    service = Service(settings, start.serve.catalogue, client, uploads, metrics, changes, places, cache, keys)
     server = _Server(service, control)
     supervised = _Supervised(service, server, control)
     supervised.begin()

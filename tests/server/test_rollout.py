@@ -95,6 +95,17 @@ def test_what_leaves_the_repository_is_let_go(tmp_path: Path) -> None:
     assert len(rollout.take_surplus()) == 1
 
 
+def test_a_version_that_leaves_is_served_until_its_successor_is_loaded(tmp_path: Path) -> None:
+    write(tmp_path, ["a1"])
+    rollout = started(tmp_path)
+    (tmp_path / "a/1").rename(tmp_path / "a/.gone")
+    write(tmp_path, ["a2"])
+    rollout.scanned(repository.scan(tmp_path))
+    assert served(rollout) == {"a1"}
+    assert load(rollout) == ["a2"]
+    assert served(rollout) == {"a2"}
+
+
 def test_unloaded_stays_unloaded_until_it_is_asked_for(tmp_path: Path) -> None:
     write(tmp_path, ["a1", "b1"])
     rollout = started(tmp_path)

@@ -180,10 +180,21 @@ def test_ten_crops_are_averaged(server: RunningServer) -> None:
     assert len(ten) == 100
 
 
-def test_mistakes_are_counted_by_code(server: RunningServer) -> None:
-    before = server.metric("serving_requests_total", code="not_an_image")
-    server.classify(b"not an image")
-    assert server.metric("serving_requests_total", code="not_an_image") == before + 1
+@pytest.mark.parametrize(
+    ("code", "parameters"),
+    [("not_an_image", {}), ("invalid_parameter", {"top_k": 0}), ("unknown_model", {"model": "no"})],
+)
+def test_mistakes_are_counted_by_code(server: RunningServer, code: str, parameters: dict[str, str]) -> None:
+    before = server.metric("serving_requests_total", code=code)
+    assert server.classify(b"not an image", **parameters).json()["code"] == code
+    assert server.metric("serving_requests_total", code=code) == before + 1
+
+
+@pytest.mark.parametrize("header", ["0", "4000", "nan", "soon", ""])
+def test_a_timeout_that_is_none_is_an_invalid_parameter_by_its_name(server: RunningServer, header: str) -> None:
+    response = server.client.post("/classify", content=red_image(1), headers={"X-Request-Timeout": header})
+    assert (response.status_code, response.json()["code"]) == (400, "invalid_parameter")
+    assert response.json()["detail"].startswith("X-Request-Timeout: ")
 
 
 def test_several_workers_share_the_port(tmp_path: Path) -> None:

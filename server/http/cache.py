@@ -1,0 +1,55 @@
+"""Answers that are remembered, so that an image that comes again needs neither decoder nor engine."""
+
+import asyncio
+import hashlib
+from collections import OrderedDict
+
+from server.engine.client import Classes
+
+IN_THREAD_BYTES = 128 * 1024
+"""More than so many bytes, about 0.1 ms, are hashed beside the event loop."""
+
+Key = tuple[bytes, tuple[str, ...], int, int]
+"""All that an answer depends on: the image's digest, the ids of the models asked, which change with their files and
+settings, top_k and crops."""
+
+
+class Cache:
+    """The most recently used answers of one HTTP worker, at most `entries`; each takes up to 2 KiB."""
+
+    def __init__(self, entries: int) -> None:
+        """0: nothing is remembered."""
+        self._entries = entries
+        self._classes: OrderedDict[Key, Classes] = OrderedDict()
+
+    def __bool__(self) -> bool:
+        """Whether anything is ever remembered."""
+        return self._entries > 0
+
+    def __len__(self) -> int:
+        return len(self._classes)
+
+    def get(self, key: Key) -> Classes | None:
+        """What was put there, if it is still remembered."""
+        classes = self._classes.get(key)
+        if classes is not None:
+            self._classes.move_to_end(key)
+        return classes
+
+    def put(self, key: Key, classes: Classes) -> None:
+        """Remember the classes, not how long they took; forget what was not asked for the longest, if need be."""
+        self._classes[key] = classes._replace(decode_s=0.0, queue_s=0.0, inference_s=0.0, batch_size=0)
+        self._classes.move_to_end(key)
+        if len(self._classes) > self._entries:
+            self._classes.popitem(last=False)
+
+
+async def digest_of(image: bytes) -> bytes:
+    """What stands for the image: SHA-256."""
+    if len(image) > IN_THREAD_BYTES:
+        return await asyncio.to_thread(_digest, image)
+    return _digest(image)
+
+
+def _digest(image: bytes) -> bytes:
+    return hashlib.sha256(image).digest()
