@@ -24,7 +24,7 @@ COPY models models
 COPY export export
 COPY server server
 COPY loadtest loadtest
-COPY deploy/healthcheck.py deploy/
+COPY deploy/healthcheck.py deploy/pinned.py deploy/
 # As nobody may write there later.
 RUN python -m compileall -q --invalidation-mode unchecked-hash .
 

@@ -4,6 +4,7 @@
 # make protobuf   the messages of gRPC, after a change to server/grpc/inference.proto
 # make compare this server beside LitServe, BentoML, mosec, Ray Serve, Triton and plain FastAPI (an hour; FLAGS=--help)
 # make audit   ask the Python Package Index for known holes in what is installed
+# make ray-test   a Ray cluster on this machine, put to the test (docs/measurements/ray.md; ten minutes)
 # make help    all targets
 
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3,$(shell command -v $(name))))
@@ -18,7 +19,7 @@ PIP := $(BIN)/pip install --disable-pip-version-check --constraint constraints.t
 TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
-.PHONY: help serve model test lint bench compare loadtest protobuf audit clean
+.PHONY: help serve model test lint bench compare loadtest protobuf audit ray-test clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -59,6 +60,9 @@ audit: $(VENV)/test.done
 	$(BIN)/pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//' > $(VENV)/audit/installed.txt
 	$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement $(VENV)/audit/installed.txt
 
+ray-test: model $(VENV)/ray.done $(VENV)/test.done
+	$(BIN)/pytest -s -m ray tests/deploy/test_ray.py
+
 clean:
 	rm -rf $(VENV) .compare model_repository weights
 
@@ -75,4 +79,10 @@ $(VENV)/export.done: pyproject.toml constraints.txt
 
 $(VENV)/test.done: $(VENV)/export.done
 	$(PIP) --editable '.[client,export,loadtest,test]'
+	@touch $@
+
+$(VENV)/ray.done: deploy/requirements.py loadtest/compare/rivals/ray.txt pyproject.toml  # in an environment of its own
+	$(PYTHON) -m venv $(VENV)/ray
+	$(PYTHON) deploy/requirements.py client >$(VENV)/ray/ours.txt
+	$(VENV)/ray/bin/pip install --disable-pip-version-check -r loadtest/compare/rivals/ray.txt -r $(VENV)/ray/ours.txt
 	@touch $@

@@ -1,0 +1,71 @@
+"""The server's routes as a Ray Serve deployment: decoders, engine and backend in one replica for each device.
+
+`serve run deploy/ray/serve.yaml`, where Ray is installed (docs/measurements/ray.md).
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any, cast
+
+import ray
+from pydantic import BaseModel
+from ray import serve
+
+from server import logs, metrics
+from server.control import Change
+from server.engine.client import EngineClient
+from server.errors import Code, ServiceError
+from server.settings import Settings
+
+
+class Options(BaseModel):
+    """What a Ray Serve config says below `args`."""
+
+    settings: dict[str, Any] = {}
+    """the server's, by their names in the README"""
+    versions: dict[str, int] = {}
+    """models to serve in this version and no other, by name; the others in all of theirs"""
+
+
+@serve.deployment
+@serve.ingress()
+class Classifier:
+    """A replica. Ray starts, watches and ends it; nothing of the server's supervisor is here."""
+
+    async def __init__(self, options: Options) -> None:  # type: ignore[misc]  # Ray awaits it, in its event loop
+        from deploy.ray.engine import LocalEngine, catalogue_of
+        from server.http.app import create_app
+        from server.http.service import Changes, Service
+        from server.http.uploads import Uploads
+        from server.metrics import Metrics
+
+        cpus = max(1, round(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
+        threads = {"http_workers": 1, "inference_threads": cpus, "decode_threads": min(4, cpus)}
+        settings = Settings(**{**threads, **options.settings})
+        logs.configure(settings.log_level)
+        self._folder = tempfile.TemporaryDirectory(prefix="resnet-serving-")
+        metrics.use_directory(Path(self._folder.name))
+        measured = Metrics("replica")
+        catalogue = catalogue_of(settings, options.versions)
+        self._engine = LocalEngine(settings, catalogue, measured)
+        uploads = Uploads(settings.max_body_bytes, settings.max_buffered_bytes, settings.body_timeout_ms / 1e3)
+        client = cast(EngineClient, self._engine)  # what the routes use of it
+        self._app = create_app(Service(settings, catalogue, client, uploads, measured, Changes(_refuse)))
+
+    def __serve_build_asgi_app__(self) -> Any:
+        """What Ray asks for once the replica is there."""
+        return self._app
+
+    def check_health(self) -> None:
+        """Ray asks; what raises is replaced."""
+        if not self._engine.connected:
+            raise RuntimeError("the device is lost")
+
+
+def _refuse(_: Change) -> None:
+    raise ServiceError(Code.MODEL_REFUSED, "under Ray, models change by the config: serve deploy")
+
+
+def build(options: Options) -> Any:
+    """What `import_path` names."""
+    return Classifier.bind(options)  # type: ignore[attr-defined]

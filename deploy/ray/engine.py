@@ -1,0 +1,206 @@
+"""The engine core inside a Ray replica: what `EngineClient` is between processes, without any.
+
+One event loop owns everything here. Batches run in the engine's threads, decoders in those of a pool, and both come
+back by `call_soon_threadsafe`.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models import manifest
+from models.manifest import CropCount, ManifestError
+from server import repository
+from server.engine import backends
+from server.engine.backends import DeviceLostError
+from server.engine.client import Classes, Image
+from server.engine.core import Engine, Outcome
+from server.engine.pace import Pace
+from server.engine.scheduler import Job, Limits, Priority, buckets
+from server.errors import Code, ServiceError
+from server.images.decode import decode
+from server.metrics import Metrics
+from server.repository import Catalogue, Model
+from server.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+def catalogue_of(settings: Settings, versions: dict[str, int]) -> Catalogue:
+    """What a replica serves.
+
+    Raises:
+        ManifestError: there is no model to serve, or one that was asked for is missing.
+    """
+    found = repository.scan(settings.repository, settings.models, settings.default_model)
+    chosen = {key: model for key, model in found.models.items() if versions.get(key.name, key.version) == key.version}
+    if missing := versions.keys() - {key.name for key in chosen}:
+        raise ManifestError(f"not in {settings.repository} in that version: {', '.join(sorted(missing))}")
+    return replace(found.serving(chosen, {}), default_model=found.default_model)
+
+
+class _Crop(NamedTuple):
+    """A job's payload."""
+
+    pixels: NDArray[np.uint8]
+    name: str
+    top_k: int | None
+    decode_s: float
+    future: asyncio.Future[Classes]
+
+
+class LocalEngine:
+    """Has images classified in this process; to the routes it is an `EngineClient`."""
+
+    connected = True
+    """The device answers."""
+
+    def __init__(self, settings: Settings, catalogue: Catalogue, metrics: Metrics) -> None:
+        """Load and warm up every model; blocks.
+
+        Raises:
+            ManifestError: a file is not its manifest's.
+            Exception: whatever the runtime reports.
+        """
+        self._settings = settings
+        self._metrics = metrics
+        self._loop = asyncio.get_running_loop()
+        self._ids = itertools.count()
+        self._under_way = 0
+        self._pace = Pace()
+        self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
+        self._timer: asyncio.TimerHandle | None = None
+        self._engine: Engine[_Crop] = Engine(wake=lambda: self._call_in_loop(self._step), on_start=self._started)
+        for model in catalogue.models.values():
+            self._load(catalogue, model)
+        metrics.engine_ready.set(1)
+
+    def check_admission(self, places: int = 1, within_s: float = math.inf) -> None:
+        """Refuse at once what could not be admitted now.
+
+        Raises:
+            ServiceError: QUEUE_FULL, OVERLOADED, or INVALID_PARAMETER where it could never be admitted.
+        """
+        if places > self._settings.queue_size:
+            raise ServiceError(Code.INVALID_PARAMETER, "the request has more crops than this server holds images")
+        if self._under_way + places > self._settings.queue_size:
+            raise ServiceError(Code.QUEUE_FULL, "as many images as this server holds are under way; try again later")
+        if self._under_way and self._pace.predict_s(self._under_way + places) > within_s:
+            raise ServiceError(Code.OVERLOADED, "the answer would come too late, there is too much to do")
+
+    async def classify(
+        self,
+        data: Image,
+        model: Model,
+        top_k: int | None,
+        deadline_s: float,
+        *,
+        crops: CropCount = 1,
+        priority: Priority = Priority.NORMAL,
+    ) -> list[Classes]:
+        """As `EngineClient.classify`.
+
+        Raises:
+            ServiceError: not admitted, not an image, too late, or the engine's own failure.
+        """
+        within_s = deadline_s - time.monotonic()
+        self.check_admission(crops, within_s)
+        self._count(crops)
+        started_s, places, jobs = time.monotonic(), self._under_way, list[Job[_Crop]]()
+        try:
+            async with asyncio.timeout(within_s):
+                pixels = await self._loop.run_in_executor(self._decoders, self._decode, data, model, crops)
+                arrived_s = time.monotonic()
+                for each in pixels:
+                    crop = _Crop(each, model.manifest.name, top_k, arrived_s - started_s, self._loop.create_future())
+                    jobs.append(Job(next(self._ids), arrived_s, deadline_s, crop, priority=priority))
+                    self._engine.submit(model.id, jobs[-1])
+                self._step()
+                answers = [await job.payload.future for job in jobs]
+        except TimeoutError:
+            raise ServiceError(Code.DEADLINE_EXCEEDED, "the answer was not ready within the time limit") from None
+        finally:
+            for job in jobs:
+                self._engine.cancel(job.id)
+                job.payload.future.cancel()
+            self._count(-crops)
+        self._pace.observe(places, time.monotonic() - started_s)
+        return answers
+
+    def close(self) -> None:
+        """Wait for what runs."""
+        self._decoders.shutdown()
+        self._engine.close()
+
+    def _load(self, catalogue: Catalogue, model: Model) -> None:
+        found, settings = model.manifest, self._settings.of(model.settings)
+        content = manifest.read_model_file(catalogue.folder / found.name / str(found.version), found)
+        backend = backends.load(found, content, settings)
+        latency_s: dict[int, float] = {}
+        for size in buckets(settings.max_batch):
+            for _ in range(2):  # the first is not warm
+                started_s = time.monotonic()
+                backend.run([np.zeros(found.input_shape, np.uint8)] * size)
+                latency_s[size] = time.monotonic() - started_s
+        limits = Limits(settings.max_batch, settings.max_wait_ms / 1e3, settings.queue_size)
+        self._engine.add_model(model.id, backend, limits, latency_s)
+        log.info("%s is warm", model.key)
+
+    def _decode(self, data: Image, model: Model, crops: CropCount) -> list[NDArray[np.uint8]]:
+        if not isinstance(data, bytes):
+            return [data]
+        pixels = [np.empty(model.manifest.input_shape, np.uint8) for _ in range(crops)]
+        decode(data, model.manifest.preprocessing, pixels, max_pixels=self._settings.max_pixels)
+        return pixels
+
+    def _step(self) -> None:
+        """Whatever can happen now; and again when something is due."""
+        try:
+            for outcome in self._engine.step():
+                self._answer(outcome)
+        except DeviceLostError:
+            log.exception("this replica is of no more use")
+            self.connected = False  # and Ray starts another
+            return
+        if self._timer:
+            self._timer.cancel()
+        due_s = self._engine.next_event_s()
+        self._timer = None if due_s is None else self._loop.call_later(max(0, due_s - time.monotonic()), self._step)
+
+    def _started(self, jobs: Sequence[Job[_Crop]]) -> None:
+        name = jobs[0].payload.name
+        self._metrics.batch_size.labels(name).observe(len(jobs))
+        for job in jobs:
+            self._metrics.queue.labels(name).observe(time.monotonic() - job.arrived_s)
+
+    def _answer(self, outcome: Outcome[_Crop]) -> None:
+        crop, result = outcome.job.payload, outcome.result
+        if crop.future.done():
+            return  # nobody waits any more
+        if isinstance(result, ServiceError):
+            crop.future.set_exception(result)
+            crop.future.exception()  # of several crops only the first failure is asked for
+            return
+        self._metrics.inference.labels(crop.name).observe(result.inference_s)
+        ranked = slice(0, crop.top_k or 0)
+        logits = result.logits if crop.top_k is None else np.empty(0, np.float32)
+        times = (crop.decode_s, result.queue_s, result.inference_s, result.batch_size)
+        crop.future.set_result(Classes(result.probabilities[ranked], result.indices[ranked], logits, *times))
+
+    def _count(self, more: int) -> None:
+        self._under_way += more
+        self._metrics.pending.set(self._under_way)
+
+    def _call_in_loop(self, function: Callable[[], None]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the replica ends
+            self._loop.call_soon_threadsafe(function)
