@@ -1,6 +1,10 @@
-"""`python -m server`: serve the model repository. `python -m server tune`: find settings for this machine."""
+"""`python -m server`: serve the model repository.
+
+`python -m server tune` finds settings for this machine, `python -m server doctor` tells what a bug report needs.
+"""
 
 import argparse
+import logging
 import runpy
 import sys
 from pathlib import Path
@@ -13,9 +17,13 @@ from server import logs, repository
 from server.settings import Settings
 from server.supervisor import StartupError, Supervisor
 
+log = logging.getLogger(__name__)
+
 
 def main() -> int:
     """Run the server; 0 after a drained stop, 1 where it cannot start, 2 for wrong settings."""
+    if sys.argv[1:2] == ["doctor"]:
+        return _doctor()
     if sys.argv[1:2] == ["tune"]:
         return _tune()
     files = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -34,12 +42,15 @@ def main() -> int:
     except SettingsError as error:
         print(f"python -m server: {error}", file=sys.stderr)
         return 2
-    logs.configure(settings.log_level)
+    logs.configure(settings.log_level, settings.log_format)
     try:
         catalogue = repository.scan(settings.repository, settings.models, settings.default_model)
         Supervisor(settings, catalogue).run()
     except (ManifestError, StartupError) as error:
-        print(f"python -m server: {error}", file=sys.stderr)
+        if settings.log_format == "json":
+            log.critical("%s", error)
+        else:
+            print(f"python -m server: {error}", file=sys.stderr)
         return 1
     return 0
 
@@ -52,6 +63,13 @@ def _tune() -> int:
     except ImportError as error:
         print(f"python -m server tune: {error}: pip install '.[loadtest]'", file=sys.stderr)
     return 1
+
+
+def _doctor() -> int:
+    """Loaded only now: it loads the runtimes, to ask them."""
+    from server import doctor
+
+    return doctor.main(sys.argv[2:])
 
 
 if __name__ == "__main__":

@@ -73,6 +73,28 @@ class Metrics:
             model,
             registry=registry,
         )
+        gpu = ["gpu", "name"]
+        self.gpu_utilisation = Gauge(
+            "serving_gpu_utilization_ratio",
+            "Time in which the GPU did anything",
+            gpu,
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
+        self.gpu_used = Gauge(
+            "serving_gpu_memory_used_bytes",
+            "By whatever process",
+            gpu,
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
+        self.gpu_total = Gauge(
+            "serving_gpu_memory_total_bytes",
+            "What the GPU has",
+            gpu,
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
         for each in (self.requests, self.total, self.decode, self.queue, self.inference, self.batch_size):
             each.labels = cache(each.labels)  # type: ignore[assignment, method-assign]  # no locks, no checks
 

@@ -122,6 +122,12 @@ class Settings(BaseSettings):
     """a process without a sign of progress for this long is killed and restarted"""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """least severe log line to print"""
+    log_format: Literal["text", "json"] = "text"
+    """text for people, or one JSON object a line"""
+    access_log: bool = False
+    """one log line for each HTTP request"""
+    otlp_endpoint: Annotated[str, Field(pattern="^https?://.")] | None = None
+    """where an OpenTelemetry collector takes traces over HTTP, such as http://localhost:4318; not given: no traces"""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -4,10 +4,9 @@ import contextlib
 import logging
 import math
 import multiprocessing
-import shutil
 import signal
 import socket
-import tempfile
+import threading
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 from models.manifest import ManifestError
-from server import metrics, repository, tls
+from server import gpus, logs, metrics, repository, tls
 from server.control import (
     Authorise,
     Change,
@@ -38,11 +37,13 @@ from server.control import (
 from server.engine import process as engine_process
 from server.engine.slots import Slots
 from server.errors import Code, ServiceError
+from server.http import tracing
 from server.http import worker as http_worker
 from server.keys import KeyFile, KeysError
 from server.metrics import Metrics
 from server.repository import Catalogue
 from server.rollout import Rollout
+from server.run_folder import RunFolder
 from server.settings import Settings
 
 HEALTHY_S = 10.0
@@ -78,10 +79,11 @@ class _Child:
     """of an HTTP worker: of the newest catalogue than which it needs nothing older"""
 
     @classmethod
-    def start(cls, name: str, target: Callable[..., None], *args: object) -> "_Child":
+    def start(cls, name: str, settings: Settings, target: Callable[..., None], *args: object) -> "_Child":
         """Run `target(*args, pipe)` in a process of its own."""
         ours, theirs = SPAWN.Pipe()
-        process = SPAWN.Process(target=target, args=(*args, theirs), name=name, daemon=True)
+        how = settings.log_level, settings.log_format
+        process = SPAWN.Process(target=logs.run, args=(*how, target, *args, theirs), name=name, daemon=True)
         # Blocked signals stay blocked in the child: this process alone decides when it ends, from its first moment on.
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
@@ -156,6 +158,8 @@ class Supervisor:
         if settings.grpc_port is not None:
             self._reserved = _reserve(settings.host, settings.grpc_port)
             settings = settings.model_copy(update={"grpc_port": self._reserved.getsockname()[1]})
+        if settings.otlp_endpoint and not tracing.is_installed():
+            raise StartupError("tracing is not installed: pip install '.[tracing]', or leave --otlp-endpoint out")
         self._settings = settings
         self._rollout = Rollout(catalogue)
         self._names = settings.models
@@ -164,7 +168,8 @@ class Supervisor:
         self._told = Serve(catalogue, 0)
         self._changes: list[tuple[_Child, Change]] = []
         self._listeners = _listen(settings.host, settings.port, settings.http_workers)
-        self._folder = Path(tempfile.mkdtemp(prefix="resnet-serving-"))
+        self._run_folder = RunFolder()
+        self._folder = self._run_folder.path
         metrics.use_directory(self._folder)
         self._metrics = Metrics("supervisor")
         for process in ("http", "engine"):
@@ -175,7 +180,7 @@ class Supervisor:
                 max(math.prod(model.manifest.input_shape) for model in catalogue.models.values()),
             )
         except OSError as error:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._run_folder.remove()
             detail = f"shared memory for {settings.queue_size} images cannot be had: {error.strerror}"
             raise StartupError(
                 f"{detail}; lower --queue-size, or give /dev/shm more room (docker: --shm-size)"
@@ -185,6 +190,7 @@ class Supervisor:
         self._engine_starts = 0
         self._engine_up: EngineUp | None = None
         self._announced = False
+        self._stopped = threading.Event()
         self._finish_s = math.inf  # when to stop accepting
         self._give_up_s = math.inf  # when to stop waiting for what was accepted
 
@@ -196,6 +202,7 @@ class Supervisor:
         """
         try:
             with _signals() as signals:
+                gpus.watch(self._metrics, self._stopped)
                 while not self._drained():
                     self._start_what_is_due()
                     self._turn(signals)
@@ -220,7 +227,7 @@ class Supervisor:
     def _start_worker(self, index: int) -> _Child:
         keys = self._keys.keys if self._keys else None
         start = http_worker.Start(index, self._settings, self._told, self._slots, self._listeners[index], keys)
-        worker = _Child.start(f"http-{index}", http_worker.main, start)
+        worker = _Child.start(f"http-{index}", self._settings, http_worker.main, start)
         worker.generation = self._told.generation
         if self._engine_up:
             worker.tell(self._engine_up)
@@ -232,8 +239,8 @@ class Supervisor:
         self._engine_starts += 1
         address = str(self._socket_path())
         models = self._rollout.start_engine()
-        folder = self._settings.repository
-        return _Child.start("engine", engine_process.main, self._settings, folder, models, self._slots, address)
+        settings, folder = self._settings, self._settings.repository
+        return _Child.start("engine", settings, engine_process.main, settings, folder, models, self._slots, address)
 
     def _socket_path(self) -> Path:
         """A path of its own for each engine, so that nothing meant for a dead one reaches its successor."""
@@ -429,6 +436,7 @@ class Supervisor:
                 role.child.tell(message)
 
     def _close(self) -> None:
+        self._stopped.set()
         for child in self._children():
             child.stop()
         for listener in self._listeners:
@@ -436,7 +444,7 @@ class Supervisor:
         if self._reserved:
             self._reserved.close()
         self._slots.unlink()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._run_folder.remove()
         log.info("stopped")
 
 

@@ -35,6 +35,8 @@ class Classifier:
     async def __init__(self, options: Options) -> None:  # type: ignore[misc]  # Ray awaits it, in its event loop
         from deploy.ray.engine import LocalEngine, catalogue_of
         from server.http.app import create_app
+        from server.http.cache import Cache
+        from server.http.places import Places
         from server.http.service import Changes, Service
         from server.http.uploads import Uploads
         from server.metrics import Metrics
@@ -47,10 +49,18 @@ class Classifier:
         metrics.use_directory(Path(self._folder.name))
         measured = Metrics("replica")
         catalogue = catalogue_of(settings, options.versions)
-        self._engine = LocalEngine(settings, catalogue, measured)
+        places = Places(settings.queue_size)
+
+        def count(pending: int) -> None:
+            measured.pending.set(pending)
+            places.changed()
+
+        self._engine = LocalEngine(settings, catalogue, measured, count)
         uploads = Uploads(settings.max_body_bytes, settings.max_buffered_bytes, settings.body_timeout_ms / 1e3)
         client = cast(EngineClient, self._engine)  # what the routes use of it
-        self._app = create_app(Service(settings, catalogue, client, uploads, measured, Changes(_refuse)))
+        cache = Cache(settings.cache_entries)
+        service = Service(settings, catalogue, client, uploads, measured, Changes(_refuse), places, cache)
+        self._app = create_app(service)
 
     def __serve_build_asgi_app__(self) -> Any:
         """What Ray asks for once the replica is there."""

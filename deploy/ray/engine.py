@@ -65,8 +65,10 @@ class LocalEngine:
     connected = True
     """The device answers."""
 
-    def __init__(self, settings: Settings, catalogue: Catalogue, metrics: Metrics) -> None:
-        """Load and warm up every model; blocks.
+    def __init__(
+        self, settings: Settings, catalogue: Catalogue, metrics: Metrics, count: Callable[[int], None]
+    ) -> None:
+        """Load and warm up every model; blocks. `count` is told of each change of the number under way.
 
         Raises:
             ManifestError: a file is not its manifest's.
@@ -77,6 +79,7 @@ class LocalEngine:
         self._loop = asyncio.get_running_loop()
         self._ids = itertools.count()
         self._under_way = 0
+        self._tell = count
         self._pace = Pace()
         self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
         self._timer: asyncio.TimerHandle | None = None
@@ -199,7 +202,7 @@ class LocalEngine:
 
     def _count(self, more: int) -> None:
         self._under_way += more
-        self._metrics.pending.set(self._under_way)
+        self._tell(self._under_way)
 
     def _call_in_loop(self, function: Callable[[], None]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: the replica ends

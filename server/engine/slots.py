@@ -14,6 +14,15 @@ from numpy.typing import NDArray
 ALIGNMENT = 64  # bytes: a cache line
 
 
+def needed_bytes(count: int, slot_bytes: int) -> int:
+    """What so many slots take of the shared memory."""
+    return _aligned(count) + count * _aligned(slot_bytes)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
 class Slots:
     """`count` slots of `slot_bytes` bytes, each with a flag that tells whether its job is in a running batch."""
 
@@ -25,9 +34,9 @@ class Slots:
         """
         self.count = count
         self.slot_bytes = slot_bytes
-        self._stride = -(-slot_bytes // ALIGNMENT) * ALIGNMENT
-        self._header = -(-count // ALIGNMENT) * ALIGNMENT
-        self._memory = SharedMemory(name, create=name is None, size=self._header + count * self._stride)
+        self._stride = _aligned(slot_bytes)
+        self._header = _aligned(count)
+        self._memory = SharedMemory(name, create=name is None, size=needed_bytes(count, slot_bytes))
         if name is None:
             self._reserve()
         self._bytes = np.ndarray(self._memory.size, np.uint8, self._memory.buf)

@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError, Message
 from server.errors import Code, ServiceError
 from server.grpc import inference_pb2 as pb
 from server.grpc.keys import KeyCheck
+from server.http import tracing
 from server.http.service import Service
 from server.keys import RefusedError
 from server.v2 import models, tensors
@@ -46,6 +47,7 @@ STATUS: dict[Code, grpc.StatusCode] = {
 }
 """The stable code itself goes along as trailing metadata, `code`."""
 
+SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 Kind = TypeVar("Kind")
 Context = grpc.aio.ServicerContext[Any, Any]
 _Answer = Callable[[Service, Any], Awaitable[models.Json]]
@@ -79,13 +81,7 @@ async def start(service: Service, address: str) -> grpc.aio.Server:
     handlers["ModelInfer"] = grpc.stream_unary_rpc_method_handler(
         _Infer(service).model_infer, None, pb.ModelInferResponse.SerializeToString
     )
-    server.add_generic_rpc_handlers(
-        [
-            grpc.method_handlers_generic_handler(
-                pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name, handlers
-            )
-        ]
-    )
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, handlers)])
     if settings.tls_certificate and settings.tls_key:
         pair = (settings.tls_key.read_bytes(), settings.tls_certificate.read_bytes())
         server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
@@ -169,6 +165,7 @@ async def _answered(context: Context, answer: Awaitable[Kind]) -> Kind:
     try:
         return await answer
     except ServiceError as error:
+        tracing.note(error.code)
         return await _refuse(context, error)
     except Exception:
         log.exception("a gRPC call failed")
@@ -193,7 +190,8 @@ class _Infer:
         """Messages that are received at one time. The rest of what clients send waits, in bounded windows."""
 
     async def model_infer(self, _: object, context: Context) -> pb.ModelInferResponse:
-        return await _answered(context, self._infer(context))
+        with tracing.call(f"{SERVICE}/ModelInfer", context.invocation_metadata()):
+            return await _answered(context, self._infer(context))
 
     async def _infer(self, context: Context) -> pb.ModelInferResponse:
         service = self._service

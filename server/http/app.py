@@ -7,7 +7,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from server import VERSION
-from server.http import answers, classify, operations, page, problems, request_ids, v2
+from server.http import answers, classify, operations, page, problems, request_ids, tracing, v2
 from server.http.keys import KeyCheck
 from server.http.refusals import TIMEOUT_HEADER, EarlyRefusals
 from server.http.service import Service
@@ -22,6 +22,7 @@ def create_app(service: Service) -> ASGIApp:
         redirect_slashes=False,  # a redirect would go to whatever host the client named
         docs_url=None,  # FastAPI's own load scripts from elsewhere; ours is in page
         redoc_url=None,
+        telemetry=tracing.OF_REQUESTS,
     )
     problems.install(app, service.metrics)
     app.include_router(classify.router(service))

@@ -40,6 +40,7 @@ class KeyCheck:
                 response.headers["WWW-Authenticate"] = "Bearer"  # RFC 9110, 15.5.2, demands one
             await response(scope, receive, send)
             return
+        scope.setdefault("state", {})["key_name"] = account.key.name  # for the access log
         try:
             await self._app(scope, receive, send)
         finally:

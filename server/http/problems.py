@@ -8,8 +8,9 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+from server import logs
 from server.errors import Code, ServiceError
-from server.http import request_ids
+from server.http import request_ids, tracing
 from server.http.request_ids import request_id_of
 from server.metrics import Metrics
 
@@ -64,6 +65,7 @@ class Problem(BaseModel):
 
 def problem(request: Request, code: str, status: HTTPStatus, detail: str, retry_after_s: int | None = None) -> Response:
     """The problem document of one failed request, or the protocol's error where it was one of the protocol."""
+    tracing.note(code)
     request_id = request_id_of(request)
     headers = {request_ids.HEADER: request_id}
     if retry_after_s is not None:
@@ -112,6 +114,7 @@ def install(app: FastAPI, metrics: Metrics) -> None:
 
     @app.exception_handler(Exception)
     async def on_bug(request: Request, error: Exception) -> Response:
-        log.error("request %s failed", request_id_of(request), exc_info=error)
+        request_id = request_id_of(request)
+        log.error("request %s failed", request_id, exc_info=error, extra=logs.fields(request_id=request_id))
         status = HTTPStatus.INTERNAL_SERVER_ERROR
         return problem(request, "internal_error", status, "an error of this server; its log has the request id")

@@ -14,6 +14,7 @@ import numpy as np
 import uvicorn
 import uvloop
 from numpy.typing import NDArray
+from starlette.types import ASGIApp
 
 from models.manifest import Preprocessing
 from server import logs, tls
@@ -32,6 +33,8 @@ from server.control import (
 )
 from server.engine.client import EngineClient, Image
 from server.engine.slots import Slots
+from server.http import tracing
+from server.http.access import AccessLog
 from server.http.app import create_app
 from server.http.cache import Cache
 from server.http.places import Places
@@ -60,7 +63,8 @@ class Start(NamedTuple):
 
 def main(start: Start, control: Connection) -> None:
     """Serve the listener until the supervisor says to finish."""
-    logs.configure(start.settings.log_level)
+    logs.configure(start.settings.log_level, start.settings.log_format)
+    logs.bound_bursts()
     uvloop.run(_serve(start, control))
     os._exit(0)  # without waiting for a decoder that nobody waits for any more
 
@@ -84,7 +88,9 @@ async def _serve(start: Start, control: Connection) -> None:
         metrics.pending.set(pending)
         places.changed()
 
-    client = EngineClient(start.slots, owned, decode_into, settings.decode_threads, count)
+    tracing.start(settings)
+    kind = tracing.TracedClient if tracing.is_on() else EngineClient
+    client = kind(start.slots, owned, decode_into, settings.decode_threads, count)
     uploads = Uploads(settings.max_body_bytes, settings.max_buffered_bytes, settings.body_timeout_ms / 1e3)
     cache = Cache(settings.cache_entries)
     keys = None if start.keys is None else Keys(start.keys)
@@ -95,7 +101,15 @@ async def _serve(start: Start, control: Connection) -> None:
     supervised.begin()
     gc.freeze()  # what is here now stays: no collection needs to look at it again
     await server.serve(sockets=[start.listener])
+    await tracing.stop()
     client.close()
+
+
+def _observed(app: ASGIApp, settings: Settings) -> ASGIApp:
+    """The app, and around it what the settings want to be seen of it."""
+    if tracing.is_on():
+        app = tracing.TraceResponse(app)
+    return AccessLog(app) if settings.access_log else app
 
 
 class _Supervised:
@@ -170,7 +184,7 @@ class _Server(uvicorn.Server):
         self._grpc: grpc.aio.Server | None = None
         super().__init__(
             uvicorn.Config(
-                create_app(service),
+                _observed(create_app(service), settings),
                 http=protocol_class(settings.header_timeout_ms),
                 ws="none",
                 lifespan="off",

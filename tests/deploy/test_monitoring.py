@@ -105,6 +105,8 @@ def test_every_code_that_is_not_the_clients_fault_counts_in_an_alert() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("expression", EXPRESSIONS)
 def test_every_expression_of_the_dashboard_has_data(prometheus: httpx.Client, expression: str) -> None:
+    if "serving_gpu" in expression and not ask(prometheus, "serving_gpu_memory_total_bytes"):
+        pytest.skip("this machine has no NVIDIA GPU")
     assert ask(prometheus, expression.replace("$__rate_interval", "1m").replace("$model", ".*"))
 
 
@@ -125,6 +127,13 @@ def test_the_dashboard_shows_every_metric(servers: tuple[RunningServer, RunningS
     shown = json.dumps(DASHBOARD["panels"])
     assert exposed
     assert {name for name in exposed if name not in shown} == set()
+
+
+def test_the_dashboard_shows_every_metric_of_gpus() -> None:
+    names = re.findall(r'"(serving_gpu_\w+)"', (ROOT / "server" / "metrics.py").read_text())
+    shown = json.dumps(DASHBOARD["panels"])
+    assert names
+    assert [name for name in names if name not in shown] == []
 
 
 def test_the_dashboard_fits_its_grid_and_its_data_source() -> None:

@@ -44,7 +44,8 @@ def _classified(folder: Path, images: list[bytes], within_s: float, **settings: 
     async def ask() -> list[Any]:
         catalogue = repository.scan(folder)
         (model,) = catalogue.models.values()
-        engine = LocalEngine(Settings(repository=folder, **settings), catalogue, metrics.Metrics("replica"))
+        measured = metrics.Metrics("replica")
+        engine = LocalEngine(Settings(repository=folder, **settings), catalogue, measured, measured.pending.set)
         deadline_s = time.monotonic() + within_s
         asked = [engine.classify(image, model, 1, deadline_s) for image in images]
         answers = await asyncio.gather(*asked, return_exceptions=True)

@@ -56,7 +56,7 @@ class RunningServer:
         self._heard = threading.Condition()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        self.url = self.wait_for_line(r"ready on (https?://\S+)")[1]
+        self.url = self.wait_for_line(r"ready on (https?://[^\s\"]+)")[1]
         certificate = flags.get("tls_certificate")
         trust = ssl.create_default_context(cafile=str(certificate)) if certificate else True
         self.client = httpx.Client(base_url=self.url, timeout=PATIENCE_S, verify=trust)

@@ -1,0 +1,331 @@
+"""`python -m server doctor`: what a bug report needs, and what would keep the server from starting, and what to do.
+
+It takes the flags of `python -m server`, and reads the machine as the server would. Only what tells who somebody is, or
+opens a door, is left out.
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+import resource
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from math import isfinite, prod
+from pathlib import Path
+from typing import Any
+
+from PIL import features
+from pydantic import ValidationError
+
+from models import manifest
+from models.manifest import Manifest, ManifestError
+from server import VERSION, gpus, repository
+from server.cpus import available_cpus, cgroup_quota
+from server.engine.backends import inventory
+from server.engine.slots import needed_bytes
+from server.http import tracing
+from server.run_folder import longest_socket_path
+from server.settings import Settings
+
+PACKAGES = (
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "tensorrt",
+    "tensorrt-rtx-cu13-libs",
+    "cuda-bindings",
+    "pillow",
+    "numpy",
+    "fastapi",
+    "uvicorn",
+    "grpcio",
+    "opentelemetry-sdk",
+    "prometheus-client",
+)
+IMAGE_LIBRARIES = ("libjpeg_turbo", "zlib", "webp", "libtiff", "avif", "littlecms2")
+CPU_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "avx512_bf16", "amx_bf16")
+ENVIRONMENT = re.compile("(SERVER|OTEL|ORT|OMP|CUDA|NVIDIA|OPENVINO|MALLOC|LD)_.*|TMPDIR")
+SECRET = re.compile("HEADERS|KEY$|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
+USERINFO = re.compile(r"(?<=//)[^/@\s]+@")
+MAX_SOCKET_PATH = 107
+"""Bytes: what Linux takes for the address of a Unix socket."""
+RUN_FOLDER_BYTES = 16 * 2**20
+"""What the metrics of some processes take."""
+DECODED_BYTES = 20
+"""For each pixel, in the worst format: see the README."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong, what to do, and whether the server would not start."""
+
+    what: str
+    advice: str
+    stops: bool = False
+
+
+@dataclass
+class Report:
+    """Everything found, section by section."""
+
+    sections: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    def stop(self, what: str, advice: str) -> None:
+        """Note what would keep the server from starting."""
+        self.problems.append(Problem(what, advice, stops=True))
+
+    def warn(self, what: str, advice: str) -> None:
+        """Note what would only trouble it."""
+        self.problems.append(Problem(what, advice))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the report; 1 where the server would not start, 2 for wrong settings."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--env-file", type=Path)
+    options, flags = parser.parse_known_args(arguments)
+    try:
+        settings = Settings(_cli_parse_args=flags, _env_file=options.env_file)
+    except ValidationError as error:
+        first = error.errors()[0]
+        print(f"python -m server doctor: {'.'.join(map(str, first['loc']))}: {first['msg']}", file=sys.stderr)
+        return 2
+    report = examine(settings)
+    print(json.dumps(asdict(report), indent=1, default=str) if options.json else _text(report))
+    return int(any(problem.stops for problem in report.problems))
+
+
+def examine(settings: Settings) -> Report:
+    """Look at everything; what cannot be looked at is a line of the report, never an end of it."""
+    report = Report()
+    sections: dict[str, Callable[[Settings, Report], Mapping[str, Any]]] = {
+        "versions": _versions,
+        "runtimes": _runtimes,
+        "gpus": _gpus,
+        "cpu": _cpu,
+        "memory": _memory,
+        "folders": _folders,
+        "ports": _ports,
+        "settings": _settings,
+        "environment": _environment,
+        "repository": _repository,
+    }
+    for name, look in sections.items():
+        try:
+            report.sections[name] = look(settings, report)
+        except Exception as error:  # whatever is odd about this machine is what the report is for
+            report.sections[name] = {"cannot be told": repr(error)}
+    return report
+
+
+def _versions(settings: Settings, report: Report) -> dict[str, Any]:
+    if settings.grpc_port is not None and find_spec("grpc") is None:
+        report.stop("grpc_port is set, and gRPC is not installed", "pip install '.[grpc]'")
+    if settings.otlp_endpoint and not tracing.is_installed():
+        report.stop("otlp_endpoint is set, and tracing is not installed", "pip install '.[tracing]'")
+    return {
+        "server": VERSION,
+        "python": f"{platform.python_version()} {sys.executable}",
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}, {' '.join(platform.libc_ver())}",
+        **{package: _version(package) for package in PACKAGES},
+        **{name: features.version(name) or "missing" for name in IMAGE_LIBRARIES},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _runtimes(settings: Settings, report: Report) -> dict[str, Any]:
+    providers = inventory.onnx_providers()
+    for provider in settings.providers:
+        if provider not in providers:
+            report.stop(f"ONNX Runtime has no {provider} here", f"--providers may have {', '.join(providers)}")
+    try:
+        devices = inventory.openvino_devices()
+    except ImportError:
+        devices = []
+        if settings.backend == "openvino":
+            report.stop("backend is openvino, which is not installed", "pip install '.[openvino]'")
+    return {"onnxruntime providers": providers, "openvino devices": devices}
+
+
+def _gpus(_settings: Settings, _report: Report) -> dict[str, Any]:
+    with gpus.management() as library:
+        if library is None:
+            return {"nvidia": "none: no driver, or no nvidia-ml-py to ask it with"}
+        cuda = library.nvmlSystemGetCudaDriverVersion_v2()
+        return {
+            "cuda of the driver": f"{cuda // 1000}.{cuda % 1000 // 10}",
+            **{str(gpu.number): gpu._asdict() for gpu in gpus.look(library)},
+        }
+
+
+def _cpu(_settings: Settings, _report: Report) -> dict[str, Any]:
+    info = dict(re.findall(r"^([^\t:]+)\t*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE))
+    flags = (info.get("flags") or info.get("Features") or "").split()
+    quota = cgroup_quota()
+    return {
+        "model": info.get("model name", platform.processor()),
+        "flags": [flag for flag in CPU_FLAGS if flag in flags],
+        "of the machine": os.cpu_count(),
+        "affinity": sorted(os.sched_getaffinity(0)),
+        "cgroup quota": quota if isfinite(quota) else "none",
+        "used": available_cpus(),
+        "load": os.getloadavg(),
+    }
+
+
+def _memory(settings: Settings, report: Report) -> dict[str, Any]:
+    kib = dict(re.findall(r"^(\w+): +(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE))
+    available = int(kib["MemAvailable"]) * 1024
+    total = int(kib["MemTotal"]) * 1024
+    granted = _first(Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+    limit = int(granted) if granted.isdecimal() else total  # where there is none: "max", or a number beyond all memory
+    available = min(available, limit)
+    uploads = settings.http_workers * settings.max_buffered_bytes
+    decoding = settings.http_workers * settings.decode_threads * settings.max_pixels * DECODED_BYTES
+    if uploads + decoding > available:
+        report.warn(
+            f"uploads and the worst images may take {_size(uploads + decoding)}, and {_size(available)} are available",
+            "lower --max-buffered-bytes, --max-pixels, --decode-threads or --http-workers if clients are not trusted",
+        )
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files < settings.max_connections + 64:
+        report.warn(f"{files} files may be open, fewer than max_connections", "ulimit -n, or lower --max-connections")
+    return {
+        "total": _size(total),
+        "available": _size(available),
+        "cgroup limit": _size(limit) if limit < total else "none",
+        "uploads may take": _size(uploads),
+        "decoding may take": _size(decoding),
+        "open files": files,
+    }
+
+
+def _first(*paths: Path) -> str:
+    return next((path.read_text().strip() for path in paths if path.is_file()), "")
+
+
+def _folders(_settings: Settings, report: Report) -> dict[str, Any]:
+    folder = Path(tempfile.gettempdir())
+    free = shutil.disk_usage(folder).free
+    if free < RUN_FOLDER_BYTES:
+        report.stop(f"{folder} has {_size(free)} left", f"free {_size(RUN_FOLDER_BYTES)}, or set TMPDIR")
+    if len(os.fsencode(longest_socket_path())) > MAX_SOCKET_PATH:
+        report.stop(f"{folder} is too long a path for a socket in it", "set TMPDIR to a short one, such as /tmp")
+    return {
+        "TMPDIR": f"{folder}, {_size(free)} free",
+        "/dev/shm": f"{_size(shutil.disk_usage('/dev/shm').free)} free",  # noqa: S108
+    }
+
+
+def _ports(settings: Settings, report: Report) -> dict[str, Any]:
+    asked = {"port": settings.port, "grpc_port": settings.grpc_port}
+    return {name: _port(settings.host, port, name, report) for name, port in asked.items() if port is not None}
+
+
+def _port(host: str, port: int, name: str, report: Report) -> str:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        socket.create_server((host, port), family=family).close()
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        flag = name.replace("_", "-")
+        report.stop(f"cannot listen on {host} port {port}: {reason}", f"choose another --host or --{flag}")
+        return f"{port}: {reason}"
+    return f"{port} is free"
+
+
+def _settings(settings: Settings, _report: Report) -> dict[str, Any]:
+    return {name: redacted(name, value) for name, value in settings.model_dump(mode="json").items()}
+
+
+def _environment(_settings: Settings, _report: Report) -> dict[str, Any]:
+    return {name: redacted(name, os.environ[name]) for name in sorted(os.environ) if ENVIRONMENT.fullmatch(name)}
+
+
+def redacted(name: str, value: Any) -> Any:
+    """A value without what nobody else may know; what a file's path is may be known."""
+    if not isinstance(value, str) or Path(value).is_file():
+        return value
+    return "***" if SECRET.search(name) else USERINFO.sub("***@", value)
+
+
+def _repository(settings: Settings, report: Report) -> dict[str, Any]:
+    try:
+        catalogue = repository.scan(settings.repository, settings.models, settings.default_model)
+    except ManifestError as error:
+        what, _, advice = str(error).partition(": ")
+        report.stop(what, advice or "see docs/to_onnx.md")
+        return {"folder": settings.repository.absolute()}
+    refused = dict(catalogue.refused)
+    models: dict[str, Any] = {}
+    for key, found in catalogue.entries.items():
+        shown: dict[str, Any] = {"backend": found.backend, "default": key.name == catalogue.default_model}
+        if isinstance(found, Manifest):
+            shown |= {"precision": found.precision, "size": _size(found.file.size_bytes), "sha256": found.file.sha256}
+            try:
+                manifest.read_model_file(settings.repository / key.name / str(key.version), found)
+            except ManifestError as error:
+                refused[str(key)] = str(error)
+                continue
+        models[str(key)] = shown
+    for what, reason in refused.items():
+        report.warn(f"{what} is not served: {reason}", "export it again, or take it away")
+    if not models:
+        report.stop("no model can be served", "python export/to_onnx.py makes one")
+    _check_slots(settings, (model.manifest for model in catalogue.models.values()), report)
+    return {"folder": settings.repository.absolute(), "models": models, "refused": refused}
+
+
+def _check_slots(settings: Settings, found: Iterable[Manifest], report: Report) -> None:
+    largest = max(prod(each.input_shape) for each in found)
+    needed = needed_bytes(settings.slots_per_worker * settings.http_workers, largest)
+    free = shutil.disk_usage("/dev/shm").free  # noqa: S108
+    if needed > free:
+        report.stop(
+            f"{settings.queue_size} requests need {_size(needed)} of shared memory, and {_size(free)} are free",
+            "lower --queue-size, or give /dev/shm more room (docker: --shm-size)",
+        )
+
+
+def _size(size_bytes: int) -> str:
+    return f"{size_bytes / 2**20:.0f} MiB" if size_bytes < 10 * 2**30 else f"{size_bytes / 2**30:.0f} GiB"
+
+
+def _text(report: Report) -> str:
+    lines = []
+    for title, section in report.sections.items():
+        lines += [title, *(f"  {name}: {_value(value)}" for name, value in section.items())]
+    lines += [f"problems: {len(report.problems) or 'none'}"]
+    for problem in report.problems:
+        lines += [f"  {'STOPS IT: ' if problem.stops else ''}{problem.what}", f"    {problem.advice}"]
+    return "\n".join(lines)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "".join(f"\n    {name}: {_in_line(each)}" for name, each in value.items()) or "none"
+    return _in_line(value)
+
+
+def _in_line(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_in_line(each)}" for name, each in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "none"
+    return "not given" if value is None else str(value)

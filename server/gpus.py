@@ -1,0 +1,93 @@
+"""What NVIDIA's management library tells of the GPUs: for metrics, and for `python -m server doctor`."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from server.metrics import Metrics
+
+EVERY_S = 5.0
+"""As often as is worth while for who scrapes every 15 s."""
+
+
+class Gpu(NamedTuple):
+    """One GPU, as it is now."""
+
+    number: int
+    name: str
+    driver: str
+    utilisation: float
+    """of the last second, the part in which anything ran: 0 to 1"""
+    used_bytes: int
+    total_bytes: int
+    compute_capability: str
+
+
+@contextmanager
+def management() -> Iterator[Any]:
+    """The library; None where there is none, or no driver."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except (ImportError, OSError):
+        yield None
+        return
+    except pynvml.NVMLError:
+        yield None
+        return
+    try:
+        yield pynvml
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def look(library: Any) -> list[Gpu]:
+    """All GPUs that can be asked."""
+    found = []
+    for index in range(library.nvmlDeviceGetCount()):
+        try:
+            handle = library.nvmlDeviceGetHandleByIndex(index)
+            memory = library.nvmlDeviceGetMemoryInfo(handle)
+            capability = library.nvmlDeviceGetCudaComputeCapability(handle)
+            found.append(
+                Gpu(
+                    index,
+                    library.nvmlDeviceGetName(handle),
+                    library.nvmlSystemGetDriverVersion(),
+                    library.nvmlDeviceGetUtilizationRates(handle).gpu / 100,
+                    memory.used,
+                    memory.total,
+                    ".".join(map(str, capability)),
+                )
+            )
+        except library.NVMLError:  # lost, or divided into instances, which have no utilisation
+            continue
+    return found
+
+
+def watch(metrics: Metrics, stop: threading.Event) -> threading.Thread:
+    """Keep the metrics of the GPUs up to date, in a thread that ends at once where there is no GPU.
+
+    A thread of its own, because a driver in trouble may not answer for long.
+    """
+
+    def keep() -> None:
+        with management() as library:
+            while library is not None:
+                for gpu in look(library):
+                    show(metrics, gpu)
+                if stop.wait(EVERY_S):
+                    return
+
+    thread = threading.Thread(target=keep, name="gpus", daemon=True)
+    thread.start()
+    return thread
+
+
+def show(metrics: Metrics, gpu: Gpu) -> None:
+    """Put one GPU's state into the metrics."""
+    metrics.gpu_utilisation.labels(str(gpu.number), gpu.name).set(gpu.utilisation)
+    metrics.gpu_used.labels(str(gpu.number), gpu.name).set(gpu.used_bytes)
+    metrics.gpu_total.labels(str(gpu.number), gpu.name).set(gpu.total_bytes)

@@ -1,0 +1,63 @@
+"""A log line for each HTTP request."""
+
+import logging
+import time
+
+from fastapi import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server import logs
+from server.http import tracing
+from server.http.request_ids import request_id_of
+
+MAX_PATH = 256
+"""Characters of a path that are logged."""
+
+log = logging.getLogger(__name__)
+
+
+class AccessLog:
+    """Around the whole app, so that it sees what is sent, whoever answers."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, then log it, also where its client has gone."""
+        started_s = time.monotonic()
+        request = Request(scope)
+        status, trace_id = 499, None  # until something is sent: nginx's number for a client that has gone
+        bytes_in = bytes_out = 0
+
+        async def received() -> Message:
+            nonlocal bytes_in
+            message = await receive()
+            bytes_in += len(message.get("body", b""))
+            return message
+
+        async def sent(message: Message) -> None:
+            nonlocal status, trace_id, bytes_out
+            if message["type"] == "http.response.start":
+                status, trace_id = message["status"], tracing.trace_id()
+            bytes_out += len(message.get("body", b""))
+            await send(message)
+
+        try:
+            await self._app(scope, received, sent)
+        finally:
+            log.info(
+                "%s %s",
+                scope["method"],
+                scope["raw_path"][:MAX_PATH].decode("ascii", "backslashreplace"),  # as it came: without line ends
+                extra=logs.fields(
+                    method=scope["method"],
+                    path=scope["raw_path"][:MAX_PATH].decode("ascii", "backslashreplace"),
+                    status=status,
+                    ms=round((time.monotonic() - started_s) * 1e3, 3),
+                    bytes_in=bytes_in,
+                    bytes_out=bytes_out,
+                    request_id=request_id_of(request),
+                    trace_id=trace_id,
+                    key=getattr(request.state, "key_name", None),
+                ),
+            )
