@@ -1,6 +1,9 @@
 # make serve   install, export a model, serve it, classify a first photo
 # make test    what CI runs: style, types, tests
 # make bench   images per second and latency beside the machine's limit
+# make loadtest SCENARIO=spike   steady, ramp, spike, soak, sizes or bad, on a running server; without one, a web page
+# make soak MINUTES=30   kills, reloads and bad requests: nothing may be lost, memory may not grow
+# make fuzz    half a million images through the decoder, then 100,000 requests over raw sockets
 # make protobuf   the messages of gRPC, after a change to server/grpc/inference.proto
 # make compare this server beside LitServe, BentoML, mosec, Ray Serve, Triton and plain FastAPI (an hour; FLAGS=--help)
 # make audit   ask the Python Package Index for known holes in what is installed
@@ -12,6 +15,8 @@ PHOTO ?= export/photos/cat.jpg
 MODEL ?=
 PORT ?= 8000
 FLAGS ?=
+SCENARIO ?=
+MINUTES ?= 30
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -19,7 +24,7 @@ PIP := $(BIN)/pip install --disable-pip-version-check --constraint constraints.t
 TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
-.PHONY: help serve model test lint bench compare loadtest protobuf audit ray-test clean
+.PHONY: help serve model test lint bench compare loadtest soak fuzz protobuf audit ray-test clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -46,7 +51,16 @@ compare: $(VENV)/test.done
 	$(BIN)/python loadtest/compare $(FLAGS)
 
 loadtest: $(VENV)/test.done
-	$(BIN)/locust -f loadtest/locustfile.py --host http://127.0.0.1:$(PORT) $(FLAGS)
+	$(BIN)/locust -f loadtest/locustfile.py --host http://127.0.0.1:$(PORT) \
+	    $(if $(SCENARIO),--headless --scenario $(SCENARIO)) $(FLAGS)
+
+soak: model $(VENV)/test.done
+	$(BIN)/python loadtest/soak.py --minutes $(MINUTES) --write loadtest/reports/soak $(FLAGS)
+
+fuzz: $(VENV)/test.done
+	@mkdir -p .fuzz
+	$(BIN)/python -m tests.fuzz.decoder -runs=500000 -artifact_prefix=.fuzz/ $(FLAGS)
+	$(BIN)/python -m tests.fuzz.surface --requests 100000
 
 protobuf:  # in an environment of its own: what it writes is kept, so nobody else needs the compiler
 	$(PYTHON) -m venv $(VENV)/protobuf

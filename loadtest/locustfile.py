@@ -1,71 +1,168 @@
-"""Users who post photos, each as soon as it has its last answer; every answer is checked.
+"""Load with a web page, or without: `locust -f loadtest/locustfile.py --headless --scenario spike --host URL`.
 
-`locust -f loadtest/locustfile.py --headless -u 8 -t 20s --host http://127.0.0.1:8000`
+Scenarios are `steady`, `ramp`, `spike`, `soak`, `sizes` and `bad`, by `--scenario` or by the name of their class
+(`locust -f loadtest/locustfile.py Spike`). Without one, users post photos, each as soon as it has its last answer.
 
-Exits with 1 where any answer was wrong or nothing was answered. `--photos FOLDER` or `LOCUST_PHOTOS`: what to post.
+Every answer is checked. Each run writes a report, and exits with 1 where a threshold was passed or nothing answered.
 """
 
-import random
+import math
+import time
 from argparse import ArgumentParser
-from functools import cache
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from locust import FastHttpUser, events, task
+import gevent
+from locust import events
 from locust.env import Environment
+from locust.runners import WorkerRunner
 
-from loadtest import answers, photos
-from loadtest.answers import WrongAnswerError
+from loadtest import photos, report
+from loadtest.report import Panel, Verdict
+from loadtest.sampling import Sample, Sampler
+from loadtest.scenarios import LOST, SCENARIOS, UNSENT, Bad, Phases, Ramp, Scenario, Sizes, Soak, Spike, Steady, Visitor
 
-_BOUNDARY = b"----a-photo----"
-_FORM_HEAD = (
-    b"--" + _BOUNDARY + b'\r\nContent-Disposition: form-data; name="file"; filename="photo.jpg"\r\n'
-    b"Content-Type: image/jpeg\r\n\r\n"
-)
-_FORM_TAIL = b"\r\n--" + _BOUNDARY + b"--\r\n"
+__all__ = ["Bad", "Ramp", "Sizes", "Soak", "Spike", "Steady", "Visitor"]  # what locust finds here
+
+SAMPLE_S = 1.0
+STOP_S = 60.0
+"""What users are given for the answers that are under way when a run ends."""
+PERCENTILES = (0.5, 0.95, 0.99)
+
+Moment = tuple[float, float, list[float], Counter[str], Sample]
+"""Second of the run, requests a second, percentiles in ms, errors so far by text, and what the server says."""
 
 
-@events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
+@events.init_command_line_parser.add_listener
 def _add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--photos", env_var="LOCUST_PHOTOS", default=str(photos.FOLDER), help="folder of photos to post"
-    )
+    def add(name: str, default: object, text: str, **more: object) -> None:
+        variable = f"LOCUST_{name[2:].replace('-', '_').upper()}"
+        parser.add_argument(name, env_var=variable, default=default, help=text, **more)  # type: ignore[arg-type]
+
+    fixed = {"include_in_web_ui": False}  # read before there is a page
+    add("--photos", str(photos.FOLDER), "folder of photos to post", **fixed)
+    text = "what to do; without it, users post photos one after the other"
+    add("--scenario", "", text, choices=["", *SCENARIOS], **fixed)
+    add("--rate", 20.0, "requests a second, at the most, of a scenario", type=float)
+    add("--length", 1.0, "times the length of a scenario", type=float)
+    add("--max-p99-ms", 2000.0, "a slower 99th percentile fails the run", type=float)
+    add("--max-error-share", None, "a larger share of refusals and wrong answers fails it", type=float)
+    add("--max-lost", 0, "more requests without any answer fail it", type=int)
+    add("--reports", "loadtest/reports", "folder for the report of each run", **fixed)
 
 
-@events.quitting.add_listener  # type: ignore[untyped-decorator]
-def _fail_without_answers(environment: Environment, **_: object) -> None:
-    if not environment.stats.num_requests:
-        environment.process_exit_code = 1
+@events.init.add_listener
+def _set_up(environment: Environment, **_: object) -> None:
+    """Choose the scenario; workers have what their master chooses."""
+    options: Any = environment.parsed_options
+    if isinstance(environment.runner, WorkerRunner):
+        environment.stop_timeout = environment.stop_timeout or STOP_S
+        return
+    chosen = SCENARIOS.get(options.scenario) or _only(options.user_classes)
+    if chosen:
+        environment.user_classes = [chosen]
+        environment.shape_class = Phases(chosen, options)
+        environment.stop_timeout = environment.stop_timeout or STOP_S
+    elif not options.user_classes:
+        environment.user_classes = [Visitor]
+    _Run(environment, chosen)
 
 
-@cache
-def _load(folder: str) -> list[bytes]:
-    return [path.read_bytes() for path in photos.find(Path(folder))]
+def _only(names: list[str]) -> type[Scenario] | None:
+    return SCENARIOS.get(names[0].lower()) if len(names) == 1 else None
 
 
-class Visitor(FastHttpUser):
-    """Posts random photos, three as the body for each one in a form."""
+class _Run:
+    """Watches the runs of one locust process, one after the other, and judges each."""
 
-    def on_start(self) -> None:
-        """Have the photos in memory."""
-        self.photos = _load(self.environment.parsed_options.photos)
+    def __init__(self, environment: Environment, scenario: type[Scenario] | None) -> None:
+        self._environment = environment
+        self._options: Any = environment.parsed_options
+        self._scenario = scenario
+        self._moments: list[Moment] = []
+        self._watching: gevent.Greenlet | None = None
+        environment.events.test_start.add_listener(self._start)
+        environment.events.test_stop.add_listener(self._stop)
+        environment.events.quitting.add_listener(self._quit)
+        self._failed = True  # until a run has ended well
 
-    @task(3)
-    def post_body(self) -> None:
-        """As `curl --data-binary` does."""
-        self._post("/classify (body)", random.choice(self.photos), "image/jpeg")  # noqa: S311
+    def _start(self, **_: object) -> None:
+        self._moments = []
+        self._watching = gevent.spawn(self._watch, Sampler(self._environment.host or ""))
 
-    @task(1)
-    def post_form(self) -> None:
-        """As `curl -F file=@` and browsers do."""
-        body = _FORM_HEAD + random.choice(self.photos) + _FORM_TAIL  # noqa: S311
-        self._post("/classify (form)", body, f"multipart/form-data; boundary={_BOUNDARY.decode()}")
+    def _watch(self, sampler: Sampler) -> None:
+        started_s = time.monotonic()
+        stats = self._environment.stats
+        while True:
+            at_s = time.monotonic() - started_s
+            current = [stats.total.get_current_response_time_percentile(one) or math.nan for one in PERCENTILES]
+            self._moments.append((at_s, stats.total.current_rps, current, self._errors(), sampler.look()))
+            gevent.sleep(SAMPLE_S)
 
-    def _post(self, name: str, body: bytes, content_type: str) -> None:
-        headers = {"Content-Type": content_type}
-        data: Any = body  # bytes are fine, though locust declares str alone
-        with self.client.post("/classify", name=name, data=data, headers=headers, catch_response=True) as response:
-            try:
-                answers.parse(response.status_code, response.content or repr(response.error).encode())
-            except WrongAnswerError as error:
-                response.failure(str(error))
+    def _errors(self) -> Counter[str]:
+        counted: Counter[str] = Counter()
+        for error in self._environment.stats.errors.values():
+            counted[str(error.error).partition("(")[2].strip("'\")") or str(error.error)] += error.occurrences
+        return counted
+
+    def _stop(self, **_: object) -> None:
+        if self._watching:
+            self._watching.kill()
+        verdicts = self._verdicts()
+        self._failed = not all(verdict.kept for verdict in verdicts)
+        name = self._scenario.__name__.lower() if self._scenario else "visitors"
+        print(f"{name}: {'FAILED' if self._failed else 'passed'}", *verdicts, sep="\n  ")
+        path = Path(self._options.reports) / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}.html"
+        try:
+            report.write(path, report.html(f"Load test: {name}", verdicts, self._figures(), self._panels()))
+            print(f"  report: {path}")
+        except OSError as error:
+            print(f"  no report: {path}: {error.strerror}")
+
+    def _quit(self, **_: object) -> None:
+        self._environment.process_exit_code = 1 if self._failed or not self._environment.stats.num_requests else 0
+
+    def _verdicts(self) -> list[Verdict]:
+        options, total, errors = self._options, self._environment.stats.total, self._errors()
+        share = options.max_error_share
+        if share is None:
+            share = self._scenario.max_error_share if self._scenario else 0.0
+        p99_ms = float(total.get_response_time_percentile(0.99)) if total.num_requests else math.nan
+        if not self._scenario:
+            p99_ms = min(p99_ms, options.max_p99_ms)  # it is what the users make of it
+        return [
+            Verdict("99th percentile, ms", p99_ms, options.max_p99_ms),
+            Verdict("share of errors", round(total.num_failures / max(total.num_requests, 1), 4), share),
+            Verdict("lost", errors[LOST], options.max_lost),
+            Verdict("unsent", errors[UNSENT], 0),
+        ]
+
+    def _figures(self) -> dict[str, str]:
+        total = self._environment.stats.total
+        percentiles = (f"{total.get_response_time_percentile(one):g}" for one in PERCENTILES)
+        return {
+            "host": self._environment.host or "",
+            "requests": f"{total.num_requests}, {total.total_rps:.1f} a second",
+            "p50, p95, p99": ", ".join(percentiles) + " ms",
+            "errors": ", ".join(f"{count} {text}" for text, count in self._errors().items()) or "none",
+        }
+
+    def _panels(self) -> list[Panel]:
+        moments = self._moments
+        at = [moment[0] for moment in moments]
+        pairs = list(pairwise(moments))
+        texts = sorted({text for moment in moments for text in moment[3]})
+        errors = {text: (at, [float(moment[3][text]) for moment in moments]) for text in texts}
+        pss = [moment[4].pss_bytes for moment in moments]
+        return [
+            Panel("requests a second", {"answered": (at, [moment[1] for moment in moments])}),
+            Panel(
+                "latency of the last ten seconds, ms",
+                {f"p{100 * one:g}": (at, [moment[2][i] for moment in moments]) for i, one in enumerate(PERCENTILES)},
+            ),
+            Panel("errors so far, by code", errors or {"none": (at, [0.0] * len(at))}),
+            Panel("images in a batch", {"mean": (at[1:], [now[4].mean_batch_since(was[4]) for was, now in pairs])}),
+            Panel("memory of the server, MiB", {"PSS": (at, [one / 2**20 if one else math.nan for one in pss])}),
+        ]

@@ -192,9 +192,9 @@ def scan(folder: Path, names: tuple[str, ...] = (), default_model: str | None = 
 
 
 def signature(folder: Path) -> Mapping[Path, tuple[int, int, int]]:
-    """What differs when any file of the repository does: times of change in ns, inodes and sizes."""
+    """What differs when any file or folder of the repository does: times of change in ns, inodes and sizes."""
     found: dict[Path, tuple[int, int, int]] = {}
-    for path in (*folder.glob("*/*/*"), *folder.glob(f"*/{SETTINGS_FILE}")):
+    for path in (*folder.glob("*/*"), *folder.glob("*/*/*")):
         with contextlib.suppress(OSError):  # gone meanwhile
             status = path.stat()
             found[path] = status.st_mtime_ns, status.st_ino, status.st_size

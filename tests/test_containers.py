@@ -177,7 +177,7 @@ def test_workers_of_the_load_test_share_its_load(project: Project) -> None:
         until(lambda: len(stats()["workers"]) == 2)
         client.post("/swarm", data={"user_count": "2", "spawn_rate": "2", "host": "http://server:8000"})
         until(lambda: stats()["stats"][-1]["num_requests"] > 20)
-        client.get("/stop")
+        client.post("/stop").raise_for_status()
         assert stats()["stats"][-1]["num_failures"] == 0
         assert stats()["fail_ratio"] == 0
 

@@ -109,3 +109,17 @@ def test_a_supervisor_loads_no_runtime() -> None:
     program = "import sys, server.__main__\nprint('onnxruntime' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
+
+
+def test_the_server_reads_no_clock_that_can_be_set() -> None:
+    settable = {("time", "time"), ("time", "time_ns"), ("datetime", "now"), ("datetime", "utcnow"), ("date", "today")}
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in sorted((ROOT / "server").rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_bytes()))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and (node.value.id, node.attr) in settable
+    ]
+    assert found == []
+    assert offences("server", {"time.time", "time.time_ns"}) == []

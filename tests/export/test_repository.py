@@ -1,4 +1,5 @@
 import hashlib
+import resource
 import signal
 import subprocess
 import sys
@@ -103,3 +104,17 @@ def test_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "repository").touch()
     with pytest.raises(RepositoryError, match="cannot be written"):
         repository.publish(tmp_path / "repository", draft(), MODEL)
+
+
+def test_full_disk_is_said_and_leaves_what_there_was(tmp_path: Path) -> None:
+    first = repository.publish(tmp_path, draft(0), MODEL)
+    before = everything(tmp_path)
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, unlimited[1]))  # to a writer it is the same: it gets half way
+    try:
+        with pytest.raises(RepositoryError, match="cannot be written: File too large"):
+            repository.publish(tmp_path, draft(1), bytes(2**17))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert everything(tmp_path) == before
+    assert repository.find(tmp_path, first.name, first.fingerprint) == first

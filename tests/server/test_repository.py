@@ -245,3 +245,13 @@ def test_any_change_of_a_file_is_noticed(tmp_path: Path) -> None:
     seen.append(signature(tmp_path))
     assert all(seen.count(one) == 1 for one in seen)
     assert signature(tmp_path) == seen[-1]
+
+
+def test_the_end_of_a_removal_is_noticed_too(tmp_path: Path) -> None:
+    tiny.write(tmp_path)
+    version = tmp_path / "tiny" / "1"
+    for path in version.iterdir():
+        path.unlink()
+    emptied = signature(tmp_path)
+    version.rmdir()
+    assert signature(tmp_path) != emptied

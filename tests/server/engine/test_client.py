@@ -514,6 +514,26 @@ def test_what_only_waited_while_engines_crashed_is_innocent(play: Play) -> None:
     play(scenario)
 
 
+def test_the_wait_for_an_engine_is_not_taken_for_its_pace(play: Play) -> None:
+    async def scenario(bench: Bench) -> None:
+        engine = bench.engine_up()
+        waited = bench.classify(1)
+        await engine.submitted()
+        bench.engine_down()
+        down_s = time.monotonic()
+        await until(lambda: time.monotonic() > down_s + 0.5)
+        engine = bench.engine_up()
+        await engine.answer(await engine.submitted())
+        assert await class_of(waited) == 1
+        under_way = bench.classify(2)
+        request = await engine.submitted()
+        bench.client.check_admission(within_s=0.1)
+        await engine.answer(request)
+        assert await class_of(under_way) == 2
+
+    play(scenario)
+
+
 def test_a_slot_is_not_blamed_for_its_last_owner(play: Play) -> None:
     async def scenario(bench: Bench) -> None:
         engine = bench.engine_up()

@@ -1,0 +1,86 @@
+"""What a server says of itself while it is under load, and, where it runs on this machine, the memory it takes."""
+
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import urlopen
+
+import psutil
+
+_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One look; what cannot be had is None."""
+
+    images: float | None
+    batches: float | None
+    """both since the server's start"""
+    pss_bytes: int | None
+    """of all its processes, what they share counted once"""
+
+    def mean_batch_since(self, before: "Sample") -> float:
+        """Images in a batch between two looks; 0 where there was none."""
+        images = (self.images or 0) - (before.images or 0)
+        batches = (self.batches or 0) - (before.batches or 0)
+        return images / batches if batches > 0 else 0.0
+
+
+@dataclass
+class Sampler:
+    """Looks at the server behind a URL."""
+
+    url: str
+
+    def look(self) -> Sample:
+        """One look, some milliseconds of both sides' time."""
+        text = ""
+        with suppress(OSError), urlopen(f"{self.url.rstrip('/')}/metrics", timeout=_TIMEOUT_S) as answer:  # noqa: S310
+            text = answer.read().decode()
+        return Sample(
+            _total(text, "serving_batch_size_sum"),
+            _total(text, "serving_batch_size_count"),
+            pss_bytes(self.server) if self.server else None,
+        )
+
+    @cached_property
+    def server(self) -> psutil.Process | None:
+        """The supervisor, if it is a process of this machine that this user may look at."""
+        parts = urlsplit(self.url)
+        if parts.hostname not in ("127.0.0.1", "localhost", "::1"):
+            return None
+        port = parts.port or 80
+        with suppress(psutil.Error):
+            for found in psutil.net_connections("tcp"):
+                if found.pid and _listens(found, port):
+                    return _oldest(psutil.Process(found.pid), port)
+        return None
+
+
+def _oldest(process: psutil.Process, port: int) -> psutil.Process:
+    """The first ancestor that has the listening socket, too: of an HTTP worker, the supervisor."""
+    parent = process.parent()
+    if parent and any(_listens(one, port) for one in parent.net_connections("tcp")):
+        return _oldest(parent, port)
+    return process
+
+
+def _listens(connection: Any, port: int) -> bool:
+    return bool(connection.status == psutil.CONN_LISTEN and connection.laddr[1:2] == (port,))
+
+
+def pss_bytes(server: psutil.Process) -> int | None:
+    """Of a process and its descendants; None where one of them has just ended."""
+    with suppress(psutil.Error):
+        return sum(int(one.memory_full_info().pss) for one in (server, *server.children(recursive=True)))
+    return None
+
+
+def _total(text: str, name: str) -> float | None:
+    """The sum of a metric's samples in Prometheus' text format, whatever their labels."""
+    found = re.findall(rf"^{name}(?:{{.*}})? (\S+)$", text, re.MULTILINE)
+    return sum(map(float, found)) if found else None

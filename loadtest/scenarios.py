@@ -1,0 +1,243 @@
+"""Users of locust. Scenarios are open loops: requests come when they come (Poisson), answered or not.
+
+One user of a scenario is one request a second on average, so the number of users is the rate, also where several
+locust processes share it.
+"""
+
+import json
+import random
+from argparse import Namespace
+from collections.abc import Sequence
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+from typing import Any, ClassVar
+
+from gevent.pool import Pool
+from locust import FastHttpUser, LoadTestShape, User, task
+from PIL import Image
+
+from loadtest import answers, mistakes, photos
+from loadtest.answers import WrongAnswerError
+from loadtest.mistakes import Mistake
+
+REFUSED = {"overloaded", "queue_full", "engine_unavailable"}
+"""Codes of a server that is busy: counted for themselves."""
+LOST = "lost: no answer"
+UNSENT = "unsent: too many are under way"
+MOST_UNDER_WAY = 64
+"""Requests of one user at one time; a rate that needs more is beyond what this process can send."""
+SIDES = (64, 320, 1280, 4000)
+"""Pixels of the longer side, of `Sizes`."""
+
+_BOUNDARY = b"----a-photo----"
+_FORM_HEAD = (
+    b"--" + _BOUNDARY + b'\r\nContent-Disposition: form-data; name="file"; filename="photo.jpg"\r\n'
+    b"Content-Type: image/jpeg\r\n\r\n"
+)
+_FORM_TAIL = b"\r\n--" + _BOUNDARY + b"--\r\n"
+_BYTES = "application/octet-stream"
+
+
+@cache
+def load(folder: str) -> list[bytes]:
+    """The photos of a folder."""
+    return [path.read_bytes() for path in photos.find(Path(folder))]
+
+
+@cache
+def resized(photo: bytes) -> list[bytes]:
+    """A photo as JPEGs of all SIDES."""
+    found = []
+    for side in SIDES:
+        with Image.open(BytesIO(photo)) as image:
+            scale = side / max(image.size)
+            scaled = image.convert("RGB").resize((int(image.width * scale), int(image.height * scale)))
+        stream = BytesIO()
+        scaled.save(stream, "JPEG", quality=90)
+        found.append(stream.getvalue())
+    return found
+
+
+class Poster(FastHttpUser):
+    """Posts images and checks every answer."""
+
+    abstract = True
+
+    def on_start(self) -> None:
+        """Have the photos in memory."""
+        self.photos = load(self.environment.parsed_options.photos)
+
+    def a_photo(self) -> bytes:
+        """Any of them."""
+        return random.choice(self.photos)  # noqa: S311
+
+    def post(self, name: str, body: bytes, content_type: str = _BYTES, mistake: Mistake | None = None) -> None:
+        """Post once; the failure's text is the code of a refusal, LOST, or what is wrong with the answer."""
+        path = f"/classify{mistake.query if mistake else ''}"
+        headers = {"Content-Type": content_type}
+        data: Any = body  # bytes are fine, though locust declares str alone
+        with self.client.post(path, name=name, data=data, headers=headers, catch_response=True) as response:
+            status, content = response.status_code, response.content or b""
+            code = _code(content)
+            if not status:
+                response.failure(LOST)
+            elif code in REFUSED:
+                response.failure(code)
+            elif mistake and (status, code) == (mistake.status, mistake.code):
+                response.success()
+            elif mistake:
+                response.failure(f"wrong: {status} {code} instead of {mistake.status} {mistake.code}")
+            else:
+                try:
+                    answers.parse(status, content)
+                except WrongAnswerError as error:
+                    response.failure(f"wrong: {code or error}")
+
+
+class Visitor(Poster):
+    """Posts random photos, three as the body for each one in a form, the next as soon as the last is answered."""
+
+    @task(3)
+    def post_body(self) -> None:
+        """As `curl --data-binary` does."""
+        self.post("/classify (body)", self.a_photo(), "image/jpeg")
+
+    @task(1)
+    def post_form(self) -> None:
+        """As `curl -F file=@` and browsers do."""
+        body = _FORM_HEAD + self.a_photo() + _FORM_TAIL
+        self.post("/classify (form)", body, f"multipart/form-data; boundary={_BOUNDARY.decode()}")
+
+
+class Scenario(Poster):
+    """An open loop; a subclass says how its rate changes and what it sends."""
+
+    abstract = True
+    concurrency = MOST_UNDER_WAY
+    phases: ClassVar[Sequence[tuple[float, float]]] = ((60, 1),)
+    """seconds and share of the rate, one after the other"""
+    max_error_share: ClassVar[float] = 0.01
+
+    def on_start(self) -> None:
+        """Nothing is under way."""
+        super().on_start()
+        self._under_way = Pool(MOST_UNDER_WAY)
+
+    def on_stop(self) -> None:
+        """Wait for what is under way: it counts, too."""
+        self._under_way.join(self.network_timeout)
+
+    def wait_time(self) -> float:
+        """Until the next request: exponential, one second on average."""
+        return random.expovariate(1)
+
+    @task
+    def arrive(self) -> None:
+        """Send the next one, whatever became of those before."""
+        if self._under_way.full():
+            self.environment.events.request.fire(
+                request_type="POST",
+                name=UNSENT,
+                response_time=0,
+                response_length=0,
+                exception=RuntimeError(UNSENT),
+                context={},
+            )
+        else:
+            self._under_way.spawn(self.send)
+
+    def send(self) -> None:
+        """One request of the scenario."""
+        self.post("/classify", self.a_photo())
+
+
+class Steady(Scenario):
+    """The same rate for a minute."""
+
+
+class Ramp(Scenario):
+    """Six steps up to the rate."""
+
+    phases = tuple((10, step / 6) for step in range(1, 7))
+
+
+class Spike(Scenario):
+    """A fifth of the rate, then all of it at once, then a fifth again; refusals are no failure of the server."""
+
+    phases = ((20, 0.2), (10, 1), (20, 0.2))
+    max_error_share = 0.5
+
+
+class Soak(Scenario):
+    """Half an hour of half the rate; every fifth request is a mistake."""
+
+    phases = ((1800, 0.5),)
+
+    def send(self) -> None:
+        """A photo or a mistake."""
+        if random.random() < 0.8:  # noqa: S311
+            super().send()
+        else:
+            self.send_mistake()
+
+    def send_mistake(self) -> None:
+        """Any of them."""
+        mistake = random.choice(mistakes.of(self.a_photo()))  # noqa: S311
+        self.post(f"/classify ({mistake.name})", mistake.body, mistake=mistake)
+
+
+class Sizes(Scenario):
+    """Photos of all sizes, from thumbnails to 4,000 pixels."""
+
+    def on_start(self) -> None:
+        """Have all sizes in memory, which takes a second, before the first request is due."""
+        super().on_start()
+        resized(self.photos[0])
+
+    def send(self) -> None:
+        """The same photo in any size."""
+        index = random.randrange(len(SIDES))  # noqa: S311
+        self.post(f"/classify ({SIDES[index]} pixels)", resized(self.photos[0])[index])
+
+
+class Bad(Soak):
+    """Nothing but mistakes: each must get its own problem document."""
+
+    phases = ((60, 1),)
+
+    def send(self) -> None:
+        """A mistake."""
+        self.send_mistake()
+
+
+SCENARIOS: dict[str, type[Scenario]] = {one.__name__.lower(): one for one in (Steady, Ramp, Spike, Soak, Sizes, Bad)}
+
+
+class Phases(LoadTestShape):
+    """The users, and so the rate, of a scenario from second to second."""
+
+    abstract = True  # or locust would take it for the shape of every run
+
+    def __init__(self, scenario: type[Scenario], options: Namespace) -> None:
+        super().__init__()
+        self._scenario = scenario
+        self._options = options
+
+    def tick(self) -> tuple[int, float, list[type[User]] | None] | None:
+        """Users now, how many may start a second, and of which class; None: the run is over."""
+        seconds = self.get_run_time()
+        for length_s, share in self._scenario.phases:
+            seconds -= length_s * self._options.length
+            if seconds < 0:
+                users = max(1, round(share * self._options.rate))
+                return users, float(max(users, 100)), [self._scenario]
+        return None
+
+
+def _code(body: bytes) -> str:
+    """The `code` of a problem document; "" where it is none."""
+    try:
+        return str(json.loads(body)["code"])
+    except (ValueError, LookupError, TypeError):
+        return ""

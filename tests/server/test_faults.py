@@ -1,0 +1,163 @@
+"""Faults that are made on purpose in real processes; more of them in test_promises, test_reload and test_memory.
+
+docs/promises.md lists them all.
+"""
+
+import hashlib
+import io
+import os
+import resource
+import signal
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import onnx
+import psutil
+import pytest
+from PIL import Image
+
+from models import manifest
+from tests import tiny
+from tests.server.running import RunningServer, red_image, until
+from tests.server.test_promises import TENTH_OF_A_SECOND, pending, running, top1
+
+FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
+LARGE_BYTES = 256 * 2**20
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> RunningServer:  # type: ignore[misc]
+    repository = tmp_path_factory.mktemp("repository")
+    tiny.write(repository)
+    with RunningServer(repository, http_workers=1) as running:
+        yield running
+
+
+def connect(server: RunningServer) -> socket.socket:
+    address = urlsplit(server.url)
+    return socket.create_connection((address.hostname, address.port), timeout=60)
+
+
+def answer_of(connection: socket.socket) -> int:
+    """The class in the answer that comes next; the server closes the connection after it."""
+    body = b"".join(iter(lambda: connection.recv(65536), b"")).partition(b"\r\n\r\n")[2]
+    return top1(httpx.Response(200, content=body))
+
+
+def post(image: bytes) -> bytes:
+    head = f"POST /classify HTTP/1.1\r\nHost: here\r\nConnection: close\r\nContent-Length: {len(image)}\r\n\r\n"
+    return head.encode() + image
+
+
+def test_an_engine_killed_during_an_upload_is_not_noticed(server: RunningServer) -> None:
+    head, _, image = post(red_image(11)).partition(b"\r\n\r\n")
+    with connect(server) as connection:
+        connection.sendall(head + b"\r\nExpect: 100-continue\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 100")  # from here on the upload is read
+        connection.sendall(image[:-50])
+        server.kill_child("engine")
+        connection.sendall(image[-50:])
+        assert answer_of(connection) == 11
+
+
+def test_an_engine_killed_while_an_image_is_decoded_is_not_noticed(server: RunningServer) -> None:
+    stream = io.BytesIO()
+    Image.new("RGB", (7000, 7000), (33, 0, 0)).save(stream, "PNG", compress_level=1)  # some tenths of a second
+    batches = running(server)
+    with connect(server) as connection:
+        connection.sendall(post(stream.getvalue()))
+        until(lambda: pending(server) == 1)
+        os.kill(server.pid("engine"), signal.SIGKILL)
+        assert running(server) == batches, "the image was decoded too soon"
+        assert answer_of(connection) == 33
+
+
+def test_an_engine_killed_when_the_answer_is_on_its_way_is_not_noticed(server: RunningServer) -> None:
+    answered = server.metric("serving_requests_total", code="ok")
+    with connect(server) as connection:
+        connection.sendall(post(red_image(22)))
+        until(lambda: server.metric("serving_requests_total", code="ok") == answered + 1)
+        server.kill_child("engine")
+        assert answer_of(connection) == 22
+
+
+def test_a_killed_http_worker_breaks_its_own_connections_only(tmp_path: Path) -> None:
+    tiny.write(tmp_path, work=TENTH_OF_A_SECOND)
+    reds = list(range(16))
+    with RunningServer(tmp_path, http_workers=2, max_batch=1, queue_size=32) as server:
+
+        def ask(red: int) -> int | None:
+            with suppress(httpx.TransportError), httpx.Client(base_url=server.url, timeout=60) as client:
+                return top1(client.post("/classify", content=red_image(red)))
+            return None
+
+        with ThreadPoolExecutor(16) as pool:
+            asked = [pool.submit(ask, red) for red in reds]
+            until(lambda: server.metric("serving_batch_size_count") >= 2)
+            server.kill_child("http-0")
+            found = [one.result() for one in asked]
+            assert {red for red, one in zip(reds, found, strict=True) if one is not None} == {*found} - {None}
+            again = list(pool.map(ask, reds))  # also its slots are free again
+        assert all(one in (red, None) for red, one in zip(reds, found, strict=True))
+        assert again == reds
+
+
+def test_an_engine_without_memory_for_a_model_goes_on_with_those_it_has(tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    tiny.write(repository)
+    with RunningServer(repository, reload_ms=100) as server:
+        engine = psutil.Process(server.pid("engine"))
+        room = engine.memory_info().vms + LARGE_BYTES // 2
+        engine.rlimit(resource.RLIMIT_AS, (room, room))
+        publish_large(tmp_path / "aside", repository, 2)
+        until(lambda: "tiny version 2" in server.client.get("/models").json()["refused"])
+        assert top1(server.classify(red_image(7))) == 7
+        assert server.classify(red_image(7)).json()["version"] == 1
+
+
+def publish_large(aside: Path, repository: Path, version: int) -> None:
+    """A version whose file is larger than the engine has room for."""
+    found = tiny.write(aside, "tiny", version)
+    folder = aside / "tiny" / str(version)
+    model = onnx.load(folder / found.file.name)
+    model.doc_string = " " * LARGE_BYTES
+    content = model.SerializeToString()
+    (folder / found.file.name).write_bytes(content)
+    file = found.file.model_copy(update={"sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content)})
+    (folder / manifest.FILE_NAME).write_text(found.model_copy(update={"file": file}).model_dump_json())
+    folder.rename(repository / "tiny" / str(version))
+
+
+def test_a_clock_that_jumps_is_not_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not FAKETIME.exists():
+        pytest.skip("libfaketime is not on this machine")
+    tiny.write(tmp_path / "repository", work=TENTH_OF_A_SECOND)
+    clock = tmp_path / "clock"
+    clock.write_text("+0")
+    with monkeypatch.context() as patch:
+        patch.setenv("LD_PRELOAD", str(FAKETIME))
+        patch.setenv("FAKETIME_TIMESTAMP_FILE", str(clock))
+        patch.setenv("FAKETIME_NO_CACHE", "1")
+        patch.setenv("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+        server = RunningServer(tmp_path / "repository", max_batch=1, timeout_ms=20_000, stall_timeout_ms=20_000)
+    with server, ThreadPoolExecutor(1) as aside:
+        pids = {process.pid for process in server.tree()}
+        for jump in ("+1y", "-1y"):
+            year, batches = server_year(server), running(server)
+            answers = aside.submit(server.classify_all, [red_image(red) for red in range(8)], 8)
+            until(lambda batches=batches: running(server) > batches)  # type: ignore[misc]
+            clock.write_text(jump)
+            assert [top1(answer) for answer in answers.result()] == list(range(8))
+            until(lambda year=year: server_year(server) != year)  # type: ignore[misc]
+        assert top1(server.classify(red_image(9))) == 9
+        assert {process.pid for process in server.tree()} == pids
+        assert server.terminate() == 0
+
+
+def server_year(server: RunningServer) -> str:
+    """By the server's own clock."""
+    return server.client.get("/livez").headers["Date"].split()[3]
