@@ -4,7 +4,7 @@ import argparse
 import hashlib
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +18,7 @@ from export import command, repository
 from export.recipe import OPSET, TOOLS, Recipe, plan
 from models import zoo
 from models.architectures import SHORTCUTS, STRIDES_IN
-from models.manifest import Entry, Manifest, ModelFile, ModelName
+from models.manifest import Entry, Manifest, ModelFile, ModelName, Parity
 from models.weights import MIRROR_VARIABLE, UnreachableError
 
 MODEL_FILE_NAME = "model.onnx"
@@ -45,7 +45,22 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _export(network_name: str, options: argparse.Namespace) -> None:
-    recipe = plan(
+    recipe = recipe_of(network_name, options)
+    name = options.name or network_name
+    publish(options, name, recipe.fingerprint(), lambda: _convert_obtained(recipe, name, options))
+
+
+def _convert_obtained(recipe: Recipe, name: str, options: argparse.Namespace) -> tuple[Manifest, bytes]:
+    return convert(recipe, name, recipe.obtain_weights(options.weights_dir), options.check_images)
+
+
+def recipe_of(network_name: str, options: argparse.Namespace) -> Recipe:
+    """Read what to export from the options of `add_recipe`.
+
+    Raises:
+        ExpectedError: as `plan`.
+    """
+    return plan(
         network_name,
         checkpoint=options.weights,
         random=options.random_weights,
@@ -55,16 +70,22 @@ def _export(network_name: str, options: argparse.Namespace) -> None:
         stride_in=options.stride_in,
         averaged=options.ema,
     )
-    name = options.name or network_name
-    fingerprint = recipe.fingerprint()
+
+
+def publish(
+    options: argparse.Namespace, name: str, fingerprint: str, make: Callable[[], tuple[Manifest, bytes]]
+) -> None:
+    """Make a model and add it to the repository, unless it is there, and print which of both it was.
+
+    Raises:
+        ExpectedError: as `make`, or the repository cannot be written.
+    """
     if known := repository.find(options.repository, name, fingerprint):
         folder = _folder(options.repository, known)
         _console.print(f"{name} is already exported as version {known.version}: {escape(folder)}", soft_wrap=True)
         return
-    weights_file = recipe.obtain_weights(options.weights_dir)
     started = time.monotonic()
-    draft, model = convert(recipe, name, weights_file, options.check_images)
-    published = repository.publish(options.repository, draft, model)
+    published = repository.publish(options.repository, *make())
     _report(published, _folder(options.repository, published), time.monotonic() - started)
 
 
@@ -89,15 +110,23 @@ def convert(recipe: Recipe, name: str, weights_file: Path | None, images: Path) 
         model = graph.to_onnx(graph.CompleteGraph(network, preprocessing, recipe.top_k), preprocessing.crop, OPSET)
     with step("compare with PyTorch"):
         measured = parity.check(model, network, preprocessing, photos)
-    draft = Manifest(
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    return describe(recipe, name, weights_file, parameters, model, measured), model
+
+
+def describe(
+    recipe: Recipe, name: str, weights_file: Path | None, parameters: int, model: bytes, measured: Parity
+) -> Manifest:
+    """Write down all that is known about an ONNX file; its version is not decided yet."""
+    return Manifest(
         name=name,
         version=1,
         created=datetime.now(UTC),
         architecture=recipe.architecture,
-        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        parameters=parameters,
         weights=recipe.describe_weights(weights_file),
         published_accuracy=recipe.published_accuracy,
-        preprocessing=preprocessing,
+        preprocessing=recipe.entry.preprocessing,
         num_classes=recipe.num_classes,
         top_k=recipe.top_k,
         backend="onnx",
@@ -109,7 +138,6 @@ def convert(recipe: Recipe, name: str, weights_file: Path | None, images: Path) 
         fingerprint=recipe.fingerprint(),
         labels=recipe.labels,
     )
-    return draft, model
 
 
 @contextmanager
@@ -163,6 +191,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="NAME",
         help=f"one of {', '.join(zoo.ENTRIES)}; {zoo.DEFAULT} if not given ({zoo.OFFLINE_DEFAULT} if that is offline)",
     )
+    add_recipe(parser)
+    return parser.parse_args(arguments)
+
+
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say with which parameters and classes a network is exported, and where to."""
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--weights", type=Path, metavar="FILE", help="your checkpoint: .pth, .th, .pt or .safetensors")
     source.add_argument("--random-weights", action="store_true", help="an untrained network, with the same seed always")
@@ -178,10 +212,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--stride-in", choices=STRIDES_IN, help="which convolution of a bottleneck, where it is not the usual one"
     )
-    parser.add_argument("--name", type=model_name, metavar="AS", help="name in the repository, if not NAME")
+    parser.add_argument("--name", type=model_name, metavar="AS", help="name in the repository, if not the usual one")
     parser.add_argument("--repository", type=Path, metavar="DIR", default=Path("model_repository"))
     parser.add_argument("--check-images", type=Path, metavar="FOLDER", default=PHOTOS, help="photos to compare on")
-    return parser.parse_args(arguments)
 
 
 def model_name(text: str) -> str:

@@ -201,9 +201,10 @@ class Manifest(_Record):
     preprocessing: Preprocessing
     num_classes: Annotated[int, Field(ge=1)]
     top_k: Annotated[int, Field(ge=1, le=MAX_TOP_K)]
-    backend: Literal["onnx", "openvino", "tensorrt"]
+    backend: Literal["onnx", "openvino", "tensorrt", "torch"]
     precision: Literal["fp32", "fp16", "int8"]
-    opset: int
+    opset: int | None
+    """Of ONNX; None for a program of PyTorch, which has none."""
     file: ModelFile
     parity: Parity | None
     tools: dict[str, str]

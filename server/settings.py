@@ -81,7 +81,9 @@ class Settings(BaseSettings):
     cuda_graph: bool = False
     """CUDAExecutionProvider: start each batch as one recorded graph"""
     tf32: bool = False
-    """CUDAExecutionProvider: compute FP32 with 10 bits of mantissa, faster"""
+    """CUDAExecutionProvider and torch on a GPU: compute FP32 with 10 bits of mantissa, faster"""
+    torch_compile: bool = False
+    """programs of torch are compiled when they are loaded"""
     max_batch: MaxBatch = 8
     """most images in one inference"""
     max_wait_ms: MaxWait = 0

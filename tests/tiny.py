@@ -59,6 +59,32 @@ def write(
     return found
 
 
+def write_torch(repository: Path, name: str = "tiny", *, crop: int = 32) -> Manifest:
+    """Write the same classifier as a program of PyTorch."""
+    import torch
+
+    from export.program import to_program
+
+    class Tiny(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            red = images[..., :1].float().mean((1, 2))
+            classes = torch.arange(CLASSES, dtype=torch.float32)
+            logits = 2 * red * classes - classes**2
+            probabilities, indices = logits.softmax(1).topk(TOP_K)
+            return probabilities, indices.int(), logits
+
+    base = write(repository, name, crop=crop)
+    content = to_program(Tiny(), crop)
+    file = ModelFile(name="model.pt2", sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
+    changes: dict[str, object] = {"backend": "torch", "opset": None, "file": file, "tools": {}}
+    found = Manifest(**dict(base) | changes)
+    folder = repository / found.name / str(found.version)
+    (folder / base.file.name).unlink()
+    (folder / file.name).write_bytes(content)
+    (folder / manifest.FILE_NAME).write_text(found.model_dump_json(indent=1))
+    return found
+
+
 def write_ensemble(repository: Path, name: str, members: list[Manifest]) -> Ensemble:
     """Write an ensemble of models that are in `repository`."""
     found = Ensemble(

@@ -30,6 +30,10 @@ class DeviceLostError(Exception):
     """The device answers every call of this process with an error: only another process can use it again."""
 
 
+class BackendMissingError(Exception):
+    """A model's runtime is not installed; the message says which."""
+
+
 class Backend(Protocol):
     """One loaded model."""
 
@@ -61,10 +65,18 @@ def load(manifest: Manifest, content: bytes, settings: Settings) -> Backend:
     """Load a model file's `content` with the backend that its manifest names, or the setting where it is an ONNX file.
 
     Raises:
+        BackendMissingError: its runtime is not installed.
         Exception: whatever the runtime reports of a file it cannot load.
     """
     name = settings.backend if settings.backend and manifest.backend in ONNX_BACKENDS else manifest.backend
-    backend: Backend = import_module(f"{__name__}.{name}").load(manifest, content, settings)
+    try:
+        module = import_module(f"{__name__}.{name}")
+    except ModuleNotFoundError as missing:
+        raise BackendMissingError(
+            f"model {manifest.name} needs {missing.name}, which is not installed here: install it, or serve the"
+            " network's ONNX file with ONNX Runtime"
+        ) from missing
+    backend: Backend = module.load(manifest, content, settings)
     return backend
 
 

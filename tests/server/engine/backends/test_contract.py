@@ -20,11 +20,14 @@ TOLERANCE = 1e-6
 SETTINGS = Settings(max_batch=8, inference_threads=2)
 
 
-@pytest.fixture(scope="module", params=ONNX_BACKENDS)
+@pytest.fixture(scope="module", params=[*ONNX_BACKENDS, "torch"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Manifest, bytes]:
     """A model for the backend that is put to the test, and the bytes of its file."""
     repository = tmp_path_factory.mktemp(request.param)
-    found = tiny.write(repository, crop=8, work=1).model_copy(update={"backend": request.param})
+    if request.param == "torch":
+        found = tiny.write_torch(repository, crop=8)
+    else:
+        found = tiny.write(repository, crop=8, work=1).model_copy(update={"backend": request.param})
     return found, manifest.read_model_file(repository / found.name / str(found.version), found)
 
 
