@@ -119,17 +119,31 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/repository/models/{name}/load")
     async def load(request: Request, name: str) -> Response:
+        _check_origin(request)
         async with service.uploads.body(request) as body:
             models.check_load((_decoded(body, _Load) if body else _Load()).parameters)
         await service.changes.ask(name, "load")
         return Response()
 
     @routes.post("/repository/models/{name}/unload")
-    async def unload(name: str) -> Response:
+    async def unload(request: Request, name: str) -> Response:
+        _check_origin(request)
         await service.changes.ask(name, "unload")
         return Response()
 
     return routes
+
+
+def _check_origin(request: Request) -> None:
+    """Keep pages of others, in a browser on a machine that may reach this server, from changing it.
+
+    Browsers say where a request comes from (W3C, Fetch Metadata); other programs do not.
+
+    Raises:
+        ServiceError: FORBIDDEN.
+    """
+    if request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
+        raise ServiceError(Code.FORBIDDEN, "a page of another site may not load or unload models")
 
 
 def _json(content: Any, status: int = 200) -> Response:

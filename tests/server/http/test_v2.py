@@ -236,6 +236,13 @@ def test_models_are_unloaded_and_loaded(client: triton.InferenceServerClient) ->
     assert best(client.infer("small", [pixels(5, side=16)])) == [5]
 
 
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_pages_of_other_sites_change_nothing(server: RunningServer, site: str) -> None:
+    refused = server.client.post("/v2/repository/models/other/unload", headers={"Sec-Fetch-Site": site})
+    assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
+    assert server.client.get("/v2/models/other/ready").status_code == 200
+
+
 def test_what_cannot_be_loaded_is_said(client: triton.InferenceServerClient) -> None:
     with pytest.raises(InferenceServerException, match=r"manifest\.json"):
         client.load_model("garbled")
