@@ -1,16 +1,24 @@
 """Prints the table of networks.md, a row for each network of the zoo: `python docs/networks.py [NAME...]`.
 
-Those that are named are also exported, with random weights, and compared with PyTorch as `export/to_onnx.py` does it.
+Those that are named are also exported, with random weights, compared with PyTorch as `export/to_onnx.py` does it, and
+measured: the CPU time of one thread of ONNX Runtime, which a busy machine changes less than it changes the clock's.
 """
 
 import sys
+import time
 from contextlib import redirect_stdout
+from statistics import median
 
+import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from export import recipe, to_onnx
+from export import recipe, runtimes, to_onnx
 from models import networks, zoo
+from models.manifest import Manifest
+
+MEASURED_S = 2.0
+"""CPU time, at least, in which a network is run again and again."""
 
 ERRORS = {
     # Top-1 error in percent. arXiv:1512.03385: table 2 (10 crops) and table 6.
@@ -33,12 +41,12 @@ ERRORS = {
 
 def main() -> None:
     """Print each row as soon as it is known."""
-    print("| network | parameters, millions | multiply-adds, billions | top-1, % | logit error |")
-    print("| --- | --- | --- | --- | --- |")
+    print("| network | parameters, millions | multiply-adds, billions | top-1, % | logit error | images/s a core |")
+    print("| --- | --- | --- | --- | --- | --- |")
     for name, entry in zoo.ENTRIES.items():
         if "@" not in name:
-            error = _logit_error(name) if name in sys.argv[1:] else ""
-            print("|", " | ".join([f"`{name}`", *_count(entry), _accuracy(entry), error]), "|", flush=True)
+            exported = _export(name) if name in sys.argv[1:] else ("", "")
+            print("|", " | ".join([f"`{name}`", *_count(entry), _accuracy(entry), *exported]), "|", flush=True)
 
 
 def _count(entry: zoo.Entry) -> tuple[str, str]:
@@ -58,11 +66,24 @@ def _accuracy(entry: zoo.Entry) -> str:
     return f"{100 - ERRORS[entry.name]:.2f} (paper)" if entry.name in ERRORS else ""
 
 
-def _logit_error(name: str) -> str:
-    """Export the network: the largest difference of a logit from PyTorch's, as a share of the largest logit."""
+def _export(name: str) -> tuple[str, str]:
+    """Export the network: the largest error of a logit, as a share of the largest logit, and its speed."""
     with redirect_stdout(sys.stderr):
-        made, _ = to_onnx.convert(recipe.plan(name, random=True), name, None, to_onnx.PHOTOS)
-    return f"{made.parity.max_logit_error:.0e}" if made.parity else ""
+        made, content = to_onnx.convert(recipe.plan(name, random=True), name, None, to_onnx.PHOTOS)
+    error = f"{made.parity.max_logit_error:.0e}" if made.parity else ""
+    return error, f"{_images_per_s(made, content):.3g}"
+
+
+def _images_per_s(made: Manifest, content: bytes) -> float:
+    run = runtimes.load(content, "onnx", threads=1)
+    image = np.random.default_rng(0).integers(0, 256, (1, *made.input_shape), np.uint8)
+    run(image)
+    taken_s: list[float] = []
+    while sum(taken_s) < MEASURED_S or len(taken_s) < 5:
+        started_s = time.process_time()
+        run(image)
+        taken_s.append(time.process_time() - started_s)
+    return 1 / median(taken_s)
 
 
 if __name__ == "__main__":
