@@ -5,6 +5,8 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
+
 from tests import tiny
 from tests.server.running import RunningServer, red_image, until
 
@@ -70,6 +72,16 @@ def test_an_engine_that_dies_comes_back_with_what_was_served_last(tmp_path: Path
         until(lambda: versions(server) == [1, 2])
         server.kill_child("engine")
         assert server.classify(red_image(9)).json()["version"] == 2
+
+
+def test_the_memory_of_an_unloaded_model_is_given_back(model_repository: Path, tmp_path: Path) -> None:
+    tiny.write(tmp_path)
+    shutil.copytree(model_repository / "efficientnet_lite0", tmp_path / "efficientnet_lite0")
+    with RunningServer(tmp_path) as server:
+        engine = psutil.Process(server.pid("engine"))
+        before = engine.memory_full_info().uss
+        assert server.client.post("/v2/repository/models/efficientnet_lite0/unload").status_code == 200
+        until(lambda: before - engine.memory_full_info().uss > 50 * 2**20)  # with its buffers it has some 150 MiB
 
 
 def test_a_model_larger_than_any_at_the_start_is_refused(tmp_path: Path) -> None:
