@@ -4,6 +4,7 @@ It answers before the framework has looked at a request, with the same document 
 """
 
 import math
+from contextlib import suppress
 
 from fastapi import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -26,8 +27,9 @@ class EarlyRefusals:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
-        if scope["type"] == "http" and scope["path"] == PATH and scope["method"] == "POST":
-            service = self._service
+        service = self._service
+        # With a cache only the image can tell whether it needs a place.
+        if scope["type"] == "http" and scope["path"] == PATH and scope["method"] == "POST" and not service.cache:
             try:
                 service.client.check_admission(within_s=min(service.settings.timeout_ms / 1e3, _patience_s(scope)))
             except ServiceError as error:
@@ -42,8 +44,6 @@ def _patience_s(scope: Scope) -> float:
     """What the client gives the request; a value that means nothing is left to the route."""
     for name, value in scope["headers"]:
         if name == _TIMEOUT_FIELD:
-            try:
-                return float(value)
-            except ValueError:
-                return math.inf
+            with suppress(ValueError):
+                return float(value) if float(value) > 0 else math.inf
     return math.inf
