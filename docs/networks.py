@@ -71,7 +71,7 @@ def _export(name: str) -> tuple[str, str]:
     with redirect_stdout(sys.stderr):
         made, content = to_onnx.convert(recipe.plan(name, random=True), name, None, to_onnx.PHOTOS)
     error = f"{made.parity.max_logit_error:.0e}" if made.parity else ""
-    return error, f"{_images_per_s(made, content):.3g}"
+    return error, f"{float(f'{_images_per_s(made, content):.3g}'):g}"
 
 
 def _images_per_s(made: Manifest, content: bytes) -> float:
