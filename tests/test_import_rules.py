@@ -116,6 +116,7 @@ def test_the_server_reads_no_clock_that_can_be_set() -> None:
     found = [
         f"{path.relative_to(ROOT)}:{node.lineno}"
         for path in sorted((ROOT / "server").rglob("*.py"))
+        if path.name != "tracing.py"  # OpenTelemetry wants spans in the time of day; nothing waits for it
         for node in ast.walk(ast.parse(path.read_bytes()))
         if isinstance(node, ast.Attribute)
         and isinstance(node.value, ast.Name)

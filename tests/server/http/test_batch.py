@@ -188,7 +188,7 @@ def test_single_requests_keep_no_batch_out(slow: RunningServer) -> None:
 
 def test_what_comes_too_late_is_that_images_problem(slow: RunningServer) -> None:
     until(lambda: slow.metric("serving_pending_requests") == 0)  # else all of it might be refused at the door
-    response = slow.client.post("/classify/batch", content=batch(range(60)), headers={"X-Request-Timeout": "0.3"})
+    response = slow.client.post("/classify/batch", content=batch(range(60)), headers={"X-Request-Timeout": "0.1"})
     outcomes = [outcome for _, outcome in classes(response)]
     assert len(outcomes) == 60
     assert set(outcomes) & {"deadline_exceeded", "overloaded"}
