@@ -11,6 +11,8 @@ from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
+from models.errors import first_mistake
+
 FILE_NAME = "manifest.json"
 
 INPUT_NAME = "images"
@@ -278,9 +280,7 @@ def read_entry(folder: Path) -> Entry:
     except OSError as error:
         raise ManifestError(f"{path}: {error.strerror}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ManifestError(f"{path}: {where + ': ' if where else ''}{first['msg']}") from error
+        raise ManifestError(f"{path}: {first_mistake(error)}") from error
     if (folder.parent.name, folder.name) != (found.name, str(found.version)):
         raise ManifestError(f"{path}: it describes {found.name} version {found.version}, not this folder")
     return found

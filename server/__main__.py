@@ -12,6 +12,7 @@ from pathlib import Path
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
+from models.errors import first_mistake
 from models.manifest import ManifestError
 from server import logs, repository
 from server.settings import Settings
@@ -35,9 +36,7 @@ def main() -> int:
     try:
         settings = Settings(_cli_parse_args=flags, _env_file=options.env_file)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        print(f"python -m server: {name}: {first['msg']}".replace(": :", ":"), file=sys.stderr)
+        print(f"python -m server: {first_mistake(error)}", file=sys.stderr)
         return 2
     except SettingsError as error:
         print(f"python -m server: {error}", file=sys.stderr)

@@ -26,6 +26,7 @@ from PIL import features
 from pydantic import ValidationError
 
 from models import manifest
+from models.errors import first_mistake
 from models.manifest import Manifest, ManifestError
 from server import VERSION, gpus, repository
 from server.cpus import available_cpus, cgroup_quota
@@ -97,8 +98,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         settings = Settings(_cli_parse_args=flags, _env_file=options.env_file)
     except ValidationError as error:
-        first = error.errors()[0]
-        print(f"python -m server doctor: {'.'.join(map(str, first['loc']))}: {first['msg']}", file=sys.stderr)
+        print(f"python -m server doctor: {first_mistake(error)}", file=sys.stderr)
         return 2
     report = examine(settings)
     print(json.dumps(asdict(report), indent=1, default=str) if options.json else _text(report))

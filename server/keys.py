@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from models.errors import first_mistake
 from server.errors import Code, ServiceError
 
 RoleName = Literal["classify", "admin"]
@@ -154,8 +155,7 @@ def read(path: Path) -> tuple[Key, ...]:
             try:
                 keys.append(_key(words))
             except ValidationError as error:
-                first = error.errors()[0]
-                raise KeysError(f"{path}, line {number}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+                raise KeysError(f"{path}, line {number}: {first_mistake(error)}") from None
             except ValueError as error:
                 raise KeysError(f"{path}, line {number}: {error}") from None
     if not keys:
@@ -226,8 +226,7 @@ def main() -> int:
     try:
         _key(words)
     except ValidationError as error:
-        first = error.errors()[0]
-        print(f"python -m server.keys: {'.'.join(map(str, first['loc']))}: {first['msg']}", file=sys.stderr)
+        print(f"python -m server.keys: {first_mistake(error)}", file=sys.stderr)
         return 2
     print(*words)
     print(f"the key of {asked.name}, which is shown this once: {secret}", file=sys.stderr)

@@ -11,6 +11,7 @@ from typing import NamedTuple, Self
 from pydantic import ValidationError
 
 from models import manifest
+from models.errors import first_mistake
 from models.manifest import Ensemble, Entry, Manifest, ManifestError
 from server.errors import Code, ServiceError
 from server.settings import ModelSettings
@@ -213,8 +214,7 @@ def _settings(folder: Path) -> ModelSettings:
     except OSError as error:
         raise ManifestError(f"{path}: {error.strerror}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ManifestError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise ManifestError(f"{path}: {first_mistake(error)}") from error
 
 
 def _default(models: Mapping[ModelKey, Model], names: set[str]) -> str | None:

@@ -22,8 +22,9 @@ from typing import Annotated, Literal, NamedTuple, get_args
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from server.engine.pace import Pace
+from server.engine.admission import Admission
 from server.engine.scheduler import Job, Limits, Scheduler
+from server.errors import ServiceError
 from server.settings import Settings
 
 Balancer = Literal["random", "round-robin", "least-connections"]
@@ -148,7 +149,7 @@ class Machine:
     shape: Shape
     chosen: random.Random
     scheduler: Scheduler[_Request] = field(default_factory=Scheduler)
-    pace: Pace = field(default_factory=Pace)
+    admission: Admission = field(init=False)
     outstanding: int = 0
     busy_s: float = 0.0
     """CPU-seconds"""
@@ -158,12 +159,14 @@ class Machine:
 
     def __post_init__(self) -> None:
         self.scheduler.add_model(MODEL, self.shape.limits)
+        self.admission = Admission(self.shape.limits.queue_size)
 
     def arrive(self, request: _Request) -> None:
         """Admit a request now, or refuse it, as an HTTP worker would; `step` comes next."""
         request.places = self.outstanding + 1
-        too_slow = self.outstanding and self.pace.predict_s(request.places) > self.shape.timeout_s
-        if request.places > self.shape.limits.queue_size or too_slow:
+        try:
+            self.admission.check(1, self.outstanding, self.shape.timeout_s)
+        except ServiceError:
             request.refused = True
             return
         self.outstanding = request.places
@@ -233,7 +236,7 @@ class Machine:
     def _end(self, jobs: Sequence[Job[_Request]]) -> None:
         self.outstanding -= len(jobs)
         for job in jobs:
-            self.pace.observe(job.payload.places, self.now_s - job.payload.arrived_s)
+            self.admission.observe(job.payload.places, self.now_s - job.payload.arrived_s)
 
 
 def main() -> int:

@@ -18,15 +18,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from models import manifest
 from models.manifest import CropCount, ManifestError
 from server import repository
-from server.engine import backends
+from server.engine import loading
+from server.engine.admission import Admission
 from server.engine.backends import DeviceLostError
 from server.engine.client import Classes, Image
 from server.engine.core import Engine, Outcome
-from server.engine.pace import Pace
-from server.engine.scheduler import Job, Limits, Priority, buckets
+from server.engine.scheduler import Job, Priority
 from server.errors import Code, ServiceError
 from server.images.decode import decode
 from server.metrics import Metrics
@@ -71,7 +70,7 @@ class LocalEngine:
         """Load and warm up every model; blocks. `count` is told of each change of the number under way.
 
         Raises:
-            ManifestError: a file is not its manifest's.
+            ManifestError: a file is not its manifest's, in its digest or in what it answers.
             Exception: whatever the runtime reports.
         """
         self._settings = settings
@@ -80,12 +79,12 @@ class LocalEngine:
         self._ids = itertools.count()
         self._under_way = 0
         self._tell = count
-        self._pace = Pace()
+        self._admission = Admission(settings.queue_size)
         self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
         self._timer: asyncio.TimerHandle | None = None
         self._engine: Engine[_Crop] = Engine(wake=lambda: self._call_in_loop(self._step), on_start=self._started)
         for model in catalogue.models.values():
-            self._load(catalogue, model)
+            self._engine.add_model(model.id, *loading.load(catalogue.folder, model, settings))
         metrics.engine_ready.set(1)
 
     def check_admission(self, places: int = 1, within_s: float = math.inf) -> None:
@@ -94,12 +93,7 @@ class LocalEngine:
         Raises:
             ServiceError: QUEUE_FULL, OVERLOADED, or INVALID_PARAMETER where it could never be admitted.
         """
-        if places > self._settings.queue_size:
-            raise ServiceError(Code.INVALID_PARAMETER, "the request has more crops than this server holds images")
-        if self._under_way + places > self._settings.queue_size:
-            raise ServiceError(Code.QUEUE_FULL, "as many images as this server holds are under way; try again later")
-        if self._under_way and self._pace.predict_s(self._under_way + places) > within_s:
-            raise ServiceError(Code.OVERLOADED, "the answer would come too late, there is too much to do")
+        self._admission.check(places, self._under_way, within_s)
 
     async def classify(
         self,
@@ -137,27 +131,13 @@ class LocalEngine:
                 self._engine.cancel(job.id)
                 job.payload.future.cancel()
             self._count(-crops)
-        self._pace.observe(places, time.monotonic() - started_s)
+        self._admission.observe(places, time.monotonic() - started_s)
         return answers
 
     def close(self) -> None:
         """Wait for what runs."""
         self._decoders.shutdown()
         self._engine.close()
-
-    def _load(self, catalogue: Catalogue, model: Model) -> None:
-        found, settings = model.manifest, self._settings.of(model.settings)
-        content = manifest.read_model_file(catalogue.folder / found.name / str(found.version), found)
-        backend = backends.load(found, content, settings)
-        latency_s: dict[int, float] = {}
-        for size in buckets(settings.max_batch):
-            for _ in range(2):  # the first is not warm
-                started_s = time.monotonic()
-                backend.run([np.zeros(found.input_shape, np.uint8)] * size)
-                latency_s[size] = time.monotonic() - started_s
-        limits = Limits(settings.max_batch, settings.max_wait_ms / 1e3, settings.queue_size)
-        self._engine.add_model(model.id, backend, limits, latency_s)
-        log.info("%s is warm", model.key)
 
     def _decode(self, data: Image, model: Model, crops: CropCount) -> list[NDArray[np.uint8]]:
         if not isinstance(data, bytes):

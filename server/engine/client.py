@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.manifest import CropCount, Preprocessing
+from server.engine.admission import Admission
 from server.engine.channel import Channel
 from server.engine.messages import Answer, Cancel, Dropped, Submit, decode_replies, encode
-from server.engine.pace import Pace
 from server.engine.scheduler import Priority
 from server.engine.slots import Slots
 from server.errors import Code, ServiceError
@@ -141,7 +141,7 @@ class EngineClient:
         self._ids = itertools.count()
         self._count = count
         self._tickets: dict[int, _Ticket] = {}
-        self._pace = Pace()
+        self._admission = Admission(len(owned))
         self._engine_up_s = 0.0
         self._decoding_since_s: dict[int, float] = {}
         self._channel: Channel | None = None
@@ -165,15 +165,7 @@ class EngineClient:
         """
         if not self._available:
             raise self._away()
-        if places > len(self._free):
-            if places > len(self._free) + len(self._tickets):
-                raise ServiceError(Code.INVALID_PARAMETER, "the request has more crops than this server holds images")
-            raise ServiceError(Code.QUEUE_FULL, "as many images as this server holds are under way; try again later")
-        # A request that finds nobody before it is always tried, so that what was once learned is never final.
-        if self._tickets and self._pace.predict_s(len(self._tickets) + places) > within_s:
-            raise ServiceError(
-                Code.OVERLOADED, "the answer would come too late, there is too much to do; try again later"
-            )
+        self._admission.check(places, len(self._tickets), within_s)
 
     async def classify(
         self,
@@ -334,7 +326,7 @@ class EngineClient:
                     self._end(ticket)
                     continue
                 if ticket.admitted_s > self._engine_up_s:  # else what it waited for was an engine
-                    self._pace.observe(ticket.places, time.monotonic() - ticket.admitted_s)
+                    self._admission.observe(ticket.places, time.monotonic() - ticket.admitted_s)
                 if isinstance(reply, Answer):
                     self._answer(ticket, reply)
                 else:

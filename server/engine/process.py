@@ -9,47 +9,32 @@ import select
 import socket
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models import manifest
 from models.manifest import ManifestError
 from server import logs, metrics
 from server.control import HEARTBEAT_S, EngineReady, Heartbeat, Load, Loaded, Unload
 from server.engine import backends
-from server.engine.backends import Backend, DeviceLostError
+from server.engine.backends import DeviceLostError
 from server.engine.channel import Channel
 from server.engine.core import Engine, Outcome
+from server.engine.loading import Warm, load
 from server.engine.messages import Answer, Cancel, Dropped, Failure, Reply, Submit, decode_request, encode
-from server.engine.scheduler import Job, Limits, buckets
+from server.engine.scheduler import Job
 from server.engine.slots import Slots
 from server.errors import Code, ServiceError
 from server.repository import Model
 from server.settings import Settings
 
-if TYPE_CHECKING:
-    from prometheus_client import Histogram
-
 log = logging.getLogger(__name__)
-
-
-class _Meters(NamedTuple):
-    """The metrics of one model, looked up once."""
-
-    queue: "Histogram"
-    inference: "Histogram"
-    batch_size: "Histogram"
-
-    @classmethod
-    def of(cls, all_: metrics.Metrics, name: str) -> "_Meters":
-        return cls(all_.queue.labels(name), all_.inference.labels(name), all_.batch_size.labels(name))
 
 
 class _Image(NamedTuple):
@@ -59,7 +44,7 @@ class _Image(NamedTuple):
     id: int
     slot: int
     pixels: NDArray[np.uint8]
-    meters: _Meters
+    model: str
     top_k: int | None
 
 
@@ -82,12 +67,6 @@ def main(
     process.serve(EngineReady(address, refused))
 
 
-class _Loaded(NamedTuple):
-    backend: Backend
-    latency_s: Mapping[int, float]
-    """of a warm batch, by its size"""
-
-
 class _Process:
     """One thread reads requests, steps the engine and sends what came of it; another loads models."""
 
@@ -107,54 +86,34 @@ class _Process:
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
         self._held = ExitStack()
         self._page_locked = False
-        self._loading: dict[Future[_Loaded], Model] = {}
-        self._meters: dict[str, _Meters] = {}
+        self._loading: dict[Future[Warm], Model] = {}
         self._workers: dict[int, Channel] = {}  # by descriptor
         self._poll = select.epoll()
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(address)
         self._listener.listen()
 
-    def load(self, model: Model, progress: Callable[[], None] = lambda: None) -> _Loaded:
-        """Verify the digest, load, and run a batch of every bucket, so that no request pays for a first time.
+    def load(self, model: Model, progress: Callable[[], None] = lambda: None) -> Warm:
+        """Load a model; blocks.
 
         Raises:
-            ManifestError: the file is not the manifest's, in its digest or in what it answers.
+            ManifestError: the file is not the manifest's, or its images are too large for the slots.
             Exception: whatever the runtime reports.
         """
-        started_s = time.monotonic()
-        found, settings = model.manifest, self._settings.of(model.settings)
+        found = model.manifest
         if math.prod(found.input_shape) > self._slots.slot_bytes:
             raise ManifestError(
                 f"its crop of {found.preprocessing.crop} pixels is larger than any at the start: restart the server"
             )
-        folder = self._folder / found.name / str(found.version)
-        backend = backends.load(found, manifest.read_model_file(folder, found), settings)
-        latency_s: dict[int, float] = {}
-        for size in buckets(settings.max_batch):
-            progress()
-            images = [np.zeros(found.input_shape, np.uint8)] * size
-            outputs = backend.run(images)
-            if (outputs.indices.shape, outputs.logits.shape) != ((size, found.top_k), (size, found.num_classes)):
-                raise ManifestError(
-                    f"{folder / found.file.name}: it does not rank {found.num_classes} classes as it should"
-                )
-            warm_s = time.monotonic()
-            backend.run(images)
-            latency_s[size] = time.monotonic() - warm_s
-        log.info("%s is warm after %.1f s", model.key, time.monotonic() - started_s)
-        return _Loaded(backend, latency_s)
+        return load(self._folder, model, self._settings, progress)
 
-    def add(self, model: Model, loaded: _Loaded) -> None:
+    def add(self, model: Model, warm: Warm) -> None:
         """Accept jobs for a model."""
-        found, settings = model.manifest, self._settings.of(model.settings)
-        limits = Limits(settings.max_batch, settings.max_wait_ms / 1e3, settings.queue_size)
-        if loaded.backend.on_gpu and not self._page_locked:
+        if warm.backend.on_gpu and not self._page_locked:
             self._page_locked = True
             self._held.enter_context(backends.page_locked(self._slots.memory))
         self._models[model.id] = model
-        self._meters[model.id] = _Meters.of(self._metrics, found.name)
-        self._engine.add_model(model.id, loaded.backend, limits, loaded.latency_s)
+        self._engine.add_model(model.id, *warm)
 
     def serve(self, ready: EngineReady) -> None:
         """Say that the engine is ready, then turn the loop until the supervisor closes its end of the pipe."""
@@ -174,7 +133,7 @@ class _Process:
                 self._show_queues()
             due_s = min(self._engine.next_event_s() or math.inf, now_s + HEARTBEAT_S)
             replies: list[tuple[Channel, Reply]] = []
-            for source, _ in self._poll.poll(max(0.0, due_s - now_s)):
+            for source, events in self._poll.poll(max(0.0, due_s - now_s)):
                 if source == self._wake:
                     os.eventfd_read(self._wake)
                     self._finish_loading()
@@ -186,7 +145,7 @@ class _Process:
                     except (EOFError, OSError):
                         return  # the supervisor's end is closed: it stopped this engine, or is gone itself
                 else:
-                    replies += self._receive(self._workers[source])
+                    replies += self._receive(self._workers[source], events)
             replies += map(self._reply, self._engine.step())
             self._send(replies)
 
@@ -211,7 +170,6 @@ class _Process:
                 loading.add_done_callback(lambda _: os.eventfd_write(self._wake, 1))
             case Unload(model_id):
                 if self._models.pop(model_id, None):
-                    del self._meters[model_id]
                     outcomes = self._engine.remove_model(model_id)
                     gc.collect()
                     _give_memory_back()
@@ -230,9 +188,9 @@ class _Process:
                 log.warning("%s is refused: %s", model.key, error)
             self._control.send(Loaded(model.id, reason))
 
-    def _receive(self, worker: Channel) -> list[tuple[Channel, Reply]]:
+    def _receive(self, worker: Channel, events: int) -> list[tuple[Channel, Reply]]:
         """Take all requests that have arrived; the replies are to those that end at once."""
-        if worker.flush():
+        if events & select.EPOLLOUT and worker.flush():
             self._poll.modify(worker.fileno(), select.EPOLLIN)
         try:
             contents = worker.receive()
@@ -259,24 +217,24 @@ class _Process:
         if model is None:
             raise ServiceError(Code.ENGINE_UNAVAILABLE, "the model is not loaded any more; try again later")
         pixels = self._slots.pixels(request.slot, model.manifest.input_shape)
-        image = _Image(owner, request.id, request.slot, pixels, self._meters[model.id], request.top_k)
+        image = _Image(owner, request.id, request.slot, pixels, model.manifest.name, request.top_k)
         job = Job((owner, request.id), request.arrived_s, request.deadline_s, image, request.alone, request.priority)
         self._engine.submit(model.id, job)
 
     def _started(self, jobs: Sequence[Job[_Image]]) -> None:
         self._slots.running[[job.payload.slot for job in jobs]] = True
         now_s = time.monotonic()
-        meters = jobs[0].payload.meters
-        meters.batch_size.observe(len(jobs))
+        name = jobs[0].payload.model
+        self._metrics.batch_size.labels(name).observe(len(jobs))
         for job in jobs:
-            meters.queue.observe(now_s - job.arrived_s)
+            self._metrics.queue.labels(name).observe(now_s - job.arrived_s)
 
     def _reply(self, outcome: Outcome[_Image]) -> tuple[Channel, Reply]:
         image, result = outcome.job.payload, outcome.result
         self._slots.running[image.slot] = False
         if isinstance(result, ServiceError):
             return image.owner, Failure(image.id, result.code, result.detail)
-        image.meters.inference.observe(result.inference_s)
+        self._metrics.inference.labels(image.model).observe(result.inference_s)
         ranked = slice(0, image.top_k) if image.top_k is not None else slice(0)
         return image.owner, Answer(
             image.id,

@@ -1,0 +1,44 @@
+"""Whether an image is let in: there must be a place for it, and its answer must be likely in time."""
+
+import math
+
+from server.errors import Code, ServiceError
+
+ALPHA, BETA, MARGIN = 1 / 8, 1 / 4, 4
+"""Weights of the newest measurement and deviations of margin: how TCP predicts round trips (RFC 6298, 2.3)."""
+
+
+class Admission:
+    """Keeps as many images under way as there are places, and learns the time that each of them adds."""
+
+    def __init__(self, places: int) -> None:
+        self._places = places
+        self._mean_s = 0.0  # for each place
+        self._deviation_s = 0.0  # of answers from what was expected of them
+
+    def check(self, wanted: int, under_way: int, within_s: float = math.inf) -> None:
+        """Refuse `wanted` crops beside those `under_way` where they could not be answered `within_s`.
+
+        Raises:
+            ServiceError: QUEUE_FULL, OVERLOADED, or INVALID_PARAMETER where they could never be admitted.
+        """
+        if wanted > self._places:
+            raise ServiceError(Code.INVALID_PARAMETER, "the request has more crops than this server holds images")
+        if under_way + wanted > self._places:
+            raise ServiceError(Code.QUEUE_FULL, "as many images as this server holds are under way; try again later")
+        # A request that finds nobody before it is always tried, so that what was once learned is never final.
+        if under_way and self.predict_s(under_way + wanted) > within_s:
+            raise ServiceError(
+                Code.OVERLOADED, "the answer would come too late, there is too much to do; try again later"
+            )
+
+    def observe(self, under_way: int, seconds: float) -> None:
+        """Learn that an image took `seconds` from admission to answer, it being the last of `under_way` at first."""
+        if not self._mean_s:
+            self._mean_s = seconds / under_way
+        self._deviation_s += BETA * (abs(seconds - under_way * self._mean_s) - self._deviation_s)
+        self._mean_s += ALPHA * (seconds / under_way - self._mean_s)
+
+    def predict_s(self, under_way: int) -> float:
+        """How long an image takes, almost certainly, that is the last of `under_way`; 0 where nothing is known."""
+        return under_way * self._mean_s + MARGIN * self._deviation_s

@@ -1,0 +1,56 @@
+"""From a model's folder to a backend that is warm."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from models import manifest
+from models.manifest import ManifestError
+from server.engine import backends
+from server.engine.backends import Backend
+from server.engine.scheduler import Limits, buckets
+from server.repository import Model
+from server.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+class Warm(NamedTuple):
+    """What `Engine.add_model` needs of a model, in its order."""
+
+    backend: Backend
+    limits: Limits
+    latency_s: Mapping[int, float]
+    """of a warm batch, by its size"""
+
+
+def load(repository: Path, model: Model, settings: Settings, progress: Callable[[], None] = lambda: None) -> Warm:
+    """Verify the digest, load, and run batches of every bucket, so that no request pays for a first time.
+
+    Raises:
+        ManifestError: the file is not the manifest's, in its digest or in what it answers.
+        Exception: whatever the runtime reports.
+    """
+    started_s = time.monotonic()
+    found, settings = model.manifest, settings.of(model.settings)
+    folder = repository / found.name / str(found.version)
+    backend = backends.load(found, manifest.read_model_file(folder, found), settings)
+    latency_s: dict[int, float] = {}
+    for size in buckets(settings.max_batch):
+        progress()
+        images = [np.zeros(found.input_shape, np.uint8)] * size
+        outputs = backend.run(images)
+        if (outputs.indices.shape, outputs.logits.shape) != ((size, found.top_k), (size, found.num_classes)):
+            raise ManifestError(
+                f"{folder / found.file.name}: it does not rank {found.num_classes} classes as it should"
+            )
+        warm_s = time.monotonic()
+        backend.run(images)
+        latency_s[size] = time.monotonic() - warm_s
+    log.info("%s is warm after %.1f s", model.key, time.monotonic() - started_s)
+    limits = Limits(settings.max_batch, settings.max_wait_ms / 1e3, settings.queue_size)
+    return Warm(backend, limits, latency_s)

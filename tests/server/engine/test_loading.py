@@ -1,0 +1,39 @@
+"""A model is warm, measured and checked before it counts as loaded."""
+
+from pathlib import Path
+
+import pytest
+
+from models.manifest import Manifest, ManifestError
+from server.engine.loading import load
+from server.repository import Model
+from server.settings import ModelSettings, Settings
+from tests import tiny
+
+
+def test_every_bucket_is_measured_with_the_models_own_settings(tmp_path: Path) -> None:
+    own = ModelSettings(max_batch=6, max_wait_ms=7)
+    steps: list[None] = []
+    warm = load(tmp_path, Model.of(tiny.write(tmp_path), own), Settings(), lambda: steps.append(None))
+    assert list(warm.latency_s) == [1, 2, 4, 6]
+    assert min(warm.latency_s.values()) > 0
+    assert (warm.limits.max_batch, warm.limits.max_wait_s) == (6, 0.007)
+    assert len(steps) == 4
+
+
+@pytest.mark.parametrize("changes", [{"top_k": 5}, {"num_classes": 200}], ids=str)
+def test_a_graph_that_answers_otherwise_than_its_manifest_says_is_refused(
+    tmp_path: Path, changes: dict[str, int]
+) -> None:
+    found = tiny.write(tmp_path)
+    labels = found.labels[: changes.get("num_classes", tiny.CLASSES)]
+    with pytest.raises(ManifestError, match=r"model\.onnx: it does not rank"):
+        load(tmp_path, Model.of(Manifest(**dict(found) | changes | {"labels": labels})), Settings())
+
+
+def test_a_changed_file_is_refused(tmp_path: Path) -> None:
+    found = tiny.write(tmp_path)
+    path = tmp_path / "tiny" / "1" / found.file.name
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(ManifestError):
+        load(tmp_path, Model.of(found), Settings())
