@@ -44,7 +44,7 @@ def main() -> int:
             path = Path(folder) / "costs.json"
             path.write_text(json.dumps(costs))
             if options.check:
-                _check(path, json.loads(options.check.read_text()))
+                _check(Path(folder) / "left.json", costs, json.loads(options.check.read_text()))
             if options.per_s:
                 _plan(path, costs, options)
     except (CapacityError, OSError, ValueError, LookupError, TypeError) as error:
@@ -137,11 +137,16 @@ def _plan(path: Path, costs: Mapping[str, Any], options: argparse.Namespace) -> 
     )
 
 
-def _check(path: Path, results: list[dict[str, Any]]) -> None:
-    """What the simulation says of one machine beside what was measured on it."""
+def _check(path: Path, costs: Mapping[str, Any], results: list[dict[str, Any]]) -> None:
+    """What the simulation says of one machine beside what was measured on it.
+
+    The load generator was on it, too: what it and others took is not there for the server.
+    """
     print(" offered/s     good/s      p50 ms      p99 ms   (measured, simulated)")
     for result in results:
         for step in result["steps"]:
+            taken = (step["client_share"] or 0) + (step["others_share"] or 0)
+            path.write_text(json.dumps({**costs, "cpus": costs["cpus"] * (1 - taken)}))
             settings = {"SERVER_TIMEOUT_MS": str(result["deadline_ms"])}
             report = _simulate(path, step["offered_per_s"], 1, "random", settings)
             pairs = [

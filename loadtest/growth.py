@@ -27,6 +27,7 @@ import uvloop
 
 from loadtest import client, machine, photos, plots, running
 from loadtest.answers import WrongAnswerError
+from loadtest.arguments import names
 from loadtest.client import ClosedLoop, Photo
 from loadtest.plots import Line, Panel
 from loadtest.running import StartError
@@ -245,7 +246,11 @@ def _parse() -> argparse.Namespace:
         prog="growth.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--dimensions", type=_dimensions, default=list(DIMENSIONS), metavar="D,D,…", help=f"of {', '.join(DIMENSIONS)}"
+        "--dimensions",
+        type=names(list(DIMENSIONS)),
+        default=list(DIMENSIONS),
+        metavar="D,D,…",
+        help=f"of {', '.join(DIMENSIONS)}",
     )
     parser.add_argument("--repository", type=Path, default=Path("model_repository"), metavar="FOLDER")
     parser.add_argument("--model", metavar="NAME", help="if not the server's default; not for depth")
@@ -254,13 +259,6 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--warm-up", type=float, default=1, metavar="S", help="before each (default 1)")
     parser.add_argument("--out", type=Path, default=Path("docs/measurements/growth.jsonl"), metavar="FILE")
     return parser.parse_args()
-
-
-def _dimensions(text: str) -> list[str]:
-    names = text.split(",")
-    if unknown := set(names) - set(DIMENSIONS):
-        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: not one of {', '.join(DIMENSIONS)}")
-    return names
 
 
 if __name__ == "__main__":

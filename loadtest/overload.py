@@ -5,8 +5,9 @@ not wait for answers) and counts what arrives in time, what is refused and how s
 this machine, too, so the table says how late the generator was and what it took of the CPUs.
 
     python loadtest/overload.py --write docs/measurements/overload
-    python loadtest/overload.py --server rival=http://127.0.0.1:9000/predict --write /tmp/rival
-    python loadtest/overload.py --plot docs/measurements/overload.json /tmp/rival.json --write /tmp/both
+    python loadtest/overload.py --rivals mosec,litserve --write docs/measurements/overload    # on the same network
+    python loadtest/overload.py --server other=http://127.0.0.1:9000/classify --write /tmp/other
+    python loadtest/overload.py --plot docs/measurements/overload.json /tmp/other.json --write /tmp/both
 
 Exits with 1 on a wrong answer or a lost request.
 """
@@ -14,20 +15,27 @@ Exits with 1 on a wrong answer or a lost request.
 import argparse
 import json
 import sys
-from collections.abc import Callable, Generator, Iterable, Sequence
+import tempfile
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
 import uvloop
 from numpy.typing import ArrayLike
 
-from loadtest import client, machine, photos, plots, running
+from loadtest import answers, client, machine, photos, plots, running
 from loadtest.answers import WrongAnswerError
-from loadtest.client import ClosedLoop, Photo
+from loadtest.arguments import names
+from loadtest.client import ClosedLoop, Parse, Photo
+from loadtest.compare import environments, networks, rounds
+from loadtest.compare.environments import InstallError
+from loadtest.compare.networks import PrepareError
+from loadtest.compare.rounds import ServerError
+from loadtest.compare.servers import RIVALS, SERVERS
 from loadtest.machine import Meters
 from loadtest.openloop import OpenLoop, OpenWindow, Outcomes
 from loadtest.plots import Line, Panel
@@ -39,8 +47,19 @@ OVERDUE = "deadline_exceeded"
 LATE_MS = 20.0
 """A generator whose 99th percentile is later than this was part of what limited the row."""
 MOST_FAULTS = 10
+EXPECTED = (StartError, WrongAnswerError, PrepareError, InstallError, ServerError, OSError, EOFError, ValueError)
+"""Errors that one line tells of."""
 
-Process = psutil.Process | None
+
+class Target(NamedTuple):
+    """A server to load."""
+
+    name: str
+    url: str
+    members: Callable[[], Sequence[psutil.Process]] | None = None
+    """its processes, where they are known"""
+    headers: Mapping[str, str] = client.JPEG
+    parse: Parse = answers.parse
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +122,8 @@ def main() -> int:
     """Measure or only plot; 0: every answer was right, and every request had one."""
     options = _parse()
     try:
-        results = [result for path in options.plot for result in _read(path)] or [
-            _measured(name, url, options) for name, url in options.server or [(options.name, "")]
-        ]
-    except (StartError, WrongAnswerError, OSError, EOFError, ValueError) as error:
+        results = [result for path in options.plot for result in _read(path)] or _measured(options)
+    except EXPECTED as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if options.write:
@@ -115,52 +132,67 @@ def main() -> int:
     return 1 if bad and not options.plot else 0
 
 
-def _measured(name: str, url: str, options: argparse.Namespace) -> dict[str, Any]:
-    with _running(url, options) as (found_url, process):
-        return uvloop.run(_overload(name, found_url, process, options))
+def _measured(options: argparse.Namespace) -> list[dict[str, Any]]:
+    if options.server:
+        return [uvloop.run(_overload(Target(name, url), options)) for name, url in options.server]
+    with _ours(options) as target:
+        results = [uvloop.run(_overload(target, options))]
+    for name in options.rivals:
+        with _rival(name, results[0]["model"], options) as target:
+            results.append(uvloop.run(_overload(target, options)))
+    return results
 
 
 @contextmanager
-def _running(url: str, options: argparse.Namespace) -> Generator[tuple[str, Process]]:
-    """Where to post to: `url`, or a server of our own where it is empty."""
-    if url:
-        yield url, None
-        return
+def _ours(options: argparse.Namespace) -> Generator[Target]:
     models = ("--models", options.model) if options.model else ()
     limit = {} if options.deadline_header else {"SERVER_TIMEOUT_MS": f"{options.deadline_ms:g}"}
-    with running.server("--repository", str(options.repository), *models, environment=limit) as (base_url, process):
-        yield f"{base_url}/classify", process
+    with running.server("--repository", str(options.repository), *models, environment=limit) as (url, process):
+        yield Target(options.name, f"{url}/classify", lambda: running.tree(process))
 
 
-async def _overload(name: str, url: str, process: Process, options: argparse.Namespace) -> dict[str, Any]:
+@contextmanager
+def _rival(name: str, model: str, options: argparse.Namespace) -> Generator[Target]:
+    """The same network behind one of those of `loadtest/compare`, in the variant that does better there."""
+    server = next(server for server in SERVERS if (server.name, server.variant) == (name, "tuned"))
+    image = photos.find(options.photos)[0].read_bytes()
+    with tempfile.TemporaryDirectory() as folder:
+        work = networks.real(options.repository, model, Path(folder))
+        with rounds.serving(server, work, options.environments) as (started, url):
+            uvloop.run(rounds.first_answer(server, started, url, client.request(url, image, server.headers)))
+            yield Target(server.title, url, started.members, server.headers, server.parse)
+
+
+async def _overload(target: Target, options: argparse.Namespace) -> dict[str, Any]:
+    name, url, members, known_headers, parse = target
     images = [path.read_bytes() for path in photos.find(options.photos)]
     if options.pixels:
         images = [photos.resized(image, options.pixels, options.pixels) for image in images]
-    model, sent = await client.ask_alone(url, images)
+    model, sent = await client.ask_alone(url, images, known_headers, parse)
     hurried = sent
     if options.deadline_header:
-        headers = {**client.JPEG, DEADLINE_HEADER: f"{options.deadline_ms / 1e3:g}"}
+        headers = {**known_headers, DEADLINE_HEADER: f"{options.deadline_ms / 1e3:g}"}
         contents = [client.request(url, image, headers) for image in images]
         hurried = [Photo(content, photo.top1) for content, photo in zip(contents, sent, strict=True)]
     kb = sum(map(len, images)) / len(images) / 1e3
     print(f"{name}: {model}, {len(sent)} photos of {kb:.0f} KB, deadline {options.deadline_ms:g} ms", flush=True)
-    capacities = [await _capacity(url, sent, options)]
+    capacities = [await _capacity(target, sent, options)]
     print(f"capacity, {options.connections} connections: {capacities[0]:.1f} images/s\n{_row(None)}", flush=True)
     steps = []
     for number, factor in enumerate(options.factors):
-        loop = OpenLoop(url, hurried, options.deadline_ms / 1e3, options.sockets)
+        loop = OpenLoop(url, hurried, options.deadline_ms / 1e3, options.sockets, parse)
         window = await loop.run(
             factor * capacities[0],
             options.warm_up,
             options.seconds,
-            lambda: machine.read_meters(running.tree(process)),
+            lambda: machine.read_meters(members() if members else ()),
             seed=number,
         )
-        steps.append(_step(factor, factor * capacities[0], window, has_server=process is not None))
+        steps.append(_step(factor, factor * capacities[0], window, has_server=members is not None))
         print(_row(steps[-1]), flush=True)
         for fault, count in window.faults.most_common(MOST_FAULTS):
             print(f"error, {count} times: {fault}", file=sys.stderr)
-    capacities.append(await _capacity(url, sent, options))
+    capacities.append(await _capacity(target, sent, options))
     print(f"capacity afterwards: {capacities[1]:.1f} images/s\n", flush=True)
     return {
         "name": name,
@@ -177,13 +209,15 @@ async def _overload(name: str, url: str, process: Process, options: argparse.Nam
     }
 
 
-async def _capacity(url: str, sent: Sequence[Photo], options: argparse.Namespace) -> float:
+async def _capacity(target: Target, sent: Sequence[Photo], options: argparse.Namespace) -> float:
     """Right answers a second in a closed loop.
 
     Raises:
         WrongAnswerError: there was none.
     """
-    window = await ClosedLoop(url, sent).run(options.connections, options.warm_up, options.seconds, lambda: None)
+    window = await ClosedLoop(target.url, sent, target.parse).run(
+        options.connections, options.warm_up, options.seconds, lambda: None
+    )
     if not window.latencies_s:
         raise WrongAnswerError(f"in the closed loop: {'; '.join(window.faults)}")
     return len(window.latencies_s) / window.seconds
@@ -331,6 +365,10 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--server", type=_named, action="append", metavar="NAME=URL", help="already running; can be repeated"
     )
+    parser.add_argument(
+        "--rivals", type=names(RIVALS), default=[], metavar="NAME,NAME,…", help=f"after our own, of {', '.join(RIVALS)}"
+    )
+    parser.add_argument("--environments", type=Path, default=environments.FOLDER, metavar="FOLDER", help="of rivals")
     parser.add_argument("--name", default="this server", help="of our own server in the table and the plot")
     parser.add_argument("--plot", type=Path, nargs="+", default=[], metavar="JSON", help="measure nothing: plot these")
     parser.add_argument("--repository", type=Path, default=Path("model_repository"), metavar="FOLDER")

@@ -60,7 +60,7 @@ class Costs(BaseModel):
     overhead_ms: Annotated[float, Field(ge=0)] = 0.0
     """CPU time of everything else, spent before decoding"""
     inference: Annotated[dict[int, Inference], Field(min_length=1)]
-    """by images in a batch; sizes between are interpolated"""
+    """by images in a batch; sizes between are interpolated, larger ones take in proportion"""
 
     def batch(self, size: int) -> "Task":
         """What a batch of `size` images takes."""
@@ -68,7 +68,8 @@ class Costs(BaseModel):
         walls_s = [one / self.inference[one].images_per_s for one in sizes]
         cpus_s = [one * self.inference[one].cpu_ms / 1e3 for one in sizes]
         wall_s = float(np.interp(size, sizes, walls_s))
-        return Task(wall_s, float(np.interp(size, sizes, cpus_s)) / wall_s)
+        more = max(1.0, size / sizes[-1])
+        return Task(more * wall_s, float(np.interp(size, sizes, cpus_s)) / wall_s)
 
     def image(self, chosen: random.Random) -> "Task":
         """What one image takes before it can be put into a batch, on one CPU."""

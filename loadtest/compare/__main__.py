@@ -15,13 +15,14 @@ import shlex
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from tqdm import tqdm
 
 from loadtest import photos
+from loadtest.arguments import names
 from loadtest.compare import environments, networks, report, rounds, rows
 from loadtest.compare.environments import InstallError
 from loadtest.compare.networks import ROOT, PrepareError
@@ -152,8 +153,8 @@ def _cpu_name() -> str:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python loadtest/compare", description=__doc__)
-    parser.add_argument("--servers", type=_names(NAMES), default=NAMES, metavar="NAME,…", help=", ".join(NAMES))
-    parser.add_argument("--works", type=_names(WORKS), default=WORKS, metavar="NAME,…", help=", ".join(WORKS))
+    parser.add_argument("--servers", type=names(NAMES), default=NAMES, metavar="NAME,…", help=", ".join(NAMES))
+    parser.add_argument("--works", type=names(WORKS), default=WORKS, metavar="NAME,…", help=", ".join(WORKS))
     parser.add_argument("--model", default="resnet50", metavar="NAME", help="the real network (default resnet50)")
     parser.add_argument(
         "--repository",
@@ -169,22 +170,10 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--limit-seconds", type=float, default=4, metavar="S", help="of each limit (default 4)")
     parser.add_argument("--photos", type=Path, default=SAMPLE if SAMPLE.is_dir() else photos.FOLDER, metavar="FOLDER")
     parser.add_argument("--most-photos", type=int, default=50, metavar="N", help="of the folder (default 50)")
-    parser.add_argument("--environments", type=Path, default=FOLDER / "environments", metavar="FOLDER")
+    parser.add_argument("--environments", type=Path, default=environments.FOLDER, metavar="FOLDER")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "measurements", metavar="FOLDER")
     parser.add_argument("--resume", action="store_true", help="keep the rows that are there, measure the others")
     return parser.parse_args()
-
-
-def _names(known: Sequence[str]) -> Callable[[str], list[str]]:
-    """A parser of some of these names, separated by commas."""
-
-    def names(text: str) -> list[str]:
-        wanted = text.split(",")
-        if unknown := set(wanted).difference(known):
-            raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: choose from {', '.join(known)}")
-        return wanted
-
-    return names
 
 
 def _numbers(text: str) -> list[int]:

@@ -9,6 +9,7 @@ import venv
 from pathlib import Path
 
 RIVALS = Path(__file__).with_name("rivals")
+FOLDER = Path(__file__).parents[2] / ".compare" / "environments"
 
 
 class InstallError(Exception):

@@ -8,7 +8,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Generator, Iterator, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -135,22 +136,33 @@ def _run(
     server: Server, work: Work, loads: Sequence[int], reference: Sequence[int], plan: Plan
 ) -> dict[int, Measured | str]:
     """What was measured under each load, or why nothing was."""
+    with serving(server, work, plan.environments) as (running, url):
+        return uvloop.run(_load(server, running, url, loads, reference, plan))
+
+
+@contextmanager
+def serving(server: Server, work: Work, environments: Path) -> Generator[tuple[Running, str]]:
+    """A server that starts, and where it will answer.
+
+    Raises:
+        InstallError: a rival cannot be installed.
+    """
     port = _free_port()
-    command, variables = server.command(work, port, plan.environments)
+    command, variables = server.command(work, port, environments)
     variables["PYTHONPATH"] = str(ROOT)
     # a short path: Ray's sockets have room for some forty letters more
     with (
         tempfile.TemporaryDirectory(prefix="compare-", ignore_cleanup_errors=True) as folder,
         processes.start(command, variables, Path(folder), ROOT) as running,
     ):
-        return uvloop.run(_load(server, running, f"http://127.0.0.1:{port}", loads, reference, plan))
+        yield running, f"http://127.0.0.1:{port}{server.path}"
 
 
 async def _load(
-    server: Server, running: Running, base_url: str, loads: Sequence[int], reference: Sequence[int], plan: Plan
+    server: Server, running: Running, url: str, loads: Sequence[int], reference: Sequence[int], plan: Plan
 ) -> dict[int, Measured | str]:
     try:
-        started = await _started(server, running, base_url, reference, plan)
+        started = await _started(server, running, url, reference, plan)
     except (ServerError, WrongAnswerError, OSError, EOFError) as error:
         return dict.fromkeys(loads, f"{error!r} {running.log_tail()}")
     found: dict[int, Measured | str] = {}
@@ -162,11 +174,10 @@ async def _load(
     return found
 
 
-async def _started(server: Server, running: Running, base_url: str, reference: Sequence[int], plan: Plan) -> _Started:
+async def _started(server: Server, running: Running, url: str, reference: Sequence[int], plan: Plan) -> _Started:
     """Wait for the first answer, then send each photo once, alone: what it is found to be must not change."""
-    url = base_url + server.path
     requests = [client.request(url, path.read_bytes(), server.headers) for path in plan.photos]
-    await _first_answer(server, running, url, requests[0])
+    await first_answer(server, running, url, requests[0])
     start_s = time.monotonic() - running.started_s
     async with client.connect(url, server.parse) as ask:
         found = [Photo(request, (await ask(request)).top1) for request in requests]
@@ -174,7 +185,12 @@ async def _started(server: Server, running: Running, base_url: str, reference: S
     return _Started(url, start_s, found, mean(same))
 
 
-async def _first_answer(server: Server, running: Running, url: str, request: bytes) -> None:
+async def first_answer(server: Server, running: Running, url: str, request: bytes) -> None:
+    """Wait until a server that starts has answered.
+
+    Raises:
+        ServerError: it ended, or takes too long.
+    """
     give_up_s = time.monotonic() + START_S
     while True:
         try:

@@ -138,3 +138,4 @@ SERVERS = (
     *(replace(rival, variant=variant) for rival in _RIVALS for variant in ("plain", "tuned")),
 )
 NAMES = tuple(dict.fromkeys(server.name for server in SERVERS))
+RIVALS = tuple(name for name in NAMES if name != OURS)

@@ -123,10 +123,11 @@ def test_a_server_that_dies_spares_what_was_answered(folder: Path, tmp_path_fact
         ) as process,
     ):
         assert process.stdout
+        assert process.stderr
         assert "01.png" in process.stdout.readline()
         server.process.kill()
-        out, err = process.communicate(timeout=PATIENCE_S)
-        assert process.returncode == 1
+        out, err = process.stdout.read(), process.stderr.read()  # `communicate` loses what `readline` has read ahead
+        assert process.wait(PATIENCE_S) == 1
         assert out.count("classified by") + 1 + err.count("does not answer") == 21
 
 

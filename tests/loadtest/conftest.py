@@ -9,6 +9,12 @@ import pytest
 
 
 @pytest.fixture(scope="session")
+def environments(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where rivals are installed, each once."""
+    return tmp_path_factory.getbasetemp() / "environments"
+
+
+@pytest.fixture(scope="session")
 def server_url(model_repository: Path) -> Generator[str]:
     """A real server of efficientnet_lite0 on a free port."""
     command = [sys.executable, "-m", "server", "--port", "0", "--repository", str(model_repository)]

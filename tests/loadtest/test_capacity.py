@@ -65,7 +65,23 @@ def test_machines_are_found_by_simulation(tmp_path: Path) -> None:
     done = run("--costs", path, "--per-s", "500", "--p99-ms", "100", "--balancer", "least-connections")
     assert done.returncode == 0, done.stderr
     assert "so 3 at least would be needed" in done.stdout
-    assert "\n3 machines answer 500 requests/s" in done.stdout
+    assert "\n4 machines answer 500 requests/s" in done.stdout
+
+
+def test_what_the_generator_took_is_not_there_for_the_server_that_is_simulated(tmp_path: Path) -> None:
+    paths = tmp_path / "costs.json", tmp_path / "overload.json"
+    paths[0].write_text(json.dumps(COSTS))
+    step = {"offered_per_s": 180, "good": {"per_s": 90}, "accepted": {"p50_ms": 1, "p99_ms": 2}}
+    shares = [{"client_share": 0.1, "others_share": 0.0}, {"client_share": 0.4, "others_share": 0.1}]
+    steps = [step | {"client_share": 0.0, "others_share": None}, *(step | share for share in shares)]
+    paths[1].write_text(json.dumps([{"deadline_ms": 1000, "steps": steps}]))
+    done = run("--costs", paths[0], "--check", paths[1])
+    assert done.returncode == 0, done.stderr
+    _, *rows = (line.split() for line in done.stdout.strip().splitlines())
+    simulated = [float(row[2]) for row in rows]
+    assert [float(row[1]) for row in rows] == [90, 90, 90]
+    assert simulated[0] > simulated[1] > 150
+    assert simulated[2] == pytest.approx(100, rel=0.05)  # CPU-seconds a second, of which an image takes 0.01
 
 
 def test_a_bench_without_limits_is_one_line(tmp_path: Path) -> None:

@@ -40,4 +40,4 @@ def test_every_step_is_a_line_a_point_and_measured_once(tmp_path: Path) -> None:
 def test_an_unknown_dimension_is_named() -> None:
     done = growth("--dimensions", "models,colour")
     assert done.returncode == 2
-    assert "colour: not one of workers" in done.stderr
+    assert "colour: choose from workers" in done.stderr

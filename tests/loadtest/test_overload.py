@@ -34,6 +34,26 @@ def test_this_server_is_measured_and_plotted(model_repository: Path, tmp_path: P
     assert (tmp_path / "both.md").read_text().count("## this server") == 2
 
 
+@pytest.mark.slow
+def test_a_rival_is_measured_on_the_same_network(model_repository: Path, environments: Path, tmp_path: Path) -> None:
+    arguments = ("--rivals", "fastapi", "--environments", environments, "--factors", "0.5", "--write", tmp_path / "two")
+    done = overload("--repository", model_repository, *arguments)
+    if "cannot be installed" in done.stderr:
+        pytest.skip("no package index can be reached")
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "two.json").read_text())
+    assert [result["name"].split()[0] for result in results] == ["this", "FastAPI"]
+    for result in results:
+        assert result["steps"][0]["good"]["per_s"] > 1
+        assert result["steps"][0]["server_share"] > 0
+
+
+def test_an_unknown_rival_is_one_line() -> None:
+    done = overload("--rivals", "apache")
+    assert done.returncode == 2
+    assert "apache: choose from fastapi, litserve, mosec, bentoml, ray, triton" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("later", "line"),
     [(None, "connection lost"), ((200, answer(8)), "class 8 for a photo that was first found to be 7")],

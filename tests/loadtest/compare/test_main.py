@@ -11,34 +11,21 @@ import pytest
 from loadtest.compare import rows
 
 ROOT = Path(__file__).parents[3]
+PHOTOS = ROOT / "export" / "photos"
 PATIENCE_S = 240.0
 
 
 def command(repository: Path, folder: Path, *arguments: str) -> list[str | Path]:
     short = ["--rounds", "1", "--seconds", "1", "--warm-up", "0.5", "--limit-seconds", "1", "--connections", "1,4"]
-    places: list[str | Path] = [
-        "--repository",
-        repository,
-        "--output",
-        folder,
-        "--environments",
-        folder / "environments",
-    ]
-    model: list[str | Path] = [
-        "--works",
-        "tiny",
-        "--model",
-        "efficientnet_lite0",
-        "--photos",
-        ROOT / "export" / "photos",
-    ]
+    places: list[str | Path] = ["--repository", repository, "--output", folder]
+    model: list[str | Path] = ["--works", "tiny", "--model", "efficientnet_lite0", "--photos", PHOTOS]
     return [sys.executable, "-u", ROOT / "loadtest" / "compare", *short, *places, *model, *arguments]
 
 
 @pytest.mark.slow
-def test_ours_and_a_rival_are_measured_and_told_of(model_repository: Path, tmp_path: Path) -> None:
+def test_ours_and_a_rival_are_measured_and_told_of(model_repository: Path, environments: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    arguments = command(model_repository, tmp_path, "--servers", "ours,fastapi")
+    arguments = command(model_repository, tmp_path, "--servers", "ours,fastapi", "--environments", str(environments))
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=PATIENCE_S)
     if "cannot be installed" in done.stderr:
         pytest.skip("no package index can be reached")

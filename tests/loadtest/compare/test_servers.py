@@ -6,7 +6,7 @@ import pytest
 
 from loadtest.answers import WrongAnswerError
 from loadtest.compare import environments
-from loadtest.compare.servers import NAMES, OURS, SERVERS, Server
+from loadtest.compare.servers import RIVALS, SERVERS, Server
 
 CLASSES = [7, 1, 2, 3, 4]
 PROBABILITIES = [0.5, 0.25, 0.125, 0.0625, 0.0]
@@ -22,7 +22,7 @@ def triton_body(classes: list[int], probabilities: list[float]) -> bytes:
     return TRITON_HEAD + np.array(classes, "<i4").tobytes() + np.array(probabilities, "<f4").tobytes()
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != OURS])
+@pytest.mark.parametrize("name", RIVALS)
 def test_all_that_a_rival_runs_with_is_pinned_and_nothing_of_it_is_torch(name: str) -> None:
     pins = environments.requirements(name).read_text().splitlines()
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==\S+", pin) for pin in pins)
@@ -30,7 +30,7 @@ def test_all_that_a_rival_runs_with_is_pinned_and_nothing_of_it_is_torch(name: s
     assert re.search(r" \d+\.\d+", rival(name).title)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != OURS])
+@pytest.mark.parametrize("name", RIVALS)
 def test_each_rival_has_a_plain_and_a_tuned_variant(name: str) -> None:
     assert [server.variant for server in SERVERS if server.name == name] == ["plain", "tuned"]
 

@@ -1,0 +1,16 @@
+"""What several commands take on the command line."""
+
+import argparse
+from collections.abc import Callable, Sequence
+
+
+def names(known: Sequence[str]) -> Callable[[str], list[str]]:
+    """A parser of some of these names, separated by commas."""
+
+    def parse(text: str) -> list[str]:
+        wanted = text.split(",")
+        if unknown := set(wanted).difference(known):
+            raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: choose from {', '.join(known)}")
+        return wanted
+
+    return parse
