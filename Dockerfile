@@ -12,8 +12,8 @@ ARG CUDA_IMAGE=nvidia/cuda:13.0.2-cudnn-runtime-ubuntu24.04
 FROM ${PYTHON_IMAGE} AS requirements
 WORKDIR /requirements
 COPY constraints.txt pyproject.toml deploy/requirements.py ./
-RUN python requirements.py tracing >cpu.txt \
-    && python requirements.py gpu tensorrt-rtx tracing --without onnxruntime >gpu.txt \
+RUN python requirements.py tracing grpc >cpu.txt \
+    && python requirements.py gpu tensorrt-rtx tracing grpc --without onnxruntime >gpu.txt \
     && python requirements.py export >export.txt \
     && grep '^torch==' export.txt >torch.txt \
     && python requirements.py loadtest --extras-only >loadtest.txt

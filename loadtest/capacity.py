@@ -44,7 +44,7 @@ def main() -> int:
             path = Path(folder) / "costs.json"
             path.write_text(json.dumps(costs))
             if options.check:
-                _check(Path(folder) / "left.json", costs, json.loads(options.check.read_text()))
+                _check(Path(folder) / "left.json", costs, json.loads(options.check.read_text())[0])
             if options.per_s:
                 _plan(path, costs, options)
     except (CapacityError, OSError, ValueError, LookupError, TypeError) as error:
@@ -137,24 +137,23 @@ def _plan(path: Path, costs: Mapping[str, Any], options: argparse.Namespace) -> 
     )
 
 
-def _check(path: Path, costs: Mapping[str, Any], results: list[dict[str, Any]]) -> None:
+def _check(path: Path, costs: Mapping[str, Any], measured: Mapping[str, Any]) -> None:
     """What the simulation says of one machine beside what was measured on it.
 
     The load generator was on it, too: what it and others took is not there for the server.
     """
     print(" offered/s     good/s      p50 ms      p99 ms   (measured, simulated)")
-    for result in results:
-        for step in result["steps"]:
-            taken = (step["client_share"] or 0) + (step["others_share"] or 0)
-            path.write_text(json.dumps({**costs, "cpus": costs["cpus"] * (1 - taken)}))
-            settings = {"SERVER_TIMEOUT_MS": str(result["deadline_ms"])}
-            report = _simulate(path, step["offered_per_s"], 1, "random", settings)
-            pairs = [
-                (step["good"]["per_s"], report["good_per_s"]),
-                *((step["accepted"][f"{part}_ms"], 1e3 * report[f"{part}_s"]) for part in ("p50", "p99")),
-            ]
-            cells = (f"{measured or math.nan:6.0f}{simulated:6.0f}" for measured, simulated in pairs)
-            print(f"{step['offered_per_s']:10.0f}{''.join(cells)}", flush=True)
+    for step in measured["steps"]:
+        taken = (step["client_share"] or 0) + (step["others_share"] or 0)
+        path.write_text(json.dumps({**costs, "cpus": costs["cpus"] * (1 - taken)}))
+        settings = {"SERVER_TIMEOUT_MS": str(measured["deadline_ms"])}
+        report = _simulate(path, step["offered_per_s"], 1, "random", settings)
+        pairs = [
+            (step["good"]["per_s"], report["good_per_s"]),
+            *((step["accepted"][f"{part}_ms"], 1e3 * report[f"{part}_s"]) for part in ("p50", "p99")),
+        ]
+        cells = (f"{real or math.nan:6.0f}{simulated:6.0f}" for real, simulated in pairs)
+        print(f"{step['offered_per_s']:10.0f}{''.join(cells)}", flush=True)
     print()
 
 
@@ -181,7 +180,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--per-s", type=float, metavar="R", help="requests a second that are to be answered")
     parser.add_argument("--p99-ms", type=float, default=100, metavar="MS", help="default 100")
     parser.add_argument("--balancer", choices=BALANCERS, default="random", help="before the machines (default random)")
-    parser.add_argument("--check", type=Path, metavar="JSON", help="what overload.py --write wrote for this machine")
+    parser.add_argument(
+        "--check", type=Path, metavar="JSON", help="what overload.py --write wrote here: its first server"
+    )
     return parser.parse_args()
 
 

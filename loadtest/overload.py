@@ -14,6 +14,7 @@ Exits with 1 on a wrong answer or a lost request.
 
 import argparse
 import json
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -60,6 +61,8 @@ class Target(NamedTuple):
     """its processes, where they are known"""
     headers: Mapping[str, str] = client.JPEG
     parse: Parse = answers.parse
+    model: str = ""
+    """where answers do not name it"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,16 +163,16 @@ def _rival(name: str, model: str, options: argparse.Namespace) -> Generator[Targ
         work = networks.real(options.repository, model, Path(folder))
         with rounds.serving(server, work, options.environments) as (started, url):
             uvloop.run(rounds.first_answer(server, started, url, client.request(url, image, server.headers)))
-            yield Target(server.title, url, started.members, server.headers, server.parse)
+            yield Target(server.title, url, started.members, server.headers, server.parse, model)
 
 
 async def _overload(target: Target, options: argparse.Namespace) -> dict[str, Any]:
-    name, url, members, known_headers, parse = target
+    name, url, members, known_headers, parse, known_model = target
     images = [path.read_bytes() for path in photos.find(options.photos)]
     if options.pixels:
         images = [photos.resized(image, options.pixels, options.pixels) for image in images]
     model, sent = await client.ask_alone(url, images, known_headers, parse)
-    hurried = sent
+    model, hurried = model or known_model, sent
     if options.deadline_header:
         headers = {**known_headers, DEADLINE_HEADER: f"{options.deadline_ms / 1e3:g}"}
         contents = [client.request(url, image, headers) for image in images]
@@ -195,6 +198,7 @@ async def _overload(target: Target, options: argparse.Namespace) -> dict[str, An
     capacities.append(await _capacity(target, sent, options))
     print(f"capacity afterwards: {capacities[1]:.1f} images/s\n", flush=True)
     return {
+        "command": shlex.join(["python", "loadtest/overload.py", *sys.argv[1:]]),
         "name": name,
         "model": model,
         "photo_kb": kb,
@@ -345,6 +349,7 @@ def _section(result: dict[str, Any]) -> str:
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     return (
         f"## {result['name']}: {result['model']}, photos of {result['photo_kb']:.0f} KB\n\n"
+        f"    {result['command']}\n\n"
         f"{result['cpus']} CPUs, shared with the generator; deadline {result['deadline_ms']:g} ms; each row "
         f"{result['seconds']:g} s; at most {result['sockets']} sockets. Capacity in a closed loop of "
         f"{result['connections']} connections: {result['capacity_per_s']:.1f} images/s before, "

@@ -47,6 +47,10 @@ class WorkerReady(NamedTuple):
     """HTTP worker to supervisor: it accepts connections."""
 
 
+class Connected(NamedTuple):
+    """HTTP worker to supervisor: it can submit to an engine."""
+
+
 class EngineUp(NamedTuple):
     """Supervisor to HTTP workers: submit here from now on."""
 

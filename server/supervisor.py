@@ -22,6 +22,7 @@ from server.control import (
     Authorise,
     Change,
     Changed,
+    Connected,
     Draining,
     EngineDown,
     EngineReady,
@@ -77,6 +78,8 @@ class _Child:
     ready_s: float = math.inf
     generation: int = 0
     """of an HTTP worker: of the newest catalogue than which it needs nothing older"""
+    connected: bool = False
+    """of an HTTP worker: to an engine, at some time"""
 
     @classmethod
     def start(cls, name: str, settings: Settings, target: Callable[..., None], *args: object) -> "_Child":
@@ -326,6 +329,8 @@ class Supervisor:
                 self._change(child, change)
             case WorkerReady():
                 self._is_ready(child)
+            case Connected():
+                child.connected = True
         self._announce_once()
 
     def _look(self) -> None:
@@ -386,9 +391,9 @@ class Supervisor:
         log.info("%s is ready, process %d", child.name, child.process.pid)
 
     def _announce_once(self) -> None:
-        """Say what is served and where, when all processes are ready for the first time."""
-        children = self._children()
-        starting = self._engine_up is None or any(child.ready_s == math.inf for child in children)
+        """Say what is served and where, once every worker accepts connections and can have images classified."""
+        workers = [role.child for role in self._workers]
+        starting = any(worker is None or worker.ready_s == math.inf or not worker.connected for worker in workers)
         if self._announced or starting or self._finish_s < math.inf:
             return
         self._announced = True

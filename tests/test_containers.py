@@ -132,6 +132,10 @@ print([folder for folder in ("/", "/app", "/models", "/usr/local", "/tmp") if os
     assert project.python("server", program).splitlines() == ["10001 0 1", "[]", "['/tmp']"]
 
 
+def test_the_server_can_speak_grpc(project: Project) -> None:
+    assert project.python("server", "import server.grpc.service as s; print(s.__name__)") == "server.grpc.service\n"
+
+
 def test_up_again_finds_the_model_and_exports_nothing(project: Project) -> None:
     models = "import pathlib; print(sorted((str(p), p.stat().st_mtime) for p in pathlib.Path('/models').rglob('*')))"
     before = project.python("server", models)

@@ -37,6 +37,8 @@ from server.images.preprocess import crop_boxes, resample
 PREPROCESSING = Preprocessing(resize=256, crop=224, interpolation="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3)
 PHOTOS, ROUNDS, BATCHES, CONNECTIONS, SECONDS = 50, 9, (1, 4, 8), 32, 4.0
 PORT = 18765
+PAUSE_S = 0.1
+"""Before each call: threads of the one before may spin on for a while."""
 Pixels = NDArray[np.uint8]
 
 APP = """
@@ -76,6 +78,7 @@ def _in_turn(variants: Mapping[str, Callable[[], object]]) -> dict[str, tuple[fl
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
     for _ in range(ROUNDS):
         for name, call in variants.items():
+            time.sleep(PAUSE_S)
             wall_s, cpu_s = time.perf_counter(), time.process_time()
             call()
             found[name].append((1e3 * (time.perf_counter() - wall_s), 1e3 * (time.process_time() - cpu_s)))
@@ -114,7 +117,7 @@ def _decoders(folder: Path) -> None:
 
 def _session(path: Path, **entries: str) -> ort.InferenceSession:
     options = ort.SessionOptions()
-    options.intra_op_num_threads = psutil.cpu_count() or 1
+    options.intra_op_num_threads = int(entries.pop("threads", psutil.cpu_count() or 1))
     options.inter_op_num_threads = 1
     options.enable_cpu_mem_arena = entries.pop("arena", "1") == "1"
     options.add_session_config_entry("session.intra_op.allow_spinning", entries.pop("spinning", "0"))
@@ -141,6 +144,9 @@ def _sessions(path: Path) -> None:
         sessions = {
             "as the server has it": _session(path),
             "spinning": _session(path, spinning="1"),
+            "one thread": _session(path, threads="1"),
+            "spinning within a run": _session(path, spinning="1", **{"session.force_spinning_stop": "1"}),
+            "spinning for 50 microseconds": _session(path, spinning="1", **{"session.intra_op.spin_duration_us": "50"}),
             "without the memory arena": _session(path, arena="0"),
             "without the layout for the CPU (NCHWc)": _session(path, level="layout"),
             "denormals as zero": _session(path, **{"session.set_denormal_as_zero": "1"}),

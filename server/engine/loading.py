@@ -1,8 +1,10 @@
 """From a model's folder to a backend that is warm."""
 
+import ctypes
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,6 +53,16 @@ def load(repository: Path, model: Model, settings: Settings, progress: Callable[
         warm_s = time.monotonic()
         backend.run(images)
         latency_s[size] = time.monotonic() - warm_s
+    give_memory_back()
     log.info("%s is warm after %.1f s", model.key, time.monotonic() - started_s)
     limits = Limits(settings.max_batch, settings.max_wait_ms / 1e3, settings.queue_size)
     return Warm(backend, limits, latency_s)
+
+
+def give_memory_back() -> None:
+    """Have the C library return to the system what is free, where it can.
+
+    Loading a model takes several times its file, which the library keeps: 350 MB of 820 for ResNet-152.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -1,6 +1,5 @@
 """The engine process: connects the engine core to the sockets, slots and pipe of the other processes."""
 
-import ctypes
 import gc
 import logging
 import math
@@ -26,7 +25,7 @@ from server.engine import backends
 from server.engine.backends import DeviceLostError
 from server.engine.channel import Channel
 from server.engine.core import Engine, Outcome
-from server.engine.loading import Warm, load
+from server.engine.loading import Warm, give_memory_back, load
 from server.engine.messages import Answer, Cancel, Dropped, Failure, Reply, Submit, decode_request, encode
 from server.engine.scheduler import Job
 from server.engine.slots import Slots
@@ -53,18 +52,9 @@ def main(
 ) -> None:
     """Load the models, then serve jobs at `address` until the supervisor closes its end of the pipe."""
     logs.configure(settings.log_level)
-    process = _Process(settings, folder, slots, address, control)
-    refused: dict[str, str] = {}
-    for model in models:
-        try:
-            process.add(model, process.load(model, lambda: control.send(Heartbeat())))
-        except (DeviceLostError, BrokenPipeError):
-            raise  # this process is of no use to any model
-        except Exception as error:  # whatever is wrong with one model must not take the others down
-            refused[model.id] = str(error)
-            log.warning("%s is refused: %s", model.key, error)
-    gc.freeze()  # what is here now stays: no collection needs to look at it again
-    process.serve(EngineReady(address, refused))
+    with suppress(BrokenPipeError):  # the supervisor is gone, and with it all need for this process
+        process = _Process(settings, folder, slots, address, control)
+        process.serve(EngineReady(address, process.load_all(models)))
 
 
 class _Process:
@@ -106,6 +96,20 @@ class _Process:
                 f"its crop of {found.preprocessing.crop} pixels is larger than any at the start: restart the server"
             )
         return load(self._folder, model, self._settings, progress)
+
+    def load_all(self, models: Sequence[Model]) -> dict[str, str]:
+        """Load what can be; the reasons why the rest cannot, by the models' ids."""
+        refused: dict[str, str] = {}
+        for model in models:
+            try:
+                self.add(model, self.load(model, lambda: self._control.send(Heartbeat())))
+            except (DeviceLostError, BrokenPipeError):
+                raise  # this process is of no use to any model
+            except Exception as error:  # whatever is wrong with one model must not take the others down
+                refused[model.id] = str(error)
+                log.warning("%s is refused: %s", model.key, error)
+        gc.freeze()  # what is here now stays: no collection needs to look at it again
+        return refused
 
     def add(self, model: Model, warm: Warm) -> None:
         """Accept jobs for a model."""
@@ -172,7 +176,7 @@ class _Process:
                 if self._models.pop(model_id, None):
                     outcomes = self._engine.remove_model(model_id)
                     gc.collect()
-                    _give_memory_back()
+                    give_memory_back()
                     return outcomes
         return []
 
@@ -254,9 +258,3 @@ class _Process:
         for owner, together in by_owner.items():
             if owner in self._workers.values() and not owner.send(encode(together)):
                 self._poll.modify(owner.fileno(), select.EPOLLIN | select.EPOLLOUT)
-
-
-def _give_memory_back() -> None:
-    """Have the C library return to the system what is free, where it can: a model has hundreds of megabytes."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)

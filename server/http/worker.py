@@ -22,6 +22,7 @@ from server.control import (
     HEARTBEAT_S,
     Authorise,
     Changed,
+    Connected,
     Draining,
     EngineDown,
     EngineUp,
@@ -142,6 +143,8 @@ class _Supervised:
         match message:
             case EngineUp(address):
                 service.client.engine_up(address)
+                if service.client.connected:
+                    self._tell(Connected())
             case EngineDown(recovering):
                 service.client.engine_down(recovering=recovering)
             case Serve(catalogue, generation):
@@ -192,7 +195,7 @@ class _Server(uvicorn.Server):
                 access_log=False,
                 proxy_headers=False,
                 server_header=False,
-                limit_concurrency=settings.max_connections,
+                limit_concurrency=settings.max_connections + 1,  # from which on, the new one counted, it refuses
                 timeout_graceful_shutdown=max(1, round(settings.drain_timeout_ms / 1e3)),
             )
         )

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -143,7 +144,10 @@ def test_a_flood_does_not_hide_what_is_no_warning() -> None:
 
 def test_refused_connections_do_not_flood_the_log(tmp_path: Path) -> None:
     tiny.write(tmp_path)
-    with RunningServer(tmp_path, max_connections=1) as server:
+    with (
+        RunningServer(tmp_path, max_connections=1) as server,
+        socket.create_connection((server.client.base_url.host, server.client.base_url.port)),
+    ):
         for _ in range(3 * logs.BURST):
             assert server.client.get("/livez").status_code == 503
         assert server.terminate() == 0

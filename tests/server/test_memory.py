@@ -1,11 +1,18 @@
-"""Memory does not grow with the number of requests."""
+"""Memory: what a model takes, and that it does not grow with the number of requests."""
 
 import asyncio
+import hashlib
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import numpy as np
+import onnx
+import psutil
 import pytest
+from onnx import helper, numpy_helper
 
+from models import manifest
+from models.manifest import Manifest, ModelFile
 from tests import tiny
 from tests.server.running import RunningServer, red_image, until
 
@@ -13,6 +20,47 @@ REQUESTS = 20_000
 CONNECTIONS = 16
 ALLOWED_GROWTH_BYTES = 12 * 2**20
 """For all processes together; a leak of one small object of 600 bytes a request would be as much."""
+
+
+BALLAST_BYTES = 160 * 2**20
+
+
+def write_heavy(repository: Path) -> None:
+    """The tiny model with parameters of BALLAST_BYTES, of which it looks one up for each batch."""
+    found = tiny.write(repository, "heavy")
+    folder = repository / "heavy" / "1"
+    model = onnx.load(folder / found.file.name)
+    graph = model.graph
+    (subtraction,) = (node for node in graph.node if node.op_type == "Sub")
+    subtraction.output[0] = "light"
+    lookups = [
+        helper.make_node("Shape", [manifest.INPUT_NAME], ["shape"]),
+        helper.make_node("Gather", ["shape", "first"], ["size"]),
+        helper.make_node("Gather", ["ballast", "size"], ["nothing"]),
+        helper.make_node("Add", ["light", "nothing"], [manifest.LOGITS_NAME]),
+    ]
+    after = list(graph.node).index(subtraction) + 1
+    nodes = [*graph.node[:after], *lookups, *graph.node[after:]]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    ballast = np.zeros(BALLAST_BYTES // 4, np.float32)
+    graph.initializer.extend(
+        [numpy_helper.from_array(ballast, "ballast"), numpy_helper.from_array(np.array(0, np.int64), "first")]
+    )
+    content = model.SerializeToString()
+    file = ModelFile(name=found.file.name, sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
+    (folder / file.name).write_bytes(content)
+    (folder / manifest.FILE_NAME).write_text(Manifest(**dict(found) | {"file": file}).model_dump_json())
+
+
+def test_an_engine_holds_a_models_parameters_once(tmp_path: Path) -> None:
+    tiny.write(tmp_path / "light")
+    write_heavy(tmp_path / "heavy")
+    held = []
+    for name in ("light", "heavy"):
+        with RunningServer(tmp_path / name) as server:
+            held.append(psutil.Process(server.pid("engine")).memory_full_info().uss)
+    assert held[1] - held[0] < 1.2 * BALLAST_BYTES
 
 
 def resident_bytes(server: RunningServer) -> int:

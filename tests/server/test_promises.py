@@ -1,6 +1,8 @@
 """What the server promises, proven on real processes that are really killed."""
 
 import os
+import re
+import select
 import signal
 import socket
 import subprocess
@@ -16,7 +18,7 @@ import pytest
 
 from server.control import HEARTBEAT_S
 from tests import tiny
-from tests.server.running import ROOT, RunningServer, red_image, until
+from tests.server.running import PATIENCE_S, ROOT, RunningServer, red_image, until
 
 TENTH_OF_A_SECOND = 400
 """`work` of a tiny model, about: it depends on the machine, and no test on the exact time."""
@@ -158,6 +160,30 @@ def test_sigterm_while_starting_is_a_clean_end(quick: Path) -> None:
         rest = process.stderr.read()
         assert process.wait(30) == 0
         assert "Traceback" not in rest
+
+
+def test_who_is_told_that_the_server_is_ready_is_answered(tmp_path: Path) -> None:
+    tiny.write(tmp_path, work=4000)  # which takes the engine longer to warm up than the HTTP worker to start
+    command = [sys.executable, "-m", "server", "--port", "0", "--http-workers", "1", "--repository", str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, bufsize=0) as process:
+        assert process.stderr
+
+        def next_match(pattern: bytes) -> bytes:
+            assert process.stderr
+            return next(found[1] for line in process.stderr if (found := re.search(pattern, line)))
+
+        worker = int(next_match(rb"http-0 is ready, process (\d+)"))
+        os.kill(worker, signal.SIGSTOP)
+        try:
+            next_match(rb"(engine is ready)")
+            told = select.select([process.stderr], [], [], 0.5)[0]
+        finally:
+            os.kill(worker, signal.SIGCONT)
+        url = next_match(rb"ready on (\S+)").decode()
+        assert httpx.post(f"{url}/classify", content=red_image(7), timeout=PATIENCE_S).status_code == 200
+        process.terminate()
+        process.stderr.read()
+    assert not told
 
 
 def test_an_engine_killed_while_draining_still_loses_nothing(slow: Path) -> None:

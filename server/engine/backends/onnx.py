@@ -25,6 +25,9 @@ TENSORRT = "TensorrtExecutionProvider"
 CACHE_FOLDER = ".tensorrt"
 """In the model repository, for what the TensorRT provider builds."""
 
+SPIN_US = "25"
+"""About as long as it takes to wake a thread: waiting longer costs more than it can save, and waiting less saves little
+(docs/measurements/alternatives.md)."""
 _KINDS = {"tensor(float)": np.float32, "tensor(int32)": np.int32}
 _OUT_OF_MEMORY = ("out of memory", "Failed to allocate memory", "Available memory of", "ALLOC_FAILED")
 """How ONNX Runtime's arena, CUDA, cuDNN and cuBLAS say it: the errors have no code of their own."""
@@ -174,8 +177,9 @@ def _open(content: bytes, settings: Settings, providers: Sequence[Any]) -> ort.I
     options = ort.SessionOptions()
     options.intra_op_num_threads = settings.inference_threads
     options.inter_op_num_threads = 1
-    # Threads that spin between operators take the cores away from decoding: the largest single cost of a busy CPU.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Threads that spin on between operators take the cores away from decoding: the largest single cost of a busy CPU.
+    # Those that do not at all are woken for every operator, which costs a lone image a tenth of its inference.
+    options.add_session_config_entry("session.intra_op.spin_duration_us", SPIN_US)
     options.log_severity_level = 3
     missing = (
         f"ONNX Runtime cannot use all of {', '.join(settings.providers)} here, its log says why: most often CUDA, cuDNN"
@@ -185,6 +189,8 @@ def _open(content: bytes, settings: Settings, providers: Sequence[Any]) -> ort.I
         session = ort.InferenceSession(content, options, providers=providers, enable_fallback=0)
     except RuntimeError as error:  # so ends TensorRT without its libraries; a bad file has errors of another class
         raise ProviderRefusedError(missing) from error
+    # It keeps the file to fall back on other providers with, which is forbidden here.
+    session._model_bytes = None
     # Any other provider is left out then, with no more than a line in that log.
     if not set(settings.providers) <= set(session.get_providers()):
         raise ProviderRefusedError(missing)

@@ -199,8 +199,10 @@ def test_too_many_connections_get_a_problem(tmp_path_factory: pytest.TempPathFac
     with (
         RunningServer(repository, http_workers=1, max_connections=2) as server,
         Connection(server),
+        Connection(server, GET + b"\r\n") as last,
         Connection(server, GET + b"\r\n") as connection,
     ):
+        assert [status for status, _ in last.answers()] == [200]
         ((status, document),) = connection.answers()
         assert (status, document["code"]) == (503, "too_many_connections")
         assert connection.is_closed()
