@@ -2,6 +2,7 @@
 # ruff: noqa: D102  # the public methods are those of uvicorn and of asyncio
 
 import asyncio
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -149,7 +150,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._running = cycle
-        super()._start_asgi_task(cycle, _too_many_connections if app is service_unavailable else app)
+        run = _too_many_connections if app is service_unavailable else partial(_until_the_end, app, cycle)
+        super()._start_asgi_task(cycle, run)
 
     @property
     def _idle(self) -> bool:
@@ -200,13 +202,25 @@ def _request() -> Request:
     return Request({"type": "http", "headers": []})
 
 
+async def _until_the_end(
+    app: ASGI3Application, cycle: RequestResponseCycle, scope: Any, receive: Any, send: Any
+) -> None:
+    """Run the app; uvicorn cancels what the drain's end finds under way."""
+    try:
+        await app(scope, receive, send)
+    except asyncio.CancelledError:
+        if cycle.response_started:
+            raise
+        detail = "the server ended before it had the whole request; send it again"
+        await _refuse_and_close("shutting_down", detail, scope, receive, send)
+
+
 async def _too_many_connections(scope: Any, receive: Any, send: Any) -> None:
-    response: Response = problem(
-        Request(scope),
-        "too_many_connections",
-        HTTPStatus.SERVICE_UNAVAILABLE,
-        "this worker has max_connections open: retry later, or send several requests over one connection",
-        retry_after_s=1,
-    )
+    detail = "this worker has max_connections open: retry later, or send several requests over one connection"
+    await _refuse_and_close("too_many_connections", detail, scope, receive, send)
+
+
+async def _refuse_and_close(code: str, detail: str, scope: Any, receive: Any, send: Any) -> None:
+    response: Response = problem(Request(scope), code, HTTPStatus.SERVICE_UNAVAILABLE, detail, retry_after_s=1)
     response.headers["Connection"] = "close"
     await response(scope, receive, send)

@@ -4,6 +4,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -191,6 +192,22 @@ def test_a_pipelining_client_that_leaves_is_noticed(server: RunningServer) -> No
         with Connection(server, post(2, query=b"?model=slow") + post(3, query=b"?model=slow")):
             until(lambda: server.metric("serving_pending_requests") == 2)
         until(lambda: server.metric("serving_requests_total", code="client_closed") == closed + 1)
+
+
+def test_an_upload_that_the_end_of_the_drain_cuts_off_gets_a_problem(tmp_path: Path) -> None:
+    tiny.write(tmp_path)
+    with (
+        RunningServer(tmp_path, http_workers=1, drain_timeout_ms=500) as server,
+        Connection(server, post(1)[:-10]) as connection,
+    ):
+        until(lambda: server.client.get("/livez").status_code == 200)  # which came after the upload
+        server.process.terminate()
+        ((status, document),) = connection.answers()
+        assert (status, document["code"]) == (503, "shutting_down")
+        assert connection.is_closed()
+        assert server.process.wait(PATIENCE_S) == 0
+        server.wait_for_line("the server has ended")
+        assert not [line for line in server.lines if "Traceback" in line]
 
 
 def test_too_many_connections_get_a_problem(tmp_path_factory: pytest.TempPathFactory) -> None:
