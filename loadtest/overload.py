@@ -32,10 +32,8 @@ from loadtest import answers, client, machine, photos, plots, running
 from loadtest.answers import WrongAnswerError
 from loadtest.arguments import names
 from loadtest.client import ClosedLoop, Parse, Photo
-from loadtest.compare import environments, networks, rounds
+from loadtest.compare import environments
 from loadtest.compare.environments import InstallError
-from loadtest.compare.networks import PrepareError
-from loadtest.compare.rounds import ServerError
 from loadtest.compare.servers import RIVALS, SERVERS
 from loadtest.machine import Meters
 from loadtest.openloop import OpenLoop, OpenWindow, Outcomes
@@ -48,8 +46,6 @@ OVERDUE = "deadline_exceeded"
 LATE_MS = 20.0
 """A generator whose 99th percentile is later than this was part of what limited the row."""
 MOST_FAULTS = 10
-EXPECTED = (StartError, WrongAnswerError, PrepareError, InstallError, ServerError, OSError, EOFError, ValueError)
-"""Errors that one line tells of."""
 
 
 class Target(NamedTuple):
@@ -126,7 +122,7 @@ def main() -> int:
     options = _parse()
     try:
         results = [result for path in options.plot for result in _read(path)] or _measured(options)
-    except EXPECTED as error:
+    except (StartError, WrongAnswerError, InstallError, OSError, EOFError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if options.write:
@@ -157,12 +153,20 @@ def _ours(options: argparse.Namespace) -> Generator[Target]:
 @contextmanager
 def _rival(name: str, model: str, options: argparse.Namespace) -> Generator[Target]:
     """The same network behind one of those of `loadtest/compare`, in the variant that does better there."""
+    from loadtest.compare import networks, rounds  # which need onnx
+
     server = next(server for server in SERVERS if (server.name, server.variant) == (name, "tuned"))
     image = photos.find(options.photos)[0].read_bytes()
     with tempfile.TemporaryDirectory() as folder:
-        work = networks.real(options.repository, model, Path(folder))
+        try:
+            work = networks.real(options.repository, model, Path(folder))
+        except networks.PrepareError as error:
+            raise StartError(str(error)) from error
         with rounds.serving(server, work, options.environments) as (started, url):
-            uvloop.run(rounds.first_answer(server, started, url, client.request(url, image, server.headers)))
+            try:
+                uvloop.run(rounds.first_answer(server, started, url, client.request(url, image, server.headers)))
+            except rounds.ServerError as error:
+                raise StartError(f"{name}: {error}") from error
             yield Target(server.title, url, started.members, server.headers, server.parse, model)
 
 

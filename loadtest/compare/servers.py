@@ -6,6 +6,7 @@ import sysconfig
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,7 +14,9 @@ from loadtest import answers, client
 from loadtest.answers import Answer
 from loadtest.client import Parse
 from loadtest.compare import environments
-from loadtest.compare.networks import Work
+
+if TYPE_CHECKING:
+    from loadtest.compare.networks import Work
 
 OURS = "ours"
 _LIBRARIES = str(sysconfig.get_config_var("LIBDIR"))
@@ -40,7 +43,7 @@ class Server:
         """It runs in this virtual environment, and on complete graphs."""
         return self.name == OURS
 
-    def command(self, work: Work, port: int, environments_folder: Path) -> tuple[list[str], dict[str, str]]:
+    def command(self, work: "Work", port: int, environments_folder: Path) -> tuple[list[str], dict[str, str]]:
         """What to run with which environment variables.
 
         Raises:
@@ -56,7 +59,7 @@ class Server:
         variables = {"PORT": str(port), "COMPARE_WORK": json.dumps(described), **self.environment}
         return [str(folder / program[0]), *program[1:]], variables
 
-    def can_run(self, work: Work) -> bool:
+    def can_run(self, work: "Work") -> bool:
         """There is a model for it."""
         return self.variant != "int8" or work.int8 is not None
 
