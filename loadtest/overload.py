@@ -166,7 +166,7 @@ def _rival(name: str, model: str, options: argparse.Namespace) -> Generator[Targ
             try:
                 uvloop.run(rounds.first_answer(server, started, url, client.request(url, image, server.headers)))
             except rounds.ServerError as error:
-                raise StartError(f"{name}: {error}") from error
+                raise StartError(f"{name}: {error} {started.log_tail()}") from error
             yield Target(server.title, url, started.members, server.headers, server.parse, model)
 
 
@@ -395,7 +395,10 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--warm-up", type=float, default=2, metavar="S", help="before each (default 2)")
     parser.add_argument("--write", type=Path, metavar="BASE", help="write BASE.json, BASE.md and the plot")
     parser.add_argument("--format", choices=("svg", "png"), default="svg", help="of the plot (default svg)")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.server and options.rivals:
+        parser.error("--rivals are measured after our own server, not after --server")
+    return options
 
 
 def _named(text: str) -> tuple[str, str]:

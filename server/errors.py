@@ -5,6 +5,9 @@ from enum import StrEnum
 CLIENT_CLOSED = "client_closed"
 """Code in the metrics of requests that nobody waits for any more; none is told it."""
 
+SHUTTING_DOWN = "shutting_down"
+"""Code of requests that the end of the drain finds under way."""
+
 
 class Code(StrEnum):
     """Stable names, part of the API: clients branch on them."""

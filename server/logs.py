@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -32,13 +33,17 @@ def configure(level: str, form: Literal["text", "json"] = "text") -> None:
 def run(
     level: str, form: Literal["text", "json"], target: Callable[[*Arguments], None], *arguments: *Arguments
 ) -> None:
-    """The life of a child process: `target(*arguments)`, whose failure is logged like all else."""
+    """The life of a child process: `target(*arguments)`, whose failure is logged like all else.
+
+    It ends without waiting for its threads: a batch that hangs, a model that loads, a decoder that nobody waits for.
+    """
     configure(level, form)
     try:
         target(*arguments)
     except Exception:
         log.critical("%s fails", current_process().name, exc_info=True)
-        sys.exit(1)
+        os._exit(1)
+    os._exit(0)
 
 
 def fields(**values: object) -> dict[str, dict[str, object]]:

@@ -157,6 +157,7 @@ def scan(folder: Path, names: tuple[str, ...] = (), default_model: str | None = 
 
     Raises:
         ManifestError: there is no model to serve, or one that was asked for is missing.
+        OSError: a folder went while it was listed, or cannot be.
     """
     entries: dict[ModelKey, Entry] = {}
     refused: dict[str, str] = {}
@@ -193,9 +194,13 @@ def scan(folder: Path, names: tuple[str, ...] = (), default_model: str | None = 
 
 
 def signature(folder: Path) -> Mapping[Path, tuple[int, int, int]]:
-    """What differs when any file or folder of the repository does: times of change in ns, inodes and sizes."""
+    """What differs when any file or folder of the repository does: times of change in ns, inodes and sizes.
+
+    Raises:
+        OSError: a folder went while it was listed, or cannot be.
+    """
     found: dict[Path, tuple[int, int, int]] = {}
-    for path in (*folder.glob("*/*"), *folder.glob("*/*/*")):
+    for path in (*folder.glob("[!.]*/*"), *folder.glob("[!.]*/*/*")):  # not what a runtime keeps in a hidden folder
         with contextlib.suppress(OSError):  # gone meanwhile
             status = path.stat()
             found[path] = status.st_mtime_ns, status.st_ino, status.st_size

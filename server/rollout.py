@@ -26,6 +26,7 @@ class Rollout:
         self._loading: set[str] = set()
         self._reasons: dict[str, str] = {}  # by id, why it was refused
         self._crashes: Counter[str] = Counter()
+        self._ready = False  # some engine was
         self.served = scanned
         """What requests may name; before the first engine is ready, all that it will try to load."""
 
@@ -72,6 +73,7 @@ class Rollout:
 
     def engine_ready(self, refused: Mapping[str, str]) -> None:
         """The new engine has what it was started with, but for what it refused, by id."""
+        self._ready = True
         self._loaded = self._started - refused.keys()
         self._loading.clear()
         for model_id in self._loaded:
@@ -85,8 +87,7 @@ class Rollout:
             self._crashes[model_id] += 1
             if self._crashes[model_id] >= MAX_CRASHES:
                 self._reasons[model_id] = f"{MAX_CRASHES} inference engines died while they loaded it"
-        if self._loaded:
-            self._update()
+        self._update()
 
     def take_missing(self) -> list[Model]:
         """What the running engine is to load; each is named once."""
@@ -138,6 +139,8 @@ class Rollout:
         return [reason for reason in [*reasons, *broken] if reason]
 
     def _update(self) -> None:
+        if not self._ready:
+            return  # requests may name what the first engine tries to load
         wanted = self._wanted
         there = {key.name for key, model in wanted.models.items() if model.id in self._loaded}
         awaited = {key.name for key in wanted.models} - there

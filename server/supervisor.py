@@ -165,7 +165,7 @@ class Supervisor:
             raise StartupError("tracing is not installed: pip install '.[tracing]', or leave --otlp-endpoint out")
         self._settings = settings
         self._rollout = Rollout(catalogue)
-        self._names = settings.models
+        self._asked: dict[str, None] = {}  # names of models that were loaded on request
         self._seen = repository.signature(settings.repository)
         self._look_s = time.monotonic() + settings.reload_ms / 1e3 if settings.reload_ms else math.inf
         self._told = Serve(catalogue, 0)
@@ -221,9 +221,14 @@ class Supervisor:
     def _finishing(self) -> bool:
         return self._give_up_s < math.inf
 
+    @property
+    def _roles(self) -> list[_Role]:
+        """Those whose process must be there; in the end HTTP workers are no longer."""
+        return [self._engine] if self._finishing else [*self._workers, self._engine]
+
     def _start_what_is_due(self) -> None:
         now_s = time.monotonic()
-        for role in [self._engine] if self._finishing else [*self._workers, self._engine]:
+        for role in self._roles:
             if role.child is None and now_s >= role.restart_s:
                 role.child = role.start()
 
@@ -271,7 +276,7 @@ class Supervisor:
 
     def _patience_s(self) -> float:
         """Until the next thing that is due by the clock."""
-        due_s = [role.restart_s for role in [*self._workers, self._engine] if role.child is None]
+        due_s = [role.restart_s for role in self._roles if role.child is None]
         if not self._finishing:
             due_s.append(self._finish_s)
         return max(0.0, min(CHECK_S, min(due_s, default=math.inf) - time.monotonic()))
@@ -310,12 +315,12 @@ class Supervisor:
     def _on_message(self, child: _Child, message: object | None) -> None:
         match message:
             case EngineReady(address, refused):
-                models = self._rollout.served.models
-                if not self._announced and len(refused) == len(models):
-                    keys = {model.id: key for key, model in models.items()}
-                    raise StartupError("; ".join(f"{keys[model_id]}: {why}" for model_id, why in refused.items()))
-                self._is_ready(child)
                 self._rollout.engine_ready(refused)
+                served = self._rollout.served
+                if not (self._announced or served.models):
+                    reasons = "; ".join(f"{what}: {why}" for what, why in served.refused.items())
+                    raise StartupError(reasons or "every model was unloaded before it was served")
+                self._is_ready(child)
                 self._engine_up = EngineUp(address)
                 self._roll_out()
                 self._tell_workers(self._engine_up)
@@ -335,17 +340,24 @@ class Supervisor:
 
     def _look(self) -> None:
         """Serve what the repository holds by now."""
-        seen = repository.signature(self._settings.repository)
-        if seen != self._seen:
-            try:
-                self._scan(self._names)
-            except ManifestError as error:
-                log.warning("the repository has changed, but cannot be served: %s", error)
-            self._seen = seen
+        try:
+            seen = repository.signature(self._settings.repository)
+            if seen != self._seen:
+                try:
+                    self._scan()
+                except ManifestError as error:
+                    log.warning("the repository has changed, but cannot be served: %s", error)
+                self._seen = seen
+        except OSError as error:  # what was listed has gone, or the disk: the next look will tell
+            log.warning("the repository cannot be read: %s", error)
 
-    def _scan(self, names: tuple[str, ...]) -> None:
-        self._rollout.scanned(repository.scan(self._settings.repository, names))
-        self._names = names
+    def _scan(self, *more: str) -> None:
+        """Take in what the repository holds of the models to serve; of those asked for later, while they are there."""
+        folder, names = self._settings.repository, self._settings.models
+        if names:
+            there = (name for name in (*self._asked, *more) if (folder / name).is_dir())
+            names = tuple(dict.fromkeys((*names, *there)))
+        self._rollout.scanned(repository.scan(folder, names))
         self._roll_out()
 
     def _change(self, worker: _Child, change: Change) -> None:
@@ -355,10 +367,11 @@ class Supervisor:
                 self._rollout.unload(change.name)
             else:
                 try:
-                    self._scan((*self._names, change.name) if self._names else ())
-                except ManifestError as error:
+                    self._scan(change.name)
+                except (ManifestError, OSError) as error:
                     raise ServiceError(Code.UNKNOWN_MODEL, str(error)) from error
                 self._rollout.load(change.name)
+                self._asked[change.name] = None
         except ServiceError as error:
             worker.tell(Changed(change.id, error))
             return

@@ -91,8 +91,10 @@ class LocalEngine:
         """Refuse at once what could not be admitted now.
 
         Raises:
-            ServiceError: QUEUE_FULL, OVERLOADED, or INVALID_PARAMETER where it could never be admitted.
+            ServiceError: ENGINE_UNAVAILABLE, QUEUE_FULL, OVERLOADED, or INVALID_PARAMETER where it never could be.
         """
+        if not self.connected:
+            raise ServiceError(Code.ENGINE_UNAVAILABLE, "the device is lost; try again soon")
         self._admission.check(places, self._under_way, within_s)
 
     async def classify(

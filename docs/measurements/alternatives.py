@@ -191,7 +191,7 @@ async def _load(process: psutil.Process, url: str, sent: list[Photo]) -> tuple[f
     def parse(status: int, body: bytes) -> Answer:
         return Answer("", 0, int(status == 200 and len(body) > 100))
 
-    while True:
+    while process.status() != psutil.STATUS_ZOMBIE:
         try:
             async with client.connect(url, parse) as ask:
                 await ask(sent[0].request)

@@ -189,7 +189,13 @@ class EngineClient:
         within_s = deadline_s - time.monotonic()
         self.check_admission(crops, within_s)
         tickets = [self._admit(model, top_k, deadline_s, priority) for _ in range(crops)]
-        decoding = self._threads.submit(self._decode_into_slots, data, tickets)
+        try:
+            decoding = self._threads.submit(self._decode_into_slots, data, tickets)
+        except RuntimeError:  # the system gives no more threads; one that is there may still find this, unwanted
+            for ticket in tickets:
+                ticket.future.cancel()
+                self._end(ticket)
+            raise
         decoding.add_done_callback(lambda done: self._call_in_loop(self._decoded, tickets, done))
         try:
             async with asyncio.timeout(within_s):

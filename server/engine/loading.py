@@ -42,18 +42,23 @@ def load(repository: Path, model: Model, settings: Settings, progress: Callable[
     folder = repository / found.name / str(found.version)
     backend = backends.load(found, manifest.read_model_file(folder, found), settings)
     latency_s: dict[int, float] = {}
-    for size in buckets(settings.max_batch):
-        progress()
-        images = [np.zeros(found.input_shape, np.uint8)] * size
-        outputs = backend.run(images)
-        if (outputs.indices.shape, outputs.logits.shape) != ((size, found.top_k), (size, found.num_classes)):
-            raise ManifestError(
-                f"{folder / found.file.name}: it does not rank {found.num_classes} classes as it should"
-            )
-        warm_s = time.monotonic()
-        backend.run(images)
-        latency_s[size] = time.monotonic() - warm_s
-    give_memory_back()
+    try:
+        for size in buckets(settings.max_batch):
+            progress()
+            images = [np.zeros(found.input_shape, np.uint8)] * size
+            outputs = backend.run(images)
+            if (outputs.indices.shape, outputs.logits.shape) != ((size, found.top_k), (size, found.num_classes)):
+                raise ManifestError(
+                    f"{folder / found.file.name}: it does not rank {found.num_classes} classes as it should"
+                )
+            warm_s = time.monotonic()
+            backend.run(images)
+            latency_s[size] = time.monotonic() - warm_s
+    except Exception:
+        backend.close()
+        raise
+    finally:
+        give_memory_back()
     log.info("%s is warm after %.1f s", model.key, time.monotonic() - started_s)
     limits = Limits(settings.max_batch, settings.max_wait_ms / 1e3, settings.queue_size)
     return Warm(backend, limits, latency_s)

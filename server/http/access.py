@@ -1,5 +1,6 @@
 """A log line for each HTTP request."""
 
+import asyncio
 import logging
 import time
 
@@ -44,6 +45,9 @@ class AccessLog:
 
         try:
             await self._app(scope, received, sent)
+        except asyncio.CancelledError:
+            status = 503 if status == 499 else status  # which the protocol says at the end of the drain
+            raise
         finally:
             log.info(
                 "%s %s",

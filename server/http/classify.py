@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from models.manifest import MAX_TOP_K, Entry
 from server.engine.client import Classes, average
 from server.engine.scheduler import Priority
-from server.errors import CLIENT_CLOSED, Code, ServiceError
+from server.errors import CLIENT_CLOSED, SHUTTING_DOWN, Code, ServiceError
 from server.http import answers, problems
 from server.http.answers import Classification, ClassificationBatch, ImageProblem, ImageResult
 from server.http.archives import File
@@ -137,6 +137,9 @@ def router(service: Service) -> APIRouter:
         except ClientDisconnect:
             code = CLIENT_CLOSED
             return Response(status_code=499)  # nginx's number for it; nobody reads this answer
+        except asyncio.CancelledError:
+            code = SHUTTING_DOWN
+            raise
         finally:
             service.metrics.requests.labels(name, code).inc()
         headers = {CACHE_HEADER: "hit" if remembered else "miss"} if service.cache else None

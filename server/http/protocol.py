@@ -2,6 +2,8 @@
 # ruff: noqa: D102  # the public methods are those of uvicorn and of asyncio
 
 import asyncio
+import logging
+import math
 from functools import partial
 from http import HTTPStatus
 from typing import Any
@@ -12,7 +14,10 @@ from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.flow_control import service_unavailable
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from server.errors import SHUTTING_DOWN
 from server.http.problems import problem
+
+log = logging.getLogger(__name__)
 
 MAX_HEAD_BYTES = 64 * 1024
 """Of one message: URL, header fields and trailer fields together."""
@@ -57,6 +62,13 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        # uvicorn looks at the number for each request, and would refuse those of old connections, too
+        most, self.limit_concurrency = self.limit_concurrency or math.inf, None
+        if len(self.connections) > most:
+            log.warning("more than max_connections are open: what another asks for is refused")
+            self.app = service_unavailable
+        if len(self.connections) > 2 * most:
+            transport.abort()
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -209,10 +221,13 @@ async def _until_the_end(
     try:
         await app(scope, receive, send)
     except asyncio.CancelledError:
-        if cycle.response_started:
-            raise
-        detail = "the server ended before it had the whole request; send it again"
-        await _refuse_and_close("shutting_down", detail, scope, receive, send)
+        if cycle.response_started or cycle.flow.write_paused:  # half an answer, or nobody who reads one
+            cycle.disconnected = True
+            cycle.transport.abort()
+            return
+        what = "it had the whole request" if cycle.more_body else "the answer was ready"
+        detail = f"the server ended before {what}; send it again"
+        await _refuse_and_close(SHUTTING_DOWN, detail, scope, receive, send)
 
 
 async def _too_many_connections(scope: Any, receive: Any, send: Any) -> None:

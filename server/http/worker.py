@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import gc
-import os
 import socket
 import threading
 from collections.abc import Generator, Sequence
@@ -67,7 +66,6 @@ def main(start: Start, control: Connection) -> None:
     logs.configure(start.settings.log_level, start.settings.log_format)
     logs.bound_bursts()
     uvloop.run(_serve(start, control))
-    os._exit(0)  # without waiting for a decoder that nobody waits for any more
 
 
 async def _serve(start: Start, control: Connection) -> None:
@@ -195,7 +193,7 @@ class _Server(uvicorn.Server):
                 access_log=False,
                 proxy_headers=False,
                 server_header=False,
-                limit_concurrency=settings.max_connections + 1,  # from which on, the new one counted, it refuses
+                limit_concurrency=settings.max_connections,
                 timeout_graceful_shutdown=max(1, round(settings.drain_timeout_ms / 1e3)),
             )
         )

@@ -78,7 +78,7 @@ def one_place(slow: Path) -> Iterator[RunningServer]:
 @pytest.fixture(scope="module")
 def one_connection(slow: Path) -> Iterator[RunningServer]:
     """Takes one connection at a time."""
-    with RunningServer(slow, max_connections=2) as running:  # one less than that is served
+    with RunningServer(slow, max_connections=1) as running:
         running.client.close()
         yield running
 

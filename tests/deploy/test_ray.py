@@ -50,6 +50,9 @@ def _classified(folder: Path, images: list[bytes], within_s: float, **settings: 
         asked = [engine.classify(image, model, 1, deadline_s) for image in images]
         answers = await asyncio.gather(*asked, return_exceptions=True)
         engine.check_admission(Settings(**settings).queue_size, math.inf)  # every place is free again
+        engine.connected = False
+        with pytest.raises(ServiceError, match="device is lost"):
+            engine.check_admission()
         engine.close()
         return [_told(answer) for answer in answers]
 

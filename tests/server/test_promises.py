@@ -216,6 +216,38 @@ def test_children_do_not_outlive_a_killed_supervisor(quick: Path) -> None:
         assert not alive
 
 
+def test_a_batch_under_way_does_not_outlive_a_killed_supervisor(tmp_path: Path) -> None:
+    tiny.write(tmp_path, work=1)
+    tiny.write(tmp_path, "endless", work=10_000 * TENTH_OF_A_SECOND)
+    with RunningServer(tmp_path, models="tiny", max_batch=1) as server:
+        children = server.tree()[1:]
+        loading = urlsplit(server.url)
+        with socket.create_connection((loading.hostname, loading.port)) as connection:
+            connection.sendall(
+                b"POST /v2/repository/models/endless/load HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"
+            )
+            engine = psutil.Process(server.pid("engine"))
+            busy_s = engine.cpu_times().user + 0.5
+            until(lambda: engine.cpu_times().user > busy_s)  # its first inference, which would take half an hour
+            server.process.kill()
+            _, alive = psutil.wait_procs(children, timeout=30)
+            assert not alive
+
+
+def test_waiting_for_the_last_answer_costs_the_supervisor_nothing(tmp_path: Path) -> None:
+    tiny.write(tmp_path, work=30 * TENTH_OF_A_SECOND)
+    with RunningServer(tmp_path, max_batch=1, http_workers=2) as server, ThreadPoolExecutor(1) as aside:
+        answer = aside.submit(server.classify, red_image(1))
+        until(lambda: running(server) == 1)
+        supervisor = psutil.Process(server.process.pid)
+        server.process.terminate()
+        server.wait_for_line(r"http-\d.*Finished server process")
+        before, since_s = supervisor.cpu_times(), time.monotonic()
+        assert top1(answer.result()) == 1
+        after = supervisor.cpu_times()
+        assert after.user + after.system - before.user - before.system < (time.monotonic() - since_s) / 10
+
+
 def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(slow: Path) -> None:
     with RunningServer(slow, max_batch=1, queue_size=2) as server, ThreadPoolExecutor(1) as aside:
         accepted = aside.submit(server.classify_all, [red_image(1), red_image(2)], 2)

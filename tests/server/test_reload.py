@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 
+from server.repository import signature
 from tests import tiny
 from tests.server.running import RunningServer, red_image, until
 
@@ -96,3 +97,23 @@ def test_a_model_larger_than_any_at_the_start_is_refused(tmp_path: Path) -> None
         until(lambda: "tiny version 2" in server.client.get("/models").json()["refused"])
         assert "restart the server" in server.client.get("/models").json()["refused"]["tiny version 2"]
         assert server.classify(red_image(9)).json()["version"] == 1
+
+
+def test_a_model_that_was_loaded_on_request_and_is_gone_holds_up_no_other(tmp_path: Path) -> None:
+    tiny.write(tmp_path, "a")
+    tiny.write(tmp_path, "b")
+    with RunningServer(tmp_path, models="a", reload_ms=50) as server:
+        for _ in range(2):
+            assert server.client.post("/v2/repository/models/b/load").status_code == 200
+        shutil.rmtree(tmp_path / "b")
+        tiny.write(tmp_path, "a", 2)
+        until(lambda: server.classify(red_image(1), model="a").json()["version"] == 2)
+        until(lambda: server.classify(red_image(1), model="b").status_code == 404)
+
+
+def test_what_a_runtime_keeps_in_the_repository_is_no_change_of_it(tmp_path: Path) -> None:
+    tiny.write(tmp_path, "a")
+    before = signature(tmp_path)
+    (tmp_path / ".tensorrt" / "0123").mkdir(parents=True)
+    (tmp_path / ".tensorrt" / "0123" / "cache").touch()
+    assert signature(tmp_path) == before

@@ -69,6 +69,20 @@ def test_a_version_whose_file_changes_is_served_from_the_old_file_until_the_new_
     assert (rollout.take_surplus(), rollout.take_surplus()) == ([old], [])
 
 
+def test_a_change_while_the_first_engine_loads_comes_after_what_it_loads(tmp_path: Path) -> None:
+    write(tmp_path, ["a1", "b1"])
+    rollout = Rollout(repository.scan(tmp_path))
+    rollout.start_engine()
+    write(tmp_path, ["a2"])
+    rollout.scanned(repository.scan(tmp_path))
+    rollout.unload("b")
+    assert served(rollout) == {"a1", "b1"}
+    rollout.engine_ready({})
+    assert served(rollout) == {"a1"}
+    assert load(rollout) == ["a2"]
+    assert served(rollout) == {"a1", "a2"}
+
+
 @pytest.mark.parametrize("broken", ["file", "manifest", "settings"])
 def test_a_broken_change_takes_no_good_model_down(tmp_path: Path, broken: str) -> None:
     write(tmp_path, ["a1", "b1"])

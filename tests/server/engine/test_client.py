@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -263,6 +264,22 @@ def test_full_refuses_at_once_and_decodes_nothing(play: Play) -> None:
         await engine.answer(*requests)
         assert [await class_of(classifying) for classifying in accepted] == [1, 2]
         bench.client.check_admission()
+
+    play(scenario)
+
+
+def test_places_are_free_again_where_no_thread_can_be_started(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(bench: Bench) -> None:
+        engine = bench.engine_up()
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", Mock(side_effect=RuntimeError("can't start new thread")))
+            for _ in range(3):
+                with pytest.raises(RuntimeError):
+                    await bench.classify(1)
+        classifying = bench.classify(2)
+        await engine.answer(await engine.submitted())
+        assert await class_of(classifying) == 2
+        assert bench.decoded == [2]
 
     play(scenario)
 

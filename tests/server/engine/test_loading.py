@@ -1,10 +1,12 @@
 """A model is warm, measured and checked before it counts as loaded."""
 
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
 from models.manifest import Manifest, ManifestError
+from server.engine.backends.onnx import OnnxBackend
 from server.engine.loading import load
 from server.repository import Model
 from server.settings import ModelSettings, Settings
@@ -27,8 +29,9 @@ def test_a_graph_that_answers_otherwise_than_its_manifest_says_is_refused(
 ) -> None:
     found = tiny.write(tmp_path)
     labels = found.labels[: changes.get("num_classes", tiny.CLASSES)]
-    with pytest.raises(ManifestError, match=r"model\.onnx: it does not rank"):
+    with patch.object(OnnxBackend, "close") as close, pytest.raises(ManifestError, match=r"onnx: it does not rank"):
         load(tmp_path, Model.of(Manifest(**dict(found) | changes | {"labels": labels})), Settings())
+    close.assert_called_once()
 
 
 def test_a_changed_file_is_refused(tmp_path: Path) -> None:

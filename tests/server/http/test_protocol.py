@@ -4,12 +4,14 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
 from server.http.protocol import MAX_FIELDS, MAX_HEAD_BYTES
+from server.supervisor import STOP_S
 from tests import tiny
 from tests.server.running import PATIENCE_S, RunningServer, red_image, until
 
@@ -197,7 +199,7 @@ def test_a_pipelining_client_that_leaves_is_noticed(server: RunningServer) -> No
 def test_an_upload_that_the_end_of_the_drain_cuts_off_gets_a_problem(tmp_path: Path) -> None:
     tiny.write(tmp_path)
     with (
-        RunningServer(tmp_path, http_workers=1, drain_timeout_ms=500) as server,
+        RunningServer(tmp_path, http_workers=1, drain_timeout_ms=500, access_log="true") as server,
         Connection(server, post(1)[:-10]) as connection,
     ):
         until(lambda: server.client.get("/livez").status_code == 200)  # which came after the upload
@@ -206,6 +208,23 @@ def test_an_upload_that_the_end_of_the_drain_cuts_off_gets_a_problem(tmp_path: P
         assert (status, document["code"]) == (503, "shutting_down")
         assert connection.is_closed()
         assert server.process.wait(PATIENCE_S) == 0
+        server.wait_for_line("the server has ended")
+        assert not [line for line in server.lines if "Traceback" in line]
+        assert [line for line in server.lines if "POST /classify" in line and "503" in line]
+
+
+def test_who_reads_no_answers_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    tiny.write(tmp_path)
+    with (
+        RunningServer(tmp_path, http_workers=1, drain_timeout_ms=500) as server,
+        Connection(server) as connection,
+    ):
+        connection.socket.settimeout(1)
+        with suppress(TimeoutError):  # once nothing more fits on its way
+            while True:
+                connection.socket.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
+        server.process.terminate()
+        assert server.process.wait(0.5 + STOP_S) == 0  # else the supervisor would wait as long, and then kill
         server.wait_for_line("the server has ended")
         assert not [line for line in server.lines if "Traceback" in line]
 
@@ -219,7 +238,11 @@ def test_too_many_connections_get_a_problem(tmp_path_factory: pytest.TempPathFac
         Connection(server, GET + b"\r\n") as last,
         Connection(server, GET + b"\r\n") as connection,
     ):
-        assert [status for status, _ in last.answers()] == [200]
+        last.socket.sendall(GET + b"\r\n")  # one that was there before is served on
+        assert [status for status, _ in last.answers(2)] == [200, 200]
         ((status, document),) = connection.answers()
         assert (status, document["code"]) == (503, "too_many_connections")
         assert connection.is_closed()
+        with ExitStack() as stack:
+            silent = [stack.enter_context(Connection(server)) for _ in range(5)]
+            assert silent[-1].is_closed()  # twice as many are too many, whatever they will say
