@@ -7,7 +7,7 @@
 # make protobuf   the messages of gRPC, after a change to server/grpc/inference.proto
 # make compare this server beside LitServe, BentoML, mosec, Ray Serve, Triton and plain FastAPI (an hour; FLAGS=--help)
 # make audit   ask the Python Package Index for known holes in what is installed
-# make ray-test   a Ray cluster on this machine, put to the test (docs/measurements/ray.md; ten minutes)
+# make ray-test   a Ray cluster on this machine, put to the test (docs/measurements/ray.md; some minutes)
 # make help    all targets
 
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3,$(shell command -v $(name))))
