@@ -112,18 +112,18 @@ def measure_roofline(device: torch.device) -> Roofline:
         return 2 * side**3 / _seconds(lambda: torch.mm(left, right, out=out), device) / 1e12
 
     def convolution_tera_flops() -> float:
+        """By another library: the CPU's for matrices uses half the width of the vectors of some."""
         batch, channels, width = 4, 256, 56
         images = torch.randn(batch, channels, width, width).to(memory_format=torch.channels_last)
         filters = torch.randn(channels, channels, 3, 3).to(memory_format=torch.channels_last)
         seconds = _seconds(lambda: torch.conv2d(images, filters, padding=1), device)
         return 2 * batch * 9 * (channels * width) ** 2 / seconds / 1e12
 
-    # By two libraries: the one for matrices uses half the width of the vectors of some CPUs.
     peaks = {"fp32": tera_flops(torch.float32)}
-    if not on_gpu:
-        peaks["fp32"] = max(peaks["fp32"], convolution_tera_flops())
     if on_gpu:
         peaks |= {"tf32": tera_flops(torch.float32, tf32=True), "fp16": tera_flops(torch.float16)}
+    else:
+        peaks["fp32"] = max(peaks["fp32"], convolution_tera_flops())
     source = torch.zeros(copied, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     copy_s = _seconds(lambda: target.copy_(source), device)

@@ -171,31 +171,30 @@ def _rival(name: str, model: str, options: argparse.Namespace) -> Generator[Targ
 
 
 async def _overload(target: Target, options: argparse.Namespace) -> dict[str, Any]:
-    name, url, members, known_headers, parse, known_model = target
     images = [path.read_bytes() for path in photos.find(options.photos)]
     if options.pixels:
         images = [photos.resized(image, options.pixels, options.pixels) for image in images]
-    model, sent = await client.ask_alone(url, images, known_headers, parse)
-    model, hurried = model or known_model, sent
+    found, sent = await client.ask_alone(target.url, images, target.headers, target.parse)
+    model, hurried = found or target.model, sent
     if options.deadline_header:
-        headers = {**known_headers, DEADLINE_HEADER: f"{options.deadline_ms / 1e3:g}"}
-        contents = [client.request(url, image, headers) for image in images]
+        headers = {**target.headers, DEADLINE_HEADER: f"{options.deadline_ms / 1e3:g}"}
+        contents = [client.request(target.url, image, headers) for image in images]
         hurried = [Photo(content, photo.top1) for content, photo in zip(contents, sent, strict=True)]
     kb = sum(map(len, images)) / len(images) / 1e3
-    print(f"{name}: {model}, {len(sent)} photos of {kb:.0f} KB, deadline {options.deadline_ms:g} ms", flush=True)
+    print(f"{target.name}: {model}, {len(sent)} photos of {kb:.0f} KB, deadline {options.deadline_ms:g} ms", flush=True)
     capacities = [await _capacity(target, sent, options)]
     print(f"capacity, {options.connections} connections: {capacities[0]:.1f} images/s\n{_row(None)}", flush=True)
     steps = []
     for number, factor in enumerate(options.factors):
-        loop = OpenLoop(url, hurried, options.deadline_ms / 1e3, options.sockets, parse)
+        loop = OpenLoop(target.url, hurried, options.deadline_ms / 1e3, options.sockets, target.parse)
         window = await loop.run(
             factor * capacities[0],
             options.warm_up,
             options.seconds,
-            lambda: machine.read_meters(members() if members else ()),
+            lambda: machine.read_meters(target.members() if target.members else ()),
             seed=number,
         )
-        steps.append(_step(factor, factor * capacities[0], window, has_server=members is not None))
+        steps.append(_step(factor, factor * capacities[0], window, has_server=target.members is not None))
         print(_row(steps[-1]), flush=True)
         for fault, count in window.faults.most_common(MOST_FAULTS):
             print(f"error, {count} times: {fault}", file=sys.stderr)
@@ -203,7 +202,7 @@ async def _overload(target: Target, options: argparse.Namespace) -> dict[str, An
     print(f"capacity afterwards: {capacities[1]:.1f} images/s\n", flush=True)
     return {
         "command": shlex.join(["python", "loadtest/overload.py", *sys.argv[1:]]),
-        "name": name,
+        "name": target.name,
         "model": model,
         "photo_kb": kb,
         "cpus": psutil.cpu_count(),

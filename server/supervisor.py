@@ -406,7 +406,9 @@ class Supervisor:
     def _announce_once(self) -> None:
         """Say what is served and where, once every worker accepts connections and can have images classified."""
         workers = [role.child for role in self._workers]
-        starting = any(worker is None or worker.ready_s == math.inf or not worker.connected for worker in workers)
+        starting = self._engine_up is None or not all(
+            worker and worker.ready_s < math.inf and worker.connected for worker in workers
+        )
         if self._announced or starting or self._finish_s < math.inf:
             return
         self._announced = True

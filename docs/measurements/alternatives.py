@@ -142,7 +142,7 @@ def _sessions(path: Path) -> None:
         print("| graph | ms to a session |\n| --- | --- |")
         print("".join(f"| {name} | {wall_ms:.0f} |\n" for name, (wall_ms, _) in starts.items()))
         sessions = {
-            "as the server has it": _session(path),
+            "no spinning": _session(path),
             "spinning": _session(path, spinning="1"),
             "one thread": _session(path, threads="1"),
             "spinning within a run": _session(path, spinning="1", **{"session.force_spinning_stop": "1"}),

@@ -32,7 +32,6 @@ from loadtest.compare.servers import NAMES, SERVERS, Server
 
 SAMPLE = ROOT.parent / "shared" / "data" / "imagenet-sample"
 """More and more varied photos than the project's own, where they are."""
-FOLDER = ROOT / ".compare"
 WORKS = ("real", networks.TINY)
 
 
@@ -159,7 +158,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--repository",
         type=Path,
-        default=FOLDER / "model_repository",
+        default=environments.FOLDER.with_name("model_repository"),
         metavar="FOLDER",
         help="where the model is, or is exported to with random weights (default .compare/model_repository)",
     )

@@ -57,8 +57,7 @@ def load(repository: Path, model: Model, settings: Settings, progress: Callable[
     except Exception:
         backend.close()
         raise
-    finally:
-        give_memory_back()
+    give_memory_back()
     log.info("%s is warm after %.1f s", model.key, time.monotonic() - started_s)
     limits = Limits(settings.max_batch, settings.max_wait_ms / 1e3, settings.queue_size)
     return Warm(backend, limits, latency_s)
