@@ -2,6 +2,7 @@
 
 import gzip
 import socket
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from tests import tiny
 from tests.server.http.test_archives import tarred, zipped
 from tests.server.running import RunningServer, red_image, until
+from tests.server.test_reload import publish
 
 MAX_BODY_BYTES = 200_000
 MAX_IMAGES = 40
@@ -214,23 +216,35 @@ def test_a_client_that_leaves_gives_every_image_up(slow: RunningServer) -> None:
 
 def test_a_model_may_be_replaced_while_a_batch_runs(tmp_path: Path) -> None:
     repository = tmp_path / "repository"
-    tiny.write(repository, work=200)
-    tiny.write(tmp_path / "aside", "tiny", 2)
+    tiny.write(repository, work=20)
+    found: list[list[dict[str, Any]]] = []
     with (
         RunningServer(repository, reload_ms=100, queue_size=2, max_batch=1, http_workers=1) as server,
         ThreadPoolExecutor(1) as aside,
     ):
 
-        def versions() -> list[int]:
-            return [model["version"] for model in server.client.get("/models").json()["models"]]
+        def post_until(done: threading.Event) -> None:
+            while not done.is_set():
+                found.append(post(server, batch(range(60))).json()["results"])
 
-        answer = aside.submit(post, server, batch(range(60)))
-        until(lambda: server.metric("serving_requests_total", code="ok") > 0)
-        (tmp_path / "aside" / "tiny" / "2").rename(repository / "tiny" / "2")
-        until(lambda: versions() == [1, 2])
-        (repository / "tiny" / "1").rename(tmp_path / "old")
-        until(lambda: versions() == [2])
-        results = answer.result().json()["results"]
-    assert [each["problem"] for each in results] == [None] * 60
-    assert [each["classification"]["predictions"][0]["class_id"] for each in results] == list(range(60))
-    assert {each["classification"]["version"] for each in results} == {1, 2}
+        def replace_by(version: int) -> None:
+            publish(repository, version, work=20)
+            (repository / "tiny" / str(version - 1)).rename(tmp_path / str(version - 1))
+            until(lambda: [model["version"] for model in server.client.get("/models").json()["models"]] == [version])
+
+        done = threading.Event()
+        posting = aside.submit(post_until, done)
+        try:
+            until(lambda: server.metric("serving_requests_total", code="ok") > 0)
+            for version in range(2, 50):
+                replace_by(version)
+                if any(len({each["classification"]["version"] for each in results}) == 2 for results in found):
+                    break
+            else:
+                pytest.fail("no batch was under way when a version came")
+        finally:
+            done.set()
+        posting.result()
+    for results in found:
+        assert [each["problem"] for each in results] == [None] * 60
+        assert [each["classification"]["predictions"][0]["class_id"] for each in results] == list(range(60))
