@@ -13,7 +13,7 @@ FROM ${PYTHON_IMAGE} AS requirements
 WORKDIR /requirements
 COPY constraints.txt pyproject.toml deploy/requirements.py ./
 RUN python requirements.py tracing grpc >cpu.txt \
-    && python requirements.py gpu tensorrt-rtx tracing grpc --without onnxruntime >gpu.txt \
+    && python requirements.py gpu nvimagecodec tensorrt-rtx tracing grpc --without onnxruntime >gpu.txt \
     && python requirements.py export >export.txt \
     && grep '^torch==' export.txt >torch.txt \
     && python requirements.py loadtest --extras-only >loadtest.txt

@@ -57,6 +57,7 @@ class Label(_Record):
     wordnet_id: str | None = None
 
 
+Interpolation = Literal["bilinear", "bicubic"]
 CropCount = Literal[1, 10]
 
 
@@ -77,7 +78,7 @@ class Preprocessing(_Record):
 
     resize: Annotated[int, Field(ge=1, le=4096)]
     crop: Annotated[int, Field(ge=1, le=4096)]
-    interpolation: Literal["bilinear", "bicubic"]
+    interpolation: Interpolation
     mean: Channels
     std: Channels
 

@@ -33,6 +33,7 @@ from server.cpus import available_cpus, cgroup_quota
 from server.engine.backends import inventory
 from server.engine.slots import needed_bytes
 from server.http import tracing
+from server.images import jpeg
 from server.run_folder import longest_socket_path
 from server.settings import Settings
 
@@ -133,6 +134,8 @@ def _versions(settings: Settings, report: Report) -> dict[str, Any]:
         report.stop("grpc_port is set, and gRPC is not installed", "pip install '.[grpc]'")
     if settings.otlp_endpoint and not tracing.is_installed():
         report.stop("otlp_endpoint is set, and tracing is not installed", "pip install '.[tracing]'")
+    if refused := jpeg.why_not(settings):
+        report.stop(f"decoder is {settings.decoder}", refused)
     return {
         "server": VERSION,
         "python": f"{platform.python_version()} {sys.executable}",

@@ -73,6 +73,12 @@ class Metrics:
             model,
             registry=registry,
         )
+        self.gpu_decodes = Counter(
+            "serving_gpu_decodes",
+            "Photos given to nvImageCodec: done, or refused and left to Pillow",
+            ["outcome"],
+            registry=registry,
+        )
         gpu = ["gpu", "name"]
         self.gpu_utilisation = Gauge(
             "serving_gpu_utilization_ratio",
@@ -97,6 +103,10 @@ class Metrics:
         )
         for each in (self.requests, self.total, self.decode, self.queue, self.inference, self.batch_size):
             each.labels = cache(each.labels)  # type: ignore[assignment, method-assign]  # no locks, no checks
+
+    def count_gpu_decode(self, outcome: str) -> None:
+        """One photo more that was "done", or "refused"."""
+        self.gpu_decodes.labels(outcome).inc()
 
 
 def exposition() -> tuple[bytes, str]:

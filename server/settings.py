@@ -112,6 +112,8 @@ class Settings(BaseSettings):
     """processes that receive and decode; default: a quarter of the CPUs"""
     decode_threads: Annotated[int, Field(ge=1, le=256)] = Field(default_factory=lambda: min(4, available_cpus()))
     """images decoded at one time by one HTTP worker; default: the CPUs, at most 4"""
+    decoder: Literal["pillow", "nvimagecodec", "nvimagecodec-cpu"] = "pillow"
+    """of JPEG: nvimagecodec on the GPU, as nvimagecodec-cpu for comparison; what it refuses, Pillow decodes"""
     inference_threads: Annotated[int, Field(ge=1, le=256)] = Field(default_factory=available_cpus)
     """threads of one inference on the CPU; default: the CPUs"""
     lanes: Annotated[int, Field(ge=1, le=8)] = 1

@@ -40,6 +40,7 @@ from server.engine.slots import Slots
 from server.errors import Code, ServiceError
 from server.http import tracing
 from server.http import worker as http_worker
+from server.images import jpeg
 from server.keys import KeyFile, KeysError
 from server.metrics import Metrics
 from server.repository import Catalogue
@@ -163,6 +164,8 @@ class Supervisor:
             settings = settings.model_copy(update={"grpc_port": self._reserved.getsockname()[1]})
         if settings.otlp_endpoint and not tracing.is_installed():
             raise StartupError("tracing is not installed: pip install '.[tracing]', or leave --otlp-endpoint out")
+        if refused := jpeg.why_not(settings):
+            raise StartupError(refused)
         self._settings = settings
         self._rollout = Rollout(catalogue)
         self._asked: dict[str, None] = {}  # names of models that were loaded on request

@@ -3,8 +3,6 @@
 `serve run deploy/ray/serve.yaml`, where Ray is installed (docs/measurements/ray.md).
 """
 
-import tempfile
-from pathlib import Path
 from typing import Any, cast
 
 import ray
@@ -15,6 +13,7 @@ from server import logs, metrics
 from server.control import Change
 from server.engine.client import EngineClient
 from server.errors import Code, ServiceError
+from server.run_folder import RunFolder
 from server.settings import Settings
 
 
@@ -41,12 +40,12 @@ class Classifier:
         from server.http.uploads import Uploads
         from server.metrics import Metrics
 
+        self._folder = RunFolder()
         cpus = max(1, round(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
         threads = {"http_workers": 1, "inference_threads": cpus, "decode_threads": min(4, cpus)}
         settings = Settings(**{**threads, **options.settings})
         logs.configure(settings.log_level)
-        self._folder = tempfile.TemporaryDirectory(prefix="resnet-serving-")
-        metrics.use_directory(Path(self._folder.name))
+        metrics.use_directory(self._folder.path)
         measured = Metrics("replica")
         catalogue = catalogue_of(settings, options.versions)
         places = Places(settings.queue_size)
@@ -65,6 +64,10 @@ class Classifier:
     def __serve_build_asgi_app__(self) -> Any:
         """What Ray asks for once the replica is there."""
         return self._app
+
+    def __del__(self) -> None:
+        """Ray calls it when a replica ends in peace; what one that was killed has left, the next one removes."""
+        self._folder.remove()
 
     def check_health(self) -> None:
         """Ray asks; what raises is replaced."""

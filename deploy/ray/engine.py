@@ -27,6 +27,7 @@ from server.engine.client import Classes, Image
 from server.engine.core import Engine, Outcome
 from server.engine.scheduler import Job, Priority
 from server.errors import Code, ServiceError
+from server.images import jpeg
 from server.images.decode import decode
 from server.metrics import Metrics
 from server.repository import Catalogue, Model
@@ -80,6 +81,7 @@ class LocalEngine:
         self._under_way = 0
         self._tell = count
         self._admission = Admission(settings.queue_size)
+        self._jpeg_decoder = jpeg.start(settings, metrics.count_gpu_decode)
         self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
         self._timer: asyncio.TimerHandle | None = None
         self._engine: Engine[_Crop] = Engine(wake=lambda: self._call_in_loop(self._step), on_start=self._started)
@@ -145,7 +147,8 @@ class LocalEngine:
         if not isinstance(data, bytes):
             return [data]
         pixels = [np.empty(model.manifest.input_shape, np.uint8) for _ in range(crops)]
-        decode(data, model.manifest.preprocessing, pixels, max_pixels=self._settings.max_pixels)
+        limit = self._settings.max_pixels
+        decode(data, model.manifest.preprocessing, pixels, max_pixels=limit, jpeg_decoder=self._jpeg_decoder)
         return pixels
 
     def _step(self) -> None:

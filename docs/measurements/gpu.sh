@@ -10,6 +10,7 @@
 #   NETWORKS  default "resnet50 resnet152"    WEIGHTS  --random-weights where the official ones cannot be had (default)
 #   BATCHES   default 1,2,4,8,16,32,64,128,256         SECONDS_EACH  for each figure, default 2
 #   HTTP_WORKERS  default "1 2 4 8"           CONNECTIONS  default 1,32,256
+#   PHOTOS        JPEGs for the decoders, default export/photos
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
 
@@ -47,7 +48,7 @@ install() {
 import re, subprocess, sys
 from importlib.metadata import PackageNotFoundError, version
 
-command = [sys.executable, "deploy/requirements.py", "export", "loadtest", "--without", "locust"]
+command = [sys.executable, "deploy/requirements.py", "export", "loadtest", "nvimagecodec", "--without", "locust"]
 found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
 for line in (*found, "pytest", "httpx", "hypothesis"):
     try:
@@ -107,13 +108,19 @@ measure_engine() {
         --batches "${BATCHES:-1,2,4,8,16,32,64,128,256}"
 }
 
-measure_service() { # the whole way of a JPEG, for the first network and its fastest program
+measure_decoders() {
+    "$python" docs/measurements/decoders.py nvimagecodec "${PHOTOS:-export/photos}" --repository "$repository" \
+        --model "${networks[0]}"
+}
+
+measure_service() { # DECODER DECODE_THREADS: the whole way of a JPEG, for the first network and its fastest program
     local workers status=0
     for workers in "${http_workers[@]}"; do
         SERVER_HTTP_WORKERS=$workers SERVER_MAX_BATCH=64 SERVER_QUEUE_SIZE=1024 SERVER_STALL_TIMEOUT_MS=600000 \
+            SERVER_DECODER=$1 SERVER_DECODE_THREADS=$2 \
             "$python" loadtest/bench.py --repository "$repository" --model "${networks[0]}-torch-fp16" \
             --connections "${CONNECTIONS:-1,32,256}" --seconds "${SECONDS_EACH:-2}" --warm-up 1 \
-            --json "$out/service-$workers-workers.json" || status=1
+            --json "$out/service-$1-$workers-workers.json" || status=1
     done
     return $status
 }
@@ -131,9 +138,12 @@ if "$python" -c 'import tensorrt' 2>"$out/tensorrt.log"; then
 else
     echo "== tensorrt is not installed: its engines are left out"
 fi
-part tests "$python" -m pytest -p no:cacheprovider -m "gpu or torchvision" -ra tests/server/engine tests/models tests/export
+part tests "$python" -m pytest -p no:cacheprovider -m "gpu or torchvision" -ra tests/server/engine tests/server/images \
+    tests/models tests/export
 part engine measure_engine
-part service measure_service
+part decoders measure_decoders
+part service measure_service pillow 4
+part service-decoding-on-the-gpu measure_service nvimagecodec 32
 if ((${#failed[@]})); then
     echo "failed: ${failed[*]}; what they said is in $out/NAME.log" >&2
     exit 1

@@ -41,6 +41,7 @@ from server.http.places import Places
 from server.http.protocol import protocol_class
 from server.http.service import Changes, Service
 from server.http.uploads import Uploads
+from server.images import jpeg
 from server.images.decode import decode
 from server.keys import Key, Keys
 from server.metrics import Metrics
@@ -70,17 +71,18 @@ def main(start: Start, control: Connection) -> None:
 
 async def _serve(start: Start, control: Connection) -> None:
     settings = start.settings
+    name = f"http-{start.number}"
+    metrics = Metrics(name)
+    jpeg_decoder = jpeg.start(settings, metrics.count_gpu_decode)
 
     def decode_into(image: Image, preprocessing: Preprocessing, outs: Sequence[NDArray[np.uint8]]) -> None:
         if isinstance(image, bytes):
-            decode(image, preprocessing, outs, max_pixels=settings.max_pixels)
+            decode(image, preprocessing, outs, max_pixels=settings.max_pixels, jpeg_decoder=jpeg_decoder)
         else:
             (out,) = outs
             out[...] = image
 
-    name = f"http-{start.number}"
     owned = range(start.number * settings.slots_per_worker, (start.number + 1) * settings.slots_per_worker)
-    metrics = Metrics(name)
     places = Places(settings.slots_per_worker)
 
     def count(pending: int) -> None:

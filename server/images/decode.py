@@ -20,9 +20,10 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from models.manifest import CropCount, Preprocessing
+from models.manifest import Crop, CropCount, Preprocessing
 from server.errors import Code, ServiceError
-from server.images.preprocess import crop_boxes, resample, rgb
+from server.images.jpeg import JpegDecoder
+from server.images.preprocess import crop_boxes, resample, rgb, upright
 
 FORMATS = tuple(
     image_file.format
@@ -71,7 +72,12 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def decode(
-    data: bytes | memoryview, preprocessing: Preprocessing, outs: Sequence[npt.NDArray[np.uint8]], *, max_pixels: int
+    data: bytes | memoryview,
+    preprocessing: Preprocessing,
+    outs: Sequence[npt.NDArray[np.uint8]],
+    *,
+    max_pixels: int,
+    jpeg_decoder: JpegDecoder | None = None,
 ) -> None:
     """Write the network's input for a compressed image into `outs`: the centre crop, or the ten crops.
 
@@ -87,6 +93,7 @@ def decode(
         max_pixels: largest width x height, each counted as 64 or more; checked before any pixel is decoded. Opening a
             GIF or WebP may allocate its canvas before that, so Pillow's own limit, 2 * Image.MAX_IMAGE_PIXELS (179
             million), stays in force.
+        jpeg_decoder: is asked first; None: all is Pillow's.
 
     Raises:
         ServiceError: EMPTY_BODY, NOT_AN_IMAGE (none of FORMATS, or a run-length compressed BMP), TOO_MANY_PIXELS, or
@@ -97,7 +104,7 @@ def decode(
     data = bytes(data)
     format_name = _format(data)
     try:
-        crops = _crops(data, format_name, preprocessing, 10 if len(outs) == 10 else 1, max_pixels)
+        crops = _crops(data, format_name, preprocessing, 10 if len(outs) == 10 else 1, max_pixels, jpeg_decoder)
     except ServiceError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -122,12 +129,24 @@ def _format(data: bytes) -> str:
 
 
 def _crops(
-    data: bytes, format_name: str, preprocessing: Preprocessing, count: CropCount, max_pixels: int
+    data: bytes,
+    format_name: str,
+    preprocessing: Preprocessing,
+    count: CropCount,
+    max_pixels: int,
+    jpeg_decoder: JpegDecoder | None,
 ) -> list[npt.NDArray[np.uint8]]:
     _check_structure(data, format_name)
     with Image.open(_BoundedReads(data), formats=(format_name,)) as image:
         _check_pixels(image, max_pixels)
         size = image.size
+        if jpeg_decoder is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
+            orientation = _orientation(image)
+            parts = crop_boxes(size, preprocessing, orientation, count)
+            pixels = jpeg_decoder.crops(data, image, [box for _, box in parts], preprocessing)
+            if pixels is not None:
+                stored = map(Image.fromarray, pixels)
+                return [_finished(each, orientation, crop) for each, (crop, _) in zip(stored, parts, strict=True)]
         side = int(DRAFT_MARGIN * preprocessing.resize)
         draft = image.draft(None, (side, side))  # None but for JPEG
         scale = draft[1][2] / size[0] if draft else 1.0
@@ -137,9 +156,14 @@ def _crops(
         crops = []
         for crop, (left, top, right, bottom) in crop_boxes(size, preprocessing, orientation, count):
             box = left * scale, top * scale, right * scale, bottom * scale
-            pixels = np.asarray(resample(picture, box, preprocessing, orientation))
-            crops.append(pixels[:, ::-1] if crop.mirrored else pixels)
+            crops.append(_finished(resample(picture, box, preprocessing), orientation, crop))
         return crops
+
+
+def _finished(pixels: Image.Image, orientation: int, crop: Crop) -> npt.NDArray[np.uint8]:
+    """Turned at last: a crop has fewer pixels than the photo."""
+    turned = np.asarray(upright(pixels, orientation))
+    return turned[:, ::-1] if crop.mirrored else turned
 
 
 class _BoundedReads(io.BytesIO):
@@ -255,7 +279,10 @@ def _check_pixels(image: Image.Image, max_pixels: int) -> None:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation of a loaded image, 1 to 8; 1 where there is none. TIFF images come upright from Pillow."""
+    """EXIF orientation of a loaded image, or a JPEG that is open, 1 to 8; 1 where there is none.
+
+    TIFF images come upright from Pillow.
+    """
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # malformed metadata is no reason to refuse a picture

@@ -50,17 +50,19 @@ def crop_boxes(
     return boxes
 
 
-def resample(image: Image.Image, box: Box, preprocessing: Preprocessing, orientation: int = 1) -> Image.Image:
-    """The `box` of an RGB image, upright, as `crop` x `crop` pixels.
+def resample(image: Image.Image, box: Box, preprocessing: Preprocessing) -> Image.Image:
+    """The `box` of an RGB image as `crop` x `crop` pixels.
 
     Resampling the box alone gives the pixels of resize-then-crop, up to rounding, and needs no memory for the rest; a
     box of `crop` x `crop` whole pixels passes through unchanged. Pillow runs the cheaper of its two passes first, which
     may be another one for the box than for the whole image: then bicubic differs by some levels at sharp edges.
-    Turning the few pixels that are left costs less than turning the photo.
     """
-    size = (preprocessing.crop, preprocessing.crop)
-    pixels = image.resize(size, _FILTERS[preprocessing.interpolation], box)
-    return pixels.transpose(_TRANSPOSE[orientation]) if orientation in _TRANSPOSE else pixels
+    return image.resize((preprocessing.crop, preprocessing.crop), _FILTERS[preprocessing.interpolation], box)
+
+
+def upright(image: Image.Image, orientation: int) -> Image.Image:
+    """Turn what is stored by its EXIF orientation, 1 to 8."""
+    return image.transpose(_TRANSPOSE[orientation]) if orientation in _TRANSPOSE else image
 
 
 def rgb(image: Image.Image) -> Image.Image:

@@ -1,0 +1,102 @@
+"""Photos decoded by Pillow and by nvImageCodec (the setting `decoder`); prints the tables of decoders.md.
+
+    python docs/measurements/decoders.py nvimagecodec PHOTOS --repository model_repository --model efficientnet_lite0
+
+`nvimagecodec-cpu` shows the answers where there is no GPU. Both take turns, so that a noisy machine is as hard on each.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import cycle, islice
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.manifest import Preprocessing
+from server import repository
+from server.engine.loading import load
+from server.images.decode import decode
+from server.images.jpeg import JpegDecoder
+from server.images.nvimagecodec import NvImageCodec
+from server.settings import Settings
+
+CALLERS, ROUNDS, LEAST_S, BATCH = (1, 4, 16, 64), 5, 2.0, 8
+Pixels = NDArray[np.uint8]
+
+
+def main() -> None:
+    """Measure answers and speed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("decoder", choices=("nvimagecodec", "nvimagecodec-cpu"))
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("--repository", type=Path, default=Path("model_repository"))
+    parser.add_argument("--model", default="efficientnet_lite0")
+    asked = parser.parse_args()
+    photos = [path.read_bytes() for path in sorted(asked.photos.iterdir()) if path.suffix.lower() in (".jpeg", ".jpg")]
+    outcomes: list[str] = []
+    codec = NvImageCodec("cuda" if asked.decoder == "nvimagecodec" else "cpu", 4, outcomes.append)
+    decoders: dict[str, JpegDecoder | None] = {"Pillow": None, asked.decoder: codec}
+    _answers(asked.repository, asked.model, photos, codec)
+    print(f"\n{len(photos)} photos, of which {asked.decoder} left {len(photos) - outcomes.count('done')} to Pillow\n")
+    _speed(photos, decoders)
+
+
+def _decoded(data: bytes, preprocessing: Preprocessing, decoder: JpegDecoder | None) -> Pixels:
+    out = np.empty((preprocessing.crop, preprocessing.crop, 3), np.uint8)
+    decode(data, preprocessing, [out], max_pixels=2**26, jpeg_decoder=decoder)
+    return out
+
+
+def _answers(folder: Path, name: str, photos: Sequence[bytes], codec: JpegDecoder) -> None:
+    """What becomes of the photos, and what a network makes of that."""
+    settings = Settings(max_batch=BATCH)
+    (model,) = repository.scan(folder, (name,), name).models.values()
+    backend = load(folder, model, settings).backend
+    best: dict[bool, list[int]] = {True: [], False: []}
+    means, largest = [], 0
+    for at in range(0, len(photos), BATCH):
+        both = [
+            [_decoded(data, model.manifest.preprocessing, decoder) for data in photos[at : at + BATCH]]
+            for decoder in (None, codec)
+        ]
+        for exact, found in zip(*both, strict=True):
+            apart = np.abs(exact.astype(int) - found)
+            means.append(apart.mean())
+            largest = max(largest, int(apart.max()))
+        for pixels, mine in zip(both, (True, False), strict=True):
+            best[mine] += backend.run(pixels).indices[:, 0].tolist()
+    same = sum(left == right for left, right in zip(*best.values(), strict=True))
+    print("| photos | mean difference of a value, of 255 | largest | same best class |\n| --- | --- | --- | --- |")
+    print(f"| {len(photos)} | {np.mean(means):.3f} | {largest} | {same} ({same / len(photos):.2%}) |")
+
+
+def _speed(photos: Sequence[bytes], decoders: dict[str, JpegDecoder | None]) -> None:
+    """Images a second, and what the CPUs have to do for one, by the number of threads that call."""
+    preprocessing = Preprocessing(resize=256, crop=224, interpolation="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3)
+    print("| threads that call | decoder | images/s | CPU-ms an image |\n| --- | --- | --- | --- |")
+    for callers in CALLERS:
+        with ThreadPoolExecutor(callers) as pool:
+            rates: dict[str, list[tuple[float, float]]] = {name: [] for name in decoders}
+            for _ in range(ROUNDS):
+                for name, decoder in decoders.items():
+                    call: Callable[[bytes], Pixels] = partial(_decoded, preprocessing=preprocessing, decoder=decoder)
+                    rates[name].append(_rate(pool, call, list(islice(cycle(photos), 8 * callers))))
+        for name, measured in rates.items():
+            images_per_s, cpu_ms = (median(column) for column in zip(*measured, strict=True))
+            print(f"| {callers} | {name} | {images_per_s:,.0f} | {cpu_ms:.2f} |", flush=True)
+
+
+def _rate(pool: ThreadPoolExecutor, call: Callable[[bytes], Pixels], photos: Sequence[bytes]) -> tuple[float, float]:
+    done, wall_s, cpu_s = 0, time.perf_counter(), time.process_time()
+    while time.perf_counter() - wall_s < LEAST_S:
+        done += len(list(pool.map(call, photos)))
+    return done / (time.perf_counter() - wall_s), 1e3 * (time.process_time() - cpu_s) / done
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""Who decodes JPEG: Pillow, or what the settings put before it."""
+
+import logging
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL.JpegImagePlugin import JpegImageFile
+
+from models.manifest import Preprocessing
+from server import gpus
+from server.cpus import available_cpus
+from server.images.preprocess import Box
+from server.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+class JpegDecoder(Protocol):
+    """What may decode photos in Pillow's place."""
+
+    def crops(
+        self, data: bytes, image: JpegImageFile, boxes: Sequence[Box], preprocessing: Preprocessing
+    ) -> list[NDArray[np.uint8]] | None:
+        """The `boxes` of a photo as uint8[crop, crop, 3] each, not turned; None: Pillow is to do it. Blocks.
+
+        `image` is the same photo, opened and not decoded.
+        """
+
+
+def why_not(settings: Settings) -> str | None:
+    """What stands against the decoder that the settings name, and what to do; None: nothing that can be told here."""
+    if settings.decoder == "pillow":
+        return None
+    if any(map(_is_missing, ("nvidia.nvimgcodec", "onnx"))):
+        return "nvImageCodec is not installed: pip install '.[nvimagecodec]', or leave --decoder out"
+    with gpus.management() as library:
+        if settings.decoder == "nvimagecodec" and (library is None or not library.nvmlDeviceGetCount()):
+            return "there is no NVIDIA GPU to decode on, or no driver: leave --decoder out"
+    return None
+
+
+def _is_missing(module: str) -> bool:
+    try:
+        return find_spec(module) is None
+    except ModuleNotFoundError:  # the package around it
+        return True
+
+
+def start(settings: Settings, count: Callable[[str], None]) -> JpegDecoder | None:
+    """The decoder that the settings name; None: Pillow, also where it cannot be had, which the log says.
+
+    `count` is told of each photo that was given to it: "done", or "refused".
+    """
+    if settings.decoder == "pillow":
+        return None
+    from server.images.nvimagecodec import NvImageCodec
+
+    threads = max(1, available_cpus() // settings.http_workers)
+    try:
+        return NvImageCodec("cuda" if settings.decoder == "nvimagecodec" else "cpu", threads, count)
+    except Exception:  # a server that decodes slowly is better than none
+        log.exception("no photo is decoded on the GPU: Pillow does it")
+        return None

@@ -1,0 +1,207 @@
+"""nvImageCodec in Pillow's place: what a GPU does, done here by the same code on the CPU."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from models.manifest import Preprocessing
+from server.engine.backends import device
+from server.errors import Code, ServiceError
+from server.images.decode import decode
+from server.images.nvimagecodec import MAX_PIXELS, NvImageCodec
+from tests import tiny
+from tests.server.images.test_decode import (
+    SAMPLES,
+    TURNED_FROM_UPRIGHT,
+    Pixels,
+    damaged,
+    difference,
+    encoded,
+    picture,
+    preprocessing,
+)
+from tests.server.running import RunningServer, until
+
+PHOTOS = sorted(Path("export/photos").glob("*.jpg"))
+
+
+class Counted:
+    """A decoder, and what became of the photos that it was given."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[str] = []
+        self.decoder = NvImageCodec("cpu", 1, self.outcomes.append)
+
+
+@pytest.fixture(scope="module")
+def counted() -> Counted:
+    return Counted()
+
+
+def decoded(data: bytes, how: Preprocessing, decoder: NvImageCodec | None, crops: int = 1) -> Pixels:
+    """uint8[crops, crop, crop, 3]."""
+    outs = np.zeros((crops, how.crop, how.crop, 3), np.uint8)
+    decode(data, how, list(outs), max_pixels=2 * MAX_PIXELS, jpeg_decoder=decoder)
+    return outs
+
+
+def outcome(data: bytes, decoder: NvImageCodec | None) -> bytes | Code:
+    """The pixels, or the code of the refusal."""
+    try:
+        return decoded(data, preprocessing(), decoder).tobytes()
+    except ServiceError as error:
+        return error.code
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("photo", PHOTOS, ids=lambda photo: photo.stem)
+def test_a_photo_gives_pillows_pixels(counted: Counted, photo: Path, interpolation: str) -> None:
+    how = preprocessing(256, 224, interpolation)
+    expected, found = (decoded(photo.read_bytes(), how, decoder) for decoder in (None, counted.decoder))
+    assert difference(found, expected) <= 2  # Pillow may resample columns first
+    assert counted.outcomes.pop() == "done"
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 127), st.integers(1, 127)),  # Pillow halves no picture whose short side is below 128
+    mode=st.sampled_from(["L", "RGB"]),
+    quality=st.integers(30, 100),
+    subsampling=st.integers(0, 2),
+    progressive=st.booleans(),
+    orientation=st.sampled_from(sorted(TURNED_FROM_UPRIGHT)),
+    crops=st.sampled_from([1, 10]),
+    seed=st.integers(0, 99),
+)
+def test_any_jpeg_gives_pillows_pixels(
+    counted: Counted,
+    size: tuple[int, int],
+    mode: str,
+    quality: int,
+    subsampling: int,
+    progressive: bool,
+    orientation: int,
+    crops: int,
+    seed: int,
+) -> None:
+    noise = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)).convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options: dict[str, Any] = {} if mode == "L" else {"subsampling": subsampling}
+    data = encoded(noise, "JPEG", exif=exif, quality=quality, progressive=progressive, **options)
+    how = preprocessing(40, 32, "bilinear")
+    expected, found = (decoded(data, how, decoder, crops) for decoder in (None, counted.decoder))
+    assert difference(found, expected) <= 2
+    assert counted.outcomes.pop() == "done"
+
+
+def test_a_large_photo_is_not_halved_and_differs_little_from_one_that_is(counted: Counted) -> None:
+    expected, found = (
+        decoded(encoded(picture(1200, 900), "JPEG"), preprocessing(), decoder) for decoder in (None, counted.decoder)
+    )
+    assert difference(found, expected) <= 2
+    assert counted.outcomes.pop() == "done"
+
+
+LEFT_TO_PILLOW = {
+    "CMYK": encoded(picture().convert("CMYK"), "JPEG"),
+    "stored as RGB": encoded(picture(), "JPEG", keep_rgb=True),
+    "truncated": encoded(picture(200, 200), "JPEG")[:-500],
+    "something behind it": encoded(picture(), "JPEG") + bytes(1000),
+    "too large": encoded(picture(4097, 4097), "JPEG"),
+    "PNG": encoded(picture(), "PNG"),
+    "no image": b"no image",
+}
+
+
+@pytest.mark.parametrize("data", LEFT_TO_PILLOW.values(), ids=LEFT_TO_PILLOW)
+def test_what_decoders_may_understand_otherwise_is_left_to_pillow(counted: Counted, data: bytes) -> None:
+    assert outcome(data, counted.decoder) == outcome(data, None)
+    assert counted.outcomes == []
+
+
+def test_what_nvimagecodec_refuses_is_left_to_pillow(counted: Counted) -> None:
+    broken = encoded(picture(64, 64), "JPEG").replace(b"\xff\xdb", b"\xff\xfe")  # no quantisation tables any more
+    assert outcome(broken, counted.decoder) == outcome(broken, None) == Code.BROKEN_IMAGE
+    assert counted.outcomes.pop() == "refused"
+
+
+@settings(max_examples=500, deadline=None)
+@given(data=damaged(sorted(name for name in SAMPLES if "JPEG" in name)))
+def test_hostile_bytes_give_a_picture_wherever_they_do_with_pillow(counted: Counted, data: bytes) -> None:
+    assert isinstance(outcome(data, None), Code) or not isinstance(outcome(data, counted.decoder), Code)
+
+
+def test_photos_that_wait_are_decoded_together_and_each_gets_its_own_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, gate, sizes = NvImageCodec("cpu", 1), threading.Event(), list[int]()
+    decode_batch = decoder._decode
+
+    def gated(photos: Any) -> None:
+        sizes.append(len(photos))
+        gate.wait()
+        decode_batch(photos)
+
+    monkeypatch.setattr(decoder, "_decode", gated)
+    greys = [Image.new("RGB", (40, 40), (level,) * 3) for level in range(0, 256, 32)]
+    how = preprocessing(32, 32, "bilinear")
+    with ThreadPoolExecutor(len(greys)) as pool:
+        waiting = [pool.submit(decoded, encoded(grey, "JPEG"), how, decoder) for grey in greys]
+        until(lambda: len(sizes) == 1 and sizes[0] + decoder._waiting.qsize() == len(greys))
+        gate.set()
+        levels = [int(future.result()[0, 16, 16, 0]) for future in waiting]
+    assert levels == pytest.approx(range(0, 256, 32), abs=1)
+    assert len(sizes) <= 2
+
+
+def test_a_failure_of_the_gpu_is_logged_and_costs_nobody_an_answer(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    outcomes: list[str] = []
+    decoder = NvImageCodec("cpu", 1, outcomes.append)
+
+    def fail(_: Any) -> None:
+        raise RuntimeError("CUDA: out of memory")
+
+    monkeypatch.setattr(decoder, "_decode", fail)
+    data = encoded(picture(), "JPEG")
+    assert np.array_equal(decoded(data, preprocessing(), decoder), decoded(data, preprocessing(), None))
+    assert outcomes == ["refused"]
+    assert "out of memory" in caplog.text
+    monkeypatch.undo()
+    decoded(data, preprocessing(), decoder)
+    assert outcomes == ["refused", "done"]
+
+
+def test_a_server_answers_as_with_pillow(tmp_path: Path) -> None:
+    tiny.write(tmp_path)
+    answers = []
+    for decoder in ("pillow", "nvimagecodec-cpu"):
+        with RunningServer(tmp_path, decoder=decoder, decode_threads=16, http_workers=1) as server:
+            found = server.classify_all([photo.read_bytes() for photo in PHOTOS] * 10, 8)
+            answers.append([response.json()["predictions"][0]["class_id"] for response in found])
+            done = server.metric("serving_gpu_decodes_total", outcome="done")
+            assert done == (0 if decoder == "pillow" else len(found))
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("photo", PHOTOS, ids=lambda photo: photo.stem)
+def test_a_gpu_gives_nearly_pillows_pixels(photo: Path, interpolation: str) -> None:
+    if device.find_gpu() is None:
+        pytest.skip("there is no GPU here")
+    outcomes: list[str] = []
+    decoder = NvImageCodec("cuda", 2, outcomes.append)
+    how = preprocessing(256, 224, interpolation)
+    expected, found = (decoded(photo.read_bytes(), how, each) for each in (None, decoder))
+    assert outcomes == ["done"]
+    apart = np.abs(found.astype(int) - expected)
+    assert apart.mean() < 1  # its inverse cosine transform and its colours are rounded in another way
+    assert apart.max() <= 16
