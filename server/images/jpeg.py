@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -14,6 +15,9 @@ from server import gpus
 from server.cpus import available_cpus
 from server.images.preprocess import Box
 from server.settings import Settings
+
+_MODULES = ("nvidia.nvimgcodec", "cuda.bindings.runtime", "pynvml", "onnx")
+_CUDA_PROVIDER = "libonnxruntime_providers_cuda.so"
 
 log = logging.getLogger(__name__)
 
@@ -34,19 +38,26 @@ def why_not(settings: Settings) -> str | None:
     """What stands against the decoder that the settings name, and what to do; None: nothing that can be told here."""
     if settings.decoder == "pillow":
         return None
-    if any(map(_is_missing, ("nvidia.nvimgcodec", "onnx"))):
-        return "nvImageCodec is not installed: pip install '.[nvimagecodec]', or leave --decoder out"
+    if missing := [module for module in _MODULES if _find(module) is None]:
+        return f"{' and '.join(missing)} cannot be imported: pip install '.[nvimagecodec]', or leave --decoder out"
+    if settings.decoder == "nvimagecodec-cpu":
+        return None
     with gpus.management() as library:
-        if settings.decoder == "nvimagecodec" and (library is None or not library.nvmlDeviceGetCount()):
+        if library is None or not library.nvmlDeviceGetCount():
             return "there is no NVIDIA GPU to decode on, or no driver: leave --decoder out"
+    runtime = _find("onnxruntime")
+    if runtime is None or not (Path(runtime).parent / "capi" / _CUDA_PROVIDER).exists():
+        return "decoding on the GPU needs onnxruntime-gpu (docs/providers.md), or leave --decoder out"
     return None
 
 
-def _is_missing(module: str) -> bool:
+def _find(module: str) -> str | None:
+    """Where a module would be imported from, without doing so."""
     try:
-        return find_spec(module) is None
+        found = find_spec(module)
     except ModuleNotFoundError:  # the package around it
-        return True
+        return None
+    return None if found is None else found.origin
 
 
 def start(settings: Settings, count: Callable[[str], None]) -> JpegDecoder | None:
@@ -56,10 +67,10 @@ def start(settings: Settings, count: Callable[[str], None]) -> JpegDecoder | Non
     """
     if settings.decoder == "pillow":
         return None
-    from server.images.nvimagecodec import NvImageCodec
-
     threads = max(1, available_cpus() // settings.http_workers)
     try:
+        from server.images.nvimagecodec import NvImageCodec
+
         return NvImageCodec("cuda" if settings.decoder == "nvimagecodec" else "cpu", threads, count)
     except Exception:  # a server that decodes slowly is better than none
         log.exception("no photo is decoded on the GPU: Pillow does it")

@@ -1,14 +1,20 @@
 """JPEG photos on an NVIDIA GPU: nvImageCodec decodes those that wait together, ONNX Runtime resamples their crops.
 
-What it refuses is left to Pillow: this decides how fast a photo is decoded, never whether. Decoder and graph run on a
-CPU as well (`nvimagecodec-cpu`), which shows what they answer where there is no GPU.
+What it may understand otherwise than Pillow, or refuses, is left to Pillow. Decoder and graph run on a CPU as well
+(`nvimagecodec-cpu`), which shows what they answer where there is no GPU.
 """
 
+import ctypes
+import io
 import logging
 import os
-from collections.abc import Callable, Sequence
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from importlib import import_module
 from math import prod
+from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any, Literal, NamedTuple, get_args
@@ -16,6 +22,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
+from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 from models.manifest import Interpolation, Preprocessing
@@ -30,8 +37,17 @@ MAX_PIXELS = 2**24
 """Larger photos are left to Pillow, which halves them while it decodes and needs no floating-point copy."""
 MAX_BATCH_PIXELS = 2**26
 """Photos are added to a batch while it has fewer: with those of the last, some 300 MB of the GPU's memory."""
+LARGE_PIXELS = 2**21
+"""What resampling a larger photo needs is given back after it: ONNX Runtime would keep it for ever."""
+
 _TRAILER_BYTES = 64
-"""What may follow the end of a picture; without an end it is a broken one, which Pillow is to say."""
+"""What may follow the end of a picture."""
+_NEEDLESS = {*range(0xE1, 0xEE), 0xEF, 0xFE}
+"""Segments that say nothing of the pixels: all of applications' but JFIF's and Adobe's, and comments."""
+_PICTURE = {0xE0, 0xEE, 0xC4, 0xDB, 0xDD, 0xC0, 0xC1, 0xC2}
+"""Those that do: JFIF's, Adobe's, tables, and frames that are Huffman-coded, baseline or progressive."""
+_NEITHER_SCAN_NOR_TABLE = re.compile(rb"\xff+[^\x00\xff\xc4\xd0-\xd7\xd9-\xdb\xdd\xfe]")
+"""What makes another picture begin behind the first scan, or anything else that readers may take in their own ways."""
 
 log = logging.getLogger(__name__)
 
@@ -53,17 +69,14 @@ class NvImageCodec:
         Args:
             kind: of the device.
             threads: of the CPU, for what nvImageCodec does there.
-            count: told "done" or "refused" of each photo.
+            count: told "done" or "refused" of each photo that it was given to decode.
 
         Raises:
-            ImportError: nvImageCodec or ONNX is not installed.
+            ImportError: nvImageCodec is not installed.
+            RuntimeError: it decodes nothing here.
             Exception: whatever CUDA or ONNX Runtime report.
         """
-        # Else each broken upload would be a line of the log, past its bounds on bursts.
-        os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")
-        from nvidia import nvimgcodec
-
-        self._codec = nvimgcodec
+        self._codec = nvimgcodec = _import_quietly()
         self._kind = kind
         self._count = count
         self._stream = int(device.create_stream()) if kind == "cuda" else 0
@@ -71,7 +84,7 @@ class NvImageCodec:
         on_gpu = (kinds.HW_GPU_ONLY, kinds.GPU_ONLY, kinds.HYBRID_CPU_GPU)
         backends = [nvimgcodec.Backend(each) for each in (on_gpu if kind == "cuda" else (kinds.CPU_ONLY,))]
         self._decoder = nvimgcodec.Decoder(
-            device_id=0 if kind == "cuda" else _NO_DEVICE,
+            device_id=0 if kind == "cuda" else nvimgcodec.NVIMGCODEC_DEVICE_CPU_ONLY,
             max_num_cpu_threads=threads,
             backends=backends,
             options=":fancy_upsampling=1",  # as libjpeg does it for Pillow
@@ -82,6 +95,10 @@ class NvImageCodec:
             sample_format=nvimgcodec.SampleFormat.P_RGB,
         )
         self._sessions = {name: self._session(resampling.graph(name)) for name in get_args(Interpolation)}
+        self._shrinking = ort.RunOptions()
+        if kind == "cuda":
+            self._shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "gpu:0")
+        self._try()
         self._waiting: SimpleQueue[_Photo] = SimpleQueue()
         self._lost = False
         Thread(target=self._turn, name="nvimagecodec", daemon=True).start()
@@ -90,18 +107,32 @@ class NvImageCodec:
         self, data: bytes, image: JpegImageFile, boxes: Sequence[Box], preprocessing: Preprocessing
     ) -> list[NDArray[np.uint8]] | None:
         """See `JpegDecoder.crops`."""
-        if self._lost or not _is_plain(data, image):
+        plain = None if self._lost else _plain(data, image)
+        if plain is None:
             return None
-        photo = _Photo(data, image.size, boxes, preprocessing, Future())
+        photo = _Photo(plain, image.size, boxes, preprocessing, Future())
         self._waiting.put(photo)
         crops = photo.crops.result()
         self._count("refused" if crops is None else "done")
         return crops
 
+    def _try(self) -> None:
+        """Decode a picture and resample it in every way, so that no request pays for a first time."""
+        size, box, crop = (64, 64), (0, 0, 64, 64), 32
+        stream = io.BytesIO()
+        Image.new("RGB", size).save(stream, "JPEG")
+        for interpolation in get_args(Interpolation):
+            how = Preprocessing(resize=crop, crop=crop, interpolation=interpolation, mean=(0, 0, 0), std=(1, 1, 1))
+            photo = _Photo(stream.getvalue(), size, [box], how, Future())
+            self._decode([photo])
+            if not photo.crops.done():
+                raise RuntimeError("nvImageCodec decodes nothing here: it lacks nvJPEG, CUDA or a GPU")
+
     def _session(self, graph: bytes) -> ort.InferenceSession:
         options = ort.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        options.enable_cpu_mem_arena = False
         if self._kind == "cpu":
             return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         cuda = {
@@ -122,56 +153,102 @@ class NvImageCodec:
                 photos.append(self._waiting.get())
             try:
                 self._decode(photos)
+            except DeviceLostError:
+                self._lost = True
+                log.exception("this process has lost the GPU: from now on Pillow decodes")
             except Exception:
-                self._look_after_failure()
+                log.exception("photos could not be decoded on the GPU: Pillow does it")
             for photo in photos:
                 if not photo.crops.done():
                     photo.crops.set_result(None)
 
     def _decode(self, photos: Sequence[_Photo]) -> None:
+        """Set the crops of what can be decoded.
+
+        Raises:
+            DeviceLostError: nothing can any more, in this process.
+        """
         streams = [self._codec.CodeStream(photo.data) for photo in photos]
         pictures = self._decoder.decode(streams, params=self._params, cuda_stream=self._stream)
-        for photo, picture in zip(photos, pictures, strict=True):
-            width, height = photo.size
-            if picture is None or picture.shape != (3, height, width):
-                continue  # it is refused
-            photo.crops.set_result([self._resample(picture, box, photo.preprocessing) for box in photo.boxes])
-
-    def _resample(self, picture: Any, box: Box, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-        interface = picture.__cuda_array_interface__ if self._kind == "cuda" else picture.__array_interface__
-        address, _ = interface["data"]
-        _, height, width = picture.shape
-        out = np.empty((preprocessing.crop, preprocessing.crop, 3), np.uint8)
-        session = self._sessions[preprocessing.interpolation]
-        binding = session.io_binding()
-        _, row_bytes, _ = picture.strides  # which may be longer than the row
-        binding.bind_input(resampling.PLANES, self._kind, 0, np.uint8, (3, height, row_bytes), address)
-        binding.bind_cpu_input(resampling.BOX, np.array(box, np.float32))
-        binding.bind_cpu_input(resampling.SIZES, np.array((width, preprocessing.crop), np.int64))
-        binding.bind_output(resampling.PIXELS, "cpu", 0, np.uint8, out.shape, out.ctypes.data)
-        session.run_with_iobinding(binding)
-        return out
-
-    def _look_after_failure(self) -> None:
-        log.exception("photos could not be decoded on the GPU: Pillow does it")
         try:
-            if self._kind == "cuda":
-                device.raise_if_lost()
-        except DeviceLostError:
-            self._lost = True
-            log.exception("this process has lost the GPU: from now on Pillow decodes")
+            for photo, picture in zip(photos, pictures, strict=True):
+                width, height = photo.size
+                if picture is not None and picture.shape == (3, height, width):
+                    photo.crops.set_result(self._resampled(photo, picture))
+        finally:
+            if not all(photo.crops.done() for photo in photos):  # nvImageCodec itself does not say why
+                self._raise_if_lost()
+
+    def _raise_if_lost(self) -> None:
+        if self._kind == "cuda":
+            device.raise_if_lost()
+
+    def _resampled(self, photo: _Photo, picture: Any) -> list[NDArray[np.uint8]]:
+        address = _address(picture.__cuda_array_interface__ if self._kind == "cuda" else picture.__array_interface__)
+        _, row_bytes, _ = picture.strides  # which may be longer than the row
+        crop, interpolation = photo.preprocessing.crop, photo.preprocessing.interpolation
+        session, crops = self._sessions[interpolation], []
+        for box in photo.boxes:
+            binding = session.io_binding()
+            shape = 3, photo.size[1], row_bytes
+            binding.bind_input(resampling.PLANES, self._kind, 0, np.uint8, shape, address)
+            for name, values in resampling.inputs(photo.size, box, crop, interpolation).items():
+                binding.bind_cpu_input(name, values)
+            out = np.empty((crop, crop, 3), np.uint8)
+            binding.bind_output(resampling.PIXELS, "cpu", 0, np.uint8, out.shape, out.ctypes.data)
+            session.run_with_iobinding(binding, self._shrinking if prod(photo.size) > LARGE_PIXELS else None)
+            crops.append(out)
+        return crops
 
 
-_NO_DEVICE = -99999
-"""NVIMGCODEC_DEVICE_CPU_ONLY (nvimgcodec.h), which Python has no name for."""
+def _import_quietly() -> Any:
+    """Its C libraries write lines of their own, which are no log: that codecs nobody asks for are not there.
+
+    With verbosity 0 they are quiet later, when they refuse photos.
+    """
+    os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")
+    sys.stderr.flush()
+    before = os.dup(2)
+    try:
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        return import_module("nvidia.nvimgcodec")
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
 
 
-def _is_plain(data: bytes, image: JpegImageFile) -> bool:
-    """Whether all decoders understand the same by it: grey or YCbCr, of a moderate size, and complete."""
+def _address(interface: Mapping[str, Any]) -> int:
+    """Where a picture lies, by its array interface.
+
+    nvImageCodec 0.9 holds one reference to the number too many: 32 bytes for each photo, for ever.
+    """
+    pair = interface["data"]
+    address: int = pair[0]
+    if sys.getrefcount(address) > 3:  # those of the pair, of `address` and of this call
+        ctypes.pythonapi.Py_DecRef(ctypes.py_object(address))
+    return address
+
+
+def _plain(data: bytes, image: JpegImageFile) -> bytes | None:
+    """The photo without what does not concern its pixels, where all decoders understand the same by it; else None.
+
+    That is: grey or YCbCr, of a moderate size, one picture, complete, and nothing between its segments. nvImageCodec
+    would print whatever it finds odd in metadata.
+    """
     components = [component for component, *_ in image.layer]
-    return (
-        prod(image.size) <= MAX_PIXELS
-        and (image.mode == "L" or (image.mode == "RGB" and components in ([1, 2, 3], [0, 1, 2])))
-        and image.info.get("adobe_transform", 1) == 1
-        and data.rfind(b"\xff\xd9", -_TRAILER_BYTES) >= 0
-    )
+    usual = image.mode == "L" or (image.mode == "RGB" and components in ([1, 2, 3], [0, 1, 2]))
+    if not usual or image.info.get("adobe_transform", 1) != 1 or prod(image.size) > MAX_PIXELS:
+        return None
+    kept, at = [data[:2]], 2
+    while data[at : at + 2] != b"\xff\xda":
+        kind, end = data[at + 1], at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if data[at] != 0xFF or kind not in _NEEDLESS | _PICTURE or not at + 4 <= end < len(data) - 4:
+            return None
+        if kind in _PICTURE:
+            kept.append(data[at:end])
+        at = end
+    finish = data.find(b"\xff\xd9", at)
+    if finish < max(at, len(data) - 2 - _TRAILER_BYTES) or _NEITHER_SCAN_NOR_TABLE.search(data, at, finish):
+        return None
+    return b"".join((*kept, data[at : finish + 2]))

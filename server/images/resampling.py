@@ -1,56 +1,56 @@
 """What Pillow's `Image.resize(size, filter, box)` computes, as an ONNX graph: two products with matrices of weights.
 
-A GPU makes large dense products faster than it could skip their zeros, and no kernel has to be written for it. Weights
-are floats here and 22-bit fractions there: some values are rounded the other way and differ by one.
+A GPU makes dense products faster than it could skip their zeros, and no kernel has to be written for it. Weights are
+floats here and 22-bit fractions there: some values are rounded the other way and differ by one.
 """
 
+import math
+
+import numpy as np
 import onnx.parser
+from numpy.typing import NDArray
 
 from models.manifest import Interpolation
+from server.images.preprocess import Box
 
-PLANES, BOX, SIZES, PIXELS = "planes", "box", "sizes", "pixels"
-"""uint8[3, H, S >= W], of which W columns are the picture; left, top, right, bottom as float32[4]; W and crop as
-int64[2]; and what comes of them, uint8[crop, crop, 3]."""
+PLANES, PIXELS = "planes", "pixels"
+"""uint8[3, H, S], of which the first W <= S columns are the picture, to uint8[crop, crop, 3]."""
 
-# By the distance of two pixels' centres, in source pixels, or in target pixels where those are larger. As Pillow's
-# Resample.c has it, with a = -0.5.
-_KERNELS: dict[Interpolation, str] = {
+_REACH: dict[Interpolation, int] = {"bilinear": 1, "bicubic": 2}
+"""How far away pixels have a weight: in source pixels, or in target pixels where those are larger."""
+
+# The weight of a pixel by its distance, counted as above: Resample.c of Pillow, bicubic with a = -0.5.
+_WEIGHTS: dict[Interpolation, str] = {
     "bilinear": """
         hat = Sub (one, distance)
         raw = Relu (hat)""",
     "bicubic": """
+        half = Constant <value = float {0.5}> ()  c_1_5 = Constant <value = float {1.5}> ()
+        c_2 = Constant <value = float {2.0}> ()   c_2_5 = Constant <value = float {2.5}> ()
+        c_4 = Constant <value = float {4.0}> ()   zero = Constant <value = float {0.0}> ()
         near_1 = Mul (c_1_5, distance)    near_2 = Sub (near_1, c_2_5)
         near_3 = Mul (near_2, distance)   near_4 = Mul (near_3, distance)   near = Add (near_4, one)
-        far_1 = Mul (c_0_5, distance)     far_2 = Sub (c_2_5, far_1)        far_3 = Mul (far_2, distance)
+        far_1 = Mul (half, distance)      far_2 = Sub (c_2_5, far_1)        far_3 = Mul (far_2, distance)
         far_4 = Sub (far_3, c_4)          far_5 = Mul (far_4, distance)     far = Add (far_5, c_2)
         is_near = Less (distance, one)    is_far = Less (distance, c_2)
         rest = Where (is_far, far, zero)  raw = Where (is_near, near, rest)""",
 }
 
-
-def graph(interpolation: Interpolation) -> bytes:
-    """The model, with the inputs PLANES, BOX and SIZES and the output PIXELS."""
-    return onnx.parser.parse_model(_TEXT % _KERNELS[interpolation]).SerializeToString()
-
-
-_TEXT = """
+_GRAPH = """
 <ir_version: 10, opset_import: ["": 20, "resampling": 1]>
-resize (uint8[3, H, S] planes, float[4] box, int64[2] sizes) => (uint8[C, C, 3] pixels)
-<int64 i_0 = {0}, int64 i_1 = {1}, int64[1] at_0 = {0}, int64[1] at_2 = {2}>
+resize (
+    uint8[3, H, S] planes, int64[2] firsts, int64[2] lasts,
+    float[1, Y] rows, float[C, 1] row_centres, float[1, X] columns, float[C, 1] column_centres
+) => (uint8[C, C, 3] pixels)
+<int64[2] axes = {1, 2}>
 {
-    width = Gather (sizes, i_0)  crop = Gather (sizes, i_1)
-    rows = Shape <start = 1, end = 2> (planes)  height = Squeeze (rows)
-    left = Gather (box, i_0)
-    start, end = Split <axis = 0, num_outputs = 2> (box)  top = Gather (start, i_1)
-    right = Gather (end, i_0)  bottom = Gather (end, i_1)
-    columns = Unsqueeze (width, at_0)
-    stored = Cast <to = 1> (planes)
-    picture = Slice (stored, at_0, columns, at_2)
-    across = resampling.weights (width, crop, left, right)
+    part = Slice (planes, firsts, lasts, axes)
+    picture = Cast <to = 1> (part)
+    across = resampling.weights (columns, column_centres)
     across_t = Transpose <perm = [1, 0]> (across)
     narrow = MatMul (picture, across_t)
     narrow_levels = resampling.levels (narrow)
-    down = resampling.weights (height, crop, top, bottom)
+    down = resampling.weights (rows, row_centres)
     small = MatMul (down, narrow_levels)
     small_levels = resampling.levels (small)
     interleaved = Transpose <perm = [1, 2, 0]> (small_levels)
@@ -66,28 +66,47 @@ levels (values) => (clipped)
     clipped = Clip (whole, zero, most)
 }
 <domain: "resampling", opset_import: ["": 20]>
-weights (length, crop, start, end) => (normal)
+weights (sources, targets) => (normal)
 {
-    zero = Constant <value = float {0.0}> ()   half = Constant <value = float {0.5}> ()
-    one = Constant <value = float {1.0}> ()    c_0_5 = Constant <value = float {0.5}> ()
-    c_1_5 = Constant <value = float {1.5}> ()  c_2_5 = Constant <value = float {2.5}> ()
-    c_2 = Constant <value = float {2.0}> ()    c_4 = Constant <value = float {4.0}> ()
-    i_0 = Constant <value = int64 {0}> ()      i_1 = Constant <value = int64 {1}> ()
-    last = Constant <value_ints = [-1]> ()
-    targets = Cast <to = 1> (crop)
-    extent = Sub (end, start)
-    scale = Div (extent, targets)
-    target = Range (i_0, crop, i_1)   target_f = Cast <to = 1> (target)  target_centre = Add (target_f, half)
-    source = Range (i_0, length, i_1) source_f = Cast <to = 1> (source)  source_centre = Add (source_f, half)
-    scaled = Mul (target_centre, scale)
-    moved = Add (scaled, start)
-    column = Unsqueeze (moved, last)
-    apart = Sub (source_centre, column)
-    unit = Max (scale, one)
-    relative = Div (apart, unit)
-    distance = Abs (relative)
+    one = Constant <value = float {1.0}> ()  last = Constant <value_ints = [1]> ()
+    apart = Sub (sources, targets)
+    distance = Abs (apart)
     %s
     total = ReduceSum (raw, last)
     normal = Div (raw, total)
 }
 """
+
+
+def graph(interpolation: Interpolation) -> bytes:
+    """The model, with the inputs PLANES and those of `inputs`, and the output PIXELS."""
+    return onnx.parser.parse_model(_GRAPH % _WEIGHTS[interpolation]).SerializeToString()
+
+
+def inputs(size: tuple[int, int], box: Box, crop: int, interpolation: Interpolation) -> dict[str, NDArray[np.generic]]:
+    """What the graph needs to know beside the PLANES of a picture of `size` (width, height) to resample its `box`."""
+    (width, height), (left, top, right, bottom) = size, box
+    first_column, last_column, columns, column_centres = _axis(left, right, width, crop, _REACH[interpolation])
+    first_row, last_row, rows, row_centres = _axis(top, bottom, height, crop, _REACH[interpolation])
+    return {
+        "firsts": np.array((first_row, first_column)),
+        "lasts": np.array((last_row, last_column)),
+        "rows": rows[np.newaxis],
+        "row_centres": row_centres[:, np.newaxis],
+        "columns": columns[np.newaxis],
+        "column_centres": column_centres[:, np.newaxis],
+    }
+
+
+def _axis(
+    start: float, end: float, length: int, crop: int, reach: int
+) -> tuple[int, int, NDArray[np.float32], NDArray[np.float32]]:
+    """The first pixel that has a weight, the one after the last, and the centres of those and of the target's."""
+    scale = (end - start) / crop
+    unit = max(scale, 1.0)
+    first = max(0, math.floor(start - reach * unit))
+    last = min(length, math.ceil(end + reach * unit))
+    centres = start + (np.arange(crop) + 0.5) * scale
+    # From the first pixel on, so that large photos lose nothing where float32 has few digits left.
+    sources, targets = np.arange(last - first) + 0.5, centres - first
+    return first, last, (sources / unit).astype(np.float32), (targets / unit).astype(np.float32)

@@ -1,5 +1,6 @@
 """nvImageCodec in Pillow's place: what a GPU does, done here by the same code on the CPU."""
 
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,13 +10,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nvidia import nvimgcodec
 from PIL import Image
 
 from models.manifest import Preprocessing
-from server.engine.backends import device
+from server.engine.backends import DeviceLostError, device
 from server.errors import Code, ServiceError
 from server.images.decode import decode
-from server.images.nvimagecodec import MAX_PIXELS, NvImageCodec
+from server.images.nvimagecodec import MAX_PIXELS, NvImageCodec, _address
 from tests import tiny
 from tests.server.images.test_decode import (
     SAMPLES,
@@ -115,6 +117,8 @@ LEFT_TO_PILLOW = {
     "stored as RGB": encoded(picture(), "JPEG", keep_rgb=True),
     "truncated": encoded(picture(200, 200), "JPEG")[:-500],
     "something behind it": encoded(picture(), "JPEG") + bytes(1000),
+    "another behind its half": encoded(picture(200, 200), "JPEG")[:2000] + encoded(picture(), "JPEG"),
+    "something between its segments": encoded(picture(), "JPEG").replace(b"\xff\xdb", b"??\xff\xdb", 1),
     "too large": encoded(picture(4097, 4097), "JPEG"),
     "PNG": encoded(picture(), "PNG"),
     "no image": b"no image",
@@ -133,10 +137,28 @@ def test_what_nvimagecodec_refuses_is_left_to_pillow(counted: Counted) -> None:
     assert counted.outcomes.pop() == "refused"
 
 
+# Not the other way round: where a scan is damaged, each decoder may stop or go on in its own way.
 @settings(max_examples=500, deadline=None)
 @given(data=damaged(sorted(name for name in SAMPLES if "JPEG" in name)))
 def test_hostile_bytes_give_a_picture_wherever_they_do_with_pillow(counted: Counted, data: bytes) -> None:
     assert isinstance(outcome(data, None), Code) or not isinstance(outcome(data, counted.decoder), Code)
+
+
+def test_odd_metadata_are_no_line_of_the_log(counted: Counted, capfd: pytest.CaptureFixture[str]) -> None:
+    plain = encoded(picture(), "JPEG")
+    data = plain[:2] + b"\xff\xe1\0\x02" + b"\xff\xe1\0\x0aExif\0\0??" + plain[2:]
+    assert np.array_equal(decoded(data, preprocessing(), counted.decoder), decoded(data, preprocessing(), None))
+    assert counted.outcomes.pop() == "done"
+    assert capfd.readouterr() == ("", "")
+
+
+def test_where_a_picture_lies_is_asked_without_leaving_memory_behind(counted: Counted) -> None:
+    held = counted.decoder._decoder.decode(nvimgcodec.CodeStream(encoded(picture(), "JPEG")))
+    addresses = {_address(held.__array_interface__) for _ in range(100)}
+    blocks = sys.getallocatedblocks()
+    addresses |= {_address(held.__array_interface__) for _ in range(1000)}
+    assert len(addresses) == 1
+    assert sys.getallocatedblocks() < blocks + 100
 
 
 def test_photos_that_wait_are_decoded_together_and_each_gets_its_own_answer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,6 +199,31 @@ def test_a_failure_of_the_gpu_is_logged_and_costs_nobody_an_answer(
     monkeypatch.undo()
     decoded(data, preprocessing(), decoder)
     assert outcomes == ["refused", "done"]
+
+
+def test_a_process_that_has_lost_its_gpu_decodes_with_pillow(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    outcomes: list[str] = []
+    decoder = NvImageCodec("cpu", 1, outcomes.append)
+    data = encoded(picture(), "JPEG")
+
+    def lost() -> None:
+        raise DeviceLostError("CUDA: cudaErrorIllegalAddress")
+
+    monkeypatch.setattr(decoder, "_raise_if_lost", lost)
+    monkeypatch.setattr(decoder, "_decoder", Refusing())
+    for _ in range(3):
+        assert np.array_equal(decoded(data, preprocessing(), decoder), decoded(data, preprocessing(), None))
+    assert outcomes == ["refused"]
+    assert "this process has lost the GPU" in caplog.text
+
+
+class Refusing:
+    """What nvImageCodec does where CUDA fails: it says nothing."""
+
+    def decode(self, streams: list[Any], **_: Any) -> list[None]:
+        return [None for _ in streams]
 
 
 def test_a_server_answers_as_with_pillow(tmp_path: Path) -> None:

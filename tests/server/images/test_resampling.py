@@ -47,14 +47,9 @@ def test_any_part_of_any_picture_becomes_what_pillow_makes_of_it(
     narrow = Image.fromarray(noise).resize((crop, height), FILTERS[interpolation], (left, 0, right, height))
     expected = np.asarray(narrow.resize((crop, crop), FILTERS[interpolation], (0, top, crop, bottom)))
     planes = np.pad(noise.transpose(2, 0, 1), ((0, 0), (0, 0), (0, padding)), constant_values=255)
-    (found,) = SESSIONS[interpolation].run(
-        [resampling.PIXELS],
-        {
-            resampling.PLANES: planes,
-            resampling.BOX: np.array((left, top, right, bottom), np.float32),
-            resampling.SIZES: np.array((width, crop)),
-        },
-    )
+    box = left, top, right, bottom
+    known = resampling.inputs((width, height), box, crop, interpolation)
+    (found,) = SESSIONS[interpolation].run([resampling.PIXELS], {resampling.PLANES: planes, **known})
     assert found.shape == (crop, crop, 3)
     # A value that is rounded the other way in between counts for up to twice as much where bicubic overshoots.
     assert np.abs(found.astype(int) - expected).max() <= (1 if interpolation == "bilinear" else 2)
