@@ -8,6 +8,9 @@ from PIL import Image
 FOLDER = Path(__file__).parents[1] / "export" / "photos"
 """Comes with the project; real load is more varied, so give a larger folder where you have one."""
 
+FORM_TYPE = "multipart/form-data; boundary=----a-photo----"
+"""Of what `form` makes."""
+
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
 
@@ -21,6 +24,12 @@ def find(folder: Path) -> list[Path]:
     if not photos:
         raise FileNotFoundError(f"no photos in {folder}: name a folder with some of {', '.join(sorted(_SUFFIXES))}")
     return photos
+
+
+def form(photo: bytes) -> bytes:
+    """A form with the photo as its file, as `curl -F file=@` and browsers send it."""
+    head = b'------a-photo----\r\nContent-Disposition: form-data; name="file"; filename="photo.jpg"\r\n'
+    return head + b"Content-Type: image/jpeg\r\n\r\n" + photo + b"\r\n------a-photo------\r\n"
 
 
 def resized(photo: bytes, width: int, height: int) -> bytes:

@@ -30,12 +30,6 @@ MOST_UNDER_WAY = 64
 SIDES = (64, 320, 1280, 4000)
 """Pixels of the longer side, of `Sizes`."""
 
-_BOUNDARY = b"----a-photo----"
-_FORM_HEAD = (
-    b"--" + _BOUNDARY + b'\r\nContent-Disposition: form-data; name="file"; filename="photo.jpg"\r\n'
-    b"Content-Type: image/jpeg\r\n\r\n"
-)
-_FORM_TAIL = b"\r\n--" + _BOUNDARY + b"--\r\n"
 _BYTES = "application/octet-stream"
 
 
@@ -106,8 +100,7 @@ class Visitor(Poster):
     @task(1)
     def post_form(self) -> None:
         """As `curl -F file=@` and browsers do."""
-        body = _FORM_HEAD + self.a_photo() + _FORM_TAIL
-        self.post("/classify (form)", body, f"multipart/form-data; boundary={_BOUNDARY.decode()}")
+        self.post("/classify (form)", photos.form(self.a_photo()), photos.FORM_TYPE)
 
 
 class Scenario(Poster):

@@ -5,8 +5,10 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from multiprocessing import current_process
+from pathlib import Path
 from typing import Any, Literal, TypeVarTuple
 
 BURST = 20
@@ -38,6 +40,8 @@ def run(
     It ends without waiting for its threads: a batch that hangs, a model that loads, a decoder that nobody waits for.
     """
     configure(level, form)
+    with suppress(OSError):  # where there is no such file
+        Path("/proc/self/comm").write_text(current_process().name)  # which ps and top show
     try:
         target(*arguments)
     except Exception:

@@ -4,6 +4,7 @@
     python docs/measurements/alternatives.py decode ../shared/data/imagenet-sample
     python docs/measurements/alternatives.py onnx model_repository/resnet50/1/model.onnx
     python docs/measurements/alternatives.py http ../shared/data/imagenet-sample
+    python docs/measurements/alternatives.py upload ../shared/data/imagenet-sample
 
 Variants take turns, so that a noisy machine is as hard on each; CPU time is of all threads and processes.
 """
@@ -27,7 +28,7 @@ import uvloop
 from numpy.typing import NDArray
 from PIL import Image
 
-from loadtest import client, machine
+from loadtest import client, machine, photos
 from loadtest.answers import Answer
 from loadtest.client import ClosedLoop, Photo
 from models.manifest import INPUT_NAME, Preprocessing
@@ -52,6 +53,29 @@ async def app(scope, receive, send):
         await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
         await send({"type": "http.response.body", "body": ANSWER})
 """
+FASTAPI_APP = """
+from fastapi import FastAPI, Request, Response, UploadFile
+
+app = FastAPI()
+ANSWER = b'{"predictions": [' + b'{"class_id": 281, "label": "tabby", "probability": 0.5}, ' * 5 + b']}'
+
+@app.post("/stream")
+async def stream(request: Request) -> Response:
+    async for _ in request.stream():
+        pass
+    return Response(ANSWER, media_type="application/json")
+
+@app.post("/body")
+async def body(request: Request) -> Response:
+    await request.body()
+    return Response(ANSWER, media_type="application/json")
+
+@app.post("/form")
+async def form(file: UploadFile) -> Response:
+    await file.read()
+    return Response(ANSWER, media_type="application/json")
+"""
+UPLOADS = {"Request.stream()": "stream", "Request.body()": "body", "UploadFile, a form": "form"}
 SERVERS = {
     "uvicorn, httptools, uvloop": "uvicorn --http httptools --loop uvloop --no-access-log --log-level warning",
     "uvicorn, h11, uvloop": "uvicorn --http h11 --loop uvloop --no-access-log --log-level warning",
@@ -63,10 +87,10 @@ SERVERS = {
 def main() -> None:
     """Measure one kind of alternatives."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=("decode", "onnx", "http"))
+    parser.add_argument("kind", choices=("decode", "onnx", "http", "upload"))
     parser.add_argument("path", type=Path)
     asked = parser.parse_args()
-    {"decode": _decoders, "onnx": _sessions, "http": _servers}[asked.kind](asked.path)
+    {"decode": _decoders, "onnx": _sessions, "http": _servers, "upload": _uploads}[asked.kind](asked.path)
 
 
 def _photos(folder: Path) -> list[bytes]:
@@ -170,15 +194,33 @@ def _servers(folder: Path) -> None:
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in SERVERS}
     for _ in range(3):
         for name, command in SERVERS.items():
-            found[name].append(_serve(command.split(), url, sent))
-    print("| server | requests/s | CPU-ms a request |\n| --- | --- | --- |")
+            found[name].append(_serve(command.split(), APP, url, sent))
+    _show("server", found)
+
+
+def _uploads(folder: Path) -> None:
+    images = _photos(folder)
+    command = next(iter(SERVERS.values())).split()
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in UPLOADS}
+    for _ in range(3):
+        for name, path in UPLOADS.items():
+            url = f"http://127.0.0.1:{PORT}/{path}"
+            kind = photos.FORM_TYPE if path == "form" else "image/jpeg"
+            bodies = map(photos.form, images) if path == "form" else images
+            sent = [Photo(client.request(url, body, {"Content-Type": kind}), 0) for body in bodies]
+            found[name].append(_serve(command, FASTAPI_APP, url, sent))
+    _show("FastAPI route", found)
+
+
+def _show(what: str, found: Mapping[str, Sequence[tuple[float, float]]]) -> None:
+    print(f"| {what} | requests/s | CPU-ms a request |\n| --- | --- | --- |")
     for name, rounds in found.items():
         print(f"| {name} | {median(per_s for per_s, _ in rounds):.0f} | {median(ms for _, ms in rounds):.3f} |")
 
 
-def _serve(command: Sequence[str], url: str, sent: list[Photo]) -> tuple[float, float]:
+def _serve(command: Sequence[str], app: str, url: str, sent: list[Photo]) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "bare.py").write_text(APP)
+        (Path(folder) / "bare.py").write_text(app)
         program = [sys.executable, "-m", *command, "--host", "127.0.0.1", "--port", str(PORT), "bare:app"]
         with subprocess.Popen(program, cwd=folder) as process:  # noqa: S603
             try:

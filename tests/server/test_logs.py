@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from server import logs
@@ -65,6 +66,11 @@ def test_every_line_of_every_process_is_one_json_object(server: RunningServer) -
     assert [answered[name] for name in names] == ["POST", "/classify", 200, len(red_image(3)), "mine"]
     assert answered["bytes_out"] > 100
     assert (refused["status"], "trace_id" in refused) == (415, False)
+
+
+def test_a_process_has_the_name_that_the_log_calls_it_by(server: RunningServer) -> None:
+    names = ["engine", "http-0"]
+    assert [psutil.Process(server.pid(name)).name() for name in names] == names
 
 
 def test_a_path_is_logged_as_it_came_without_its_query_and_only_so_far(server: RunningServer) -> None:
