@@ -98,7 +98,7 @@ class NvImageCodec:
         self._shrinking = ort.RunOptions()
         if kind == "cuda":
             self._shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "gpu:0")
-        self._try()
+        self._warm_up()
         self._waiting: SimpleQueue[_Photo] = SimpleQueue()
         self._lost = False
         Thread(target=self._turn, name="nvimagecodec", daemon=True).start()
@@ -116,7 +116,7 @@ class NvImageCodec:
         self._count("refused" if crops is None else "done")
         return crops
 
-    def _try(self) -> None:
+    def _warm_up(self) -> None:
         """Decode a picture and resample it in every way, so that no request pays for a first time."""
         size, box, crop = (64, 64), (0, 0, 64, 64), 32
         stream = io.BytesIO()
@@ -192,7 +192,8 @@ class NvImageCodec:
             binding = session.io_binding()
             shape = 3, photo.size[1], row_bytes
             binding.bind_input(resampling.PLANES, self._kind, 0, np.uint8, shape, address)
-            for name, values in resampling.inputs(photo.size, box, crop, interpolation).items():
+            known = resampling.inputs(photo.size, box, crop, interpolation)  # the binding does not keep them
+            for name, values in known.items():
                 binding.bind_cpu_input(name, values)
             out = np.empty((crop, crop, 3), np.uint8)
             binding.bind_output(resampling.PIXELS, "cpu", 0, np.uint8, out.shape, out.ctypes.data)
