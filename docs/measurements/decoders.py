@@ -17,6 +17,7 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
+from loadtest import photos
 from models.manifest import Preprocessing
 from server import repository
 from server.engine.loading import load
@@ -37,13 +38,13 @@ def main() -> None:
     parser.add_argument("--repository", type=Path, default=Path("model_repository"))
     parser.add_argument("--model", default="efficientnet_lite0")
     asked = parser.parse_args()
-    photos = [path.read_bytes() for path in sorted(asked.photos.iterdir()) if path.suffix.lower() in (".jpeg", ".jpg")]
+    images = [path.read_bytes() for path in photos.find(asked.photos)]
     outcomes: list[str] = []
     codec = NvImageCodec("cuda" if asked.decoder == "nvimagecodec" else "cpu", 4, outcomes.append)
     decoders: dict[str, JpegDecoder | None] = {"Pillow": None, asked.decoder: codec}
-    _answers(asked.repository, asked.model, photos, codec)
-    print(f"\n{len(photos)} photos, of which {asked.decoder} left {len(photos) - outcomes.count('done')} to Pillow\n")
-    _speed(photos, decoders)
+    _answers(asked.repository, asked.model, images, codec)
+    print(f"\n{len(images)} photos, of which {asked.decoder} left {len(images) - outcomes.count('done')} to Pillow\n")
+    _speed(images, decoders)
 
 
 def _decoded(data: bytes, preprocessing: Preprocessing, decoder: JpegDecoder | None) -> Pixels:
@@ -52,16 +53,16 @@ def _decoded(data: bytes, preprocessing: Preprocessing, decoder: JpegDecoder | N
     return out
 
 
-def _answers(folder: Path, name: str, photos: Sequence[bytes], codec: JpegDecoder) -> None:
+def _answers(folder: Path, name: str, images: Sequence[bytes], codec: JpegDecoder) -> None:
     """What becomes of the photos, and what a network makes of that."""
     settings = Settings(max_batch=BATCH)
     (model,) = repository.scan(folder, (name,), name).models.values()
     backend = load(folder, model, settings).backend
     best: dict[bool, list[int]] = {True: [], False: []}
     means, largest = [], 0
-    for at in range(0, len(photos), BATCH):
+    for at in range(0, len(images), BATCH):
         both = [
-            [_decoded(data, model.manifest.preprocessing, decoder) for data in photos[at : at + BATCH]]
+            [_decoded(data, model.manifest.preprocessing, decoder) for data in images[at : at + BATCH]]
             for decoder in (None, codec)
         ]
         for exact, found in zip(*both, strict=True):
@@ -72,10 +73,10 @@ def _answers(folder: Path, name: str, photos: Sequence[bytes], codec: JpegDecode
             best[mine] += backend.run(pixels).indices[:, 0].tolist()
     same = sum(left == right for left, right in zip(*best.values(), strict=True))
     print("| photos | mean difference of a value, of 255 | largest | same best class |\n| --- | --- | --- | --- |")
-    print(f"| {len(photos)} | {np.mean(means):.3f} | {largest} | {same} ({same / len(photos):.2%}) |")
+    print(f"| {len(images)} | {np.mean(means):.3f} | {largest} | {same} ({same / len(images):.2%}) |")
 
 
-def _speed(photos: Sequence[bytes], decoders: dict[str, JpegDecoder | None]) -> None:
+def _speed(images: Sequence[bytes], decoders: dict[str, JpegDecoder | None]) -> None:
     """Images a second, and what the CPUs have to do for one, by the number of threads that call."""
     preprocessing = Preprocessing(resize=256, crop=224, interpolation="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3)
     print("| threads that call | decoder | images/s | CPU-ms an image |\n| --- | --- | --- | --- |")
@@ -85,16 +86,16 @@ def _speed(photos: Sequence[bytes], decoders: dict[str, JpegDecoder | None]) -> 
             for _ in range(ROUNDS):
                 for name, decoder in decoders.items():
                     call: Callable[[bytes], Pixels] = partial(_decoded, preprocessing=preprocessing, decoder=decoder)
-                    rates[name].append(_rate(pool, call, list(islice(cycle(photos), 8 * callers))))
+                    rates[name].append(_rate(pool, call, list(islice(cycle(images), 8 * callers))))
         for name, measured in rates.items():
             images_per_s, cpu_ms = (median(column) for column in zip(*measured, strict=True))
             print(f"| {callers} | {name} | {images_per_s:,.0f} | {cpu_ms:.2f} |", flush=True)
 
 
-def _rate(pool: ThreadPoolExecutor, call: Callable[[bytes], Pixels], photos: Sequence[bytes]) -> tuple[float, float]:
+def _rate(pool: ThreadPoolExecutor, call: Callable[[bytes], Pixels], images: Sequence[bytes]) -> tuple[float, float]:
     done, wall_s, cpu_s = 0, time.perf_counter(), time.process_time()
     while time.perf_counter() - wall_s < LEAST_S:
-        done += len(list(pool.map(call, photos)))
+        done += len(list(pool.map(call, images)))
     return done / (time.perf_counter() - wall_s), 1e3 * (time.process_time() - cpu_s) / done
 
 

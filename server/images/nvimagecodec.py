@@ -149,8 +149,10 @@ class NvImageCodec:
     def _turn(self) -> None:
         while True:
             photos = [self._waiting.get()]
-            while not self._waiting.empty() and sum(prod(photo.size) for photo in photos) < MAX_BATCH_PIXELS:
+            pixels = prod(photos[0].size)
+            while not self._waiting.empty() and pixels < MAX_BATCH_PIXELS:
                 photos.append(self._waiting.get())
+                pixels += prod(photos[-1].size)
             try:
                 self._decode(photos)
             except DeviceLostError:
@@ -186,18 +188,19 @@ class NvImageCodec:
     def _resampled(self, photo: _Photo, picture: Any) -> list[NDArray[np.uint8]]:
         address = _address(picture.__cuda_array_interface__ if self._kind == "cuda" else picture.__array_interface__)
         _, row_bytes, _ = picture.strides  # which may be longer than the row
+        shape = 3, photo.size[1], row_bytes
         crop, interpolation = photo.preprocessing.crop, photo.preprocessing.interpolation
         session, crops = self._sessions[interpolation], []
+        options = self._shrinking if prod(photo.size) > LARGE_PIXELS else None
         for box in photo.boxes:
             binding = session.io_binding()
-            shape = 3, photo.size[1], row_bytes
             binding.bind_input(resampling.PLANES, self._kind, 0, np.uint8, shape, address)
             known = resampling.inputs(photo.size, box, crop, interpolation)  # the binding does not keep them
             for name, values in known.items():
                 binding.bind_cpu_input(name, values)
             out = np.empty((crop, crop, 3), np.uint8)
             binding.bind_output(resampling.PIXELS, "cpu", 0, np.uint8, out.shape, out.ctypes.data)
-            session.run_with_iobinding(binding, self._shrinking if prod(photo.size) > LARGE_PIXELS else None)
+            session.run_with_iobinding(binding, options)
             crops.append(out)
         return crops
 
@@ -244,10 +247,12 @@ def _plain(data: bytes, image: JpegImageFile) -> bytes | None:
     kept, at = [data[:2]], 2
     while data[at : at + 2] != b"\xff\xda":
         kind, end = data[at + 1], at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-        if data[at] != 0xFF or kind not in _NEEDLESS | _PICTURE or not at + 4 <= end < len(data) - 4:
+        if data[at] != 0xFF or not at + 4 <= end < len(data) - 4:
             return None
         if kind in _PICTURE:
             kept.append(data[at:end])
+        elif kind not in _NEEDLESS:
+            return None
         at = end
     finish = data.find(b"\xff\xd9", at)
     if finish < max(at, len(data) - 2 - _TRAILER_BYTES) or _NEITHER_SCAN_NOR_TABLE.search(data, at, finish):
