@@ -45,6 +45,7 @@ PACKAGES = (
     "tensorrt-rtx-cu13-libs",
     "cuda-bindings",
     "pillow",
+    "cykooz_resizer",
     "numpy",
     "fastapi",
     "uvicorn",

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
+from unittest import mock
 
 import numpy as np
 import onnxruntime as ort
@@ -123,8 +124,13 @@ def _decoders(folder: Path) -> None:
         (_, box), *_ = crop_boxes(picture.size, PREPROCESSING)
         return np.asarray(resample(picture, box, PREPROCESSING))
 
+    def pillow_alone(data: bytes) -> Pixels:
+        with mock.patch("server.images.preprocess.simd", None):
+            return ours(data)
+
     variants: dict[str, Callable[[bytes], Pixels]] = {
-        "Pillow (the server's `decode`)": ours,
+        "Pillow and cykooz_resizer (the server's `decode`)": ours,
+        "Pillow alone": pillow_alone,
         "simplejpeg": partial(simple, fast=False),
         "simplejpeg, fast DCT and upsampling": partial(simple, fast=True),
     }
