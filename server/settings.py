@@ -108,10 +108,14 @@ class Settings(BaseSettings):
     """largest image; more is 413"""
     max_connections: Annotated[int, Field(ge=1)] = 1024
     """open connections of one HTTP worker; more are answered 503"""
-    http_workers: Annotated[int, Field(ge=1, le=256)] = Field(default_factory=lambda: max(1, available_cpus() // 4))
-    """processes that receive and decode; default: a quarter of the CPUs"""
-    decode_threads: Annotated[int, Field(ge=1, le=256)] = Field(default_factory=lambda: min(4, available_cpus()))
-    """images decoded at one time by one HTTP worker; default: the CPUs, at most 4"""
+    http_workers: Annotated[int, Field(ge=1, le=256)] = Field(
+        default_factory=lambda known: min(available_cpus(), max(2, available_cpus() // 2), 8, known["queue_size"])
+    )
+    """processes that receive and decode; default: half the CPUs, but two to 8"""
+    decode_threads: Annotated[int, Field(ge=1, le=256)] = Field(
+        default_factory=lambda known: max(1, min(4, available_cpus() // known["http_workers"]))
+    )
+    """images decoded at one time by one HTTP worker; default: the CPUs shared out to the workers, at most 4"""
     decoder: Literal["pillow", "nvimagecodec", "nvimagecodec-cpu"] = "pillow"
     """of JPEG: nvimagecodec on the GPU, as nvimagecodec-cpu for comparison; what it refuses, Pillow decodes"""
     inference_threads: Annotated[int, Field(ge=1, le=256)] = Field(default_factory=available_cpus)

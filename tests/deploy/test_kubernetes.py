@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jsonschema
 import kubernetes_validate
@@ -35,7 +36,7 @@ CUSTOM: dict[str, Any] = {
 BUILDS = ("overlays/cpu", "overlays/gpu", "kserve")
 UNITS = {"": 1, "m": 1e-3, "Mi": 2**20, "Gi": 2**30}
 PROCESSES_BYTES = 512 * 2**20
-"""Of the supervisor, an HTTP worker and the engine with a model, of which a ResNet-152 has 240 MB."""
+"""Of the supervisor, two HTTP workers and the engine with a model, of which a ResNet-152 has 240 MB."""
 
 Manifest = dict[str, Any]
 
@@ -85,8 +86,8 @@ def settings(folder: str) -> Settings:
     cpus = math.ceil(amount(server(folder)["resources"]["limits"]["cpu"]))
     given = {name.removeprefix("SERVER_").lower(): value for name, value in environment(folder).items()}
     given["models"] = "tiny"
-    threads = {"http_workers": max(1, cpus // 4), "decode_threads": min(4, cpus)}
-    return Settings.model_validate({**threads, **given})
+    with mock.patch("server.settings.available_cpus", return_value=cpus):
+        return Settings.model_validate(given)
 
 
 def amount(quantity: str) -> float:

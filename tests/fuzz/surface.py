@@ -137,7 +137,7 @@ def run(count: int, seed: int = 0) -> tuple[Counter[str], list[str]]:
     with tempfile.TemporaryDirectory() as folder:
         tiny.write(Path(folder))
         limits = {"header_timeout_ms": TIMEOUT_MS, "body_timeout_ms": TIMEOUT_MS, "max_body_bytes": 2**20}
-        with RunningServer(Path(folder), http_workers=1, **limits) as server:
+        with RunningServer(Path(folder), **limits) as server:
             pids = {process.pid for process in server.tree()}
             outcomes, faults = uvloop.run(send(server, int(WARM_UP * count), seed))
             before = _private_bytes(server)

@@ -45,11 +45,11 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 class RunningServer:
-    """Starts on a free port; the flags are those of the server, `max_batch=1` for `--max-batch 1`."""
+    """Starts on a free port with one HTTP worker; flags are the server's own, `max_batch=1` for `--max-batch 1`."""
 
     def __init__(self, repository: Path, **flags: object) -> None:
         command = [sys.executable, "-m", "server", "--port", "0", "--repository", str(repository)]
-        for name, value in flags.items():
+        for name, value in {"http_workers": 1, **flags}.items():
             command += [f"--{name.replace('_', '-')}", str(value)]
         self.process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
         self.lines: list[str] = []

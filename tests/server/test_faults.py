@@ -33,7 +33,7 @@ LARGE_BYTES = 256 * 2**20
 def server(tmp_path_factory: pytest.TempPathFactory) -> RunningServer:  # type: ignore[misc]
     repository = tmp_path_factory.mktemp("repository")
     tiny.write(repository)
-    with RunningServer(repository, http_workers=1) as running:
+    with RunningServer(repository) as running:
         yield running
 
 

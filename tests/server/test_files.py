@@ -104,7 +104,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         patch.setenv("PYTHONPATH", str(hook))
         patch.setenv("TMPDIR", str(run))
         patch.setattr(tempfile, "tempdir", None)
-        with RunningServer(folder / "repository", http_workers=1, grpc_port=0, reload_ms=0) as server:
+        with RunningServer(folder / "repository", grpc_port=0, reload_ms=0) as server:
             yield Watched(server, log, own)
 
 

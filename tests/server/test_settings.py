@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from pydantic import ValidationError
@@ -144,3 +145,14 @@ def test_settings_are_frozen(read: Read) -> None:
 def test_the_queue_is_divided_among_the_workers_and_never_exceeded(read: Read) -> None:
     settings = read("--queue-size", "10", "--http-workers", "4")
     assert settings.slots_per_worker == 2
+
+
+@pytest.mark.parametrize(
+    ("cpus", "workers", "threads"), [(1, 1, 1), (2, 2, 1), (3, 2, 1), (4, 2, 2), (16, 8, 2), (32, 8, 4), (256, 8, 4)]
+)
+def test_decoding_is_shared_out_to_the_cpus(read: Read, cpus: int, workers: int, threads: int) -> None:
+    with mock.patch("server.settings.available_cpus", return_value=cpus):
+        settings = read()
+        assert (settings.http_workers, settings.decode_threads) == (workers, threads)
+        assert read("--http-workers", "1").decode_threads == min(cpus, 4)
+        assert read("--queue-size", "1").http_workers == 1

@@ -280,7 +280,7 @@ def test_a_message_that_does_not_come_is_not_waited_for(server: RunningServer) -
 def test_a_client_that_leaves_frees_its_places(tmp_path: Path) -> None:
     tiny.write(tmp_path, work=SLOW)
     with (
-        RunningServer(tmp_path, grpc_port=0, max_batch=1, queue_size=8, http_workers=1) as server,
+        RunningServer(tmp_path, grpc_port=0, max_batch=1, queue_size=8) as server,
         triton.InferenceServerClient(server.grpc_address) as client,
     ):
         asked = client.async_infer("tiny", [pixels(*range(8))], lambda result, error: None)  # noqa: ARG005
@@ -297,7 +297,7 @@ def test_a_client_that_leaves_frees_its_places(tmp_path: Path) -> None:
 def test_sigterm_answers_what_was_accepted(tmp_path: Path) -> None:
     tiny.write(tmp_path, work=SLOW)
     reds = list(range(6))
-    with RunningServer(tmp_path, grpc_port=0, max_batch=2, http_workers=1) as server, ThreadPoolExecutor(1) as aside:
+    with RunningServer(tmp_path, grpc_port=0, max_batch=2) as server, ThreadPoolExecutor(1) as aside:
         with triton.InferenceServerClient(server.grpc_address) as client:
             answer = aside.submit(client.infer, "tiny", [pixels(*reds)])
             until(lambda: server.metric("serving_batch_size_count") >= 1)
@@ -322,7 +322,7 @@ def test_a_killed_engine_loses_no_accepted_call(tmp_path: Path) -> None:
 
 def test_a_restarted_worker_takes_calls_again(tmp_path: Path) -> None:
     tiny.write(tmp_path)
-    with RunningServer(tmp_path, grpc_port=0, http_workers=1) as server:
+    with RunningServer(tmp_path, grpc_port=0) as server:
         server.kill_child("http-0")
         with triton.InferenceServerClient(server.grpc_address) as client:
             assert best(client.infer("tiny", [pixels(7)])) == [7]

@@ -32,7 +32,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
         repository,
         default_model="tiny",
         queue_size=4,
-        http_workers=1,
         max_body_bytes=MAX_BODY_BYTES,
         max_batch_images=MAX_IMAGES,
     ) as running:
@@ -44,7 +43,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """Has eight places, of which batches take four, and takes some hundredths of a second for an image."""
     repository = tmp_path_factory.mktemp("slow")
     tiny.write(repository, work=100)
-    with RunningServer(repository, queue_size=8, http_workers=1, max_batch=1, decode_threads=8) as running:
+    with RunningServer(repository, queue_size=8, max_batch=1, decode_threads=8) as running:
         yield running
 
 
@@ -219,7 +218,7 @@ def test_a_model_may_be_replaced_while_a_batch_runs(tmp_path: Path) -> None:
     tiny.write(repository, work=20)
     found: list[list[dict[str, Any]]] = []
     with (
-        RunningServer(repository, reload_ms=100, queue_size=2, max_batch=1, http_workers=1) as server,
+        RunningServer(repository, reload_ms=100, queue_size=2, max_batch=1) as server,
         ThreadPoolExecutor(1) as aside,
     ):
 

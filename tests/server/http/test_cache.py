@@ -51,7 +51,7 @@ def test_an_image_that_comes_again_needs_no_engine_until_its_model_changes(tmp_p
     repository = tmp_path / "repository"
     tiny.write(repository)
     tiny.write(repository, "other", channel=1)
-    with RunningServer(repository, reload_ms=100, http_workers=1, default_model="tiny", cache_entries=100) as server:
+    with RunningServer(repository, reload_ms=100, default_model="tiny", cache_entries=100) as server:
         assert told(server.classify(red_image(9))) == (9, "miss")
         assert told(server.classify(red_image(9), top_k=4)) == (9, "miss")
         assert told(server.classify(red_image(9), crops=10)) == (9, "miss")

@@ -48,7 +48,6 @@ def server(tmp_path_factory: pytest.TempPathFactory, keys: Path) -> Iterator[Run
     with RunningServer(
         repository,
         default_model="tiny",
-        http_workers=1,
         grpc_port=0,
         api_keys=keys,
         metrics_role="none",

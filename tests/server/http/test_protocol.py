@@ -25,9 +25,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     repository = tmp_path_factory.mktemp("repository")
     tiny.write(repository)
     tiny.write(repository, "slow", work=TENTHS_OF_A_SECOND)
-    with RunningServer(
-        repository, default_model="tiny", http_workers=1, max_batch=1, header_timeout_ms=HEADER_TIMEOUT_MS
-    ) as running:
+    with RunningServer(repository, default_model="tiny", max_batch=1, header_timeout_ms=HEADER_TIMEOUT_MS) as running:
         yield running
 
 
@@ -199,7 +197,7 @@ def test_a_pipelining_client_that_leaves_is_noticed(server: RunningServer) -> No
 def test_an_upload_that_the_end_of_the_drain_cuts_off_gets_a_problem(tmp_path: Path) -> None:
     tiny.write(tmp_path)
     with (
-        RunningServer(tmp_path, http_workers=1, drain_timeout_ms=500, access_log="true") as server,
+        RunningServer(tmp_path, drain_timeout_ms=500, access_log="true") as server,
         Connection(server, post(1)[:-10]) as connection,
     ):
         until(lambda: server.client.get("/livez").status_code == 200)  # which came after the upload
@@ -216,7 +214,7 @@ def test_an_upload_that_the_end_of_the_drain_cuts_off_gets_a_problem(tmp_path: P
 def test_who_reads_no_answers_does_not_hold_up_the_end(tmp_path: Path) -> None:
     tiny.write(tmp_path)
     with (
-        RunningServer(tmp_path, http_workers=1, drain_timeout_ms=500) as server,
+        RunningServer(tmp_path, drain_timeout_ms=500) as server,
         Connection(server) as connection,
     ):
         connection.socket.settimeout(1)
@@ -233,7 +231,7 @@ def test_too_many_connections_get_a_problem(tmp_path_factory: pytest.TempPathFac
     repository = tmp_path_factory.mktemp("few")
     tiny.write(repository)
     with (
-        RunningServer(repository, http_workers=1, max_connections=2) as server,
+        RunningServer(repository, max_connections=2) as server,
         Connection(server),
         Connection(server, GET + b"\r\n") as last,
         Connection(server, GET + b"\r\n") as connection,

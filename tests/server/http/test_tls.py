@@ -52,7 +52,6 @@ def server(tmp_path_factory: pytest.TempPathFactory, certificate: Path) -> Itera
     tiny.write(repository)
     with RunningServer(
         repository,
-        http_workers=1,
         grpc_port=0,
         tls_certificate=certificate,
         tls_key=certificate.with_name("key.pem"),

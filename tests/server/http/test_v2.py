@@ -51,7 +51,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
         default_model="tiny",
         max_body_bytes=MAX_BODY_BYTES,
         queue_size=QUEUE_SIZE,
-        http_workers=1,
     ) as running:
         yield running
 
@@ -399,7 +398,7 @@ def test_a_content_encoding_is_bounded(
 
 def test_a_client_that_leaves_frees_its_places(tmp_path: Path) -> None:
     tiny.write(tmp_path, work=SLOW)
-    with RunningServer(tmp_path, max_batch=1, queue_size=8, http_workers=1) as server:
+    with RunningServer(tmp_path, max_batch=1, queue_size=8) as server:
         connection = http.client.HTTPConnection(urlsplit(server.url).netloc)
         image = base64.b64encode(red_image(1)).decode()
         tensor = {"name": "encoded", "datatype": "BYTES", "shape": [8], "data": [image] * 8}

@@ -230,7 +230,7 @@ def test_a_server_answers_as_with_pillow(tmp_path: Path) -> None:
     tiny.write(tmp_path)
     answers = []
     for decoder in ("pillow", "nvimagecodec-cpu"):
-        with RunningServer(tmp_path, decoder=decoder, decode_threads=16, http_workers=1) as server:
+        with RunningServer(tmp_path, decoder=decoder, decode_threads=16) as server:
             found = server.classify_all([photo.read_bytes() for photo in PHOTOS] * 10, 8)
             answers.append([response.json()["predictions"][0]["class_id"] for response in found])
             done = server.metric("serving_gpu_decodes_total", outcome="done")
