@@ -8,6 +8,7 @@ import math
 import secrets
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from models.errors import first_mistake
 from server.errors import Code, ServiceError
+from server.usage import Usage
 
 RoleName = Literal["classify", "admin"]
 RANK: dict[RoleName, int] = {"classify": 1, "admin": 2}
@@ -23,6 +25,8 @@ KEY_BYTES = 32
 """Of randomness: nobody guesses it, so its hash needs no salt and must not be slow, as each request pays."""
 MAX_FILE_BYTES = 256 * 2**10
 """Some two thousand keys: a request is compared with all of them."""
+ROUNDING_S = 1e-6
+"""What sums of times may be wrong by: a request is not too early for that."""
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +43,7 @@ class Key(BaseModel):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     role: RoleName = "classify"
-    rate: Annotated[float, Field(gt=0, le=1e6)] = math.inf
+    rate: Annotated[float, Field(ge=1e-6, le=1e6)] = math.inf
     """requests per second, as long as it may go on"""
     burst: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     """requests at once after a pause; None: those of one second, at least one"""
@@ -56,44 +60,55 @@ class RefusedError(ServiceError):
 
 
 class Account:
-    """What one key has used of its limits in this process. The clock is the caller's."""
+    """One key, and what it has used of its limits in all HTTP workers. The clock is the caller's."""
 
-    def __init__(self, key: Key) -> None:
+    def __init__(self, key: Key, usage: Usage) -> None:
         self.digest = bytes.fromhex(key.sha256)
         self.key = key
-        self._tokens = math.inf
-        self._counted_s = 0.0
-        self._running = 0
+        self._usage = usage
 
-    def enter(self, now_s: float) -> None:
-        """Begin a request; `leave` ends it.
+    def enter(self, now_s: float) -> ExitStack:
+        """Begin a request, which ends with the block that what is returned is entered for.
+
+        The rate is that of a bucket of `burst` requests, kept as the time at which it is full again (ITU-T I.371,
+        annex A: the generic cell rate algorithm).
 
         Raises:
-            RefusedError: RATE_LIMITED; then there is nothing to end.
+            RefusedError: RATE_LIMITED.
         """
         key = self.key
-        if key.concurrent is not None and self._running >= key.concurrent:
-            detail = f"key {key.name} has {self._running} requests under way, and may have no more: wait for one"
-            raise RefusedError(Code.RATE_LIMITED, detail, 1)
-        if key.rate < math.inf:
-            burst = key.burst or max(1, math.ceil(key.rate))
-            self._tokens = min(burst, self._tokens + (now_s - self._counted_s) * key.rate)
-            self._counted_s = now_s
-            if self._tokens < 1:
-                detail = f"key {key.name} may send {key.rate:g} requests per second, and {burst} at once: send fewer"
-                raise RefusedError(Code.RATE_LIMITED, detail, math.ceil((1 - self._tokens) / key.rate))
-            self._tokens -= 1
-        self._running += 1
+        under_way = ExitStack()
+        if key.rate == math.inf and key.concurrent is None:
+            return under_way
+        with self._usage.of(key.sha256) as used:
+            running = sum(used.running)
+            if key.concurrent is not None and running >= key.concurrent:
+                detail = f"key {key.name} has {running} requests under way, and may have no more: wait for one"
+                raise RefusedError(Code.RATE_LIMITED, detail, 1)
+            if key.rate < math.inf:
+                burst = key.burst or max(1, math.ceil(key.rate))
+                full_s = max(used.full_s, now_s) + 1 / key.rate
+                early_s = full_s - now_s - burst / key.rate
+                if early_s > ROUNDING_S:
+                    allowed = f"{key.rate:g} requests per second, and {burst} at once"
+                    detail = f"key {key.name} may send {allowed}: send fewer"
+                    raise RefusedError(Code.RATE_LIMITED, detail, math.ceil(early_s))
+                used.full_s = full_s
+            if key.concurrent is not None:
+                used.running[self._usage.worker] += 1
+                under_way.callback(self._leave, key.sha256)
+        return under_way
 
-    def leave(self) -> None:
-        """End a request that `enter` began."""
-        self._running -= 1
+    def _leave(self, name: str) -> None:
+        with suppress(FileNotFoundError), self._usage.of(name, create=0) as used:  # else the key is known no more
+            used.running[self._usage.worker] = max(0, used.running[self._usage.worker] - 1)
 
 
 class Keys:
     """The keys of one process, which can be replaced while requests are under way."""
 
-    def __init__(self, keys: Sequence[Key]) -> None:
+    def __init__(self, keys: Sequence[Key], usage: Usage) -> None:
+        self._usage = usage
         self._accounts: list[Account] = []
         self.replace(keys)
 
@@ -102,9 +117,11 @@ class Keys:
         known = {account.digest: account for account in self._accounts}
         self._accounts = []
         for key in keys:
-            account = known.get(bytes.fromhex(key.sha256)) or Account(key)
+            account = known.pop(bytes.fromhex(key.sha256), None) or Account(key, self._usage)
             account.key = key
             self._accounts.append(account)
+        for account in known.values():
+            self._usage.forget(account.key.sha256)
 
     def account(self, sent: bytes | None, role: RoleName) -> Account:
         """Whose key was sent, if it has the role. Takes as long for any key that is sent.
@@ -215,9 +232,9 @@ def main() -> int:
     new = commands.add_parser("new", help="make a key: python -m server.keys new NAME >> keys.txt")
     new.add_argument("name", help="whose key it is; it stands in answers and logs")
     new.add_argument("--role", default="classify", choices=RANK, help="admin: may load and unload models, too")
-    new.add_argument("--rate", help="requests per second, in each HTTP worker")
+    new.add_argument("--rate", help="requests per second")
     new.add_argument("--burst", help="requests at once after a pause; default: those of one second")
-    new.add_argument("--concurrent", help="requests at one time, in each HTTP worker")
+    new.add_argument("--concurrent", help="requests at one time")
     asked = parser.parse_args()
     secret = f"rsk_{secrets.token_urlsafe(KEY_BYTES)}"
     given = {name: getattr(asked, name) for name in ("role", "rate", "burst", "concurrent")}

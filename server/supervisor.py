@@ -237,7 +237,8 @@ class Supervisor:
 
     def _start_worker(self, index: int) -> _Child:
         keys = self._keys.keys if self._keys else None
-        start = http_worker.Start(index, self._settings, self._told, self._slots, self._listeners[index], keys)
+        listener = self._listeners[index]
+        start = http_worker.Start(index, self._settings, self._told, self._slots, listener, keys, self._folder)
         worker = _Child.start(f"http-{index}", self._settings, http_worker.main, start)
         worker.generation = self._told.generation
         if self._engine_up:

@@ -58,13 +58,11 @@ class KeyCheck(grpc.aio.ServerInterceptor):
     def _counted(self, account: Account, call: Call) -> Call:
         async def counted(request: Any, context: Context) -> Any:
             try:
-                account.enter(time.monotonic())
+                under_way = account.enter(time.monotonic())
             except RefusedError as error:
                 return await self._refusing(error)(request, context)
-            try:
+            with under_way:
                 return await call(request, context)
-            finally:
-                account.leave()
 
         return counted
 

@@ -32,7 +32,7 @@ class KeyCheck:
             return
         try:
             account = self._keys.account(_sent(scope), role)
-            account.enter(time.monotonic())
+            under_way = account.enter(time.monotonic())
         except RefusedError as error:
             self._refused.labels(error.code).inc()
             response = problem(Request(scope), error.code, STATUS[error.code], error.detail, error.retry_after_s)
@@ -41,10 +41,8 @@ class KeyCheck:
             await response(scope, receive, send)
             return
         scope.setdefault("state", {})["key_name"] = account.key.name  # for the access log
-        try:
+        with under_way:
             await self._app(scope, receive, send)
-        finally:
-            account.leave()
 
     def _role(self, path: str) -> RoleName | None:
         """What a key must have; None: anybody may. The path is the one that routes are found by."""

@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Generator, Sequence
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -46,6 +47,7 @@ from server.images.decode import decode
 from server.keys import Key, Keys
 from server.metrics import Metrics
 from server.settings import Settings
+from server.usage import Usage
 
 if TYPE_CHECKING:
     import grpc.aio
@@ -60,6 +62,8 @@ class Start(NamedTuple):
     slots: Slots
     listener: socket.socket
     keys: tuple[Key, ...] | None
+    folder: Path
+    """the run's"""
 
 
 def main(start: Start, control: Connection) -> None:
@@ -94,7 +98,9 @@ async def _serve(start: Start, control: Connection) -> None:
     client = kind(start.slots, owned, decode_into, settings.decode_threads, count)
     uploads = Uploads(settings.max_body_bytes, settings.max_buffered_bytes, settings.body_timeout_ms / 1e3)
     cache = Cache(settings.cache_entries)
-    keys = None if start.keys is None else Keys(start.keys)
+    keys = None
+    if start.keys is not None:
+        keys = Keys(start.keys, Usage(start.folder / "usage", start.number, settings.http_workers))
     changes = Changes(control.send)
     service = Service(settings, start.serve.catalogue, client, uploads, metrics, changes, places, cache, keys)
     server = _Server(service, control)

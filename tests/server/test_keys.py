@@ -5,11 +5,16 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from server.errors import Code
 from server.keys import KeyFile, Keys, KeysError, RefusedError, bearer, read
+from server.usage import Usage
 from tests.server.running import ROOT
 
 SECRET, OTHER = b"rsk_first", b"rsk_second"
@@ -70,9 +75,10 @@ def test_a_broken_file_changes_nothing(path: Path) -> None:
     assert [key.name for key in file.keys] == ["ops"]
 
 
-def known(path: Path, content: str) -> Keys:
+def known(path: Path, content: str, worker: int = 0) -> Keys:
+    """The keys of one HTTP worker of two."""
     path.write_text(content)
-    return Keys(read(path))
+    return Keys(read(path), Usage(path.with_name("usage"), worker, 2))
 
 
 @pytest.mark.parametrize("sent", [None, b"", b"rsk_", SECRET + b" ", SECRET.upper(), OTHER])
@@ -93,13 +99,11 @@ def test_an_admin_may_classify_and_others_may_not_load(path: Path) -> None:
 
 
 def admitted(keys: Keys, at_s: float) -> bool:
-    account = keys.account(SECRET, "classify")
     try:
-        account.enter(at_s)
+        with keys.account(SECRET, "classify").enter(at_s):
+            return True
     except RefusedError:
         return False
-    account.leave()
-    return True
 
 
 def test_a_rate_holds_in_the_long_run_and_a_burst_after_a_pause(path: Path) -> None:
@@ -120,12 +124,70 @@ def test_a_refusal_says_when_to_come_back(path: Path) -> None:
 
 def test_places_are_given_back(path: Path) -> None:
     account = known(path, line("shop", options="concurrent=2")).account(SECRET, "classify")
-    account.enter(0.0)
-    account.enter(0.0)
-    with pytest.raises(RefusedError, match="2 requests under way"):
+    with account.enter(0.0):
+        with account.enter(0.0), pytest.raises(RefusedError, match="2 requests under way"):
+            account.enter(0.0)
         account.enter(0.0)
-    account.leave()
-    account.enter(0.0)
+
+
+def test_limits_are_those_of_all_workers_together(path: Path) -> None:
+    first = known(path, line("shop", options="rate=1 burst=3 concurrent=2"))
+    second = known(path, path.read_text(), worker=1)
+    with first.account(SECRET, "classify").enter(0.0), second.account(SECRET, "classify").enter(0.0):
+        assert not admitted(first, 0.0)
+        assert not admitted(second, 0.0)
+    assert [admitted(first, 0.0), admitted(second, 0.0), admitted(second, 1.0)] == [True, False, True]
+
+
+def test_a_worker_that_died_has_nothing_under_way(path: Path) -> None:
+    first = known(path, line("shop", options="concurrent=2"))
+    dead = known(path, path.read_text(), worker=1)
+    with first.account(SECRET, "classify").enter(0.0):
+        dead.account(SECRET, "classify").enter(0.0)
+        assert not admitted(first, 0.0)
+        successor = known(path, path.read_text(), worker=1)
+        with successor.account(SECRET, "classify").enter(0.0):
+            assert not admitted(first, 0.0)
+
+
+def test_nothing_is_left_of_a_key_that_was_removed(path: Path) -> None:
+    keys = known(path, line("shop", options="concurrent=1"))
+    with keys.account(SECRET, "classify").enter(0.0):
+        assert len(list(path.with_name("usage").iterdir())) == 1
+        path.write_text(line("ops", OTHER))
+        keys.replace(read(path))
+    assert not list(path.with_name("usage").iterdir())
+
+
+def tokens(entered_s: list[float], now_s: float, rate: float, burst: int) -> float:
+    """What a bucket holds that was full at the beginning."""
+    left, counted_s = float(burst), 0.0
+    for at_s in entered_s:
+        left = min(burst, left + (at_s - counted_s) * rate) - 1
+        counted_s = at_s
+    return min(burst, left + (now_s - counted_s) * rate)
+
+
+@settings(max_examples=200)
+@given(
+    rate=st.floats(0.1, 1000),
+    burst=st.integers(1, 20),
+    pauses=st.lists(st.floats(0, 10), max_size=60),
+    workers=st.randoms(use_true_random=False),
+)
+def test_never_more_than_the_burst_and_the_rate_since(
+    rate: float, burst: int, pauses: list[float], workers: Random
+) -> None:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "keys.txt"
+        both = [known(path, line("shop", options=f"rate={rate} burst={burst}"), worker) for worker in range(2)]
+        now_s, entered_s = 1000.0, list[float]()
+        for pause_s in pauses:
+            now_s += pause_s / rate
+            left = tokens(entered_s, now_s, rate, burst)
+            may = admitted(workers.choice(both), now_s)
+            assert left > 1 - 1e-3 if may else left < 1 + 1e-3
+            entered_s += [now_s] * may
 
 
 def test_new_limits_leave_what_was_used(path: Path) -> None:

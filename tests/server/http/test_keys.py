@@ -130,6 +130,17 @@ def test_a_rate_is_kept(server: RunningServer) -> None:
     assert classify(server, of("shop")).status_code == 200
 
 
+def test_a_rate_is_one_for_all_workers(tmp_path: Path) -> None:
+    tiny.write(tmp_path)
+    (tmp_path / "keys.txt").write_text(line("rare", "rate=0.01 burst=5"))
+    with RunningServer(tmp_path, api_keys=tmp_path / "keys.txt", http_workers=2) as server:
+        statuses = [
+            httpx.post(f"{server.url}/classify", content=red_image(9), headers=of("rare")).status_code  # by either
+            for _ in range(20)
+        ]
+    assert statuses == [200] * 5 + [429] * 15
+
+
 def test_requests_at_one_time_are_bounded_and_end_with_their_answer(server: RunningServer) -> None:
     with ThreadPoolExecutor() as pool:
         running = pool.submit(classify, server, of("single"), model="slow")
