@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 from server.errors import ServiceError
 from server.keys import Key
 from server.repository import Catalogue, Model
+from server.tls import Certificate
 
 
 class EngineReady(NamedTuple):
@@ -95,6 +96,12 @@ class Authorise(NamedTuple):
     """Supervisor to HTTP workers: these are the API keys from now on."""
 
     keys: tuple[Key, ...]
+
+
+class Renew(NamedTuple):
+    """Supervisor to HTTP workers: show this certificate from now on."""
+
+    certificate: Certificate
 
 
 class Draining(NamedTuple):

@@ -3,7 +3,6 @@
 import argparse
 import hashlib
 import hmac
-import logging
 import math
 import secrets
 import sys
@@ -27,8 +26,6 @@ MAX_FILE_BYTES = 256 * 2**10
 """Some two thousand keys: a request is compared with all of them."""
 ROUNDING_S = 1e-6
 """What sums of times may be wrong by: a request is not too early for that."""
-
-log = logging.getLogger(__name__)
 
 
 class KeysError(Exception):
@@ -189,40 +186,6 @@ def _key(words: list[str]) -> Key:
         raise ValueError("must be NAME SHA256 [role=admin] [rate=50] [burst=100] [concurrent=8]")
     options = dict(word.split("=", 1) for word in rest[1:])
     return Key.model_validate({**options, "name": name, "sha256": rest[0]})
-
-
-class KeyFile:
-    """A file of keys, read again when it has changed."""
-
-    def __init__(self, path: Path) -> None:
-        """
-        Raises:
-            KeysError: it cannot be used.
-        """
-        self._path = path
-        self._seen = self._signature()
-        self.keys = read(path)
-
-    def look(self) -> bool:
-        """Whether there are other `keys` now. A file that cannot be used is logged, and changes nothing."""
-        seen = self._signature()
-        if seen == self._seen:
-            return False
-        self._seen = seen
-        try:
-            self.keys = read(self._path)
-        except KeysError as error:
-            log.warning("the API keys stay as they were: %s", error)
-            return False
-        log.info("API keys: %s", ", ".join(key.name for key in self.keys))
-        return True
-
-    def _signature(self) -> tuple[int, int, int] | None:
-        try:
-            status = self._path.stat()
-        except OSError:
-            return None
-        return status.st_mtime_ns, status.st_ino, status.st_size
 
 
 def main() -> int:

@@ -17,7 +17,7 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 from models.manifest import ManifestError
-from server import gpus, logs, metrics, repository, tls
+from server import gpus, keys, logs, metrics, repository, tls
 from server.control import (
     Authorise,
     Change,
@@ -30,6 +30,7 @@ from server.control import (
     Finish,
     Load,
     Loaded,
+    Renew,
     Serve,
     Settled,
     Unload,
@@ -41,12 +42,14 @@ from server.errors import Code, ServiceError
 from server.http import tracing
 from server.http import worker as http_worker
 from server.images import jpeg
-from server.keys import KeyFile, KeysError
+from server.keys import KeysError
 from server.metrics import Metrics
 from server.repository import Catalogue
 from server.rollout import Rollout
 from server.run_folder import RunFolder
 from server.settings import Settings
+from server.tls import TlsError
+from server.watched import Watched
 
 HEALTHY_S = 10.0
 """A process that has been ready for this long has recovered: its next crash counts as the first again."""
@@ -153,10 +156,13 @@ class Supervisor:
             StartupError: it cannot be had, or the certificate or the API keys cannot be used.
         """
         try:
-            self._keys = KeyFile(settings.api_keys) if settings.api_keys else None
-            if settings.tls_certificate and settings.tls_key:
-                tls.context(settings.tls_certificate, settings.tls_key)
-        except (KeysError, tls.TlsError) as error:
+            self._keys = Watched(keys.read, settings.api_keys) if settings.api_keys else None
+            self._certificate = (
+                Watched(tls.read, settings.tls_certificate, settings.tls_key)
+                if settings.tls_certificate and settings.tls_key
+                else None
+            )
+        except (KeysError, TlsError) as error:
             raise StartupError(str(error)) from error
         self._reserved: socket.socket | None = None
         if settings.grpc_port is not None:
@@ -236,9 +242,16 @@ class Supervisor:
                 role.child = role.start()
 
     def _start_worker(self, index: int) -> _Child:
-        keys = self._keys.keys if self._keys else None
-        listener = self._listeners[index]
-        start = http_worker.Start(index, self._settings, self._told, self._slots, listener, keys, self._folder)
+        start = http_worker.Start(
+            index,
+            self._settings,
+            self._told,
+            self._slots,
+            self._listeners[index],
+            self._keys.content if self._keys else None,
+            self._certificate.content if self._certificate else None,
+            self._folder,
+        )
         worker = _Child.start(f"http-{index}", self._settings, http_worker.main, start)
         worker.generation = self._told.generation
         if self._engine_up:
@@ -292,8 +305,7 @@ class Supervisor:
             if silent_s > self._settings.stall_timeout_ms / 1e3:
                 log.error("%s has shown no progress for %.0f s: it is killed", child.name, silent_s)
                 child.process.kill()
-        if self._keys and self._keys.look():
-            self._tell_workers(Authorise(self._keys.keys))
+        self._look_at_protection()
         if now_s >= self._look_s:
             self._look_s = now_s + self._settings.reload_ms / 1e3
             self._look()
@@ -341,6 +353,21 @@ class Supervisor:
             case Connected():
                 child.connected = True
         self._announce_once()
+
+    def _look_at_protection(self) -> None:
+        """Use new keys and a new certificate. A file that cannot be used is logged, and changes nothing."""
+        try:
+            if self._keys and self._keys.look():
+                log.info("API keys: %s", ", ".join(key.name for key in self._keys.content))
+                self._tell_workers(Authorise(self._keys.content))
+        except KeysError as error:
+            log.warning("the API keys stay as they were: %s", error)
+        try:
+            if self._certificate and self._certificate.look():
+                log.info("%s is read again", self._settings.tls_certificate)
+                self._tell_workers(Renew(self._certificate.content))
+        except TlsError as error:
+            log.warning("the certificate stays as it was: %s", error)
 
     def _look(self) -> None:
         """Serve what the repository holds by now."""

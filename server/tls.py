@@ -1,7 +1,13 @@
-"""TLS: the certificate that the server shows."""
+"""TLS: the certificate that the server shows, which may be renewed while it serves."""
 
+import contextlib
+import os
 import ssl
+import sys
+import tempfile
+from collections.abc import Generator
 from pathlib import Path
+from typing import NamedTuple
 
 GOODBYE_S = 1.0
 """How long a connection that is closed waits for the client to close it, too."""
@@ -11,22 +17,53 @@ class TlsError(Exception):
     """The certificate or its key cannot be used; the message says why."""
 
 
-def context(certificate: Path, key: Path) -> ssl.SSLContext:
-    """TLS 1.2 or later, with Python's choice of ciphers.
+class Certificate(NamedTuple):
+    """PEM, and known to be usable where `read` made it."""
+
+    chain: bytes
+    key: bytes
+    """Unencrypted."""
+
+
+def read(chain: Path, key: Path) -> Certificate:
+    """A certificate, with those that vouch for it, and its key.
 
     Raises:
         TlsError: a file cannot be read, they do not belong together, or the key is encrypted.
     """
-    found = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    found.minimum_version = ssl.TLSVersion.TLSv1_2
-    for path in (certificate, key):
+    contents = []
+    for path in (chain, key):
         try:
-            path.read_bytes()
+            contents.append(path.read_bytes())
         except OSError as error:
             raise TlsError(f"{path}: {error.strerror}") from error
+    certificate = Certificate(*contents)
     try:
-        found.load_cert_chain(certificate, key, password="")  # none: it would ask the terminal for one
+        context(certificate)
     except ssl.SSLError as error:
         reason = (error.reason or "no PEM").replace("_", " ").lower()
-        raise TlsError(f"{certificate} and {key} are no certificate with its unencrypted key: {reason}") from error
-    return found
+        raise TlsError(f"{chain} and {key} are no certificate with its unencrypted key: {reason}") from error
+    return certificate
+
+
+def context(certificate: Certificate) -> ssl.SSLContext:
+    """TLS 1.2 or later, with Python's choice of ciphers."""
+    made = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    made.minimum_version = ssl.TLSVersion.TLSv1_2
+    show(made, certificate)
+    return made
+
+
+def show(shown_by: ssl.SSLContext, certificate: Certificate) -> None:
+    """Have a context show this certificate to whoever connects from now on."""
+    with _path(certificate.chain) as chain, _path(certificate.key) as key:
+        shown_by.load_cert_chain(chain, key, password="")  # none: it would ask the terminal for one
+
+
+@contextlib.contextmanager
+def _path(content: bytes) -> Generator[str]:
+    """Of a file without a name, as OpenSSL reads only files; in memory where there are such: keys are not for disks."""
+    with os.fdopen(os.memfd_create("pem"), "w+b") if sys.platform == "linux" else tempfile.TemporaryFile() as file:
+        file.write(content)
+        file.seek(0)
+        yield f"/dev/fd/{file.fileno()}"

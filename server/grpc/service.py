@@ -18,6 +18,7 @@ from server.grpc.keys import KeyCheck
 from server.http import tracing
 from server.http.service import Service
 from server.keys import RefusedError
+from server.tls import Certificate
 from server.v2 import models, tensors
 from server.v2.infer import InferAnswer, InferRequest, Input, RequestedOutput, counted, infer
 from server.v2.tensors import Values
@@ -82,13 +83,17 @@ async def start(service: Service, address: str) -> grpc.aio.Server:
         _Infer(service).model_infer, None, pb.ModelInferResponse.SerializeToString
     )
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, handlers)])
-    if settings.tls_certificate and settings.tls_key:
-        pair = (settings.tls_key.read_bytes(), settings.tls_certificate.read_bytes())
-        server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
+    if first := service.certificate:
+        credentials = grpc.dynamic_ssl_server_credentials(_shown(first), lambda: _shown(service.certificate or first))
+        server.add_secure_port(address, credentials)
     else:
         server.add_insecure_port(address)
     await server.start()
     return server
+
+
+def _shown(certificate: Certificate) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration([(certificate.key, certificate.chain)])
 
 
 async def _live(_service: Service, _: pb.ServerLiveRequest) -> models.Json:

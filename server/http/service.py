@@ -16,6 +16,7 @@ from server.keys import Keys
 from server.metrics import Metrics
 from server.repository import Catalogue
 from server.settings import Settings
+from server.tls import Certificate
 
 
 class Changes:
@@ -65,6 +66,8 @@ class Service:
     cache: Cache
     keys: Keys | None = None
     """None: anybody may do anything"""
+    certificate: Certificate | None = None
+    """None: no TLS"""
     draining: bool = False
 
     def why_not_ready(self) -> str | None:

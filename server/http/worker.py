@@ -28,6 +28,7 @@ from server.control import (
     EngineUp,
     Finish,
     Heartbeat,
+    Renew,
     Serve,
     Settled,
     WorkerReady,
@@ -47,6 +48,7 @@ from server.images.decode import decode
 from server.keys import Key, Keys
 from server.metrics import Metrics
 from server.settings import Settings
+from server.tls import Certificate
 from server.usage import Usage
 
 if TYPE_CHECKING:
@@ -62,6 +64,7 @@ class Start(NamedTuple):
     slots: Slots
     listener: socket.socket
     keys: tuple[Key, ...] | None
+    certificate: Certificate | None
     folder: Path
     """the run's"""
 
@@ -102,7 +105,18 @@ async def _serve(start: Start, control: Connection) -> None:
     if start.keys is not None:
         keys = Keys(start.keys, Usage(start.folder / "usage", start.number, settings.http_workers))
     changes = Changes(control.send)
-    service = Service(settings, start.serve.catalogue, client, uploads, metrics, changes, places, cache, keys)
+    service = Service(
+        settings,
+        start.serve.catalogue,
+        client,
+        uploads,
+        metrics,
+        changes,
+        places,
+        cache,
+        keys,
+        start.certificate,
+    )
     server = _Server(service, control)
     supervised = _Supervised(service, server, control)
     supervised.begin()
@@ -122,7 +136,7 @@ def _observed(app: ASGIApp, settings: Settings) -> ASGIApp:
 class _Supervised:
     """Obeys the supervisor, and tells it that there is progress."""
 
-    def __init__(self, service: Service, server: uvicorn.Server, control: Connection) -> None:
+    def __init__(self, service: Service, server: "_Server", control: Connection) -> None:
         self._service = service
         self._server = server
         self._control = control
@@ -161,6 +175,8 @@ class _Supervised:
             case Authorise(keys):
                 if service.keys:
                     service.keys.replace(keys)
+            case Renew(certificate):
+                self._server.show(certificate)
             case Draining():
                 service.draining = True
             case Finish():
@@ -206,6 +222,13 @@ class _Server(uvicorn.Server):
             )
         )
         self._control = control
+        self._tls = tls.context(service.certificate) if service.certificate else None
+
+    def show(self, certificate: Certificate) -> None:
+        """Show this one to whoever connects from now on."""
+        self._service.certificate = certificate
+        if self._tls:
+            tls.show(self._tls, certificate)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         settings = self._service.settings
@@ -222,9 +245,9 @@ class _Server(uvicorn.Server):
         """As uvicorn does, which leaves TLS a minute to begin and half a minute to end."""
         settings, config = self._service.settings, self.config
         encrypted: dict[str, Any] = {}
-        if settings.tls_certificate and settings.tls_key:
+        if self._tls:
             encrypted = {
-                "ssl": tls.context(settings.tls_certificate, settings.tls_key),
+                "ssl": self._tls,
                 "ssl_handshake_timeout": settings.header_timeout_ms / 1e3,
                 "ssl_shutdown_timeout": tls.GOODBYE_S,
             }

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.errors import Code
-from server.keys import KeyFile, Keys, KeysError, RefusedError, bearer, read
+from server.keys import Keys, KeysError, RefusedError, bearer, read
 from server.usage import Usage
 from tests.server.running import ROOT
 
@@ -59,20 +59,6 @@ def test_a_line_that_is_wrong_is_named(path: Path, content: str, complaint: str)
     with pytest.raises(KeysError, match=complaint) as raised:
         read(path)
     assert "rsk_" not in str(raised.value)  # a key that was put where its hash belongs stays out of logs
-
-
-def test_a_broken_file_changes_nothing(path: Path) -> None:
-    path.write_text(line("shop"))
-    file = KeyFile(path)
-    assert not file.look()
-    path.write_text("")
-    assert not file.look()
-    path.unlink()
-    assert not file.look()
-    assert [key.name for key in file.keys] == ["shop"]
-    path.write_text(line("ops", OTHER))
-    assert file.look()
-    assert [key.name for key in file.keys] == ["ops"]
 
 
 def known(path: Path, content: str, worker: int = 0) -> Keys:

@@ -22,7 +22,7 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
 from server.http.protocol import MAX_FIELDS
-from server.tls import TlsError, context
+from server.tls import TlsError, read
 from tests import tiny
 from tests.server.running import PATIENCE_S, RunningServer, red_image, until
 
@@ -182,15 +182,44 @@ def test_a_handshake_that_is_not_finished_ends_the_connection_of_grpc(server: Ru
         assert is_closed(connection)
 
 
+def shown(address: str) -> bytes:
+    """The certificate of whoever listens, trusted or not."""
+    host, port = address.split(":")
+    return ssl.get_server_certificate((host, int(port))).encode()
+
+
+def test_a_new_certificate_is_shown_without_a_restart_and_a_broken_one_changes_nothing(tmp_path: Path) -> None:
+    tiny.write(tmp_path / "repository")
+    (tmp_path / "new").mkdir()
+    (certificate, key), new = written(tmp_path), written(tmp_path / "new")
+    before, after = certificate.read_bytes(), new[0].read_bytes()
+    with RunningServer(
+        tmp_path / "repository", tls_certificate=certificate, tls_key=key, grpc_port=0, http_workers=2
+    ) as server:
+        addresses = urlsplit(server.url).netloc, server.grpc_address
+        assert all(shown(address) in before for address in addresses)
+        certificate.write_bytes(after)
+        server.wait_for_line("the certificate stays as it was")
+        server.kill_child("http-0")  # its successor shows what the other shows
+        assert all(shown(addresses[0]) in before for _ in range(8))
+        certificate.write_bytes(before)
+        with encrypted(server, certificate) as old:
+            certificate.write_bytes(after)
+            new[1].replace(key)
+            until(lambda: all(shown(address) in after for address in addresses * 4))
+            old.sendall(GET + b"\r\n")
+            assert old.recv(12) == b"HTTP/1.1 200"
+
+
 def test_an_encrypted_or_foreign_key_is_refused_without_a_question(tmp_path: Path) -> None:
     certificate, key = written(tmp_path)
-    context(certificate, key)
+    read(certificate, key)
     (tmp_path / "other").mkdir()
     _, foreign = written(tmp_path / "other")
     with pytest.raises(TlsError, match="mismatch"):
-        context(certificate, foreign)
+        read(certificate, foreign)
     locked = tmp_path / "locked.pem"
     private = load_pem_private_key(key.read_bytes(), None)
     locked.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret")))
     with pytest.raises(TlsError, match="unencrypted"):
-        context(certificate, locked)
+        read(certificate, locked)

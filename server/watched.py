@@ -1,0 +1,41 @@
+"""Files that are read again when they have changed."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Generic, TypeVar
+
+Content = TypeVar("Content")
+
+
+class Watched(Generic[Content]):
+    """What `read` makes of some files."""
+
+    def __init__(self, read: Callable[..., Content], *paths: Path) -> None:
+        """Call `read(*paths)`, whose errors are not caught."""
+        self._read = read
+        self._paths = paths
+        self._seen = self._signature()
+        self.content = read(*paths)
+
+    def look(self) -> bool:
+        """Whether there is other `content` now. It stays as it is where `read` fails, whose errors are not caught.
+
+        What has failed is not tried again until a file changes once more.
+        """
+        seen = self._signature()
+        if seen == self._seen:
+            return False
+        self._seen = seen
+        self.content = self._read(*self._paths)
+        return True
+
+    def _signature(self) -> list[tuple[int, int, int] | None]:
+        return [_signature(path) for path in self._paths]
+
+
+def _signature(path: Path) -> tuple[int, int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_ino, status.st_size

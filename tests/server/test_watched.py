@@ -1,0 +1,40 @@
+"""Files that are read again when they have changed."""
+
+from pathlib import Path
+
+import pytest
+
+from server.watched import Watched
+
+
+def read(*paths: Path) -> list[int]:
+    return [int(path.read_text()) for path in paths]
+
+
+def test_a_change_of_any_file_is_seen_once(tmp_path: Path) -> None:
+    paths = tmp_path / "a", tmp_path / "b"
+    for path in paths:
+        path.write_text("1")
+    watched = Watched(read, *paths)
+    assert not watched.look()
+    paths[1].write_text("22")
+    assert watched.look()
+    assert not watched.look()
+    assert watched.content == [1, 22]
+
+
+def test_what_cannot_be_read_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_text("1")
+    watched = Watched(read, path)
+    path.write_text("nonsense")
+    with pytest.raises(ValueError, match="nonsense"):
+        watched.look()
+    assert not watched.look()
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        watched.look()
+    assert watched.content == [1]
+    path.write_text("333")
+    assert watched.look()
+    assert watched.content == [333]
