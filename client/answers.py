@@ -17,6 +17,7 @@ class Prediction:
 class Timings:
     """Milliseconds in the server; `total` is from the last byte of the upload."""
 
+    decode_wait: float
     decode: float
     queue: float
     inference: float

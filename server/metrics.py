@@ -42,6 +42,9 @@ class Metrics:
         self.total = Histogram(
             "serving_request_seconds", "From upload to answer", model, buckets=SECONDS, registry=registry
         )
+        self.decode_wait = Histogram(
+            "serving_decode_wait_seconds", "For a thread to decode", model, buckets=SECONDS, registry=registry
+        )
         self.decode = Histogram(
             "serving_decode_seconds", "Decode, resize and crop", model, buckets=SECONDS, registry=registry
         )
@@ -101,8 +104,14 @@ class Metrics:
             multiprocess_mode="livemax",
             registry=registry,
         )
-        for each in (self.requests, self.total, self.decode, self.queue, self.inference, self.batch_size):
+        stages = self.decode_wait, self.decode, self.queue, self.inference
+        for each in (self.requests, self.total, *stages, self.batch_size):
             each.labels = cache(each.labels)  # type: ignore[assignment, method-assign]  # no locks, no checks
+
+    def count_decoding(self, model: str, wait_s: float, decode_s: float) -> None:
+        """One image more that was decoded."""
+        self.decode_wait.labels(model).observe(wait_s)
+        self.decode.labels(model).observe(decode_s)
 
     def count_gpu_decode(self, outcome: str) -> None:
         """One photo more that was "done", or "refused"."""

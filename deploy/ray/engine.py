@@ -55,7 +55,8 @@ class _Crop(NamedTuple):
     pixels: NDArray[np.uint8]
     name: str
     top_k: int | None
-    decode_s: float
+    decode_times_s: tuple[float, float]
+    """the wait for a thread, and decoding"""
     future: asyncio.Future[Classes]
 
 
@@ -120,10 +121,11 @@ class LocalEngine:
         started_s, places, jobs = time.monotonic(), self._under_way, list[Job[_Crop]]()
         try:
             async with asyncio.timeout(within_s):
-                pixels = await self._loop.run_in_executor(self._decoders, self._decode, data, model, crops)
+                decoding_s, pixels = await self._loop.run_in_executor(self._decoders, self._decode, data, model, crops)
                 arrived_s = time.monotonic()
+                times = decoding_s - started_s, arrived_s - decoding_s
                 for each in pixels:
-                    crop = _Crop(each, model.manifest.name, top_k, arrived_s - started_s, self._loop.create_future())
+                    crop = _Crop(each, model.manifest.name, top_k, times, self._loop.create_future())
                     jobs.append(Job(next(self._ids), arrived_s, deadline_s, crop, priority=priority))
                     self._engine.submit(model.id, jobs[-1])
                 self._step()
@@ -143,13 +145,15 @@ class LocalEngine:
         self._decoders.shutdown()
         self._engine.close()
 
-    def _decode(self, data: Image, model: Model, crops: CropCount) -> list[NDArray[np.uint8]]:
+    def _decode(self, data: Image, model: Model, crops: CropCount) -> tuple[float, list[NDArray[np.uint8]]]:
+        """When it began, and the pixels."""
+        started_s = time.monotonic()
         if not isinstance(data, bytes):
-            return [data]
+            return started_s, [data]
         pixels = [np.empty(model.manifest.input_shape, np.uint8) for _ in range(crops)]
         limit = self._settings.max_pixels
         decode(data, model.manifest.preprocessing, pixels, max_pixels=limit, jpeg_decoder=self._jpeg_decoder)
-        return pixels
+        return started_s, pixels
 
     def _step(self) -> None:
         """Whatever can happen now; and again when something is due."""
@@ -182,7 +186,7 @@ class LocalEngine:
         self._metrics.inference.labels(crop.name).observe(result.inference_s)
         ranked = slice(0, crop.top_k or 0)
         logits = result.logits if crop.top_k is None else np.empty(0, np.float32)
-        times = (crop.decode_s, result.queue_s, result.inference_s, result.batch_size)
+        times = (*crop.decode_times_s, result.queue_s, result.inference_s, result.batch_size)
         crop.future.set_result(Classes(result.probabilities[ranked], result.indices[ranked], logits, *times))
 
     def _count(self, more: int) -> None:

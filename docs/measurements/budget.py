@@ -22,7 +22,7 @@ from loadtest.client import ClosedLoop, Photo
 
 CONNECTIONS, WARM_UP_S, SECONDS = 32, 2.0, 10.0
 THREADS = ("HTTP loop", "decoding", "engine loop", "inference", "the rest")
-STAGES = ("decode", "queue", "inference", "request")
+STAGES = ("decode_wait", "decode", "queue", "inference", "request")
 _STAGE = re.compile(r"^serving_(\w+)_seconds_(sum|count)\{.*\} (\S+)$", re.MULTILINE)
 
 

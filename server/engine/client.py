@@ -47,6 +47,7 @@ class Classes(NamedTuple):
     """int32[k]"""
     logits: NDArray[np.float32]
     """float32[num_classes]; empty where they were not asked for"""
+    decode_wait_s: float
     decode_s: float
     queue_s: float
     inference_s: float
@@ -63,6 +64,7 @@ def average(answers: Sequence[Classes], top_k: int) -> Classes:
         probabilities[best].astype(np.float32),
         best.astype(np.int32),
         np.empty(0, np.float32),
+        max(answer.decode_wait_s for answer in answers),
         max(answer.decode_s for answer in answers),
         max(answer.queue_s for answer in answers),
         max(answer.inference_s for answer in answers),
@@ -85,6 +87,7 @@ class _Ticket:
         "crashes",
         "deadline_s",
         "decode_s",
+        "decode_wait_s",
         "future",
         "id",
         "model",
@@ -117,6 +120,7 @@ class _Ticket:
         self.admitted_s = time.monotonic()
         self.state = _State.DECODING
         self.crashes = 0
+        self.decode_wait_s = 0.0
         self.decode_s = 0.0
         self.arrived_s = 0.0
 
@@ -280,6 +284,7 @@ class EngineClient:
         arrived_s = time.monotonic()
         for ticket in tickets:
             ticket.arrived_s = arrived_s
+            ticket.decode_wait_s = started_s - first.admitted_s
             ticket.decode_s = arrived_s - started_s
 
     def _decoded(self, tickets: Sequence[_Ticket], decoding: Future[None]) -> None:
@@ -345,6 +350,7 @@ class EngineClient:
                     np.frombuffer(answer.probabilities, np.float32),
                     np.frombuffer(answer.indices, np.int32),
                     np.frombuffer(answer.logits, np.float32),
+                    ticket.decode_wait_s,
                     ticket.decode_s,
                     answer.queue_s,
                     answer.inference_s,

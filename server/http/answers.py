@@ -25,10 +25,11 @@ class Prediction(msgspec.Struct, frozen=True):
 
 
 class Timings(msgspec.Struct, frozen=True):
-    """Milliseconds. What the parts lack of the total is waiting for a decoder and the way between processes."""
+    """Milliseconds. What the parts lack of the total is the way between processes."""
 
+    decode_wait: Annotated[float, Meta(description="for a thread to decode")]
     decode: float
-    queue: float
+    queue: Annotated[float, Meta(description="from decoded to inference")]
     inference: float
     total: Annotated[float, Meta(description="from the last byte of the upload")]
 
@@ -91,6 +92,7 @@ def classification(
             for index, probability in zip(classes.indices.tolist(), classes.probabilities.tolist(), strict=True)
         ],
         Timings(
+            decode_wait=round(classes.decode_wait_s * 1e3, 3),
             decode=round(classes.decode_s * 1e3, 3),
             queue=round(classes.queue_s * 1e3, 3),
             inference=round(classes.inference_s * 1e3, 3),
@@ -152,12 +154,12 @@ EXAMPLE = Classification(
     version=1,
     random_weights=False,
     predictions=[
-        Prediction(class_id=967, wordnet_id="n07920052", label="espresso", probability=0.9355034),
-        Prediction(class_id=968, wordnet_id="n07930864", label="cup", probability=0.0171833),
+        Prediction(class_id=967, wordnet_id="n07920052", label="espresso", probability=0.9355872),
+        Prediction(class_id=968, wordnet_id="n07930864", label="cup", probability=0.0171648),
     ],
-    timings_ms=Timings(decode=8.085, queue=0.924, inference=10.442, total=20.241),
+    timings_ms=Timings(decode_wait=0.13, decode=1.495, queue=0.403, inference=6.596, total=9.336),
     batch_size=1,
-    request_id="24f6133b0817402691398386cc155981",
+    request_id="f1e5f5f631506c8961fbc6674824c981",
 )
 BATCH_EXAMPLE = ClassificationBatch(
     results=[

@@ -38,7 +38,9 @@ class Cache:
 
     def put(self, key: Key, classes: Classes) -> None:
         """Remember the classes, not how long they took; forget what was not asked for the longest, if need be."""
-        self._classes[key] = classes._replace(decode_s=0.0, queue_s=0.0, inference_s=0.0, batch_size=0)
+        self._classes[key] = classes._replace(
+            decode_wait_s=0.0, decode_s=0.0, queue_s=0.0, inference_s=0.0, batch_size=0
+        )
         self._classes.move_to_end(key)
         if len(self._classes) > self._entries:
             self._classes.popitem(last=False)

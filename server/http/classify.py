@@ -206,7 +206,7 @@ async def _answer(service: Service, asked: _Asked, image: bytes, digest: bytes |
     remembered = service.cache.get(key) if key else None
     classes = remembered or await _infer(service, asked, entry, members, image, received_s)
     if not remembered:
-        service.metrics.decode.labels(entry.name).observe(classes.decode_s)
+        service.metrics.count_decoding(entry.name, classes.decode_wait_s, classes.decode_s)
     if key:
         service.cache.put(key, classes)
         counter = service.metrics.cache_hits if remembered else service.metrics.cache_misses

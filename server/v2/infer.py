@@ -114,7 +114,7 @@ async def infer(service: Service, request: InferRequest, outcome: Outcome) -> In
     classes = await _classify(ask, images, members, top_k)
     outcome.code = "ok"
     for each in classes:
-        service.metrics.decode.labels(entry.name).observe(each.decode_s)
+        service.metrics.count_decoding(entry.name, each.decode_wait_s, each.decode_s)
     service.metrics.total.labels(entry.name).observe(time.monotonic() - started_s)
     return InferAnswer(
         entry.name,

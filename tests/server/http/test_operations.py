@@ -66,7 +66,8 @@ def test_the_metrics_count_requests_batches_and_times_of_all_processes(server: R
     before = server.metric("serving_request_seconds_count", model="good")
     server.classify_all([red_image(5)] * 20, 4)
     assert server.metric("serving_request_seconds_count", model="good") == before + 20
-    assert server.metric("serving_decode_seconds_count", model="good") == before + 20
+    for stage in ("decode_wait", "decode"):
+        assert server.metric(f"serving_{stage}_seconds_count", model="good") == before + 20
     assert server.metric("serving_queue_seconds_count", model="good") == before + 20
     assert server.metric("serving_inference_seconds_count", model="good") == before + 20
     assert server.metric("serving_batch_size_sum", model="good") == before + 20

@@ -64,7 +64,9 @@ def test_the_stages_end_at_the_answer_and_follow_each_other_without_a_gap() -> N
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     nothing = np.empty(0, np.float32)
-    slow, quick = (Classes(nothing, np.empty(0, np.int32), nothing, 0.25, queue_s, 0.5, 2) for queue_s in (1.0, 0.125))
+    slow, quick = (
+        Classes(nothing, nothing.astype(np.int32), nothing, 0.0625, 0.25, queue_s, 0.5, 2) for queue_s in (1.0, 0.125)
+    )
     tracing.add_stages(provider.get_tracer("tests"), [slow, quick], ModelKey("tiny", 3), 10**18)
     spans = {
         (span.name, span.start_time - 10**18, span.end_time - 10**18)
