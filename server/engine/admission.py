@@ -5,7 +5,10 @@ import math
 from server.errors import Code, ServiceError
 
 ALPHA, BETA, MARGIN = 1 / 8, 1 / 4, 4
-"""Weights of the newest measurement and deviations of margin: how TCP predicts round trips (RFC 6298, 2.3)."""
+"""Weights of the newest measurement and deviations of margin: how TCP predicts round trips (RFC 6298, 2.3).
+
+The first measurements weigh equally instead: one, of a cold server, is no rule for what follows.
+"""
 
 
 class Admission:
@@ -13,8 +16,9 @@ class Admission:
 
     def __init__(self, places: int) -> None:
         self._places = places
-        self._mean_s = 0.0  # for each place
-        self._deviation_s = 0.0  # of answers from what was expected of them
+        self._observed = 0
+        self._seconds = self._under_way = 0.0  # means; their ratio is the time for each place
+        self._deviation_s = 0.0  # of answers from that line
 
     def check(self, wanted: int, under_way: int, within_s: float = math.inf) -> None:
         """Refuse `wanted` crops beside those `under_way` where they could not be answered `within_s`.
@@ -34,11 +38,15 @@ class Admission:
 
     def observe(self, under_way: int, seconds: float) -> None:
         """Learn that an image took `seconds` from admission to answer, it being the last of `under_way` at first."""
-        if not self._mean_s:
-            self._mean_s = seconds / under_way
-        self._deviation_s += BETA * (abs(seconds - under_way * self._mean_s) - self._deviation_s)
-        self._mean_s += ALPHA * (seconds / under_way - self._mean_s)
+        self._observed += 1
+        equal = 1 / self._observed
+        self._seconds += max(ALPHA, equal) * (seconds - self._seconds)
+        self._under_way += max(ALPHA, equal) * (under_way - self._under_way)
+        error_s = abs(seconds - under_way * self._seconds / self._under_way)
+        self._deviation_s += max(BETA, equal) * (error_s - self._deviation_s)
 
     def predict_s(self, under_way: int) -> float:
         """How long an image takes, almost certainly, that is the last of `under_way`; 0 where nothing is known."""
-        return under_way * self._mean_s + MARGIN * self._deviation_s
+        if not self._observed:
+            return 0.0
+        return under_way * self._seconds / self._under_way + MARGIN * self._deviation_s

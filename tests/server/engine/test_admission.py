@@ -52,6 +52,14 @@ def test_what_varies_is_predicted_with_a_margin_above_nearly_all_of_it() -> None
     assert max(measured_s) < admission.predict_s(1) < 3 * max(measured_s)
 
 
+def test_a_cold_first_answer_does_not_make_the_others_look_late() -> None:
+    admission = Admission(16)
+    seen = [(1, 2.97), (2, 0.31), (4, 0.39), (5, 0.72), (6, 0.72), (3, 0.80), (7, 0.87), (8, 0.99)]
+    for under_way, seconds in seen:
+        admission.observe(under_way, seconds)
+    assert code_of(admission, 1, 7, 8.0) is None
+
+
 def test_a_slow_time_is_forgotten() -> None:
     admission = Admission(1)
     for seconds in [10.0] * 10 + [0.1] * 100:
