@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -39,8 +40,12 @@ def model_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cifar_repository(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model repository with the trained cifar_resnet20, 32, 44 and 56, each version 1."""
     repository = tmp_path_factory.mktemp("cifar_repository")
-    for checkpoint in sorted((shared / "weights" / "cifar10").glob("resnet*.th")):
+
+    def export(checkpoint: Path) -> None:
         name = f"cifar_{checkpoint.name.partition('-')[0]}"
         done = run_to_onnx(name, "--weights", checkpoint, "--repository", repository)
         assert done.returncode == 0, done.stderr
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(export, sorted((shared / "weights" / "cifar10").glob("resnet*.th"))))
     return repository

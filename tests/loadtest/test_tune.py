@@ -19,7 +19,7 @@ def tune(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 def test_settings_are_found_compared_and_written_for_the_server(tmp_path: Path) -> None:
     tiny.write(tmp_path, work=4)
     env_file = tmp_path / "serving.env"
-    arguments = ("--repository", tmp_path, "--try", "max-batch=1,4", "--try", "backend=tensorflow")
+    arguments = ("--repository", tmp_path, "--try", "max-batch=1", "--try", "backend=tensorflow")
     done = tune("--p99-ms", "1000", *arguments, "--write", env_file)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "backend tensorflow" in done.stdout
@@ -27,7 +27,7 @@ def test_settings_are_found_compared_and_written_for_the_server(tmp_path: Path) 
     assert "\nbest: " in done.stdout
     written = env_file.read_text().splitlines()
     assert written[0].startswith("# python -m server tune --p99-ms 1000")
-    assert {line for line in written if not line.startswith("#")} <= {"SERVER_MAX_BATCH=1", "SERVER_MAX_BATCH=4"}
+    assert [line for line in written if not line.startswith("#")] in ([], ["SERVER_MAX_BATCH=1"])
 
 
 @pytest.mark.slow

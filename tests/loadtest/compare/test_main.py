@@ -16,7 +16,7 @@ PATIENCE_S = 240.0
 
 
 def command(repository: Path, folder: Path, *arguments: str) -> list[str | Path]:
-    short = ["--rounds", "1", "--seconds", "1", "--warm-up", "0.5", "--limit-seconds", "1", "--connections", "1,4"]
+    short = ["--rounds", "1", "--seconds", "1", "--warm-up", "0.5", "--limit-seconds", "0.3", "--connections", "1,4"]
     places: list[str | Path] = ["--repository", repository, "--output", folder]
     model: list[str | Path] = ["--works", "tiny", "--model", "efficientnet_lite0", "--photos", PHOTOS]
     return [sys.executable, "-u", ROOT / "loadtest" / "compare", *short, *places, *model, *arguments]
