@@ -24,9 +24,6 @@ PIP := $(BIN)/pip install --disable-pip-version-check --constraint constraints.t
 TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
-# Tests that only compute run two files at a time, the longest first; those of time, load and faults, one by one.
-COMPUTING := tests/server/test_every_network.py tests/server/test_deepest.py tests/export tests/models
-
 .PHONY: help serve model test lint bench compare loadtest soak fuzz protobuf audit ray-test clean
 
 help:
@@ -40,8 +37,7 @@ model: $(VENV)/export.done
 	@$(BIN)/python export/to_onnx.py $(MODEL)
 
 test: lint
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(COMPUTING)
-	$(BIN)/pytest $(addprefix --ignore=,$(COMPUTING))
+	$(BIN)/pytest
 
 lint: $(VENV)/test.done
 	$(BIN)/ruff check .

@@ -17,11 +17,12 @@ class Prediction:
 class Timings:
     """Milliseconds in the server; `total` is from the last byte of the upload."""
 
-    decode_wait: float
     decode: float
     queue: float
     inference: float
     total: float
+    decode_wait: float = 0.0
+    """Servers of before it was told leave it out."""
 
 
 @dataclass(frozen=True, slots=True)

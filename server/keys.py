@@ -7,7 +7,7 @@ import math
 import secrets
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -24,6 +24,8 @@ KEY_BYTES = 32
 """Of randomness: nobody guesses it, so its hash needs no salt and must not be slow, as each request pays."""
 MAX_FILE_BYTES = 256 * 2**10
 """Some two thousand keys: a request is compared with all of them."""
+MAX_KEYS = MAX_FILE_BYTES // len("N " + 64 * "0")
+"""More have no room in such a file."""
 ROUNDING_S = 1e-6
 """What sums of times may be wrong by: a request is not too early for that."""
 
@@ -59,9 +61,10 @@ class RefusedError(ServiceError):
 class Account:
     """One key, and what it has used of its limits in all HTTP workers. The clock is the caller's."""
 
-    def __init__(self, key: Key, usage: Usage) -> None:
+    def __init__(self, key: Key, worker: int, usage: Usage) -> None:
         self.digest = bytes.fromhex(key.sha256)
         self.key = key
+        self._worker = worker
         self._usage = usage
 
     def enter(self, now_s: float) -> ExitStack:
@@ -78,33 +81,38 @@ class Account:
         if key.rate == math.inf and key.concurrent is None:
             return under_way
         with self._usage.of(key.sha256) as used:
-            running = sum(used.running)
+            if used is None:
+                return under_way  # the key was removed a moment ago
+            running = int(used["running"].sum())
             if key.concurrent is not None and running >= key.concurrent:
                 detail = f"key {key.name} has {running} requests under way, and may have no more: wait for one"
                 raise RefusedError(Code.RATE_LIMITED, detail, 1)
             if key.rate < math.inf:
                 burst = key.burst or max(1, math.ceil(key.rate))
-                full_s = max(used.full_s, now_s) + 1 / key.rate
-                early_s = full_s - now_s - burst / key.rate
+                empty_s = now_s + burst / key.rate  # no bucket is emptier, whatever rate it had when it was used
+                used["full_s"] = min(max(used["full_s"], now_s), empty_s)
+                early_s = float(used["full_s"]) + 1 / key.rate - empty_s
                 if early_s > ROUNDING_S:
                     allowed = f"{key.rate:g} requests per second, and {burst} at once"
                     detail = f"key {key.name} may send {allowed}: send fewer"
                     raise RefusedError(Code.RATE_LIMITED, detail, math.ceil(early_s))
-                used.full_s = full_s
+                used["full_s"] += 1 / key.rate
             if key.concurrent is not None:
-                used.running[self._usage.worker] += 1
-                under_way.callback(self._leave, key.sha256)
+                used["running"][self._worker] += 1
+                under_way.callback(self._leave)
         return under_way
 
-    def _leave(self, name: str) -> None:
-        with suppress(FileNotFoundError), self._usage.of(name, create=0) as used:  # else the key is known no more
-            used.running[self._usage.worker] = max(0, used.running[self._usage.worker] - 1)
+    def _leave(self) -> None:
+        with self._usage.of(self.key.sha256) as used:
+            if used is not None and used["running"][self._worker]:
+                used["running"][self._worker] -= 1
 
 
 class Keys:
     """The keys of one process, which can be replaced while requests are under way."""
 
-    def __init__(self, keys: Sequence[Key], usage: Usage) -> None:
+    def __init__(self, keys: Sequence[Key], worker: int, usage: Usage) -> None:
+        self._worker = worker
         self._usage = usage
         self._accounts: list[Account] = []
         self.replace(keys)
@@ -114,11 +122,9 @@ class Keys:
         known = {account.digest: account for account in self._accounts}
         self._accounts = []
         for key in keys:
-            account = known.pop(bytes.fromhex(key.sha256), None) or Account(key, self._usage)
+            account = known.get(bytes.fromhex(key.sha256)) or Account(key, self._worker, self._usage)
             account.key = key
             self._accounts.append(account)
-        for account in known.values():
-            self._usage.forget(account.key.sha256)
 
     def account(self, sent: bytes | None, role: RoleName) -> Account:
         """Whose key was sent, if it has the role. Takes as long for any key that is sent.
@@ -138,6 +144,11 @@ class Keys:
         if RANK[found.key.role] < RANK[role]:
             raise RefusedError(Code.FORBIDDEN, f"key {found.key.name} has the role {found.key.role}; this needs {role}")
         return found
+
+
+def usage_table(folder: Path, workers: int) -> Usage:
+    """What the keys of a run have used, in its folder."""
+    return Usage(folder / "usage", MAX_KEYS, workers)
 
 
 def bearer(authorization: bytes) -> bytes:

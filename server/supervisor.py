@@ -182,6 +182,8 @@ class Supervisor:
         self._listeners = _listen(settings.host, settings.port, settings.http_workers)
         self._run_folder = RunFolder()
         self._folder = self._run_folder.path
+        self._usage = keys.usage_table(self._folder, settings.http_workers) if self._keys else None
+        self._keep_usage()
         metrics.use_directory(self._folder)
         self._metrics = Metrics("supervisor")
         for process in ("http", "engine"):
@@ -359,6 +361,7 @@ class Supervisor:
         try:
             if self._keys and self._keys.look():
                 log.info("API keys: %s", ", ".join(key.name for key in self._keys.content))
+                self._keep_usage()
                 self._tell_workers(Authorise(self._keys.content))
         except KeysError as error:
             log.warning("the API keys stay as they were: %s", error)
@@ -368,6 +371,10 @@ class Supervisor:
                 self._tell_workers(Renew(self._certificate.content))
         except TlsError as error:
             log.warning("the certificate stays as it was: %s", error)
+
+    def _keep_usage(self) -> None:
+        if self._usage and self._keys:
+            self._usage.keep([key.sha256 for key in self._keys.content])
 
     def _look(self) -> None:
         """Serve what the repository holds by now."""
@@ -462,6 +469,8 @@ class Supervisor:
             worker.stop()
             return
         role.ended(worker)
+        if self._usage:
+            self._usage.clear(self._workers.index(role))
         self._metrics.restarts.labels("http").inc()
         if not self._announced:
             raise StartupError(f"{worker.name} cannot start; its error is above")

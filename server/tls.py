@@ -40,8 +40,9 @@ def read(chain: Path, key: Path) -> Certificate:
     certificate = Certificate(*contents)
     try:
         context(certificate)
-    except ssl.SSLError as error:
-        reason = (error.reason or "no PEM").replace("_", " ").lower()
+    except OSError as error:  # ssl.SSLError is one
+        known = error.reason if isinstance(error, ssl.SSLError) else error.strerror
+        reason = (known or "no PEM").replace("_", " ").lower()
         raise TlsError(f"{chain} and {key} are no certificate with its unencrypted key: {reason}") from error
     return certificate
 
@@ -50,14 +51,28 @@ def context(certificate: Certificate) -> ssl.SSLContext:
     """TLS 1.2 or later, with Python's choice of ciphers."""
     made = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     made.minimum_version = ssl.TLSVersion.TLSv1_2
-    show(made, certificate)
+    with _path(certificate.chain) as chain, _path(certificate.key) as key:
+        made.load_cert_chain(chain, key, password="")  # none: it would ask the terminal for one
     return made
 
 
-def show(shown_by: ssl.SSLContext, certificate: Certificate) -> None:
-    """Have a context show this certificate to whoever connects from now on."""
-    with _path(certificate.chain) as chain, _path(certificate.key) as key:
-        shown_by.load_cert_chain(chain, key, password="")  # none: it would ask the terminal for one
+class Renewable:
+    """A context that may show another certificate to whoever connects later.
+
+    Each handshake goes on with the newest context: one context keeps a certificate for each kind of key, the old one of
+    another kind too.
+    """
+
+    def __init__(self, certificate: Certificate) -> None:
+        self.context = self._newest = context(certificate)
+        self.context.sni_callback = self._go_on  # also called for clients that name no server
+
+    def renew(self, certificate: Certificate) -> None:
+        """Show this one from now on."""
+        self._newest = context(certificate)
+
+    def _go_on(self, handshake: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+        handshake.context = self._newest
 
 
 @contextlib.contextmanager

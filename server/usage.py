@@ -1,58 +1,70 @@
-"""What API keys have used of their limits, in all HTTP workers together: a small file for each key that has any."""
+"""What API keys have used of their limits, in all HTTP workers together: a table that all of them have mapped."""
 
 import contextlib
 import fcntl
 import os
-from collections.abc import Generator
-from dataclasses import dataclass
+import weakref
+from collections.abc import Generator, Sequence
 from pathlib import Path
-from struct import Struct
+from typing import Any
 
+import numpy as np
 
-@dataclass(slots=True)
-class Used:
-    """Of one key's limits."""
-
-    full_s: float
-    """When its burst is whole again, by the monotonic clock, which all processes of a machine share."""
-    running: list[int]
-    """Requests under way, in each HTTP worker."""
+Row = Any
+"""A row of the table, as a view: `sha256` (of the key, in hexadecimal), `full_s` (when its burst is whole again, by the
+monotonic clock, which all processes of a machine share) and `running` (uint32[workers], requests under way in each)."""
 
 
 class Usage:
-    """One HTTP worker's way to what all of them count.
+    """One process's way to the table; a row is read and written under the lock of the whole, some microseconds.
 
-    Who counts holds the file's lock meanwhile, some microseconds. The kernel drops it whatever a process dies of.
+    The kernel drops the lock whatever a process dies of. All of the file is written at first, so that counting never
+    needs room on a full disk.
     """
 
-    def __init__(self, folder: Path, worker: int, workers: int) -> None:
-        """Nothing is under way in this worker, whatever one before it may have left."""
-        self.worker = worker
-        self._folder = folder
-        self._format = Struct(f"d{workers}I")
-        folder.mkdir(mode=0o700, exist_ok=True)
-        for path in folder.iterdir():
-            with self.of(path.name) as used:
-                used.running[worker] = 0
-
-    @contextlib.contextmanager
-    def of(self, name: str, create: int = os.O_CREAT) -> Generator[Used]:
-        """What a key has used. Changes are kept, unless an exception ends the block.
+    def __init__(self, path: Path, rows: int, workers: int) -> None:
+        """Open the table, or make it; who makes it must be done before others begin.
 
         Raises:
-            FileNotFoundError: nothing was counted, and `create` is 0.
+            OSError: there is no room.
         """
-        descriptor = os.open(self._folder / name, os.O_RDWR | os.O_CLOEXEC | create, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            content = os.pread(descriptor, self._format.size, 0) or bytes(self._format.size)
-            full_s, *running = self._format.unpack(content)
-            used = Used(full_s, running)
-            yield used
-            os.pwrite(descriptor, self._format.pack(used.full_s, *used.running), 0)
-        finally:
-            os.close(descriptor)
+        kind = np.dtype([("sha256", "S64"), ("full_s", np.float64), ("running", np.uint32, (workers,))])
+        if not path.exists():
+            path.write_bytes(bytes(rows * kind.itemsize))
+        self._file = os.open(path, os.O_RDWR | os.O_CLOEXEC)  # one that is inherited would share its lock
+        weakref.finalize(self, os.close, self._file)
+        self._table = np.memmap(path, kind, "r+", shape=(rows,))
+        self._found: dict[str, int] = {}
 
-    def forget(self, name: str) -> None:
-        """Of a key that is known no more."""
-        (self._folder / name).unlink(missing_ok=True)
+    def keep(self, digests: Sequence[str]) -> None:
+        """Have a row for each of these SHA-256, the one that it has where it has one, and for no others."""
+        asked = np.array(digests, "S64")
+        with self._locked():
+            known = self._table["sha256"]
+            self._table[~np.isin(known, asked)] = np.zeros((), self._table.dtype)
+            new = asked[~np.isin(asked, known)]
+            known[np.flatnonzero(known == b"")[: len(new)]] = new
+
+    def clear(self, worker: int) -> None:
+        """Of a worker that has ended: nothing is under way in it."""
+        with self._locked():
+            self._table["running"][:, worker] = 0
+
+    @contextlib.contextmanager
+    def of(self, digest: str) -> Generator[Row | None]:
+        """The row of a key's SHA-256, nobody else's meanwhile; None: it is no longer kept."""
+        sought = digest.encode()
+        with self._locked():
+            row = self._table[self._found.get(digest, 0)]
+            if row["sha256"] != sought:
+                self._found[digest] = int(np.argmax(self._table["sha256"] == sought))
+                row = self._table[self._found[digest]]
+            yield row if row["sha256"] == sought else None
+
+    @contextlib.contextmanager
+    def _locked(self) -> Generator[None]:
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._file, fcntl.LOCK_UN)

@@ -25,7 +25,7 @@ class Prediction(msgspec.Struct, frozen=True):
 
 
 class Timings(msgspec.Struct, frozen=True):
-    """Milliseconds. What the parts lack of the total is the way between processes."""
+    """Milliseconds; of several crops or members, each part's longest. Ways between processes are in `total` only."""
 
     decode_wait: Annotated[float, Meta(description="for a thread to decode")]
     decode: float

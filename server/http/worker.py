@@ -45,11 +45,10 @@ from server.http.service import Changes, Service
 from server.http.uploads import Uploads
 from server.images import jpeg
 from server.images.decode import decode
-from server.keys import Key, Keys
+from server.keys import Key, Keys, usage_table
 from server.metrics import Metrics
 from server.settings import Settings
 from server.tls import Certificate
-from server.usage import Usage
 
 if TYPE_CHECKING:
     import grpc.aio
@@ -103,7 +102,7 @@ async def _serve(start: Start, control: Connection) -> None:
     cache = Cache(settings.cache_entries)
     keys = None
     if start.keys is not None:
-        keys = Keys(start.keys, Usage(start.folder / "usage", start.number, settings.http_workers))
+        keys = Keys(start.keys, start.number, usage_table(start.folder, settings.http_workers))
     changes = Changes(control.send)
     service = Service(
         settings,
@@ -222,13 +221,13 @@ class _Server(uvicorn.Server):
             )
         )
         self._control = control
-        self._tls = tls.context(service.certificate) if service.certificate else None
+        self._tls = tls.Renewable(service.certificate) if service.certificate else None
 
     def show(self, certificate: Certificate) -> None:
         """Show this one to whoever connects from now on."""
-        self._service.certificate = certificate
         if self._tls:
-            tls.show(self._tls, certificate)
+            self._tls.renew(certificate)
+        self._service.certificate = certificate
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         settings = self._service.settings
@@ -247,7 +246,7 @@ class _Server(uvicorn.Server):
         encrypted: dict[str, Any] = {}
         if self._tls:
             encrypted = {
-                "ssl": self._tls,
+                "ssl": self._tls.context,
                 "ssl_handshake_timeout": settings.header_timeout_ms / 1e3,
                 "ssl_shutdown_timeout": tls.GOODBYE_S,
             }

@@ -38,3 +38,11 @@ def test_what_cannot_be_read_changes_nothing(tmp_path: Path) -> None:
     path.write_text("333")
     assert watched.look()
     assert watched.content == [333]
+
+
+def test_rights_are_looked_at_too(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_text("1")
+    watched = Watched(read, path)
+    path.chmod(0o600)  # as whoever renews a certificate may do after writing it
+    assert watched.look()

@@ -158,6 +158,16 @@ def test_a_client_that_leaves_leaves_its_place(server: RunningServer) -> None:
     until(lambda: classify(server, of("single")).status_code == 200)
 
 
+def test_a_worker_that_dies_gives_its_places_back(server: RunningServer) -> None:
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(classify, server, of("single"), model="slow")
+        until(lambda: server.metric("serving_pending_requests") == 1)
+        server.kill_child("http-0")
+        with pytest.raises(httpx.TransportError):
+            running.result()
+    assert classify(server, of("single")).status_code == 200
+
+
 def test_our_own_clients_send_a_key(server: RunningServer, tmp_path: Path) -> None:
     with Client(server.url, api_key="shop") as client, Client(server.url) as stranger:
         assert client.classify(red_image(6)).predictions[0].class_id == 6

@@ -31,10 +31,10 @@ HELLO = bytes.fromhex("1603010200")
 """The start of a handshake: a record of 512 bytes is to follow."""
 
 
-def written(folder: Path) -> tuple[Path, Path]:
+def written(folder: Path, kind: trustme.KeyType = trustme.KeyType.ECDSA) -> tuple[Path, Path]:
     """A new certificate, with its authority's behind it, so that its file can be trusted; and its key."""
     authority = trustme.CA()
-    issued = authority.issue_cert("localhost", "127.0.0.1")
+    issued = authority.issue_cert("localhost", "127.0.0.1", key_type=kind)
     certificate, key = folder / "certificate.pem", folder / "key.pem"
     certificate.write_bytes(b"".join(blob.bytes() for blob in [*issued.cert_chain_pems, authority.cert_pem]))
     issued.private_key_pem.write_to_path(key)
@@ -188,10 +188,13 @@ def shown(address: str) -> bytes:
     return ssl.get_server_certificate((host, int(port))).encode()
 
 
-def test_a_new_certificate_is_shown_without_a_restart_and_a_broken_one_changes_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [trustme.KeyType.ECDSA, trustme.KeyType.RSA])  # after one of ECDSA
+def test_a_new_certificate_is_shown_without_a_restart_and_a_broken_one_changes_nothing(
+    tmp_path: Path, kind: trustme.KeyType
+) -> None:
     tiny.write(tmp_path / "repository")
     (tmp_path / "new").mkdir()
-    (certificate, key), new = written(tmp_path), written(tmp_path / "new")
+    (certificate, key), new = written(tmp_path), written(tmp_path / "new", kind)
     before, after = certificate.read_bytes(), new[0].read_bytes()
     with RunningServer(
         tmp_path / "repository", tls_certificate=certificate, tls_key=key, grpc_port=0, http_workers=2
