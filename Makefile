@@ -24,6 +24,9 @@ PIP := $(BIN)/pip install --disable-pip-version-check --constraint constraints.t
 TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
+# Tests that only compute run beside the others, which mostly wait, and give way to them.
+COMPUTING := tests/export tests/models tests/server/test_deepest.py tests/server/test_every_network.py
+
 .PHONY: help serve model test lint bench compare loadtest soak fuzz protobuf audit ray-test clean
 
 help:
@@ -37,7 +40,10 @@ model: $(VENV)/export.done
 	@$(BIN)/python export/to_onnx.py $(MODEL)
 
 test: lint
-	$(BIN)/pytest
+	@nice -n 19 $(BIN)/pytest $(COMPUTING) >$(VENV)/computing.log 2>&1 & computing=$$!; \
+	trap "kill $$computing; exit 130" INT TERM; \
+	$(BIN)/pytest $(COMPUTING:%=--ignore=%); serving=$$?; \
+	wait $$computing; computed=$$?; cat $(VENV)/computing.log; exit $$((serving | computed))
 
 lint: $(VENV)/test.done
 	$(BIN)/ruff check .
