@@ -34,7 +34,6 @@ class Usage:
         self._file = os.open(path, os.O_RDWR | os.O_CLOEXEC)  # one that is inherited would share its lock
         weakref.finalize(self, os.close, self._file)
         self._table = np.memmap(path, kind, "r+", shape=(rows,))
-        self._found: dict[str, int] = {}
 
     def keep(self, digests: Sequence[str]) -> None:
         """Have a row for each of these SHA-256, the one that it has where it has one, and for no others."""
@@ -53,13 +52,9 @@ class Usage:
     @contextlib.contextmanager
     def of(self, digest: str) -> Generator[Row | None]:
         """The row of a key's SHA-256, nobody else's meanwhile; None: it is no longer kept."""
-        sought = digest.encode()
         with self._locked():
-            row = self._table[self._found.get(digest, 0)]
-            if row["sha256"] != sought:
-                self._found[digest] = int(np.argmax(self._table["sha256"] == sought))
-                row = self._table[self._found[digest]]
-            yield row if row["sha256"] == sought else None
+            found = np.flatnonzero(self._table["sha256"] == digest.encode())
+            yield self._table[found[0]] if len(found) else None
 
     @contextlib.contextmanager
     def _locked(self) -> Generator[None]:

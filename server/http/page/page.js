@@ -127,9 +127,9 @@ function bar({ label, wordnet_id, probability }) {
   return item;
 }
 
-function facts({ model, version, timings_ms, batch_size }) {
-  const rows = { Model: `${model} version ${version}`, Total: ms(timings_ms.total), "Decoder wait": ms(timings_ms.decode_wait),
-                 Decode: ms(timings_ms.decode), Queue: ms(timings_ms.queue), Inference: ms(timings_ms.inference), Batch: `${batch_size}` };
+function facts({ model, version, timings_ms: { total, decode_wait, decode, queue, inference }, batch_size }) {
+  const rows = { Model: `${model} version ${version}`, Total: ms(total), "Decoder wait": ms(decode_wait),
+                 Decode: ms(decode), Queue: ms(queue), Inference: ms(inference), Batch: `${batch_size}` };
   return Object.entries(rows).map(([name, value]) => {
     const row = element("div");
     row.append(element("dt", name), element("dd", value));
