@@ -87,7 +87,7 @@ class Changed(NamedTuple):
 
 
 class EngineDown(NamedTuple):
-    """Supervisor to HTTP workers: the engine is gone. Where it is `recovering`, requests wait for its return."""
+    """Supervisor to HTTP workers: there is no engine. Where it is `recovering`, or starts, requests wait for it."""
 
     recovering: bool
 

@@ -203,6 +203,7 @@ class Supervisor:
         self._engine = _Role(self._start_engine)
         self._engine_starts = 0
         self._engine_up: EngineUp | None = None
+        self._recovering = True  # requests wait for the engine
         self._announced = False
         self._stopped = threading.Event()
         self._finish_s = math.inf  # when to stop accepting
@@ -256,8 +257,7 @@ class Supervisor:
         )
         worker = _Child.start(f"http-{index}", self._settings, http_worker.main, start)
         worker.generation = self._told.generation
-        if self._engine_up:
-            worker.tell(self._engine_up)
+        worker.tell(self._engine_up or EngineDown(self._recovering))
         if self._finish_s < math.inf:
             worker.tell(Draining())
         return worker
@@ -484,8 +484,8 @@ class Supervisor:
             raise StartupError("the engine cannot start; its error is above")
         self._engine_up = None
         self._socket_path().unlink(missing_ok=True)
-        recovering = engine.ready_s < math.inf and self._engine.crashes <= MAX_RECOVERIES
-        self._tell_workers(EngineDown(recovering))
+        self._recovering = engine.ready_s < math.inf and self._engine.crashes <= MAX_RECOVERIES
+        self._tell_workers(EngineDown(self._recovering))
 
     def _children(self) -> list[_Child]:
         return [role.child for role in [*self._workers, self._engine] if role.child]

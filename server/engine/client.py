@@ -149,7 +149,7 @@ class EngineClient:
         self._engine_up_s = 0.0
         self._decoding_since_s: dict[int, float] = {}
         self._channel: Channel | None = None
-        self._available = False  # requests are admitted: the engine is there, or will be back at once
+        self._available = True  # requests are admitted: the engine is there, or will be soon
 
     @property
     def connected(self) -> bool:
@@ -381,11 +381,11 @@ class EngineClient:
             self._send(Cancel(ticket.id))
 
     def _away(self) -> ServiceError:
-        return ServiceError(Code.ENGINE_UNAVAILABLE, "the inference engine is starting or down; try again soon")
+        return ServiceError(Code.ENGINE_UNAVAILABLE, "the inference engine is down; try again soon")
 
     def _too_late(self, tickets: Sequence[_Ticket]) -> ServiceError:
         if any(ticket.state is _State.WAITING for ticket in tickets):
-            return ServiceError(Code.ENGINE_UNAVAILABLE, "the inference engine did not come back in time")
+            return ServiceError(Code.ENGINE_UNAVAILABLE, "the inference engine was not there in time")
         return ServiceError(Code.DEADLINE_EXCEEDED, "the answer was not ready within the time limit")
 
     def _call_in_loop(self, function: Callable[..., None], *args: Any) -> None:

@@ -219,7 +219,7 @@ class _Process:
     def _submit(self, owner: Channel, request: Submit) -> None:
         model = self._models.get(request.model)
         if model is None:
-            raise ServiceError(Code.ENGINE_UNAVAILABLE, "the model is not loaded any more; try again later")
+            raise ServiceError(Code.ENGINE_UNAVAILABLE, "the model is not loaded; try again later")
         pixels = self._slots.pixels(request.slot, model.manifest.input_shape)
         image = _Image(owner, request.id, request.slot, pixels, model.manifest.name, request.top_k)
         job = Job((owner, request.id), request.arrived_s, request.deadline_s, image, request.alone, request.priority)

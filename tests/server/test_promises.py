@@ -8,8 +8,11 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 from urllib.parse import urlsplit
 
 import httpx
@@ -37,6 +40,14 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository with a model that costs some hundredths of a second."""
     repository = tmp_path_factory.mktemp("quick")
     tiny.write(repository, work=TENTH_OF_A_SECOND // 4)
+    return repository
+
+
+@pytest.fixture(scope="module")
+def slow_to_warm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with a model that takes the engine longer to warm up than the HTTP worker to start."""
+    repository = tmp_path_factory.mktemp("slow-to-warm")
+    tiny.write(repository, work=10 * TENTH_OF_A_SECOND)
     return repository
 
 
@@ -162,28 +173,41 @@ def test_sigterm_while_starting_is_a_clean_end(quick: Path) -> None:
         assert "Traceback" not in rest
 
 
-def test_who_is_told_that_the_server_is_ready_is_answered(tmp_path: Path) -> None:
-    tiny.write(tmp_path, work=4000)  # which takes the engine longer to warm up than the HTTP worker to start
-    command = [sys.executable, "-m", "server", "--port", "0", "--http-workers", "1", "--repository", str(tmp_path)]
+@contextmanager
+def starting(repository: Path) -> Generator[tuple[Callable[[bytes], str], IO[bytes]]]:
+    """A server with one HTTP worker that is left to start: what waits for a line of its log, and the log."""
+    command = [sys.executable, "-m", "server", "--port", "0", "--http-workers", "1", "--repository", str(repository)]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, bufsize=0) as process:
-        assert process.stderr
+        log = process.stderr
+        assert log
+        yield lambda pattern: next(found[1] for line in log if (found := re.search(pattern, line))).decode(), log
+        process.terminate()
+        assert b"Traceback" not in log.read()
 
-        def next_match(pattern: bytes) -> bytes:
-            assert process.stderr
-            return next(found[1] for line in process.stderr if (found := re.search(pattern, line)))
 
+def test_who_is_told_that_the_server_is_ready_is_answered(slow_to_warm: Path) -> None:
+    with starting(slow_to_warm) as (next_match, log):
         worker = int(next_match(rb"http-0 is ready, process (\d+)"))
         os.kill(worker, signal.SIGSTOP)
         try:
             next_match(rb"(engine is ready)")
-            told = select.select([process.stderr], [], [], 0.5)[0]
+            told = select.select([log], [], [], 0.5)[0]
         finally:
             os.kill(worker, signal.SIGCONT)
-        url = next_match(rb"ready on (\S+)").decode()
+        url = next_match(rb"ready on (\S+)")
         assert httpx.post(f"{url}/classify", content=red_image(7), timeout=PATIENCE_S).status_code == 200
-        process.terminate()
-        process.stderr.read()
     assert not told
+
+
+def test_a_request_that_comes_before_the_engine_waits_for_it(slow_to_warm: Path) -> None:
+    with starting(slow_to_warm) as (next_match, _), ThreadPoolExecutor(1) as aside:
+        worker = psutil.Process(int(next_match(rb"http-0 is ready, process (\d+)")))
+        (port,) = (one.laddr.port for one in worker.net_connections("tcp"))
+        url = f"http://127.0.0.1:{port}"
+        answer = aside.submit(httpx.post, f"{url}/classify", content=red_image(7), timeout=PATIENCE_S)
+        until(lambda: "serving_pending_requests 1.0" in httpx.get(f"{url}/metrics").text)
+        assert httpx.get(f"{url}/readyz").status_code == 503
+        assert top1(answer.result()) == 7
 
 
 def test_an_engine_killed_while_draining_still_loses_nothing(slow: Path) -> None:

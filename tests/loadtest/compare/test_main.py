@@ -29,7 +29,7 @@ def test_ours_and_a_rival_are_measured_and_told_of(model_repository: Path, envir
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=PATIENCE_S)
     if "cannot be installed" in done.stderr:
         pytest.skip("no package index can be reached")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     found = rows.read(tmp_path / "compare.jsonl")
     variants = [("ours", "onnx"), ("ours", "openvino"), ("fastapi", "plain"), ("fastapi", "tuned")]
     assert [row.key[1:4] for row in found] == [(*variant, load) for variant in variants for load in (1, 4)]
@@ -65,7 +65,7 @@ def test_an_interrupted_run_ends_its_processes_and_is_resumed(model_repository: 
     known = (tmp_path / "compare.jsonl").read_text()
     assert known
     done = subprocess.run([*arguments, "--resume"], capture_output=True, text=True, timeout=PATIENCE_S)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "compare.jsonl").read_text().startswith(known)
     assert len(rows.read(tmp_path / "compare.jsonl")) == 8
     assert "Not one run but several" in (tmp_path / "compare.md").read_text()

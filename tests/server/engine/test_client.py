@@ -336,11 +336,14 @@ def test_an_average_ranks_by_the_mean_probability() -> None:
     np.testing.assert_allclose(mean.probabilities, [0.4, 0.35], atol=1e-6)
 
 
-def test_before_the_first_engine_requests_are_refused_at_once(play: Play) -> None:
+def test_requests_wait_for_the_first_engine(play: Play) -> None:
     async def scenario(bench: Bench) -> None:
-        assert await failure_of(bench.classify(1)) is Code.ENGINE_UNAVAILABLE
+        early = bench.classify(1)
+        await until(lambda: bench.decoded == [1])
         assert not bench.client.connected
-        assert bench.decoded == []
+        engine = bench.engine_up()
+        await engine.answer(await engine.submitted())
+        assert await class_of(early) == 1
 
     play(scenario)
 
