@@ -63,9 +63,10 @@ class Sampler:
 
 def _oldest(process: psutil.Process, port: int) -> psutil.Process:
     """The first ancestor that has the listening socket, too: of an HTTP worker, the supervisor."""
-    parent = process.parent()
-    if parent and any(_listens(one, port) for one in parent.net_connections("tcp")):
-        return _oldest(parent, port)
+    for ancestor in reversed(process.parents()):
+        with suppress(psutil.AccessDenied):
+            if any(_listens(one, port) for one in ancestor.net_connections("tcp")):
+                return ancestor
     return process
 
 

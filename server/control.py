@@ -1,11 +1,15 @@
 """What the supervisor and its children tell each other, over one pipe for each child. A closed pipe means: stop."""
 
+import socket
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal, NamedTuple
 
+from server.engine.slots import Slots
 from server.errors import ServiceError
 from server.keys import Key
 from server.repository import Catalogue, Model
+from server.settings import Settings
 from server.tls import Certificate
 
 
@@ -65,6 +69,20 @@ class Serve(NamedTuple):
     generation: int
 
 
+class Start(NamedTuple):
+    """Supervisor to a new HTTP worker: what it is to be."""
+
+    number: int
+    settings: Settings
+    serve: Serve
+    slots: Slots
+    listener: socket.socket
+    keys: tuple[Key, ...] | None
+    certificate: Certificate | None
+    folder: Path
+    """the run's"""
+
+
 class Settled(NamedTuple):
     """HTTP worker to supervisor: no request of its own needs a model that is not in this or a newer catalogue."""
 
@@ -87,7 +105,7 @@ class Changed(NamedTuple):
 
 
 class EngineDown(NamedTuple):
-    """Supervisor to HTTP workers: there is no engine. Where it is `recovering`, or starts, requests wait for it."""
+    """Supervisor to HTTP workers: there is no engine. Where it is `recovering`, requests wait for it."""
 
     recovering: bool
 

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 def longest_socket_path() -> Path:
     """As long as any that a run has."""
-    return Path(tempfile.gettempdir()) / f"{PREFIX}12345678" / "engine-100000"
+    return Path(tempfile.gettempdir()) / f"{PREFIX}12345678" / "listener-12345678"
 
 
 class RunFolder:

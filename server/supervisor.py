@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import math
-import multiprocessing
 import signal
 import socket
 import threading
@@ -12,12 +11,12 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.connection import wait
 from pathlib import Path
 
 from models.manifest import ManifestError
-from server import gpus, keys, logs, metrics, repository, tls
+from server import gpus, keys, metrics, repository, tls
+from server.child import ENGINE, STOP_S, STOP_SIGNALS, WORKER, Child, keep_socket_in
 from server.control import (
     Authorise,
     Change,
@@ -33,14 +32,12 @@ from server.control import (
     Renew,
     Serve,
     Settled,
+    Start,
     Unload,
     WorkerReady,
 )
-from server.engine import process as engine_process
 from server.engine.slots import Slots
 from server.errors import Code, ServiceError
-from server.http import tracing
-from server.http import worker as http_worker
 from server.images import jpeg
 from server.keys import KeysError
 from server.metrics import Metrics
@@ -59,14 +56,10 @@ MAX_RECOVERIES = 5
 """After more crashes of the engine in a row than this, requests no longer wait for it."""
 CHECK_S = 1.0
 """How often the clock is looked at where nothing else happens."""
-STOP_S = 5.0
-"""What a process is given to end by itself."""
 BACKLOG = 2048
 MAX_FAILED_STARTS = 3
 """An engine that dies so often before it is ready for the first time never will be."""
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
-SPAWN = multiprocessing.get_context("spawn")
 log = logging.getLogger(__name__)
 
 
@@ -75,75 +68,29 @@ class StartupError(Exception):
 
 
 @dataclass(slots=True)
-class _Child:
-    process: SpawnProcess
-    control: Connection
-    heard_s: float
-    ready_s: float = math.inf
-    generation: int = 0
-    """of an HTTP worker: of the newest catalogue than which it needs nothing older"""
-    connected: bool = False
-    """of an HTTP worker: to an engine, at some time"""
-
-    @classmethod
-    def start(cls, name: str, settings: Settings, target: Callable[..., None], *args: object) -> "_Child":
-        """Run `target(*args, pipe)` in a process of its own."""
-        ours, theirs = SPAWN.Pipe()
-        how = settings.log_level, settings.log_format
-        process = SPAWN.Process(target=logs.run, args=(*how, target, *args, theirs), name=name, daemon=True)
-        # Blocked signals stay blocked in the child: this process alone decides when it ends, from its first moment on.
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-        try:
-            process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-        theirs.close()
-        return cls(process, ours, time.monotonic())
-
-    @property
-    def name(self) -> str:
-        return self.process.name
-
-    def tell(self, message: object) -> None:
-        with contextlib.suppress(OSError):  # it has died; its sentinel says so too
-            self.control.send(message)
-
-    def hear(self) -> object | None:
-        """One message; None where there is none."""
-        with contextlib.suppress(OSError, EOFError):
-            if self.control.poll():
-                message: object = self.control.recv()
-                self.heard_s = time.monotonic()
-                return message
-        return None
-
-    def stop(self) -> None:
-        """Close the pipe, which asks it to end at once; kill it if it does not."""
-        self.control.close()
-        self.process.join(STOP_S)
-        if self.process.is_alive():
-            self.process.kill()
-            self.process.join()
-
-
-@dataclass(slots=True)
 class _Role:
     """A process that must always be there, and how often it has failed to."""
 
-    start: Callable[[], _Child]
-    child: _Child | None = None
+    name: str
+    start: Callable[[], Child]
+    child: Child | None = None
     crashes: int = 0  # in a row
     restart_s: float = 0.0
 
-    def ended(self, child: _Child) -> None:
-        """Plan the next start: at once, or after a wait that doubles with each crash in a row."""
+    def ended(self, child: Child) -> None:
+        """Plan its successor's start."""
         child.stop()
-        now_s = time.monotonic()
         self.child = None
-        self.crashes = 1 if now_s - child.ready_s > HEALTHY_S else self.crashes + 1
+        if time.monotonic() - child.ready_s > HEALTHY_S:
+            self.crashes = 0
+        self.failed(f"ended with exit code {child.process.exitcode}")
+
+    def failed(self, how: str) -> None:
+        """Plan the next start: at once, or after a wait that doubles with each failure in a row."""
+        self.crashes += 1
         delay_s = 0.0 if self.crashes == 1 else min(FIRST_DELAY_S * 2.0 ** (self.crashes - 2), LONGEST_DELAY_S)
-        self.restart_s = now_s + delay_s
-        log.error("%s ended with exit code %s: restart in %g s", child.name, child.process.exitcode, delay_s)
+        self.restart_s = time.monotonic() + delay_s
+        log.error("%s %s: restart in %g s", self.name, how, delay_s)
 
 
 class Supervisor:
@@ -168,7 +115,7 @@ class Supervisor:
         if settings.grpc_port is not None:
             self._reserved = _reserve(settings.host, settings.grpc_port)
             settings = settings.model_copy(update={"grpc_port": self._reserved.getsockname()[1]})
-        if settings.otlp_endpoint and not tracing.is_installed():
+        if settings.otlp_endpoint and find_spec("opentelemetry.sdk") is None:
             raise StartupError("tracing is not installed: pip install '.[tracing]', or leave --otlp-endpoint out")
         if refused := jpeg.why_not(settings):
             raise StartupError(refused)
@@ -178,13 +125,14 @@ class Supervisor:
         self._seen = repository.signature(settings.repository)
         self._look_s = time.monotonic() + settings.reload_ms / 1e3 if settings.reload_ms else math.inf
         self._told = Serve(catalogue, 0)
-        self._changes: list[tuple[_Child, Change]] = []
+        self._changes: list[tuple[Child, Change]] = []
         self._listeners = _listen(settings.host, settings.port, settings.http_workers)
         self._run_folder = RunFolder()
         self._folder = self._run_folder.path
         self._usage = keys.usage_table(self._folder, settings.http_workers) if self._keys else None
         self._keep_usage()
         metrics.use_directory(self._folder)
+        keep_socket_in(self._folder)
         self._metrics = Metrics("supervisor")
         for process in ("http", "engine"):
             self._metrics.restarts.labels(process).inc(0)  # now, so that no later write needs room in a full folder
@@ -199,8 +147,8 @@ class Supervisor:
             raise StartupError(
                 f"{detail}; lower --queue-size, or give /dev/shm more room (docker: --shm-size)"
             ) from error
-        self._workers = [_Role(partial(self._start_worker, index)) for index in range(settings.http_workers)]
-        self._engine = _Role(self._start_engine)
+        self._workers = [_Role(f"http-{n}", partial(self._start_worker, n)) for n in range(settings.http_workers)]
+        self._engine = _Role("engine", self._start_engine)
         self._engine_starts = 0
         self._engine_up: EngineUp | None = None
         self._recovering = True  # requests wait for the engine
@@ -242,10 +190,17 @@ class Supervisor:
         now_s = time.monotonic()
         for role in self._roles:
             if role.child is None and now_s >= role.restart_s:
-                role.child = role.start()
+                try:
+                    role.child = role.start()
+                except (OSError, EOFError) as error:
+                    if not self._announced:
+                        raise StartupError(f"{role.name} cannot be started: {error!r}") from error
+                    role.failed(f"cannot be started: {error!r}")
+                    if role is self._engine:
+                        self._expect_engine(recovering=self._recovering)
 
-    def _start_worker(self, index: int) -> _Child:
-        start = http_worker.Start(
+    def _start_worker(self, index: int) -> Child:
+        start = Start(
             index,
             self._settings,
             self._told,
@@ -255,19 +210,19 @@ class Supervisor:
             self._certificate.content if self._certificate else None,
             self._folder,
         )
-        worker = _Child.start(f"http-{index}", self._settings, http_worker.main, start)
+        worker = Child.start(f"http-{index}", self._settings, WORKER, start)
         worker.generation = self._told.generation
         worker.tell(self._engine_up or EngineDown(self._recovering))
         if self._finish_s < math.inf:
             worker.tell(Draining())
         return worker
 
-    def _start_engine(self) -> _Child:
+    def _start_engine(self) -> Child:
         self._engine_starts += 1
         address = str(self._socket_path())
         models = self._rollout.start_engine()
         settings, folder = self._settings, self._settings.repository
-        return _Child.start("engine", settings, engine_process.main, settings, folder, models, self._slots, address)
+        return Child.start("engine", settings, ENGINE, settings, folder, models, self._slots, address)
 
     def _socket_path(self) -> Path:
         """A path of its own for each engine, so that nothing meant for a dead one reaches its successor."""
@@ -277,7 +232,7 @@ class Supervisor:
         """Wait until something happens, and react to it."""
         children = self._children()
         happened = wait(
-            [signals, *(child.control for child in children), *(child.process.sentinel for child in children)],
+            [signals, *(child.control for child in children), *(child.life for child in children)],
             self._patience_s(),
         )
         if signals in happened:
@@ -287,9 +242,9 @@ class Supervisor:
             if child.control in happened:
                 self._on_message(child, child.hear())
         for role in self._workers:
-            if role.child and role.child.process.sentinel in happened:
+            if role.child and role.child.life in happened:
                 self._on_worker_end(role, role.child)
-        if self._engine.child and self._engine.child.process.sentinel in happened:
+        if self._engine.child and self._engine.child.life in happened:
             self._on_engine_end(self._engine.child)
         self._check_clock()
 
@@ -306,7 +261,8 @@ class Supervisor:
             silent_s = now_s - child.heard_s
             if silent_s > self._settings.stall_timeout_ms / 1e3:
                 log.error("%s has shown no progress for %.0f s: it is killed", child.name, silent_s)
-                child.process.kill()
+                child.kill()
+                child.heard_s = now_s  # it takes a moment to end
         self._look_at_protection()
         if now_s >= self._look_s:
             self._look_s = now_s + self._settings.reload_ms / 1e3
@@ -330,7 +286,7 @@ class Supervisor:
         for listener in self._listeners:
             listener.close()
 
-    def _on_message(self, child: _Child, message: object | None) -> None:
+    def _on_message(self, child: Child, message: object | None) -> None:
         match message:
             case EngineReady(address, refused):
                 self._rollout.engine_ready(refused)
@@ -398,7 +354,7 @@ class Supervisor:
         self._rollout.scanned(repository.scan(folder, names))
         self._roll_out()
 
-    def _change(self, worker: _Child, change: Change) -> None:
+    def _change(self, worker: Child, change: Change) -> None:
         """What an HTTP worker was asked for."""
         try:
             if change.action == "unload":
@@ -437,7 +393,7 @@ class Supervisor:
                 worker.tell(Changed(change.id, error))
                 self._changes.remove((worker, change))
 
-    def _is_ready(self, child: _Child) -> None:
+    def _is_ready(self, child: Child) -> None:
         child.ready_s = child.heard_s
         log.info("%s is ready, process %d", child.name, child.process.pid)
 
@@ -463,7 +419,7 @@ class Supervisor:
             log.info("gRPC on %s", _shown(host, self._settings.grpc_port))
         log.info("ready on %s://%s", "https" if self._settings.tls_certificate else "http", _shown(host, port))
 
-    def _on_worker_end(self, role: _Role, worker: _Child) -> None:
+    def _on_worker_end(self, role: _Role, worker: Child) -> None:
         if self._finishing:
             role.child = None
             worker.stop()
@@ -475,7 +431,7 @@ class Supervisor:
         if not self._announced:
             raise StartupError(f"{worker.name} cannot start; its error is above")
 
-    def _on_engine_end(self, engine: _Child) -> None:
+    def _on_engine_end(self, engine: Child) -> None:
         """Have the requests wait for a new engine, unless this one never was ready or crashes follow each other."""
         self._engine.ended(engine)
         self._rollout.engine_lost()
@@ -484,10 +440,14 @@ class Supervisor:
             raise StartupError("the engine cannot start; its error is above")
         self._engine_up = None
         self._socket_path().unlink(missing_ok=True)
-        self._recovering = engine.ready_s < math.inf and self._engine.crashes <= MAX_RECOVERIES
+        self._expect_engine(recovering=engine.ready_s < math.inf)
+
+    def _expect_engine(self, *, recovering: bool) -> None:
+        """Have requests wait for the next engine, or refuse them where failures follow each other."""
+        self._recovering = recovering and self._engine.crashes <= MAX_RECOVERIES
         self._tell_workers(EngineDown(self._recovering))
 
-    def _children(self) -> list[_Child]:
+    def _children(self) -> list[Child]:
         return [role.child for role in [*self._workers, self._engine] if role.child]
 
     def _tell_workers(self, message: object) -> None:

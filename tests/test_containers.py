@@ -164,7 +164,7 @@ def test_a_restart_drains_and_serves_again(project: Project) -> None:
 
 
 def test_docker_waits_longer_for_the_end_than_the_server_takes(project: Project) -> None:
-    assert project.inspect("server")["Config"]["StopTimeout"] > 30 + 2 * 5  # drain_timeout_ms, supervisor.STOP_S
+    assert project.inspect("server")["Config"]["StopTimeout"] > 30 + 2 * 5  # drain_timeout_ms, child.STOP_S
 
 
 def test_workers_of_the_load_test_share_its_load(project: Project) -> None:

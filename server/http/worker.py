@@ -7,8 +7,7 @@ import socket
 import threading
 from collections.abc import Generator, Sequence
 from multiprocessing.connection import Connection
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import uvicorn
@@ -31,10 +30,10 @@ from server.control import (
     Renew,
     Serve,
     Settled,
+    Start,
     WorkerReady,
 )
 from server.engine.client import EngineClient, Image
-from server.engine.slots import Slots
 from server.http import tracing
 from server.http.access import AccessLog
 from server.http.app import create_app
@@ -45,27 +44,13 @@ from server.http.service import Changes, Service
 from server.http.uploads import Uploads
 from server.images import jpeg
 from server.images.decode import decode
-from server.keys import Key, Keys, usage_table
+from server.keys import Keys, usage_table
 from server.metrics import Metrics
 from server.settings import Settings
 from server.tls import Certificate
 
 if TYPE_CHECKING:
     import grpc.aio
-
-
-class Start(NamedTuple):
-    """What the supervisor hands a new HTTP worker."""
-
-    number: int
-    settings: Settings
-    serve: Serve
-    slots: Slots
-    listener: socket.socket
-    keys: tuple[Key, ...] | None
-    certificate: Certificate | None
-    folder: Path
-    """the run's"""
 
 
 def main(start: Start, control: Connection) -> None:

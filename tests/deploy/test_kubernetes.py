@@ -20,7 +20,7 @@ import yaml
 from cloudcoil.models.keda.v1alpha1 import ScaledObject
 from cloudcoil.models.prometheus_operator.v1 import PrometheusRule, ServiceMonitor
 
-from server import supervisor
+from server.child import STOP_S
 from server.settings import Settings
 from tests import tiny
 from tests.server.running import ROOT, RunningServer, red_image, until
@@ -183,7 +183,7 @@ def test_the_port_is_the_images(folder: str) -> None:
 @pytest.mark.parametrize("folder", BUILDS)
 def test_a_pod_is_given_the_time_that_its_server_takes_to_drain(folder: str) -> None:
     found, patience_s = settings(folder), pod(folder)["terminationGracePeriodSeconds"]
-    stop_s = supervisor.STOP_S * (1 + found.http_workers + 1)  # until it gives up, then for each process
+    stop_s = STOP_S * (1 + found.http_workers + 1)  # until it gives up, then for each process
     assert patience_s >= (found.drain_delay_ms + found.drain_timeout_ms) / 1e3 + stop_s
     probe = server(folder)["readinessProbe"]
     noticed_s = probe["periodSeconds"] * probe["failureThreshold"] + probe.get("timeoutSeconds", 1)

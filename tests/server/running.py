@@ -19,6 +19,8 @@ import httpx
 import psutil
 from PIL import Image
 
+from tests import tiny
+
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 60.0
 """Far longer than anything takes here: only a failure waits for it."""
@@ -42,6 +44,31 @@ def until(condition: Callable[[], bool]) -> None:
         if time.monotonic() > give_up:
             raise TimeoutError(f"never: {condition}")
         time.sleep(0.01)
+
+
+_WITHOUT_ENGINE = """
+import sys
+from server import __main__
+from server.engine import process
+
+def main(*_):
+    raise RuntimeError("no engine today")
+
+process.main = main
+if __name__ == "__main__":
+    sys.exit(__main__.main())
+"""
+
+
+def run_without_engine(folder: Path, **environment: str) -> tuple[int, str]:
+    """Exit code and log of a server whose engine dies whenever it starts."""
+    tiny.write(folder / "repository")
+    script = folder / "script.py"
+    script.write_text(_WITHOUT_ENGINE)
+    command: list[str | Path] = [sys.executable, script, "--repository", folder / "repository", "--port", "0"]
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=PATIENCE_S)
+    return done.returncode, done.stderr
 
 
 class RunningServer:

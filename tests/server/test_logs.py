@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import re
 import socket
 import subprocess
@@ -18,7 +17,7 @@ import pytest
 
 from server import logs
 from tests import tiny
-from tests.server.running import PATIENCE_S, ROOT, RunningServer, red_image
+from tests.server.running import PATIENCE_S, ROOT, RunningServer, red_image, run_without_engine
 
 
 @pytest.fixture
@@ -116,14 +115,9 @@ def test_what_is_not_logged_by_us_is_json_too() -> None:
 
 
 def test_a_child_that_fails_says_why_in_its_log(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "server", "--port", "0", "--repository", str(tmp_path / "repository")]
-    tiny.write(tmp_path / "repository")
-    folder = tmp_path / ("x" * 100)  # too long for the address of a Unix socket
-    folder.mkdir()
-    environment = {**os.environ, "TMPDIR": str(folder), "SERVER_LOG_FORMAT": "json"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE_S)
-    lines = [json.loads(line) for line in done.stderr.splitlines()]
-    assert done.returncode == 1
+    code, output = run_without_engine(tmp_path, SERVER_LOG_FORMAT="json")
+    lines = [json.loads(line) for line in output.splitlines()]
+    assert code == 1
     assert any(line["process"] == "engine" and "Traceback" in line.get("exception", "") for line in lines)
     assert (lines[-1]["level"], "the engine cannot start" in lines[-1]["message"]) == ("critical", True)
 

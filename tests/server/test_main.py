@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests import tiny
-from tests.server.running import PATIENCE_S, ROOT
+from tests.server.running import PATIENCE_S, ROOT, run_without_engine
 
 
 def run(*arguments: object) -> tuple[int, str]:
@@ -61,13 +61,21 @@ def test_a_port_in_use_is_one_line_also_where_it_is_our_own(tmp_path: Path) -> N
     )
 
 
-def test_an_engine_that_never_starts_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_temporary_folder_with_too_long_a_path_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny.write(tmp_path / "repository")
     folder = tmp_path / ("x" * 100)  # too long for the address of a Unix socket
     folder.mkdir()
     monkeypatch.setenv("TMPDIR", str(folder))
     code, output = run("--repository", tmp_path / "repository", "--port", "0")
     assert code == 1
+    line = output.splitlines()[-1]
+    assert line == "python -m server: http-0 cannot be started: OSError('AF_UNIX path too long')"
+
+
+def test_an_engine_that_never_starts_is_given_up(tmp_path: Path) -> None:
+    code, output = run_without_engine(tmp_path)
+    assert code == 1
+    assert output.count("RuntimeError: no engine today") == 3
     assert output.splitlines()[-1].endswith("the engine cannot start; its error is above")
 
 

@@ -57,6 +57,13 @@ def top1(response: httpx.Response) -> int:
     return class_id
 
 
+def fork_server_of(server: RunningServer) -> psutil.Process:
+    """The process whose forks the others are."""
+    parent = psutil.Process(server.pid("engine")).parent()
+    assert parent
+    return parent
+
+
 def running(server: RunningServer) -> float:
     """Batches that have started so far."""
     return server.metric("serving_batch_size_count")
@@ -134,6 +141,36 @@ def test_a_killed_http_worker_is_replaced_and_the_port_stays_open(quick: Path) -
                 pass
             assert top1(newcomer.post("/classify", content=red_image(77))) == 77
         server.wait_for_line("http-0 is ready", start)
+
+
+def test_a_killed_fork_server_is_not_noticed(quick: Path) -> None:
+    with RunningServer(quick) as server:
+        engine, fork_server = server.pid("engine"), fork_server_of(server)
+        fork_server.kill()
+        until(lambda: not fork_server.is_running() or fork_server.status() == psutil.STATUS_ZOMBIE)
+        assert top1(server.classify(red_image(7))) == 7
+        assert server.pid("engine") == engine
+        server.kill_child("engine")
+        server.kill_child("http-0")
+        assert top1(server.classify(red_image(8))) == 8
+        assert fork_server_of(server).pid != fork_server.pid
+        assert server.terminate() == 0
+
+
+def test_a_process_that_the_system_does_not_give_is_asked_for_again(
+    quick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with RunningServer(quick) as server:
+        (run_folder,) = tmp_path.iterdir()
+        hidden = run_folder.rename(tmp_path / "hidden")
+        fork_server_of(server).kill()
+        start = len(server.lines)
+        os.kill(server.pid("http-0"), signal.SIGKILL)
+        server.wait_for_line("http-0 cannot be started: FileNotFoundError.*: restart in 1 s", start)
+        hidden.rename(run_folder)
+        server.wait_for_line("http-0 is ready", start)
+        assert top1(server.classify(red_image(9))) == 9
 
 
 def test_sigterm_answers_what_was_accepted_then_ends_and_leaves_nothing(
@@ -332,6 +369,8 @@ def test_a_stopped_http_worker_is_replaced(quick: Path) -> None:
         server.wait_for_line("http-0 is ready", start)
         with httpx.Client(base_url=server.url, timeout=60) as newcomer:
             assert top1(newcomer.post("/classify", content=red_image(5))) == 5
+        assert sum("is killed" in line for line in server.lines) == 1
+        assert server.terminate() == 0
 
 
 def test_an_engine_that_makes_no_progress_is_replaced(quick: Path) -> None:
@@ -341,6 +380,8 @@ def test_an_engine_that_makes_no_progress_is_replaced(quick: Path) -> None:
         answer = aside.submit(server.classify, red_image(9))
         server.wait_for_line("no progress", start)
         assert top1(answer.result()) == 9
+        assert sum("is killed" in line for line in server.lines) == 1
+        assert server.terminate() == 0
 
 
 def post_and_keep_open(server: RunningServer, image: bytes) -> socket.socket:

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from server.child import STOP_S
 from server.http.protocol import MAX_FIELDS, MAX_HEAD_BYTES
-from server.supervisor import STOP_S
 from tests import tiny
 from tests.server.running import PATIENCE_S, RunningServer, red_image, until
 

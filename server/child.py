@@ -1,0 +1,118 @@
+"""A child process of the supervisor: started, heard, told things, ended.
+
+It is the fork of a process that has imported what all of them need: there in some hundredths of a second, and sharing
+that one's memory.
+"""
+
+import contextlib
+import math
+import multiprocessing
+import os
+import signal
+import time
+from dataclasses import dataclass
+from importlib import import_module
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Literal, cast
+
+from server import logs
+from server.settings import Settings
+
+STOP_S = 5.0
+"""What a process is given to end by itself."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+ENGINE, WORKER = "server.engine.process", "server.http.worker"
+"""What runs in children: modules with a `main`. The supervisor itself needs none of what they import."""
+
+FORK_SERVER = multiprocessing.get_context("forkserver")
+FORK_SERVER.set_forkserver_preload([ENGINE, WORKER])
+
+
+def keep_socket_in(folder: Path) -> None:
+    """Have the fork server's socket there; by default it has a folder that this process, if killed, leaves behind."""
+    multiprocessing.current_process()._config["tempdir"] = str(folder)  # type: ignore[attr-defined]
+
+
+@dataclass(slots=True)
+class Child:
+    """One process."""
+
+    process: ForkServerProcess
+    control: Connection
+    life: Connection
+    """Says nothing, and is at its end when the process is, whatever has become of the fork server."""
+    heard_s: float
+    ready_s: float = math.inf
+    generation: int = 0
+    """of an HTTP worker: of the newest catalogue than which it needs nothing older"""
+    connected: bool = False
+    """of an HTTP worker: to an engine, at some time"""
+
+    @classmethod
+    def start(cls, name: str, settings: Settings, module: str, *args: object) -> "Child":
+        """Run the module's `main(*args, pipe)` in a process of its own.
+
+        Raises:
+            OSError, EOFError: the system gives no process.
+        """
+        control, theirs = FORK_SERVER.Pipe()
+        life, its_life = FORK_SERVER.Pipe(duplex=False)
+        how = settings.log_level, settings.log_format
+        process = FORK_SERVER.Process(target=_run, args=(its_life, *how, module, *args, theirs), name=name, daemon=True)
+        resource_tracker.ensure_running()  # here, because it unblocks signals
+        # Blocked signals stay blocked in the child: this process alone decides when it ends, from its first moment on.
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+            theirs.close()
+            its_life.close()
+        return cls(process, control, life, time.monotonic())
+
+    @property
+    def name(self) -> str:
+        """Such as "http-0"."""
+        return self.process.name
+
+    def tell(self, message: object) -> None:
+        """Send it a message."""
+        with contextlib.suppress(OSError):  # it has died; `life` says so, too
+            self.control.send(message)
+
+    def hear(self) -> object | None:
+        """One message; None where there is none."""
+        with contextlib.suppress(OSError, EOFError):
+            if self.control.poll():
+                message: object = self.control.recv()
+                self.heard_s = time.monotonic()
+                return message
+        return None
+
+    def kill(self) -> None:
+        """End it, however it is."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGKILL)
+
+    def stop(self) -> None:
+        """Close the pipe, which asks it to end at once; kill it if it does not."""
+        self.control.close()
+        if not self.life.poll(STOP_S):
+            self.kill()
+            self.life.poll(None)
+        self.life.close()
+        with contextlib.suppress(ChildProcessError):  # as it should be: the fork server's, unless that has died
+            os.waitpid(self._pid, 0)
+        self.process.join(STOP_S)
+
+    @property
+    def _pid(self) -> int:
+        return cast("int", self.process.pid)
+
+
+def _run(_life: Connection, level: str, form: Literal["text", "json"], module: str, *args: object) -> None:
+    """Hold `_life` until the process ends, which this function does."""
+    logs.run(level, form, import_module(module).main, *args)
