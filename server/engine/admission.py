@@ -9,6 +9,10 @@ ALPHA, BETA, MARGIN = 1 / 8, 1 / 4, 4
 
 The first measurements weigh equally instead: one, of a cold server, is no rule for what follows.
 """
+REACH = 4
+"""No prediction is more than this many times what answers took lately. The first ones of a burst had few images before
+them, but shared the CPUs with all that came after: the time for each place is much less than theirs.
+"""
 
 
 class Admission:
@@ -49,4 +53,4 @@ class Admission:
         """How long an image takes, almost certainly, that is the last of `under_way`; 0 where nothing is known."""
         if not self._observed:
             return 0.0
-        return under_way * self._seconds / self._under_way + MARGIN * self._deviation_s
+        return min(under_way / self._under_way, REACH) * self._seconds + MARGIN * self._deviation_s

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.engine.admission import Admission
+from server.engine.admission import REACH, Admission
 from server.errors import Code, ServiceError
 
 
@@ -41,7 +41,7 @@ def test_what_never_varies_is_predicted_exactly(seconds: float, under_way: int, 
     admission = Admission(1)
     for _ in range(3):
         admission.observe(under_way, under_way * seconds)
-    assert admission.predict_s(asked) == pytest.approx(asked * seconds)
+    assert admission.predict_s(asked) == pytest.approx(min(asked, REACH * under_way) * seconds)
 
 
 def test_what_varies_is_predicted_with_a_margin_above_nearly_all_of_it() -> None:
@@ -58,6 +58,14 @@ def test_a_cold_first_answer_does_not_make_the_others_look_late() -> None:
     for under_way, seconds in seen:
         admission.observe(under_way, seconds)
     assert code_of(admission, 1, 7, 8.0) is None
+
+
+def test_the_first_answers_of_a_burst_do_not_make_the_others_look_late() -> None:
+    admission = Admission(512)
+    seen = [(1, 0.261), (2, 0.407), (3, 0.524), (7, 0.516), (10, 0.515), (11, 0.698), (17, 0.720), (45, 1.2)]
+    for under_way, seconds in seen:  # with 170 to 256 images under way, the last of which took 4 s
+        admission.observe(under_way, seconds)
+        assert code_of(admission, 1, 256, 8.0) is None
 
 
 def test_a_slow_time_is_forgotten() -> None:
