@@ -46,8 +46,10 @@ class Child:
     """Says nothing, and is at its end when the process is, whatever has become of the fork server."""
     heard_s: float
     ready_s: float = math.inf
-    generation: int = 0
-    """of an HTTP worker: of the newest catalogue than which it needs nothing older"""
+    serving: int = 0
+    """of an HTTP worker: the generation of the catalogue that it serves"""
+    settled: int = 0
+    """of an HTTP worker: the generation of the newest catalogue than which it needs nothing older"""
     connected: bool = False
     """of an HTTP worker: to an engine, at some time"""
 

@@ -83,6 +83,12 @@ class Start(NamedTuple):
     """the run's"""
 
 
+class Serving(NamedTuple):
+    """HTTP worker to supervisor: this is what requests to it name by now."""
+
+    generation: int
+
+
 class Settled(NamedTuple):
     """HTTP worker to supervisor: no request of its own needs a model that is not in this or a newer catalogue."""
 

@@ -31,6 +31,7 @@ from server.control import (
     Loaded,
     Renew,
     Serve,
+    Serving,
     Settled,
     Start,
     Unload,
@@ -211,7 +212,7 @@ class Supervisor:
             self._folder,
         )
         worker = Child.start(f"http-{index}", self._settings, WORKER, start)
-        worker.generation = self._told.generation
+        worker.serving = worker.settled = self._told.generation
         worker.tell(self._engine_up or EngineDown(self._recovering))
         if self._finish_s < math.inf:
             worker.tell(Draining())
@@ -301,8 +302,11 @@ class Supervisor:
             case Loaded(model_id, reason):
                 self._rollout.loaded(model_id, reason)
                 self._roll_out()
+            case Serving(generation):
+                child.serving = generation
+                self._roll_out()
             case Settled(generation):
-                child.generation = generation
+                child.settled = max(child.settled, generation)
                 self._roll_out()
             case Change() as change:
                 self._change(child, change)
@@ -383,9 +387,11 @@ class Supervisor:
             if self._announced:
                 log.info("serving %s", ", ".join(map(str, self._rollout.served.entries)) or "nothing")
         workers = [role.child for role in self._workers if role.child]
-        if self._engine_up and self._engine.child and all(w.generation >= self._told.generation for w in workers):
+        if self._engine_up and self._engine.child and all(w.settled >= self._told.generation for w in workers):
             for model_id in self._rollout.take_surplus():
                 self._engine.child.tell(Unload(model_id))
+        if any(worker.serving < self._told.generation for worker in workers):
+            return  # who is told of a change finds it, whichever worker it connects to
         for worker, change in self._changes.copy():
             outcome = self._rollout.outcome(change.name) if change.action == "load" else ""
             if outcome is not None:
@@ -427,6 +433,7 @@ class Supervisor:
         role.ended(worker)
         if self._usage:
             self._usage.clear(self._workers.index(role))
+        self._roll_out()  # nothing waits for it any more
         self._metrics.restarts.labels("http").inc()
         if not self._announced:
             raise StartupError(f"{worker.name} cannot start; its error is above")

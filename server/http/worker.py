@@ -29,6 +29,7 @@ from server.control import (
     Heartbeat,
     Renew,
     Serve,
+    Serving,
     Settled,
     Start,
     WorkerReady,
@@ -153,6 +154,7 @@ class _Supervised:
                 service.client.engine_down(recovering=recovering)
             case Serve(catalogue, generation):
                 service.catalogue = catalogue
+                self._tell(Serving(generation))
                 self._loop.call_later(HEARTBEAT_S, self._settle, generation)
             case Changed(change_id, error):
                 service.changes.done(change_id, error)

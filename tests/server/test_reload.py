@@ -3,9 +3,10 @@
 import json
 import shutil
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
+import httpx
 import psutil
 
 from server.repository import signature
@@ -109,6 +110,32 @@ def test_a_model_that_was_loaded_on_request_and_is_gone_holds_up_no_other(tmp_pa
         tiny.write(tmp_path, "a", 2)
         until(lambda: server.classify(red_image(1), model="a").json()["version"] == 2)
         until(lambda: server.classify(red_image(1), model="b").status_code == 404)
+
+
+def test_who_is_told_that_a_model_is_loaded_finds_it_whichever_worker_answers(tmp_path: Path) -> None:
+    tiny.write(tmp_path, "a")
+    tiny.write(tmp_path, "b")
+    with RunningServer(tmp_path, http_workers=2) as server, ThreadPoolExecutor(1) as aside:
+        assert server.client.post("/v2/repository/models/b/unload").status_code == 200
+        workers = [psutil.Process(server.pid(name)) for name in ("http-0", "http-1")]
+        (other,) = (worker for worker in workers if not is_connected(worker))
+        start = len(server.lines)
+        other.suspend()
+        try:
+            loading = aside.submit(server.client.post, "/v2/repository/models/b/load")
+            server.wait_for_line(r"serving .*\bb\b", start)
+            told = wait([loading], 0.5).done
+        finally:
+            other.resume()
+        assert loading.result().status_code == 200
+        assert not told
+        for _ in range(20):
+            assert httpx.post(f"{server.url}/classify?model=b", content=red_image(1)).status_code == 200
+
+
+def is_connected(worker: psutil.Process) -> bool:
+    """A client keeps a connection to it."""
+    return any(one.status == psutil.CONN_ESTABLISHED for one in worker.net_connections("tcp"))
 
 
 def test_what_a_runtime_keeps_in_the_repository_is_no_change_of_it(tmp_path: Path) -> None:
