@@ -51,8 +51,11 @@ from server.watched import Watched
 
 HEALTHY_S = 10.0
 """A process that has been ready for this long has recovered: its next crash counts as the first again."""
-FIRST_DELAY_S, LONGEST_DELAY_S = 0.5, 30.0
-"""Wait before the second restart in a row, and the most that doubling it comes to. The first restart is at once."""
+FIRST_DELAY_S = 0.5
+"""Wait before the second restart in a row; it doubles with each. The first restart is at once."""
+ENGINE_DELAY_S, WORKER_DELAY_S = 30.0, 1.0
+"""The most that it comes to. An engine has models to load; an HTTP worker costs little, and while it is away the kernel
+goes on giving it its share of the connections."""
 MAX_RECOVERIES = 5
 """After more crashes of the engine in a row than this, requests no longer wait for it."""
 CHECK_S = 1.0
@@ -74,6 +77,7 @@ class _Role:
 
     name: str
     start: Callable[[], Child]
+    longest_delay_s: float
     child: Child | None = None
     crashes: int = 0  # in a row
     restart_s: float = 0.0
@@ -89,7 +93,7 @@ class _Role:
     def failed(self, how: str) -> None:
         """Plan the next start: at once, or after a wait that doubles with each failure in a row."""
         self.crashes += 1
-        delay_s = 0.0 if self.crashes == 1 else min(FIRST_DELAY_S * 2.0 ** (self.crashes - 2), LONGEST_DELAY_S)
+        delay_s = 0.0 if self.crashes == 1 else min(FIRST_DELAY_S * 2.0 ** (self.crashes - 2), self.longest_delay_s)
         self.restart_s = time.monotonic() + delay_s
         log.error("%s %s: restart in %g s", self.name, how, delay_s)
 
@@ -148,8 +152,10 @@ class Supervisor:
             raise StartupError(
                 f"{detail}; lower --queue-size, or give /dev/shm more room (docker: --shm-size)"
             ) from error
-        self._workers = [_Role(f"http-{n}", partial(self._start_worker, n)) for n in range(settings.http_workers)]
-        self._engine = _Role("engine", self._start_engine)
+        self._workers = [
+            _Role(f"http-{n}", partial(self._start_worker, n), WORKER_DELAY_S) for n in range(settings.http_workers)
+        ]
+        self._engine = _Role("engine", self._start_engine, ENGINE_DELAY_S)
         self._engine_starts = 0
         self._engine_up: EngineUp | None = None
         self._recovering = True  # requests wait for the engine

@@ -143,6 +143,14 @@ def test_a_killed_http_worker_is_replaced_and_the_port_stays_open(quick: Path) -
         server.wait_for_line("http-0 is ready", start)
 
 
+def test_an_http_worker_that_dies_again_and_again_is_never_away_for_long(quick: Path) -> None:
+    with RunningServer(quick) as server:
+        for _ in range(5):
+            server.kill_child("http-0")
+        waits = [match[1] for line in server.lines if (match := re.search("http-0 ended .* restart in (.*) s", line))]
+        assert waits == ["0", "0.5", "1", "1", "1"]
+
+
 def test_a_killed_fork_server_is_not_noticed(quick: Path) -> None:
     with RunningServer(quick) as server:
         engine, fork_server = server.pid("engine"), fork_server_of(server)
