@@ -76,7 +76,7 @@ class _Role:
     """A process that must always be there, and how often it has failed to."""
 
     name: str
-    start: Callable[[], Child]
+    start: Callable[[str], Child]
     longest_delay_s: float
     child: Child | None = None
     crashes: int = 0  # in a row
@@ -120,8 +120,11 @@ class Supervisor:
         if settings.grpc_port is not None:
             self._reserved = _reserve(settings.host, settings.grpc_port)
             settings = settings.model_copy(update={"grpc_port": self._reserved.getsockname()[1]})
-        if settings.otlp_endpoint and find_spec("opentelemetry.sdk") is None:
-            raise StartupError("tracing is not installed: pip install '.[tracing]', or leave --otlp-endpoint out")
+        if settings.otlp_endpoint:
+            from server.http import tracing  # with FastAPI, which nothing else here needs
+
+            if not tracing.is_installed():
+                raise StartupError("tracing is not installed: pip install '.[tracing]', or leave --otlp-endpoint out")
         if refused := jpeg.why_not(settings):
             raise StartupError(refused)
         self._settings = settings
@@ -198,7 +201,7 @@ class Supervisor:
         for role in self._roles:
             if role.child is None and now_s >= role.restart_s:
                 try:
-                    role.child = role.start()
+                    role.child = role.start(role.name)
                 except (OSError, EOFError) as error:
                     if not self._announced:
                         raise StartupError(f"{role.name} cannot be started: {error!r}") from error
@@ -206,7 +209,7 @@ class Supervisor:
                     if role is self._engine:
                         self._expect_engine(recovering=self._recovering)
 
-    def _start_worker(self, index: int) -> Child:
+    def _start_worker(self, index: int, name: str) -> Child:
         start = Start(
             index,
             self._settings,
@@ -217,19 +220,19 @@ class Supervisor:
             self._certificate.content if self._certificate else None,
             self._folder,
         )
-        worker = Child.start(f"http-{index}", self._settings, WORKER, start)
+        worker = Child.start(name, self._settings, WORKER, start)
         worker.serving = worker.settled = self._told.generation
         worker.tell(self._engine_up or EngineDown(self._recovering))
         if self._finish_s < math.inf:
             worker.tell(Draining())
         return worker
 
-    def _start_engine(self) -> Child:
+    def _start_engine(self, name: str) -> Child:
         self._engine_starts += 1
         address = str(self._socket_path())
         models = self._rollout.start_engine()
         settings, folder = self._settings, self._settings.repository
-        return Child.start("engine", settings, ENGINE, settings, folder, models, self._slots, address)
+        return Child.start(name, settings, ENGINE, settings, folder, models, self._slots, address)
 
     def _socket_path(self) -> Path:
         """A path of its own for each engine, so that nothing meant for a dead one reaches its successor."""
