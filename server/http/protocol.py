@@ -23,6 +23,8 @@ MAX_HEAD_BYTES = 64 * 1024
 """Of one message: URL, header fields and trailer fields together."""
 MAX_FIELDS = 100
 """Of one message: header and trailer fields together."""
+MAX_UNREAD_BYTES = 256 * 1024
+"""Of a body, before no more is read until the app has taken it: about as much as uvloop reads at once."""
 
 
 def protocol_class(header_timeout_ms: float) -> type[asyncio.Protocol]:
@@ -32,6 +34,9 @@ def protocol_class(header_timeout_ms: float) -> type[asyncio.Protocol]:
         header_timeout_s = header_timeout_ms / 1e3
 
     return Protocol
+
+
+_CONTINUE = b"HTTP/1.1 100 "
 
 
 class _HeadTooLarge(Exception):  # noqa: N818  # it never leaves this module
@@ -52,6 +57,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._deadline: asyncio.TimerHandle | None = None
         self._running: RequestResponseCycle | None = None
+        self._answer: _Answer  # the one that `_running` writes to
         self._refused = False
         self._in_head = True
         self._head_bytes = 0
@@ -145,8 +151,20 @@ class BoundedProtocol(HttpToolsProtocol):
         self._unreported_bytes = 0
 
     def on_body(self, body: bytes) -> None:
+        """As uvicorn's, but a body in one piece, as most photos come, is neither copied nor stops the reading."""
         self._unreported_bytes = 0
-        super().on_body(body)
+        cycle = self.cycle
+        if cycle.response_complete:
+            return
+        if not cycle.body:
+            cycle.body = body  # type: ignore[assignment]
+        else:
+            if isinstance(cycle.body, bytes):
+                cycle.body = bytearray(cycle.body)
+            cycle.body += body
+        if len(cycle.body) > MAX_UNREAD_BYTES:
+            self.flow.pause_reading()
+        cycle.message_event.set()
 
     def on_message_complete(self) -> None:
         self._unreported_bytes = 0
@@ -162,8 +180,13 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._running = cycle
+        cycle.transport = self._answer = _Answer(self.transport)
         run = _too_many_connections if app is service_unavailable else partial(_until_the_end, app, cycle)
         super()._start_asgi_task(cycle, run)
+
+    def on_response_complete(self) -> None:
+        self._answer.flush()
+        super().on_response_complete()
 
     @property
     def _idle(self) -> bool:
@@ -207,6 +230,37 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._running and not self._running.response_complete:
             self._running.disconnected = True
             self._running.message_event.set()
+
+
+class _Answer(asyncio.Transport):
+    """The transport for one answer, whose head waits for the first of its body, so that both leave together.
+
+    uvicorn writes them one after the other, uvloop sends at once what is written, and each wakes whoever waits for it.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        super().__init__()
+        self._transport = transport
+        self._begun = False
+        self._head: bytes = b""
+        self.is_closing = transport.is_closing  # type: ignore[method-assign]
+        self.abort = transport.abort  # type: ignore[method-assign]
+
+    def write(self, data: bytes) -> None:  # type: ignore[override]
+        if self._begun or data.startswith(_CONTINUE):
+            self._transport.write(self._head + data)
+            self._head = b""
+        else:
+            self._begun, self._head = True, data
+
+    def flush(self) -> None:
+        """Send a head that no body follows."""
+        if self._head:
+            self.write(b"")
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
 
 
 def _request() -> Request:

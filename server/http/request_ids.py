@@ -6,13 +6,15 @@ import re
 from fastapi import Request
 
 HEADER = "X-Request-ID"
+_FIELD = HEADER.lower().encode()
 _USABLE = re.compile(r"[A-Za-z0-9_.:/+=@-]{1,128}")
 
 
 def request_id_of(request: Request) -> str:
     """The same id each time it is asked for one request."""
-    if not hasattr(request.state, "request_id"):
-        sent = request.headers.get(HEADER, "")
-        request.state.request_id = sent if _USABLE.fullmatch(sent) else f"{random.getrandbits(128):032x}"
-    request_id: str = request.state.request_id
-    return request_id
+    state: dict[str, str] = request.scope.setdefault("state", {})
+    found = state.get("request_id")
+    if found is None:
+        sent = next((value.decode("latin-1") for name, value in request.scope["headers"] if name == _FIELD), "")
+        found = state["request_id"] = sent if _USABLE.fullmatch(sent) else f"{random.getrandbits(128):032x}"
+    return found

@@ -99,7 +99,8 @@ class Uploads:
                         size += len(chunk)
                         self._buffered_bytes += len(chunk)
                         self._check(size)
-                        gathered.append(chunk)
+                        if chunk:
+                            gathered.append(chunk)
             except TimeoutError:
                 detail = f"the upload took longer than {timeout_s:g} seconds"
                 raise ServiceError(Code.BODY_TIMEOUT, detail) from None

@@ -1,17 +1,28 @@
 """What a client may send on a connection, over real sockets."""
 
+import asyncio
+import gc
+import hashlib
 import json
 import socket
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+import uvloop
+from fastapi import Request, Response
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.types import Receive, Scope, Send
+from uvicorn import Config
+from uvicorn.server import ServerState
 
 from server.child import STOP_S
-from server.http.protocol import MAX_FIELDS, MAX_HEAD_BYTES
+from server.http.protocol import MAX_FIELDS, MAX_HEAD_BYTES, BoundedProtocol
 from tests import tiny
 from tests.server.running import PATIENCE_S, RunningServer, red_image, until
 
@@ -121,6 +132,81 @@ def test_large_heads_and_many_chunks_within_the_limits_are_served(server: Runnin
     trailed = chunked(3) + b"Content-Type: image/none\r\n\r\n"
     with Connection(server, post(1, *many), post(2, large), trailed) as connection:
         assert [class_of(answer) for answer in connection.answers(3)] == [1, 2, 3]
+
+
+def test_an_answer_leaves_in_one_piece(server: RunningServer) -> None:
+    with Connection(server) as connection:
+        for red in range(50):
+            connection.socket.sendall(post(red))
+            head, _, body = connection.socket.recv(2**16).partition(b"\r\n\r\n")
+            assert b"content-length: %d\r\n" % len(body) in head + b"\r\n"
+
+
+def test_a_head_that_no_body_follows_is_sent(server: RunningServer) -> None:
+    with Connection(server, GET.replace(b"GET", b"HEAD") + b"\r\n") as connection:
+        assert connection.socket.recv(2**16).startswith(b"HTTP/1.1 405 ")
+        connection.socket.sendall(post(3))
+        assert [class_of(answer) for answer in connection.answers()] == [3]
+
+
+async def _checksum(scope: Scope, receive: Receive, send: Send) -> None:
+    checksum = hashlib.sha256()
+    async for part in Request(scope, receive).stream():
+        checksum.update(part)
+    await Response(checksum.digest())(scope, receive, send)
+
+
+class InProcess:
+    """The protocol over a socket of this process, before `_checksum`."""
+
+    async def __aenter__(self) -> "InProcess":
+        ours, theirs = socket.socketpair()
+        config = Config(_checksum, lifespan="off", log_config=None)
+        _, self.protocol = await asyncio.get_running_loop().connect_accepted_socket(
+            lambda: BoundedProtocol(config=config, server_state=ServerState(), app_state={}), theirs
+        )
+        self._reader, self._writer = await asyncio.open_connection(sock=ours)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._writer.close()
+        await self._writer.wait_closed()
+
+    async def answer(self, *parts: bytes) -> bytes:
+        self._writer.writelines(parts)
+        head = await self._reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200 OK")
+        return await self._reader.readexactly(hashlib.sha256().digest_size)
+
+
+@given(st.lists(st.binary(min_size=1, max_size=99).map(lambda some: some * 3000), max_size=9), st.booleans())
+def test_a_body_arrives_as_it_was_sent(pieces: list[bytes], cut: bool) -> None:
+    body = b"".join(pieces)
+    head = b"POST / HTTP/1.1\r\nHost: here\r\n"
+    whole = [head + b"Content-Length: %d\r\n\r\n" % len(body), body]
+    chunks = [b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces]
+    cut_up = [head + b"Transfer-Encoding: chunked\r\n\r\n", *chunks, b"0\r\n\r\n"]
+
+    async def talk() -> bytes:
+        async with InProcess() as connection:
+            return await connection.answer(*(cut_up if cut else whole))
+
+    assert uvloop.run(talk()) == hashlib.sha256(body).digest()
+
+
+def test_a_request_leaves_nothing_to_the_garbage_collector() -> None:
+    async def talk() -> None:
+        async with InProcess() as connection:
+            await connection.answer(post(1))
+            first = weakref.ref(connection.protocol.cycle)
+            await connection.answer(post(2))
+            assert first() is None
+
+    gc.disable()
+    try:
+        uvloop.run(talk())
+    finally:
+        gc.enable()
 
 
 def test_what_is_not_http_gets_a_problem(server: RunningServer) -> None:
