@@ -41,6 +41,7 @@ PACKERS = [
     pytest.param(lambda members: zipped(members, zipfile.ZIP_STORED), id="stored zip"),
     pytest.param(tarred, id="tar"),
     pytest.param(lambda members: tarred(members, tarfile.GNU_FORMAT), id="GNU tar"),
+    pytest.param(lambda members: tarred(members, tarfile.USTAR_FORMAT), id="POSIX tar of 1988"),
 ]
 
 
@@ -71,6 +72,7 @@ def test_files_come_in_the_archives_order_and_names_are_only_names(pack: Callabl
         ("/absolute", b"3"),
         ("b.jpg", b"4" * 5000),
         ("\u00e4 b", b""),
+        ("long/" * 40 + "name.jpg", b"5"),
     ]
     assert read(pack(members)) == members
 
@@ -211,10 +213,41 @@ def test_headers_upon_headers_end_in_an_error() -> None:
     assert refused(info.tobuf() * 5000) is Code.INVALID_REQUEST
 
 
-def test_a_negative_size_does_not_lead_back() -> None:
+def attributes(content: bytes) -> bytes:
+    """A header of such, as of the entry that follows it."""
+    header = tarfile.TarInfo("attributes")
+    header.type, header.size = tarfile.XHDTYPE, len(content)
+    return header.tobuf() + content + bytes(-len(content) % 512)
+
+
+def record(key: str, value: str) -> bytes:
+    size = next(size for size in range(5, 2**21) if len(f"{size} {key}={value}\n") == size)
+    return f"{size} {key}={value}\n".encode()
+
+
+def test_attributes_are_looked_at_once_and_never_searched() -> None:
+    for content in (b"1" * 500_000, b"1 " * 250_000, b"0 " * 250_000, b"-9 a=b\n"):
+        assert refused(attributes(content) + tarred([("a", b"1")])) is Code.INVALID_REQUEST
+
+
+def test_attributes_within_bounds_do_not_matter() -> None:
+    some = attributes(record("SCHILY.xattr.user.much", "x" * 100_000) + record("mtime", "1.5") + record("path", "new"))
+    assert read(some + tarred([("a", b"1"), ("b", b"2")])) == [("new", b"1"), ("b", b"2")]
+    assert refused(some * 11 + tarred([("a", b"1")])) is Code.INVALID_REQUEST
+
+
+def test_a_size_in_the_attributes_holds() -> None:
+    entry = tarred([("a", b"12345")])
+    assert read(attributes(record("size", "3")) + entry) == [("a", b"123")]
+    for size in ("6000000", "-1", "1" * 5000, "x"):
+        assert refused(attributes(record("size", size)) + entry[:1024]) is Code.INVALID_REQUEST
+
+
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, b"9"])
+def test_a_negative_size_does_not_lead_back(kind: bytes) -> None:
     header = bytearray(tarfile.TarInfo("a").tobuf(tarfile.GNU_FORMAT))
     header[124:136] = b"\xff" * 10 + (-1024).to_bytes(2, "big", signed=True)  # base 256
-    header[148:156] = b" " * 8
+    header[148:157] = b" " * 8 + kind
     header[148:156] = f"{sum(header):06o}\0 ".encode()
     assert refused(bytes(header) * 8) is Code.INVALID_REQUEST
 
