@@ -42,7 +42,7 @@ def _guarded(app: ASGIApp, service: Service) -> ASGIApp:
             allow_origins=service.settings.cors_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "X-API-Key", request_ids.HEADER, TIMEOUT_HEADER, v2.HEADER_LENGTH],
-            expose_headers=[request_ids.HEADER, v2.HEADER_LENGTH, "Retry-After"],
+            expose_headers=[request_ids.HEADER, v2.HEADER_LENGTH, classify.CACHE_HEADER, "Retry-After"],
         )
     return app
 

@@ -4,6 +4,8 @@
 import asyncio
 import logging
 import math
+import sys
+from collections.abc import Sized
 from functools import partial
 from http import HTTPStatus
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 from fastapi import Request, Response
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn._types import ASGI3Application
-from uvicorn.protocols.http.flow_control import service_unavailable
+from uvicorn.protocols.http.flow_control import FlowControl, service_unavailable
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from server.errors import SHUTTING_DOWN
@@ -25,6 +27,8 @@ MAX_FIELDS = 100
 """Of one message: header and trailer fields together."""
 MAX_UNREAD_BYTES = 256 * 1024
 """Of a body, before no more is read until the app has taken it: about as much as uvloop reads at once."""
+MAX_PIPELINED = 100
+"""Requests that may wait behind the one that is being answered. The first of more ends the connection, after theirs."""
 
 
 def protocol_class(header_timeout_ms: float) -> type[asyncio.Protocol]:
@@ -52,14 +56,19 @@ class BoundedProtocol(HttpToolsProtocol):
 
     header_timeout_s = 10.0
     """From the connection, or a message's first byte, to the end of its head."""
+    stalled_s = 30.0
+    """How long a client may read nothing of an answer that is too long to be sent without it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._deadline: asyncio.TimerHandle | None = None
         self._running: RequestResponseCycle | None = None
         self._answer: _Answer  # the one that `_running` writes to
+        self._watch: asyncio.TimerHandle | None = None
         self._refused = False
         self._in_head = True
+        self._in_body = False
+        self._in_body = False
         self._head_bytes = 0
         self._fields = 0
         self._unreported_bytes = 0
@@ -68,6 +77,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.flow = _Flow(transport, self.pipeline)
         # uvicorn looks at the number for each request, and would refuse those of old connections, too
         most, self.limit_concurrency = self.limit_concurrency or math.inf, None
         if len(self.connections) > most:
@@ -79,6 +89,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._cancel_deadline()
+        self._stop_watching()
         self._tell_running()
         super().connection_lost(exc)
 
@@ -120,6 +131,14 @@ class BoundedProtocol(HttpToolsProtocol):
                 self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
                 self.parser.feed_data(b"%s %s HTTP/%s\r\n%s\r\n" % (method, self.url, version, b"".join(fields)))
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_reader()
+
+    def resume_writing(self) -> None:
+        self._stop_watching()
+        super().resume_writing()
+
     # What the parser calls.
 
     def on_message_begin(self) -> None:
@@ -142,7 +161,10 @@ class BoundedProtocol(HttpToolsProtocol):
         self._unreported_bytes = 0
         if self.parser.should_upgrade():
             return  # `_feed` begins this message anew
+        if len(self.pipeline) == MAX_PIPELINED:
+            raise HttpParserError("too many requests wait")
         self._in_head = False
+        self._in_body = True
         self._cancel_deadline()
         super().on_headers_complete()
 
@@ -168,6 +190,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._unreported_bytes = 0
+        self._in_body = False
         if not self.parser.should_upgrade():
             super().on_message_complete()
 
@@ -208,14 +231,31 @@ class BoundedProtocol(HttpToolsProtocol):
             self._deadline.cancel()
             self._deadline = None
 
+    def _watch_reader(self, unread_bytes: int = sys.maxsize) -> None:
+        """End the connection once its client has read nothing for `stalled_s`."""
+        left_bytes = self.transport.get_write_buffer_size()
+        if left_bytes < unread_bytes:
+            self._watch = self.loop.call_later(self.stalled_s, self._watch_reader, left_bytes)
+        else:
+            self.transport.abort()
+
+    def _stop_watching(self) -> None:
+        if self._watch:
+            self._watch.cancel()
+            self._watch = None
+
     def _refuse(self, code: str, status: HTTPStatus, detail: str) -> None:
         """Read no more, and close: after a problem document if it can only be taken for the answer to this message."""
         self._refused = True
         self._cancel_deadline()
-        if not self._idle and not self.cycle.more_body:  # the head of another message is at fault
+        if self._in_body and self.pipeline and self.pipeline[0][0] is self.cycle:
+            self.pipeline.popleft()  # it waited for its turn; those before it have their answers
+            self.cycle = self.pipeline[0][0] if self.pipeline else self._running  # type: ignore[assignment]
+            self._in_body = False
+        if not (self._in_body or self._idle):
             self.shutdown()
             return
-        if self._idle or (self.cycle is self._running and not self.cycle.response_started):
+        if not (self._in_body and self.cycle.response_started):
             response = problem(_request(), code, status, detail)
             fields = b"".join(b"%s: %s\r\n" % field for field in [*response.raw_headers, (b"connection", b"close")])
             self.transport.write(STATUS_LINE[status] + fields + b"\r\n" + bytes(response.body))
@@ -230,6 +270,18 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._running and not self._running.response_complete:
             self._running.disconnected = True
             self._running.message_event.set()
+
+
+class _Flow(FlowControl):
+    """Reads no further while several requests wait; with one, it still hears that its client has left."""
+
+    def __init__(self, transport: asyncio.Transport, waiting: Sized) -> None:
+        super().__init__(transport)
+        self._waiting = waiting
+
+    def resume_reading(self) -> None:
+        if len(self._waiting) < 2:
+            super().resume_reading()
 
 
 class _Answer(asyncio.Transport):

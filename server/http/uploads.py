@@ -210,7 +210,7 @@ def _files_of_form(body: bytes, boundary: bytes, max_parts: int) -> list[tuple[s
         names.clear()
         values.clear()
         options = parse_options_header(value)[1] if name == b"content-disposition" else {}
-        found = options.get(b"filename", options.get(b"filename*"))
+        found = options.get(b"filename")
         if found is not None:
             files.append((found.decode("utf-8", "replace"), []))
             reading = True

@@ -8,7 +8,7 @@ import socket
 import time
 import weakref
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,12 +17,12 @@ import uvloop
 from fastapi import Request, Response
 from hypothesis import given
 from hypothesis import strategies as st
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn import Config
 from uvicorn.server import ServerState
 
 from server.child import STOP_S
-from server.http.protocol import MAX_FIELDS, MAX_HEAD_BYTES, BoundedProtocol
+from server.http.protocol import MAX_FIELDS, MAX_HEAD_BYTES, MAX_PIPELINED, BoundedProtocol
 from tests import tiny
 from tests.server.running import PATIENCE_S, RunningServer, red_image, until
 
@@ -157,13 +157,15 @@ async def _checksum(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 class InProcess:
-    """The protocol over a socket of this process, before `_checksum`."""
+    """The protocol over a socket of this process."""
+
+    def __init__(self, app: ASGIApp = _checksum) -> None:
+        self._config = Config(app, lifespan="off", log_config=None)
 
     async def __aenter__(self) -> "InProcess":
         ours, theirs = socket.socketpair()
-        config = Config(_checksum, lifespan="off", log_config=None)
         _, self.protocol = await asyncio.get_running_loop().connect_accepted_socket(
-            lambda: BoundedProtocol(config=config, server_state=ServerState(), app_state={}), theirs
+            lambda: BoundedProtocol(config=self._config, server_state=ServerState(), app_state={}), theirs
         )
         self._reader, self._writer = await asyncio.open_connection(sock=ours)
         return self
@@ -172,8 +174,11 @@ class InProcess:
         self._writer.close()
         await self._writer.wait_closed()
 
-    async def answer(self, *parts: bytes) -> bytes:
+    def send(self, *parts: bytes) -> None:
         self._writer.writelines(parts)
+
+    async def answer(self, *parts: bytes) -> bytes:
+        self.send(*parts)
         head = await self._reader.readuntil(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 200 OK")
         return await self._reader.readexactly(hashlib.sha256().digest_size)
@@ -280,6 +285,72 @@ def test_a_pipelining_client_that_leaves_is_noticed(server: RunningServer) -> No
         until(lambda: server.metric("serving_requests_total", code="client_closed") == closed + 1)
 
 
+def test_of_pipelined_requests_only_some_are_read_ahead() -> None:
+    async def talk() -> None:
+        go_on = asyncio.Event()
+
+        async def held_up(scope: Scope, receive: Receive, send: Send) -> None:
+            await receive()
+            await go_on.wait()
+            await Response(hashlib.sha256().digest())(scope, receive, send)
+
+        async with InProcess(held_up) as connection:
+            for _ in range(20):
+                connection.send(post(1))
+                await asyncio.sleep(0.01)  # each is read by itself, if at all
+            assert 0 < len(connection.protocol.pipeline) <= 2
+            go_on.set()
+            for _ in range(20):
+                await connection.answer()
+
+    uvloop.run(talk())
+
+
+def test_requests_beyond_the_limit_end_the_connection_after_the_answers_to_those_before(server: RunningServer) -> None:
+    with Connection(server, post(9, query=b"?model=slow") + (GET + b"\r\n") * (MAX_PIPELINED + 1)) as connection:
+        first, *others = connection.answers(1 + MAX_PIPELINED)
+        assert class_of(first) == 9
+        assert {status for status, _ in others} == {200}
+        assert connection.is_closed()
+
+
+BROKEN_CHUNK = b"POST /classify HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"
+
+
+@pytest.mark.parametrize("earlier", [1, 2])
+def test_a_broken_body_leaves_the_answers_to_earlier_requests(server: RunningServer, earlier: int) -> None:
+    with Connection(server, post(4, query=b"?model=slow") * earlier + BROKEN_CHUNK) as connection:
+        assert [class_of(answer) for answer in connection.answers(earlier)] == [4] * earlier
+        assert connection.is_closed()
+
+
+def test_a_broken_body_behind_its_own_answer_gets_no_second_one(server: RunningServer) -> None:
+    head, _, broken = BROKEN_CHUNK.replace(b"/classify", b"/classify?model=none").partition(b"\r\n\r\n")
+    with Connection(server, head + b"\r\n\r\n") as connection:
+        assert [status for status, _ in connection.answers()] == [404]
+        connection.socket.sendall(broken)
+        assert connection.is_closed()
+
+
+def test_who_reads_nothing_of_an_answer_loses_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BoundedProtocol, "stalled_s", 0.05)
+
+    async def talk() -> None:
+        lost = asyncio.Event()
+
+        async def talkative(scope: Scope, receive: Receive, send: Send) -> None:
+            await Response(bytes(2**26))(scope, receive, send)
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            lost.set()
+
+        async with InProcess(talkative) as connection:
+            connection.send(post(1))
+            await asyncio.wait_for(lost.wait(), PATIENCE_S)
+
+    uvloop.run(talk())
+
+
 def test_an_upload_that_the_end_of_the_drain_cuts_off_gets_a_problem(tmp_path: Path) -> None:
     tiny.write(tmp_path)
     with (
@@ -303,10 +374,9 @@ def test_who_reads_no_answers_does_not_hold_up_the_end(tmp_path: Path) -> None:
         RunningServer(tmp_path, drain_timeout_ms=500) as server,
         Connection(server) as connection,
     ):
-        connection.socket.settimeout(1)
-        with suppress(TimeoutError):  # once nothing more fits on its way
-            while True:
-                connection.socket.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
+        for _ in range(10):  # together far more than socket buffers hold
+            connection.socket.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * (MAX_PIPELINED // 2))
+            assert server.client.get("/livez").status_code == 200  # so much has been read
         server.process.terminate()
         assert server.process.wait(0.5 + STOP_S) == 0  # else the supervisor would wait as long, and then kill
         server.wait_for_line("the server has ended")
