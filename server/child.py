@@ -9,13 +9,16 @@ import math
 import multiprocessing
 import os
 import signal
+import socket
+import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Literal, cast
 
 from server import logs
@@ -36,6 +39,9 @@ def keep_socket_in(folder: Path) -> None:
     multiprocessing.current_process()._config["tempdir"] = str(folder)  # type: ignore[attr-defined]
 
 
+_END = object()
+
+
 @dataclass(slots=True)
 class Child:
     """One process."""
@@ -52,6 +58,12 @@ class Child:
     """of an HTTP worker: the generation of the newest catalogue than which it needs nothing older"""
     connected: bool = False
     """of an HTTP worker: to an engine, at some time"""
+    _outbox: "SimpleQueue[object]" = field(default_factory=SimpleQueue)
+    _sender: threading.Thread = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._sender = threading.Thread(target=self._send, name=f"to {self.name}", daemon=True)
+        self._sender.start()
 
     @classmethod
     def start(cls, name: str, settings: Settings, module: str, *args: object) -> "Child":
@@ -81,9 +93,19 @@ class Child:
         return self.process.name
 
     def tell(self, message: object) -> None:
-        """Send it a message."""
+        """Send it a message, without waiting for it: it may hang, and its pipe be full."""
+        self._outbox.put(message)
+
+    def _send(self) -> None:
+        """In a thread: what it is told, in order, and at last that nothing follows."""
         with contextlib.suppress(OSError):  # it has died; `life` says so, too
-            self.control.send(message)
+            while (message := self._outbox.get()) is not _END:
+                self.control.send(message)
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self.control.fileno())) as pipe:
+            pipe.shutdown(socket.SHUT_RDWR)
 
     def hear(self) -> object | None:
         """One message; None where there is none."""
@@ -100,11 +122,14 @@ class Child:
             os.kill(self._pid, signal.SIGKILL)
 
     def stop(self) -> None:
-        """Close the pipe, which asks it to end at once; kill it if it does not."""
-        self.control.close()
+        """Hang up, which asks it to end at once; kill it if it does not."""
+        self._outbox.put(_END)
         if not self.life.poll(STOP_S):
             self.kill()
             self.life.poll(None)
+        self._hang_up()  # the sender may still be at it
+        self._sender.join()
+        self.control.close()
         self.life.close()
         with contextlib.suppress(ChildProcessError):  # as it should be: the fork server's, unless that has died
             os.waitpid(self._pid, 0)

@@ -31,7 +31,7 @@ from models.manifest import Manifest, ManifestError
 from server import VERSION, gpus, repository
 from server.cpus import available_cpus, cgroup_quota
 from server.engine.backends import inventory
-from server.engine.slots import needed_bytes
+from server.engine.slots import SHARED, needed_bytes
 from server.http import tracing
 from server.images import jpeg
 from server.run_folder import longest_socket_path
@@ -233,7 +233,7 @@ def _folders(_settings: Settings, report: Report) -> dict[str, Any]:
         report.stop(f"{folder} is too long a path for a socket in it", "set TMPDIR to a short one, such as /tmp")
     return {
         "TMPDIR": f"{folder}, {_size(free)} free",
-        "/dev/shm": f"{_size(shutil.disk_usage('/dev/shm').free)} free",  # noqa: S108
+        SHARED: f"{_size(shutil.disk_usage(SHARED).free)} free",
     }
 
 
@@ -299,7 +299,7 @@ def _repository(settings: Settings, report: Report) -> dict[str, Any]:
 def _check_slots(settings: Settings, found: Iterable[Manifest], report: Report) -> None:
     largest = max(prod(each.input_shape) for each in found)
     needed = needed_bytes(settings.slots_per_worker * settings.http_workers, largest)
-    free = shutil.disk_usage("/dev/shm").free  # noqa: S108
+    free = shutil.disk_usage(SHARED).free
     if needed > free:
         report.stop(
             f"{settings.queue_size} requests need {_size(needed)} of shared memory, and {_size(free)} are free",

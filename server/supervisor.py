@@ -479,7 +479,6 @@ class Supervisor:
             listener.close()
         if self._reserved:
             self._reserved.close()
-        self._slots.unlink()
         self._run_folder.remove()
         log.info("stopped")
 

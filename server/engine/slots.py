@@ -5,12 +5,18 @@ slots and alone decides which are free; the engine reads the pixels and marks wh
 """
 
 import math
+import mmap
 import os
-from multiprocessing.shared_memory import SharedMemory
+import tempfile
+import weakref
+from collections.abc import Callable
+from multiprocessing import reduction
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+SHARED = "/dev/shm"  # noqa: S108 where Linux has memory that counts as files
 ALIGNMENT = 64  # bytes: a cache line
 
 
@@ -26,8 +32,8 @@ def _aligned(size: int) -> int:
 class Slots:
     """`count` slots of `slot_bytes` bytes, each with a flag that tells whether its job is in a running batch."""
 
-    def __init__(self, count: int, slot_bytes: int, name: str | None = None) -> None:
-        """Create the memory, or attach to the one called `name`.
+    def __init__(self, count: int, slot_bytes: int, descriptor: int | None = None) -> None:
+        """Create the memory, or map what is behind a descriptor, which becomes its own.
 
         Raises:
             OSError: there is not enough shared memory.
@@ -36,28 +42,13 @@ class Slots:
         self.slot_bytes = slot_bytes
         self._stride = _aligned(slot_bytes)
         self._header = _aligned(count)
-        self._memory = SharedMemory(name, create=name is None, size=needed_bytes(count, slot_bytes))
-        if name is None:
-            self._reserve()
-        self._bytes = np.ndarray(self._memory.size, np.uint8, self._memory.buf)
+        size = needed_bytes(count, slot_bytes)
+        self._descriptor = _new_memory(size) if descriptor is None else descriptor
+        weakref.finalize(self, os.close, self._descriptor)
+        self._bytes = np.ndarray(size, np.uint8, mmap.mmap(self._descriptor, size))
         self.running: NDArray[np.bool_] = self._bytes[:count].view(np.bool_)
         """bool[count]: set by the engine while a batch runs, cleared by the owner when it takes the slot. What is set
         when an engine dies was in the batch that it died of."""
-
-    def _reserve(self) -> None:
-        """Have the memory now: a page that cannot be had later kills whoever touches it, without a word.
-
-        Raises:
-            OSError: there is not so much.
-        """
-        descriptor = os.open(f"/dev/shm/{self._memory.name}", os.O_RDWR)  # noqa: S108 where Linux has shared memory
-        try:
-            os.posix_fallocate(descriptor, 0, self._memory.size)
-        except OSError:
-            self.unlink()
-            raise
-        finally:
-            os.close(descriptor)
 
     @property
     def memory(self) -> NDArray[np.uint8]:
@@ -65,7 +56,7 @@ class Slots:
         return self._bytes
 
     def pixels(self, slot: int, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
-        """uint8 view of `shape` on a slot's memory; it must not outlive this object, which unmaps the memory.
+        """uint8 view of `shape` on a slot's memory.
 
         Raises:
             ValueError: the shape needs more than `slot_bytes`.
@@ -76,10 +67,17 @@ class Slots:
         start = self._header + slot * self._stride
         return self._bytes[start : start + size].reshape(shape)
 
-    def __reduce__(self) -> tuple[type["Slots"], tuple[int, int, str]]:
-        """Pickled by name: another process gets the same memory."""
-        return Slots, (self.count, self.slot_bytes, self._memory.name)
+    def __reduce__(self) -> tuple[Callable[..., "Slots"], tuple[object, ...]]:
+        """Handed to a process that is being started: it gets the same memory."""
+        return _attached, (self.count, self.slot_bytes, reduction.DupFd(self._descriptor))
 
-    def unlink(self) -> None:
-        """Remove the memory's name: it is freed when the last process that has it mapped ends."""
-        self._memory.unlink()
+
+def _new_memory(size: int) -> int:
+    """A descriptor of it. It has no name, so it ends with the processes that have it, whatever ends those."""
+    with tempfile.TemporaryFile(dir=SHARED) as file:
+        os.posix_fallocate(file.fileno(), 0, size)  # now: a page that cannot be had later kills whoever touches it
+        return os.dup(file.fileno())
+
+
+def _attached(count: int, slot_bytes: int, handed: Any) -> Slots:
+    return Slots(count, slot_bytes, handed.detach())

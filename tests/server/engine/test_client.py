@@ -174,7 +174,6 @@ class Bench:
         self.client.close()
         for engine in self._engines:
             engine.close()
-        self.slots.unlink()
 
 
 async def until(condition: Callable[[], bool]) -> None:

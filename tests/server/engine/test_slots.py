@@ -1,9 +1,7 @@
 """Shared-memory slots, in one process and across two."""
 
 import multiprocessing
-from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,53 +10,30 @@ from hypothesis import strategies as st
 
 from server.engine.slots import Slots
 
-MakeSlots = Callable[[int, int], Slots]
 
-
-@pytest.fixture
-def make_slots() -> Iterator[MakeSlots]:
-    made: list[Slots] = []
-
-    def make(count: int, slot_bytes: int) -> Slots:
-        made.append(Slots(count, slot_bytes))
-        return made[-1]
-
-    yield make
-    for slots in made:
-        slots.unlink()
-
-
-def file_of(slots: Slots) -> Path:
-    _, (_, _, name) = slots.__reduce__()
-    return Path("/dev/shm") / name
-
-
-def test_new_slots_are_not_running(make_slots: MakeSlots) -> None:
-    assert make_slots(3, 12).running.tolist() == [False] * 3
+def test_new_slots_are_not_running() -> None:
+    assert Slots(3, 12).running.tolist() == [False] * 3
 
 
 @given(count=st.integers(1, 200), height=st.integers(1, 9), width=st.integers(1, 9))
 def test_flags_and_pixels_of_all_slots_do_not_overlap(count: int, height: int, width: int) -> None:
     shape = (height, width, 3)
     slots = Slots(count, height * width * 3)
-    try:
-        for slot in range(count):
-            slots.pixels(slot, shape)[...] = slot + 1
-            slots.running[slot] = slot % 3 == 0
-        assert all((slots.pixels(slot, shape) == slot + 1).all() for slot in range(count))
-        assert slots.running.tolist() == [slot % 3 == 0 for slot in range(count)]
-    finally:
-        slots.unlink()
+    for slot in range(count):
+        slots.pixels(slot, shape)[...] = slot + 1
+        slots.running[slot] = slot % 3 == 0
+    assert all((slots.pixels(slot, shape) == slot + 1).all() for slot in range(count))
+    assert slots.running.tolist() == [slot % 3 == 0 for slot in range(count)]
 
 
-def test_a_smaller_shape_shares_the_slot(make_slots: MakeSlots) -> None:
-    slots = make_slots(2, 48)
+def test_a_smaller_shape_shares_the_slot() -> None:
+    slots = Slots(2, 48)
     slots.pixels(1, (4, 4, 3))[...] = 9
     assert slots.pixels(1, (2, 2, 3)).tolist() == np.full((2, 2, 3), 9).tolist()
 
 
-def test_a_shape_that_does_not_fit_is_refused(make_slots: MakeSlots) -> None:
-    slots = make_slots(2, 12)
+def test_a_shape_that_does_not_fit_is_refused() -> None:
+    slots = Slots(2, 12)
     assert slots.pixels(0, (2, 2, 3)).nbytes == 12
     with pytest.raises(ValueError, match="does not fit a slot of 12 bytes"):
         slots.pixels(0, (2, 3, 3))
@@ -85,7 +60,3 @@ def test_another_process_sees_the_same_memory_and_does_not_take_it_along_when_it
     assert process.exitcode == 0
     assert (slots.pixels(2, (2, 2, 3)) == 77).all()
     assert slots.running.tolist() == [True, False, True]
-    assert file_of(slots).exists()
-    slots.unlink()
-    assert not file_of(slots).exists()
-    slots.pixels(2, (2, 2, 3))[...] = 1  # the memory itself is still there
