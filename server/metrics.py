@@ -5,8 +5,9 @@ never fall and files never pile up.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,9 +19,23 @@ SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
-def use_directory(directory: Path) -> None:
-    """Have this process and its children keep their metrics below `directory`; before anything imports the client."""
+ROOM_BYTES = {"counter": 2**18, "histogram": 2**20, "gauge_livesum": 2**16, "gauge_livemax": 2**16}
+"""Of each process's files, by kind: enough for some 80 models."""
+
+
+def use_directory(directory: Path, identities: Iterable[str]) -> None:
+    """Have this process and its children keep their metrics below `directory`; before anything imports the client.
+
+    The room is taken now: the client maps files that are empty, and a page of such that cannot be had later kills the
+    process that writes to it.
+
+    Raises:
+        OSError: there is not so much.
+    """
     os.environ[DIRECTORY_VARIABLE] = str(directory)
+    for identity, (kind, size) in product(identities, ROOM_BYTES.items()):
+        with (directory / f"{kind}_{identity}.db").open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
 
 
 class Metrics:

@@ -5,7 +5,7 @@ new one is refused: a broken model takes no good one down.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import replace
 
 from server.errors import Code, ServiceError
@@ -18,8 +18,11 @@ MAX_CRASHES = 2
 class Rollout:
     """What the repository holds, what was asked for, what the engine has, and what follows from it."""
 
-    def __init__(self, scanned: Catalogue) -> None:
+    def __init__(self, scanned: Catalogue, default_model: str | None = None) -> None:
+        """Begin with what a first scan found; `default_model` is the one that was asked for."""
         self._scanned = scanned
+        self._default = default_model or scanned.default_model
+        self._default_is_fixed = default_model is not None
         self._unloaded: set[str] = set()  # names, until they are asked for again
         self._started: set[str] = set()  # ids of what the newest engine was started with
         self._loaded: set[str] = set()  # ids of what it has, or the one before it had
@@ -30,12 +33,19 @@ class Rollout:
         self.served = scanned
         """What requests may name; before the first engine is ready, all that it will try to load."""
 
-    def scanned(self, catalogue: Catalogue) -> None:
-        """The repository holds something else by now. The default model stays what it was, where it is still there."""
-        default = self._scanned.default_model
-        if default in catalogue.versions:
-            catalogue = replace(catalogue, default_model=default)
+    def scanned(self, catalogue: Catalogue, changed: Set[str] = frozenset()) -> None:
+        """The repository holds something else by now: of the versions `changed`, such as "resnet50/1", the files.
+
+        The default model stays what it was at first: in any case if it was asked for, else while there is such a model.
+        """
+        self._default = self._default or catalogue.default_model
+        there = {*catalogue.versions, *(what.partition("/")[0] for what in catalogue.refused)}
+        if self._default_is_fixed or self._default in there:
+            catalogue = replace(catalogue, default_model=self._default)
         self._scanned = catalogue
+        for model in self._wanted.models.values():
+            if f"{model.manifest.name}/{model.manifest.version}" in changed:
+                self._forgive(model.id)  # what was wrong may not be any more
         self._update()
 
     def load(self, name: str) -> None:

@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Set
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -42,7 +42,7 @@ from server.errors import Code, ServiceError
 from server.images import jpeg
 from server.keys import KeysError
 from server.metrics import Metrics
-from server.repository import Catalogue
+from server.repository import Catalogue, ModelKey
 from server.rollout import Rollout
 from server.run_folder import RunFolder
 from server.settings import Settings
@@ -60,9 +60,11 @@ MAX_RECOVERIES = 5
 """After more crashes of the engine in a row than this, requests no longer wait for it."""
 CHECK_S = 1.0
 """How often the clock is looked at where nothing else happens."""
+AWAY_S = 2.0
+"""Who has not looked at it for so long has not been running."""
 BACKLOG = 2048
 MAX_FAILED_STARTS = 3
-"""An engine that dies so often before it is ready for the first time never will be."""
+"""A process that dies so often before the server is ready for the first time never will be."""
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +130,7 @@ class Supervisor:
         if refused := jpeg.why_not(settings):
             raise StartupError(refused)
         self._settings = settings
-        self._rollout = Rollout(catalogue)
+        self._rollout = Rollout(catalogue, settings.default_model)
         self._asked: dict[str, None] = {}  # names of models that were loaded on request
         self._seen = repository.signature(settings.repository)
         self._look_s = time.monotonic() + settings.reload_ms / 1e3 if settings.reload_ms else math.inf
@@ -139,11 +141,16 @@ class Supervisor:
         self._folder = self._run_folder.path
         self._usage = keys.usage_table(self._folder, settings.http_workers) if self._keys else None
         self._keep_usage()
-        metrics.use_directory(self._folder)
         keep_socket_in(self._folder)
+        workers = [f"http-{n}" for n in range(settings.http_workers)]
+        try:
+            metrics.use_directory(self._folder, ["supervisor", "engine", *workers])
+        except OSError as error:
+            self._run_folder.remove()
+            raise StartupError(f"no room for metrics in {self._folder.parent}: {error.strerror}; set TMPDIR") from error
         self._metrics = Metrics("supervisor")
         for process in ("http", "engine"):
-            self._metrics.restarts.labels(process).inc(0)  # now, so that no later write needs room in a full folder
+            self._metrics.restarts.labels(process).inc(0)  # to be seen before the first
         try:
             self._slots = Slots(
                 settings.slots_per_worker * settings.http_workers,
@@ -155,14 +162,13 @@ class Supervisor:
             raise StartupError(
                 f"{detail}; lower --queue-size, or give /dev/shm more room (docker: --shm-size)"
             ) from error
-        self._workers = [
-            _Role(f"http-{n}", partial(self._start_worker, n), WORKER_DELAY_S) for n in range(settings.http_workers)
-        ]
+        self._workers = [_Role(name, partial(self._start_worker, n), WORKER_DELAY_S) for n, name in enumerate(workers)]
         self._engine = _Role("engine", self._start_engine, ENGINE_DELAY_S)
         self._engine_starts = 0
         self._engine_up: EngineUp | None = None
         self._recovering = True  # requests wait for the engine
         self._announced = False
+        self._checked_s = time.monotonic()
         self._stopped = threading.Event()
         self._finish_s = math.inf  # when to stop accepting
         self._give_up_s = math.inf  # when to stop waiting for what was accepted
@@ -267,7 +273,10 @@ class Supervisor:
 
     def _check_clock(self) -> None:
         now_s = time.monotonic()
+        away_s, self._checked_s = now_s - self._checked_s, now_s
         for child in self._children():
+            if away_s > AWAY_S:  # stopped, as all of them, or the machine was: nobody could be heard
+                child.heard_s = min(now_s, child.heard_s + away_s)
             silent_s = now_s - child.heard_s
             if silent_s > self._settings.stall_timeout_ms / 1e3:
                 log.error("%s has shown no progress for %.0f s: it is killed", child.name, silent_s)
@@ -348,23 +357,26 @@ class Supervisor:
     def _look(self) -> None:
         """Serve what the repository holds by now."""
         try:
-            seen = repository.signature(self._settings.repository)
+            folder = self._settings.repository
+            seen = repository.signature(folder)
             if seen != self._seen:
+                changed = (path for path, status in seen.items() if self._seen.get(path) != status)
+                versions = {"/".join(path.relative_to(folder).parts[:2]) for path in changed}
                 try:
-                    self._scan()
+                    self._scan(changed=versions)
                 except ManifestError as error:
                     log.warning("the repository has changed, but cannot be served: %s", error)
                 self._seen = seen
         except OSError as error:  # what was listed has gone, or the disk: the next look will tell
             log.warning("the repository cannot be read: %s", error)
 
-    def _scan(self, *more: str) -> None:
+    def _scan(self, *more: str, changed: Set[str] = frozenset()) -> None:
         """Take in what the repository holds of the models to serve; of those asked for later, while they are there."""
         folder, names = self._settings.repository, self._settings.models
         if names:
             there = (name for name in (*self._asked, *more) if (folder / name).is_dir())
             names = tuple(dict.fromkeys((*names, *there)))
-        self._rollout.scanned(repository.scan(folder, names))
+        self._rollout.scanned(repository.scan(folder, names), changed)
         self._roll_out()
 
     def _change(self, worker: Child, change: Change) -> None:
@@ -394,7 +406,7 @@ class Supervisor:
             self._told = Serve(self._rollout.served, self._told.generation + 1)
             self._tell_workers(self._told)
             if self._announced:
-                log.info("serving %s", ", ".join(map(str, self._rollout.served.entries)) or "nothing")
+                log.info("serving %s", ", ".join(map(self._titled, self._rollout.served.entries)) or "nothing")
         workers = [role.child for role in self._workers if role.child]
         if self._engine_up and self._engine.child and all(w.settled >= self._told.generation for w in workers):
             for model_id in self._rollout.take_surplus():
@@ -423,16 +435,20 @@ class Supervisor:
         self._announced = True
         catalogue = self._rollout.served
         for key, found in catalogue.entries.items():
-            default = " (default)" if key.name == catalogue.default_model else ""
             random = any(member.manifest.weights.random for member in catalogue.members(found))
             warning = ": RANDOM WEIGHTS, its answers mean nothing" if random else ""
-            log.info("serving %s%s%s", key, default, warning)
+            log.info("serving %s%s", self._titled(key), warning)
         for what, reason in catalogue.refused.items():
             log.warning("not serving %s: %s", what, reason)
+        if catalogue.default_model is None:
+            log.warning("requests that name no model are refused: --default-model names the one that they mean")
         host, port = self._listeners[0].getsockname()[:2]
         if self._settings.grpc_port is not None:
             log.info("gRPC on %s", _shown(host, self._settings.grpc_port))
         log.info("ready on %s://%s", "https" if self._settings.tls_certificate else "http", _shown(host, port))
+
+    def _titled(self, key: ModelKey) -> str:
+        return f"{key} (default)" if key.name == self._rollout.served.default_model else str(key)
 
     def _on_worker_end(self, role: _Role, worker: Child) -> None:
         if self._finishing:
@@ -444,7 +460,7 @@ class Supervisor:
             self._usage.clear(self._workers.index(role))
         self._roll_out()  # nothing waits for it any more
         self._metrics.restarts.labels("http").inc()
-        if not self._announced:
+        if not self._announced and role.crashes >= MAX_FAILED_STARTS:
             raise StartupError(f"{worker.name} cannot start; its error is above")
 
     def _on_engine_end(self, engine: Child) -> None:

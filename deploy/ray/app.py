@@ -45,7 +45,7 @@ class Classifier:
         threads = {"http_workers": 1, "inference_threads": cpus, "decode_threads": min(4, cpus)}
         settings = Settings(**{**threads, **options.settings})
         logs.configure(settings.log_level)
-        metrics.use_directory(self._folder.path)
+        metrics.use_directory(self._folder.path, ["replica"])
         measured = Metrics("replica")
         catalogue = catalogue_of(settings, options.versions)
         places = Places(settings.queue_size)

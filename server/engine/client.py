@@ -216,14 +216,16 @@ class EngineClient:
         return {ticket.model.id for ticket in self._tickets.values()}
 
     def engine_up(self, address: str) -> None:
-        """Connect to a new engine and hand it everything that waits."""
+        """Connect to a new engine and hand it everything that waits; afterwards `connected` tells whether that was."""
         self._disconnect()
-        connected = socket.socket(socket.AF_UNIX)
+        connected = None
         try:
+            connected = socket.socket(socket.AF_UNIX)
             connected.connect(address)
-        except OSError:
-            connected.close()
-            return  # that engine has died by now, too; its successor will be announced
+        except OSError:  # it has died by now, too, or this process has no descriptor left
+            if connected:
+                connected.close()
+            return
         self._channel = Channel(connected)
         self._engine_up_s = time.monotonic()
         self._available = True

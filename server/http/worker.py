@@ -65,6 +65,7 @@ async def _serve(start: Start, control: Connection) -> None:
     settings = start.settings
     name = f"http-{start.number}"
     metrics = Metrics(name)
+    metrics.pending.set(0)  # whatever its predecessor had
     jpeg_decoder = jpeg.start(settings, metrics.count_gpu_decode)
 
     def decode_into(image: Image, preprocessing: Preprocessing, outs: Sequence[NDArray[np.uint8]]) -> None:
@@ -125,6 +126,7 @@ class _Supervised:
         self._service = service
         self._server = server
         self._control = control
+        self._engine: str | None = None  # the address of the one that is up
         self._loop = asyncio.get_running_loop()
 
     def begin(self) -> None:
@@ -147,10 +149,10 @@ class _Supervised:
         service = self._service
         match message:
             case EngineUp(address):
-                service.client.engine_up(address)
-                if service.client.connected:
-                    self._tell(Connected())
+                self._engine = address
+                self._connect(address)
             case EngineDown(recovering):
+                self._engine = None
                 service.client.engine_down(recovering=recovering)
             case Serve(catalogue, generation):
                 service.catalogue = catalogue
@@ -168,6 +170,17 @@ class _Supervised:
             case Finish():
                 self._server.should_exit = True
         service.metrics.engine_ready.set(service.client.connected)
+
+    def _connect(self, address: str) -> None:
+        """Again and again: for the moment this process may have no descriptor left."""
+        if address != self._engine:
+            return
+        self._service.client.engine_up(address)
+        if self._service.client.connected:
+            self._service.metrics.engine_ready.set(1)
+            self._tell(Connected())
+        else:
+            self._loop.call_later(HEARTBEAT_S, self._connect, address)
 
     def _settle(self, generation: int) -> None:
         """Say that nobody needs what was taken out of the catalogue; what was resolved before has its ticket by now."""

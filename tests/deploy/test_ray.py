@@ -38,7 +38,7 @@ def test_the_config_sets_what_are_settings() -> None:
 
 def _classified(folder: Path, images: list[bytes], within_s: float, **settings: Any) -> list[Any]:
     """What an engine says to images at one time: the best class and its batch, or the code of the error."""
-    metrics.use_directory(folder)
+    metrics.use_directory(folder, ["replica"])
     from deploy.ray.engine import LocalEngine
 
     async def ask() -> list[Any]:

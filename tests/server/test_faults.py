@@ -9,6 +9,7 @@ import os
 import resource
 import signal
 import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -101,9 +102,36 @@ def test_a_killed_http_worker_breaks_its_own_connections_only(tmp_path: Path) ->
             server.kill_child("http-0")
             found = [one.result() for one in asked]
             assert {red for red, one in zip(reds, found, strict=True) if one is not None} == {*found} - {None}
+            until(lambda: pending(server) == 0)  # of what it had, too
             again = list(pool.map(ask, reds))  # also its slots are free again
         assert all(one in (red, None) for red, one in zip(reds, found, strict=True))
         assert again == reds
+
+
+def test_a_worker_without_descriptors_finds_the_new_engine_once_it_has_some(tmp_path: Path) -> None:
+    tiny.write(tmp_path)
+    with RunningServer(tmp_path) as server:
+        worker = server.pid("http-0")
+        before = resource.prlimit(worker, resource.RLIMIT_NOFILE)
+        resource.prlimit(worker, resource.RLIMIT_NOFILE, (10, before[1]))
+        server.kill_child("engine")
+        resource.prlimit(worker, resource.RLIMIT_NOFILE, before)
+        assert top1(server.classify(red_image(9))) == 9
+
+
+def test_processes_that_were_all_stopped_for_longer_than_one_may_hang_just_go_on(tmp_path: Path) -> None:
+    tiny.write(tmp_path)
+    with RunningServer(tmp_path, stall_timeout_ms=3000, http_workers=2) as server:
+        start = len(server.lines)
+        tree = server.tree()
+        for process in tree:
+            process.suspend()
+        time.sleep(3.5)  # that is what is tried here
+        for process in tree:
+            process.resume()
+        assert top1(server.classify(red_image(9))) == 9
+        assert server.terminate() == 0
+        assert not [line for line in server.lines[start:] if "it is killed" in line]
 
 
 def test_an_engine_without_memory_for_a_model_goes_on_with_those_it_has(tmp_path: Path) -> None:

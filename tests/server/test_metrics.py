@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from server import metrics
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -31,3 +33,12 @@ def test_processes_add_up_and_a_restarted_one_goes_on_where_it_was(tmp_path: Pat
     assert "serving_pending_requests 5.0" in lines  # the newest of each process
     run(tmp_path, "Metrics('http-0')")
     assert {path.name for path in tmp_path.iterdir()} == files
+
+
+def test_the_room_for_metrics_is_taken_at_the_start_and_is_enough(tmp_path: Path) -> None:
+    metrics.use_directory(tmp_path, ["http-0"])
+    before = {path.name: path.stat().st_blocks for path in tmp_path.iterdir()}
+    models = "for n in range(80): metrics.count_decoding(f'some-model-{n}', 0.1, 0.1)"
+    run(tmp_path, f"metrics = Metrics('http-0')\n{models}\nmetrics.requests.labels('a', 'ok').inc()")
+    assert {path.name: path.stat().st_blocks for path in tmp_path.iterdir()} == before
+    assert sum(before.values()) * 512 >= sum(metrics.ROOM_BYTES.values())

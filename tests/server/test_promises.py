@@ -229,6 +229,13 @@ def starting(repository: Path) -> Generator[tuple[Callable[[bytes], str], IO[byt
         assert b"Traceback" not in log.read()
 
 
+def test_a_worker_that_dies_before_the_server_is_ready_is_replaced(slow_to_warm: Path) -> None:
+    with starting(slow_to_warm) as (next_match, _):
+        os.kill(int(next_match(rb"http-0 is ready, process (\d+)")), signal.SIGKILL)
+        url = next_match(rb"ready on (\S+)")
+        assert httpx.post(f"{url}/classify", content=red_image(5), timeout=30).status_code == 200
+
+
 def test_who_is_told_that_the_server_is_ready_is_answered(slow_to_warm: Path) -> None:
     with starting(slow_to_warm) as (next_match, log):
         worker = int(next_match(rb"http-0 is ready, process (\d+)"))

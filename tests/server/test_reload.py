@@ -64,6 +64,20 @@ def test_a_broken_model_is_refused_with_its_reason_while_the_others_go_on(tmp_pa
         assert server.classify(red_image(7)).json()["predictions"][0]["class_id"] == 7
 
 
+def test_a_model_whose_file_comes_after_its_manifest_is_served_then(tmp_path: Path) -> None:
+    tiny.write(tmp_path)
+    with RunningServer(tmp_path, reload_ms=OFTEN_MS) as server:
+        tiny.write(tmp_path.parent / "other", "late")
+        model = tmp_path.parent / "other" / "late" / "1" / "model.onnx"
+        content = model.read_bytes()
+        model.unlink()
+        (tmp_path.parent / "other" / "late").rename(tmp_path / "late")
+        until(lambda: "late version 1" in server.client.get("/models").json()["refused"])
+        (tmp_path / "late" / "1" / "model.onnx").write_bytes(content)
+        until(lambda: len(versions(server)) == 2)
+        assert server.client.get("/models").json()["refused"] == {}
+
+
 def test_settings_of_a_model_take_effect_while_it_is_served(tmp_path: Path) -> None:
     tiny.write(tmp_path, work=50)
     with RunningServer(tmp_path, reload_ms=OFTEN_MS) as server:

@@ -148,6 +148,11 @@ def test_a_refused_model_is_tried_again_only_when_it_is_asked_for_or_changes(tmp
     rollout.scanned(repository.scan(tmp_path))
     assert load(rollout) == []
     assert rollout.outcome("b") == "no memory"
+    rollout.scanned(repository.scan(tmp_path), {"a/1"})
+    assert load(rollout) == []
+    rollout.scanned(repository.scan(tmp_path), {"b/1"})
+    assert load(rollout, "still none") == ["b1"]
+    assert rollout.outcome("b") == "still none"
     rollout.load("b")
     assert load(rollout) == ["b1"]
     assert (served(rollout), rollout.served.refused) == ({"a1", "b1"}, {})
@@ -159,6 +164,33 @@ def test_the_default_model_stays_what_it_was(tmp_path: Path) -> None:
     write(tmp_path, ["b1"])
     rollout.scanned(repository.scan(tmp_path))
     load(rollout)
+    assert rollout.served.default_model == "a"
+
+
+def test_a_default_model_that_was_asked_for_stays_it_also_while_it_is_gone(tmp_path: Path) -> None:
+    write(tmp_path, ["a1", "b1"])
+    rollout = Rollout(repository.scan(tmp_path, default_model="a"), "a")
+    rollout.start_engine()
+    rollout.engine_ready({})
+    (tmp_path / "a").rename(tmp_path / ".a")
+    rollout.scanned(repository.scan(tmp_path))
+    assert (served(rollout), rollout.served.default_model) == ({"b1"}, "a")
+
+
+def test_a_default_model_that_was_found_is_another_one_only_while_it_is_gone(tmp_path: Path) -> None:
+    write(tmp_path, ["a1"])
+    rollout = started(tmp_path)
+    write(tmp_path, ["b1"])
+    text = (tmp_path / "a/1/manifest.json").read_text()
+    (tmp_path / "a/1/manifest.json").write_text("{")
+    rollout.scanned(repository.scan(tmp_path))
+    assert rollout.served.default_model == "a"  # which is served on
+    (tmp_path / "a/1/manifest.json").write_text(text)
+    (tmp_path / "a").rename(tmp_path / ".a")
+    rollout.scanned(repository.scan(tmp_path))
+    assert rollout.served.default_model == "b"
+    (tmp_path / ".a").rename(tmp_path / "a")
+    rollout.scanned(repository.scan(tmp_path))
     assert rollout.served.default_model == "a"
 
 
