@@ -96,6 +96,8 @@ def _run(options: argparse.Namespace) -> None:
     _console.print(f"{name} version {published.version}: {escape(str(folder))}", soft_wrap=True)
     if calibration and calibration.images < FEW_IMAGES:
         _console.print(f"[yellow]Calibrated on {calibration.images} images only: some hundred are better.[/]")
+    if conversion.images < FEW_IMAGES:
+        _console.print(f"[yellow]Compared on {conversion.images} images only: its agreement says little.[/]")
 
 
 def _default_name(options: argparse.Namespace, target: QuantizationTarget) -> str:

@@ -128,11 +128,17 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _crops(text: str) -> tuple[CropCount, ...]:
-    return tuple(CROPS[CROPS.index(int(word))] for word in text.split(","))
+    try:
+        return tuple(CROPS[CROPS.index(int(word))] for word in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: choose from {', '.join(map(str, CROPS))}") from None
 
 
 def _runtimes(text: str) -> tuple[Runtime, ...]:
-    return tuple(RUNTIMES[RUNTIMES.index(word)] for word in text.split(","))
+    try:
+        return tuple(RUNTIMES[RUNTIMES.index(word)] for word in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: choose from {', '.join(RUNTIMES)}") from None
 
 
 def _sizes(text: str) -> tuple[int, ...]:

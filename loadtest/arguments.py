@@ -4,6 +4,14 @@ import argparse
 from collections.abc import Callable, Sequence
 
 
+def numbers(text: str) -> list[float]:
+    """Numbers, separated by commas."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers, such as 1,2.5") from None
+
+
 def names(known: Sequence[str]) -> Callable[[str], list[str]]:
     """A parser of some of these names, separated by commas."""
 

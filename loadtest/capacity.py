@@ -183,7 +183,10 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--check", type=Path, metavar="JSON", help="what overload.py --write wrote here: its first server"
     )
-    return parser.parse_args()
+    options = parser.parse_args()
+    if not (options.per_s or options.check):
+        parser.error("--per-s says for how much, --check against what")
+    return options
 
 
 if __name__ == "__main__":

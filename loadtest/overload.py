@@ -30,7 +30,7 @@ from numpy.typing import ArrayLike
 
 from loadtest import answers, client, machine, photos, plots, running
 from loadtest.answers import WrongAnswerError
-from loadtest.arguments import names
+from loadtest.arguments import names, numbers
 from loadtest.client import ClosedLoop, Parse, Photo
 from loadtest.compare import environments
 from loadtest.compare.environments import InstallError
@@ -383,7 +383,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--model", metavar="NAME", help="of our own server, if not its default")
     parser.add_argument("--photos", type=Path, default=photos.FOLDER, metavar="FOLDER")
     parser.add_argument("--pixels", type=int, metavar="N", help="send N x N images made of the photos instead")
-    parser.add_argument("--factors", type=_numbers, default=_numbers("0.5,0.8,1,1.5,2,3,5,10"), metavar="F,F,…")
+    parser.add_argument("--factors", type=numbers, default=numbers("0.5,0.8,1,1.5,2,3,5,10"), metavar="F,F,…")
     parser.add_argument("--deadline-ms", type=float, default=1000, metavar="MS", help="default 1000")
     parser.add_argument(
         "--deadline-header", action="store_true", help=f"tell the server by {DEADLINE_HEADER}, not by a setting"
@@ -405,10 +405,6 @@ def _named(text: str) -> tuple[str, str]:
     if not (name and equals and url):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=URL")
     return name, url
-
-
-def _numbers(text: str) -> list[float]:
-    return [float(part) for part in text.split(",")]
 
 
 if __name__ == "__main__":

@@ -135,7 +135,7 @@ def _axes(model: str, options: argparse.Namespace) -> dict[str, list[str]]:
 def _score(candidate: Candidate, images: Sequence[bytes], options: argparse.Namespace) -> Score:
     """Start the server once and climb."""
     try:
-        with running.server(*_flags(candidate, options), environment=_environment(candidate), quiet=True) as (url, _):
+        with running.server(*_flags(candidate, options), quiet=True) as (url, _):
             return uvloop.run(_climb(f"{url}/classify", images, options))
     except StartError:
         return Score(0.0, np.inf, 0, "does not start")
@@ -206,13 +206,14 @@ def _open_p99_ms(candidate: Candidate, images: Sequence[bytes], per_s: float, op
         found = (await loop.run(per_s, WARM_UP_S, options.seconds, lambda: None, tail_s=0.0)).outcomes
         return 1e3 * float(np.percentile(found.good_s, 99)) if len(found.good_s) == found.due else np.inf
 
-    with running.server(*_flags(candidate, options), environment=_environment(candidate), quiet=True) as (url, _):
+    with running.server(*_flags(candidate, options), quiet=True) as (url, _):
         return uvloop.run(run(f"{url}/classify"))
 
 
 def _flags(candidate: Candidate, options: argparse.Namespace) -> list[str]:
     model = candidate.get("default_model") or options.model
-    return ["--repository", str(options.repository), *(["--models", model] if model else [])]
+    own = [f"--{name.replace('_', '-')}={value}" for name, value in candidate.items()]  # which must be settings
+    return ["--repository", str(options.repository), *(["--models", model] if model else []), *own]
 
 
 def _environment(candidate: Candidate) -> dict[str, str]:

@@ -67,7 +67,8 @@ def _content(path: Path) -> object:
         code = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f"{code[1]} in it might run code" if code else (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(
-            f"{path} is no checkpoint of plain tensors: save the network's state_dict() alone ({reason})"
+            f"{path} is damaged, or no checkpoint of plain tensors: copy it again, or save the network's state_dict()"
+            f" alone ({reason})"
         ) from error
 
 

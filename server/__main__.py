@@ -15,7 +15,7 @@ from pydantic_settings import SettingsError
 from models.errors import first_mistake
 from models.manifest import ManifestError
 from server import logs, repository
-from server.settings import Settings
+from server.settings import Settings, unknown_variables
 from server.supervisor import StartupError, Supervisor
 
 log = logging.getLogger(__name__)
@@ -42,6 +42,8 @@ def main() -> int:
         print(f"python -m server: {error}", file=sys.stderr)
         return 2
     logs.configure(settings.log_level, settings.log_format)
+    for name in unknown_variables():
+        log.warning("%s is no setting of the server", name)
     try:
         catalogue = repository.scan(settings.repository, settings.models, settings.default_model)
         Supervisor(settings, catalogue).run()

@@ -35,7 +35,7 @@ from server.engine.slots import SHARED, needed_bytes
 from server.http import tracing
 from server.images import jpeg
 from server.run_folder import longest_socket_path
-from server.settings import Settings
+from server.settings import Settings, unknown_variables
 
 PACKAGES = (
     "onnxruntime",
@@ -97,6 +97,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--env-file", type=Path)
     options, flags = parser.parse_known_args(arguments)
+    if options.env_file and not options.env_file.is_file():
+        print(f"python -m server doctor: --env-file {options.env_file}: there is no such file", file=sys.stderr)
+        return 2
     try:
         settings = Settings(_cli_parse_args=flags, _env_file=options.env_file)
     except ValidationError as error:
@@ -258,7 +261,9 @@ def _settings(settings: Settings, _report: Report) -> dict[str, Any]:
     return {name: redacted(name, value) for name, value in settings.model_dump(mode="json").items()}
 
 
-def _environment(_settings: Settings, _report: Report) -> dict[str, Any]:
+def _environment(_settings: Settings, report: Report) -> dict[str, Any]:
+    for name in unknown_variables():
+        report.warn(f"{name} is no setting of the server", "correct its name, or take it away")
     return {name: redacted(name, os.environ[name]) for name in sorted(os.environ) if ENVIRONMENT.fullmatch(name)}
 
 
@@ -289,7 +294,7 @@ def _repository(settings: Settings, report: Report) -> dict[str, Any]:
                 continue
         models[str(key)] = shown
     for what, reason in refused.items():
-        report.warn(f"{what} is not served: {reason}", "export it again, or take it away")
+        report.warn(f"{what} is not served: {reason}", "mend it, export it again, or take it away")
     if not models:
         report.stop("no model can be served", "python export/to_onnx.py makes one")
     _check_slots(settings, (model.manifest for model in catalogue.models.values()), report)

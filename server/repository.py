@@ -104,7 +104,9 @@ class Catalogue:
         versions = self.versions.get(wanted or "")
         if not versions:
             names = ", ".join(self.versions) or "none"
-            problem = f"there is no model {wanted!r}" if wanted else "no model was named and there is no default model"
+            problem = (
+                f"there is no model {wanted!r}" if wanted else "no model was named and there is no --default-model"
+            )
             raise ServiceError(Code.UNKNOWN_MODEL, f"{problem}; models served here: {names}")
         found = versions.get(max(versions) if version is None else version)
         if found is None:

@@ -1,5 +1,6 @@
 """Every setting of the server, from flags (`--max-batch 16`) or the environment (`SERVER_MAX_BATCH=16`); flags win."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -38,7 +39,12 @@ class ModelSettings(BaseModel):
 
 
 class Settings(BaseSettings):
-    """Read once by the supervisor, then handed, frozen, to each process. The README explains each default."""
+    """Serve the models of a repository.
+
+    Each setting may also be a variable, SERVER_MAX_BATCH=16, also in a file, --env-file FILE; flags win. The README
+    explains the defaults. `python -m server doctor` examines this machine, with the same flags; `python -m server tune`
+    finds settings for it.
+    """
 
     model_config = SettingsConfigDict(
         env_prefix="SERVER_",
@@ -135,7 +141,7 @@ class Settings(BaseSettings):
     access_log: bool = False
     """one log line for each HTTP request"""
     otlp_endpoint: Annotated[str, Field(pattern="^https?://.")] | None = None
-    """where an OpenTelemetry collector takes traces over HTTP, such as http://localhost:4318; not given: no traces"""
+    """where a collector takes traces over HTTP: http://localhost:4318; not given: what OpenTelemetry's variables say"""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -155,3 +161,9 @@ class Settings(BaseSettings):
     def slots_per_worker(self) -> int:
         """Requests one HTTP worker may have between upload and answer."""
         return self.queue_size // self.http_workers
+
+
+def unknown_variables() -> list[str]:
+    """Variables of the environment that look like settings and are none."""
+    known = {f"SERVER_{name}".upper() for name in Settings.model_fields}
+    return sorted(name for name in os.environ if name.startswith("SERVER_") and name not in known)

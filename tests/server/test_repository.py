@@ -46,7 +46,7 @@ def test_who_asks_for_what_there_is_not_is_told_what_there_is(tmp_path: Path) ->
     catalogue = scan(tmp_path)
     assert unknown(catalogue, "c") == "there is no model 'c'; models served here: a, b, d, e, f"
     assert unknown(catalogue, "a", 2) == "model 'a' has no version 2; versions served here: [1, 3]"
-    assert unknown(catalogue) == "no model was named and there is no default model; models served here: a, b, d, e, f"
+    assert unknown(catalogue) == "no model was named and there is no --default-model; models served here: a, b, d, e, f"
 
 
 @pytest.mark.parametrize(
