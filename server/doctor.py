@@ -34,6 +34,7 @@ from server.engine.backends import inventory
 from server.engine.slots import SHARED, needed_bytes
 from server.http import tracing
 from server.images import jpeg
+from server.metrics import ROOM_BYTES
 from server.run_folder import longest_socket_path
 from server.settings import Settings, unknown_variables
 
@@ -60,8 +61,6 @@ SECRET = re.compile("HEADERS|KEY$|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECA
 USERINFO = re.compile(r"(?<=//)[^/@\s]+@")
 MAX_SOCKET_PATH = 107
 """Bytes: what Linux takes for the address of a Unix socket."""
-RUN_FOLDER_BYTES = 16 * 2**20
-"""What the metrics of some processes take."""
 DECODED_BYTES = 20
 """For each pixel, in the worst format: see the README."""
 
@@ -227,11 +226,12 @@ def _first(*paths: Path) -> str:
     return next((path.read_text().strip() for path in paths if path.is_file()), "")
 
 
-def _folders(_settings: Settings, report: Report) -> dict[str, Any]:
+def _folders(settings: Settings, report: Report) -> dict[str, Any]:
     folder = Path(tempfile.gettempdir())
     free = shutil.disk_usage(folder).free
-    if free < RUN_FOLDER_BYTES:
-        report.stop(f"{folder} has {_size(free)} left", f"free {_size(RUN_FOLDER_BYTES)}, or set TMPDIR")
+    needed = (settings.http_workers + 2) * sum(ROOM_BYTES.values())  # with the engine and the supervisor
+    if free < needed:
+        report.stop(f"{folder} has {_size(free)} left", f"free {_size(needed)} for metrics, or set TMPDIR")
     if len(os.fsencode(longest_socket_path())) > MAX_SOCKET_PATH:
         report.stop(f"{folder} is too long a path for a socket in it", "set TMPDIR to a short one, such as /tmp")
     return {
