@@ -42,7 +42,7 @@ from server.errors import Code, ServiceError
 from server.images import jpeg
 from server.keys import KeysError
 from server.metrics import Metrics
-from server.repository import Catalogue, ModelKey
+from server.repository import Catalogue
 from server.rollout import Rollout
 from server.run_folder import RunFolder
 from server.settings import Settings
@@ -403,10 +403,13 @@ class Supervisor:
             for model in self._rollout.take_missing():
                 self._engine.child.tell(Load(model))
         if self._rollout.served != self._told.catalogue:
+            default = self._told.catalogue.default_model
             self._told = Serve(self._rollout.served, self._told.generation + 1)
             self._tell_workers(self._told)
             if self._announced:
-                log.info("serving %s", ", ".join(map(self._titled, self._rollout.served.entries)) or "nothing")
+                log.info("serving %s", ", ".join(map(str, self._rollout.served.entries)) or "nothing")
+                if self._rollout.served.default_model != default:
+                    log.warning("requests that name no model now mean %s", self._rollout.served.default_model)
         workers = [role.child for role in self._workers if role.child]
         if self._engine_up and self._engine.child and all(w.settled >= self._told.generation for w in workers):
             for model_id in self._rollout.take_surplus():
@@ -435,9 +438,10 @@ class Supervisor:
         self._announced = True
         catalogue = self._rollout.served
         for key, found in catalogue.entries.items():
+            default = " (default)" if key.name == catalogue.default_model else ""
             random = any(member.manifest.weights.random for member in catalogue.members(found))
             warning = ": RANDOM WEIGHTS, its answers mean nothing" if random else ""
-            log.info("serving %s%s", self._titled(key), warning)
+            log.info("serving %s%s%s", key, default, warning)
         for what, reason in catalogue.refused.items():
             log.warning("not serving %s: %s", what, reason)
         if catalogue.default_model is None:
@@ -446,9 +450,6 @@ class Supervisor:
         if self._settings.grpc_port is not None:
             log.info("gRPC on %s", _shown(host, self._settings.grpc_port))
         log.info("ready on %s://%s", "https" if self._settings.tls_certificate else "http", _shown(host, port))
-
-    def _titled(self, key: ModelKey) -> str:
-        return f"{key} (default)" if key.name == self._rollout.served.default_model else str(key)
 
     def _on_worker_end(self, role: _Role, worker: Child) -> None:
         if self._finishing:
