@@ -2,8 +2,9 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from export import command, repository
 from export.reference import image_paths
@@ -13,7 +14,9 @@ from export.samples import CROPS, LABELS_FROM
 from export.to_onnx import PHOTOS
 from models import manifest
 from models.errors import ExpectedError
-from models.manifest import CropCount, Manifest, ManifestError
+from models.manifest import Manifest, ManifestError
+
+Choice = TypeVar("Choice")
 
 REFERENCE_RUNTIME: Runtime = "onnx"
 """What the export compared with PyTorch: the FP32 file on it is what all is compared with."""
@@ -114,9 +117,14 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default="auto",
         help="where the images' classes are known from: their folders' names, or WordNet ids that begin their own",
     )
-    parser.add_argument("--crops", type=_crops, metavar="N,...", default=(1,), help="1, 10 or 1,10 crops of an image")
     parser.add_argument(
-        "--backend", type=_runtimes, metavar="NAME,...", help=f"of {', '.join(RUNTIMES)}; if not given, the model's own"
+        "--crops", type=_some(CROPS, int), metavar="N,...", default=(1,), help="1, 10 or 1,10 crops of an image"
+    )
+    parser.add_argument(
+        "--backend",
+        type=_some(RUNTIMES, str),
+        metavar="NAME,...",
+        help=f"of {', '.join(RUNTIMES)}; if not given, the model's own",
     )
     parser.add_argument("--batch-sizes", type=_sizes, metavar="N,...", default=(1, 4, 8), help="to measure speed with")
     parser.add_argument("--threads", type=int, metavar="N", default=available_threads(), help="of one inference")
@@ -127,18 +135,16 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _crops(text: str) -> tuple[CropCount, ...]:
-    try:
-        return tuple(CROPS[CROPS.index(int(word))] for word in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: choose from {', '.join(map(str, CROPS))}") from None
+def _some(known: Sequence[Choice], read: Callable[[str], object]) -> Callable[[str], tuple[Choice, ...]]:
+    """A parser of some of `known`, separated by commas."""
 
+    def parse(text: str) -> tuple[Choice, ...]:
+        try:
+            return tuple(known[known.index(read(word))] for word in text.split(","))
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r}: choose from {', '.join(map(str, known))}") from None
 
-def _runtimes(text: str) -> tuple[Runtime, ...]:
-    try:
-        return tuple(RUNTIMES[RUNTIMES.index(word)] for word in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: choose from {', '.join(RUNTIMES)}") from None
+    return parse
 
 
 def _sizes(text: str) -> tuple[int, ...]:

@@ -2,14 +2,21 @@
 
 import argparse
 from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+Number = TypeVar("Number", int, float)
 
 
-def numbers(text: str) -> list[float]:
-    """Numbers, separated by commas."""
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers, such as 1,2.5") from None
+def numbers(kind: Callable[[str], Number]) -> Callable[[str], list[Number]]:
+    """A parser of numbers, separated by commas."""
+
+    def parse(text: str) -> list[Number]:
+        try:
+            return [kind(part) for part in text.split(",")]
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers, such as 1,2") from None
+
+    return parse
 
 
 def names(known: Sequence[str]) -> Callable[[str], list[str]]:

@@ -19,6 +19,7 @@ import uvloop
 
 from loadtest import client, machine, photos, running
 from loadtest.answers import WrongAnswerError
+from loadtest.arguments import numbers
 from loadtest.client import ClosedLoop, Window
 from loadtest.machine import Limit, Meters
 from loadtest.running import StartError
@@ -176,15 +177,11 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--repository", type=Path, default=Path("model_repository"), metavar="FOLDER")
     parser.add_argument("--model", metavar="NAME", help="if not the server's default")
     parser.add_argument("--photos", type=Path, default=photos.FOLDER, metavar="FOLDER")
-    parser.add_argument("--connections", type=_numbers, default=[1, 8, 32], metavar="N,N,…", help="default 1,8,32")
+    parser.add_argument("--connections", type=numbers(int), default=[1, 8, 32], metavar="N,N,…", help="default 1,8,32")
     parser.add_argument("--seconds", type=float, default=10, metavar="S", help="of each measurement (default 10)")
     parser.add_argument("--warm-up", type=float, default=2, metavar="S", help="before each (default 2)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures here")
     return parser.parse_args()
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
 
 
 if __name__ == "__main__":

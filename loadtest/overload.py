@@ -383,7 +383,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--model", metavar="NAME", help="of our own server, if not its default")
     parser.add_argument("--photos", type=Path, default=photos.FOLDER, metavar="FOLDER")
     parser.add_argument("--pixels", type=int, metavar="N", help="send N x N images made of the photos instead")
-    parser.add_argument("--factors", type=numbers, default=numbers("0.5,0.8,1,1.5,2,3,5,10"), metavar="F,F,…")
+    parser.add_argument("--factors", type=numbers(float), default=[0.5, 0.8, 1, 1.5, 2, 3, 5, 10], metavar="F,F,…")
     parser.add_argument("--deadline-ms", type=float, default=1000, metavar="MS", help="default 1000")
     parser.add_argument(
         "--deadline-header", action="store_true", help=f"tell the server by {DEADLINE_HEADER}, not by a setting"

@@ -3,19 +3,13 @@
 `python -m server tune` finds settings for this machine, `python -m server doctor` tells what a bug report needs.
 """
 
-import argparse
 import logging
 import runpy
 import sys
-from pathlib import Path
 
-from pydantic import ValidationError
-from pydantic_settings import SettingsError
-
-from models.errors import first_mistake
 from models.manifest import ManifestError
 from server import logs, repository
-from server.settings import Settings, unknown_variables
+from server.settings import WrongSettingsError, read, unknown_variables
 from server.supervisor import StartupError, Supervisor
 
 log = logging.getLogger(__name__)
@@ -27,18 +21,9 @@ def main() -> int:
         return _doctor()
     if sys.argv[1:2] == ["tune"]:
         return _tune()
-    files = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    files.add_argument("--env-file", type=Path)  # before the settings: it is where some of them are
-    options, flags = files.parse_known_args()
-    if options.env_file and not options.env_file.is_file():
-        print(f"python -m server: --env-file {options.env_file}: there is no such file", file=sys.stderr)
-        return 2
     try:
-        settings = Settings(_cli_parse_args=flags, _env_file=options.env_file)
-    except ValidationError as error:
-        print(f"python -m server: {first_mistake(error)}", file=sys.stderr)
-        return 2
-    except SettingsError as error:
+        settings = read(sys.argv[1:])
+    except WrongSettingsError as error:
         print(f"python -m server: {error}", file=sys.stderr)
         return 2
     logs.configure(settings.log_level, settings.log_format)

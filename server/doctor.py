@@ -23,10 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from PIL import features
-from pydantic import ValidationError
 
 from models import manifest
-from models.errors import first_mistake
 from models.manifest import Manifest, ManifestError
 from server import VERSION, gpus, repository
 from server.cpus import available_cpus, cgroup_quota
@@ -36,7 +34,7 @@ from server.http import tracing
 from server.images import jpeg
 from server.metrics import ROOM_BYTES
 from server.run_folder import longest_socket_path
-from server.settings import Settings, unknown_variables
+from server.settings import Settings, WrongSettingsError, read, unknown_variables
 
 PACKAGES = (
     "onnxruntime",
@@ -94,15 +92,11 @@ def main(arguments: Sequence[str]) -> int:
     """Print the report; 1 where the server would not start, 2 for wrong settings."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--env-file", type=Path)
     options, flags = parser.parse_known_args(arguments)
-    if options.env_file and not options.env_file.is_file():
-        print(f"python -m server doctor: --env-file {options.env_file}: there is no such file", file=sys.stderr)
-        return 2
     try:
-        settings = Settings(_cli_parse_args=flags, _env_file=options.env_file)
-    except ValidationError as error:
-        print(f"python -m server doctor: {first_mistake(error)}", file=sys.stderr)
+        settings = read(flags)
+    except WrongSettingsError as error:
+        print(f"python -m server doctor: {error}", file=sys.stderr)
         return 2
     report = examine(settings)
     print(json.dumps(asdict(report), indent=1, default=str) if options.json else _text(report))

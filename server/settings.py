@@ -1,12 +1,15 @@
 """Every setting of the server, from flags (`--max-batch 16`) or the environment (`SERVER_MAX_BATCH=16`); flags win."""
 
+import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
+from models.errors import ExpectedError, first_mistake
 from models.manifest import ModelName
 from server.cpus import available_cpus
 
@@ -163,7 +166,31 @@ class Settings(BaseSettings):
         return self.queue_size // self.http_workers
 
 
+class WrongSettingsError(ExpectedError):
+    """They cannot be served with."""
+
+
+def read(arguments: Sequence[str]) -> Settings:
+    """From flags, the environment, and the file that `--env-file` names.
+
+    Raises:
+        WrongSettingsError: one is not valid, or there is no such file.
+    """
+    files = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    files.add_argument("--env-file", type=Path)  # before the settings: it is where some of them are
+    options, flags = files.parse_known_args(arguments)
+    if options.env_file and not options.env_file.is_file():
+        raise WrongSettingsError(f"--env-file {options.env_file}: there is no such file")
+    try:
+        return Settings(_cli_parse_args=flags, _env_file=options.env_file)
+    except ValidationError as error:
+        raise WrongSettingsError(first_mistake(error)) from error
+    except SettingsError as error:
+        raise WrongSettingsError(str(error)) from error
+
+
 def unknown_variables() -> list[str]:
     """Variables of the environment that look like settings and are none."""
-    known = {f"SERVER_{name}".upper() for name in Settings.model_fields}
-    return sorted(name for name in os.environ if name.startswith("SERVER_") and name not in known)
+    prefix = Settings.model_config["env_prefix"]
+    known = {prefix + name.upper() for name in Settings.model_fields}
+    return sorted(name for name in os.environ if name.startswith(prefix) and name not in known)
