@@ -26,11 +26,10 @@ from PIL import features
 
 from models import manifest
 from models.manifest import Manifest, ManifestError
-from server import VERSION, gpus, repository
+from server import VERSION, gpus, repository, tracing
 from server.cpus import available_cpus, cgroup_quota
 from server.engine.backends import inventory
 from server.engine.slots import SHARED, needed_bytes
-from server.http import tracing
 from server.images import jpeg
 from server.metrics import ROOM_BYTES
 from server.run_folder import longest_socket_path

@@ -129,7 +129,7 @@ class Settings(BaseSettings):
     """of JPEG: nvimagecodec on the GPU, as nvimagecodec-cpu for comparison; what it refuses, Pillow decodes"""
     inference_threads: Annotated[int, Field(ge=1, le=256)] = Field(default_factory=available_cpus)
     """threads of one inference on the CPU; default: the CPUs"""
-    lanes: Annotated[int, Field(ge=1, le=8)] = 1
+    instances: Annotated[int, Field(ge=1, le=8)] = 1
     """batches at one time on the CPU, which share those threads"""
     drain_delay_ms: Annotated[float, Field(ge=0, le=600_000)] = 0
     """after SIGTERM, how long to go on accepting while /readyz already fails, for load balancers to notice"""

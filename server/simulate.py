@@ -194,7 +194,7 @@ class Machine:
             else:
                 self._start(self.costs.image(self.chosen), [job], is_batch=False)
         while True:
-            taken = self.scheduler.take(self.now_s, slot_free=self._lane_free)
+            taken = self.scheduler.take(self.now_s, instance_free=self._lane_free)
             self._end(taken.expired)
             if not taken.batch:
                 return
@@ -204,7 +204,7 @@ class Machine:
         """When to `step` next if nothing arrives; None: never."""
         speed = self._speed()
         times = [self.now_s + going.left_s / (speed if going.task.cpus else 1.0) for going in self._going]
-        event_s = self.scheduler.next_event_s(slot_free=self._lane_free)
+        event_s = self.scheduler.next_event_s(instance_free=self._lane_free)
         return min(times if event_s is None else [*times, max(event_s, self.now_s)], default=None)
 
     @property

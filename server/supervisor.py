@@ -123,7 +123,7 @@ class Supervisor:
             self._reserved = _reserve(settings.host, settings.grpc_port)
             settings = settings.model_copy(update={"grpc_port": self._reserved.getsockname()[1]})
         if settings.otlp_endpoint:
-            from server.http import tracing  # with FastAPI, which nothing else here needs
+            from server import tracing  # with OpenTelemetry, which nothing else here needs
 
             if not tracing.is_installed():
                 raise StartupError("tracing is not installed: pip install '.[tracing]', or leave --otlp-endpoint out")

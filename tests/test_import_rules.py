@@ -71,6 +71,27 @@ def test_only_http_knows_the_web_framework() -> None:
     assert offences("server", WEB, but="server/http") == []
 
 
+@pytest.mark.parametrize("transport", ["server/http", "server/grpc", "deploy/ray"])
+def test_no_transport_imports_another(transport: str) -> None:
+    others = {"server/http": "server.http", "server/grpc": "server.grpc", "deploy/ray": "deploy.ray"}
+    of_others = {name for folder, name in others.items() if folder != transport}
+    allowed = {
+        "server/http/worker.py imports server.grpc.service",  # the process that holds both
+        "deploy/ray/app.py imports server.http.app.create_app",  # Ray carries HTTP
+    }
+    assert set(offences(transport, of_others)) <= allowed
+
+
+def test_the_serving_core_and_the_engine_know_no_transport() -> None:
+    transports = {"server.http", "server.grpc", "server.v2", "deploy"}
+    for folder in ("server/serving", "server/engine", "server/v2"):
+        assert offences(folder, transports - {folder.replace("/", ".")}) == []
+
+
+def test_the_engine_does_not_know_the_serving_core() -> None:
+    assert offences("server/engine", {"server.serving"}) == []
+
+
 def test_only_server_grpc_knows_grpc() -> None:
     found = offences("server", {"grpc", "google"}, but="server/grpc")
     assert found == ["server/http/worker.py imports grpc.aio"]  # for the type checker alone
@@ -89,7 +110,7 @@ def test_only_backends_know_runtimes() -> None:
 
 def test_the_engine_core_knows_neither_processes_nor_sockets() -> None:
     others = {"multiprocessing", "msgspec", "asyncio", "socket", "server.http", "server.settings"}
-    core = {"server/engine/core.py", "server/engine/scheduler.py"}
+    core = {"server/engine/core.py", "server/engine/scheduler.py", "server/engine/tickets.py"}
     found = [line for line in offences("server", others) if line.split()[0] in core]
     assert found == []
 

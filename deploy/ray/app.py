@@ -3,7 +3,7 @@
 `serve run deploy/ray/serve.yaml`, where Ray is installed (docs/measurements/ray.md).
 """
 
-from typing import Any, cast
+from typing import Any
 
 import ray
 from pydantic import BaseModel
@@ -11,7 +11,6 @@ from ray import serve
 
 from server import logs, metrics
 from server.control import Change
-from server.engine.client import EngineClient
 from server.errors import Code, ServiceError
 from server.run_folder import RunFolder
 from server.settings import Settings
@@ -34,11 +33,9 @@ class Classifier:
     async def __init__(self, options: Options) -> None:  # type: ignore[misc]  # Ray awaits it, in its event loop
         from deploy.ray.engine import LocalEngine, catalogue_of
         from server.http.app import create_app
-        from server.http.cache import Cache
-        from server.http.places import Places
-        from server.http.service import Changes, Service
-        from server.http.uploads import Uploads
         from server.metrics import Metrics
+        from server.serving.permits import Permits
+        from server.serving.service import Changes, Service
 
         self._folder = RunFolder()
         cpus = max(1, round(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
@@ -48,17 +45,14 @@ class Classifier:
         metrics.use_directory(self._folder.path, ["replica"])
         measured = Metrics("replica")
         catalogue = catalogue_of(settings, options.versions)
-        places = Places(settings.queue_size)
+        permits = Permits(settings.queue_size)
 
         def count(pending: int) -> None:
             measured.pending.set(pending)
-            places.changed()
+            permits.changed()
 
         self._engine = LocalEngine(settings, catalogue, measured, count)
-        uploads = Uploads(settings.max_body_bytes, settings.max_buffered_bytes, settings.body_timeout_ms / 1e3)
-        client = cast(EngineClient, self._engine)  # what the routes use of it
-        cache = Cache(settings.cache_entries)
-        service = Service(settings, catalogue, client, uploads, measured, Changes(_refuse), places, cache)
+        service = Service(settings, catalogue, self._engine, measured, Changes(_refuse), permits)
         self._app = create_app(service)
 
     def __serve_build_asgi_app__(self) -> Any:

@@ -1,4 +1,4 @@
-"""The engine core inside a Ray replica: what `EngineClient` is between processes, without any.
+"""The engine core inside a Ray replica: what `RemoteEngine` is between processes, without any.
 
 One event loop owns everything here. Batches run in the engine's threads, decoders in those of a pool, and both come
 back by `call_soon_threadsafe`.
@@ -11,8 +11,8 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -23,8 +23,9 @@ from server import repository
 from server.engine import loading
 from server.engine.admission import Admission
 from server.engine.backends import DeviceLostError
-from server.engine.client import Classes, Image
+from server.engine.classes import Classes
 from server.engine.core import Engine, Outcome
+from server.engine.decoding import Decoders, Image
 from server.engine.scheduler import Job, Priority
 from server.errors import Code, ServiceError
 from server.images import jpeg
@@ -61,7 +62,7 @@ class _Crop(NamedTuple):
 
 
 class LocalEngine:
-    """Has images classified in this process; to the routes it is an `EngineClient`."""
+    """Has images classified in this process; a `Classifier`."""
 
     connected = True
     """The device answers."""
@@ -75,34 +76,31 @@ class LocalEngine:
             ManifestError: a file is not its manifest's, in its digest or in what it answers.
             Exception: whatever the runtime reports.
         """
-        self._settings = settings
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
         self._ids = itertools.count()
         self._under_way = 0
         self._tell = count
         self._admission = Admission(settings.queue_size)
-        self._jpeg_decoder = jpeg.start(settings, metrics.count_gpu_decode)
-        self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
+        jpeg_decoder = jpeg.start(settings, metrics.count_gpu_decode)
+        self._decoders = Decoders(
+            partial(decode, max_pixels=settings.max_pixels, jpeg_decoder=jpeg_decoder), settings.decode_threads
+        )
         self._timer: asyncio.TimerHandle | None = None
         self._engine: Engine[_Crop] = Engine(wake=lambda: self._call_in_loop(self._step), on_start=self._started)
         for model in catalogue.models.values():
             self._engine.add_model(model.id, *loading.load(catalogue.folder, model, settings))
         metrics.engine_ready.set(1)
 
-    def check_admission(self, places: int = 1, within_s: float = math.inf) -> None:
-        """Refuse at once what could not be admitted now.
-
-        Raises:
-            ServiceError: ENGINE_UNAVAILABLE, QUEUE_FULL, OVERLOADED, or INVALID_PARAMETER where it never could be.
-        """
+    def check_admission(self, permits: int = 1, within_s: float = math.inf) -> None:
+        """See `Classifier`."""
         if not self.connected:
             raise ServiceError(Code.ENGINE_UNAVAILABLE, "the device is lost; try again soon")
-        self._admission.check(places, self._under_way, within_s)
+        self._admission.check(permits, self._under_way, within_s)
 
     async def classify(
         self,
-        data: Image,
+        image: Image,
         model: Model,
         top_k: int | None,
         deadline_s: float,
@@ -110,23 +108,23 @@ class LocalEngine:
         crops: CropCount = 1,
         priority: Priority = Priority.NORMAL,
     ) -> list[Classes]:
-        """As `EngineClient.classify`.
-
-        Raises:
-            ServiceError: not admitted, not an image, too late, or the engine's own failure.
-        """
-        within_s = deadline_s - time.monotonic()
-        self.check_admission(crops, within_s)
+        """See `Classifier`."""
+        started_s = time.monotonic()
+        self.check_admission(crops, deadline_s - started_s)
         self._count(crops)
-        started_s, places, jobs = time.monotonic(), self._under_way, list[Job[_Crop]]()
+        permits, jobs = self._under_way, list[Job[_Crop]]()
+        pixels = [np.empty(model.manifest.input_shape, np.uint8) for _ in range(crops)]
         try:
-            async with asyncio.timeout(within_s):
-                decoding_s, pixels = await self._loop.run_in_executor(self._decoders, self._decode, data, model, crops)
-                arrived_s = time.monotonic()
-                times = decoding_s - started_s, arrived_s - decoding_s
+            async with asyncio.timeout(deadline_s - started_s):
+                decoded = await asyncio.wrap_future(
+                    self._decoders.submit(image, model.manifest.preprocessing, pixels, lambda: True)
+                )
+                if decoded is None:
+                    raise ServiceError(Code.DEADLINE_EXCEEDED, "the deadline passed before the image was decoded")
+                times = decoded.started_s - started_s, decoded.ended_s - decoded.started_s
                 for each in pixels:
                     crop = _Crop(each, model.manifest.name, top_k, times, self._loop.create_future())
-                    jobs.append(Job(next(self._ids), arrived_s, deadline_s, crop, priority=priority))
+                    jobs.append(Job(next(self._ids), decoded.ended_s, deadline_s, crop, priority=priority))
                     self._engine.submit(model.id, jobs[-1])
                 self._step()
                 answers = [await job.payload.future for job in jobs]
@@ -137,23 +135,13 @@ class LocalEngine:
                 self._engine.cancel(job.id)
                 job.payload.future.cancel()
             self._count(-crops)
-        self._admission.observe(places, time.monotonic() - started_s)
+        self._admission.observe(permits, time.monotonic() - started_s)
         return answers
 
     def close(self) -> None:
         """Wait for what runs."""
-        self._decoders.shutdown()
+        self._decoders.close(wait=True)
         self._engine.close()
-
-    def _decode(self, data: Image, model: Model, crops: CropCount) -> tuple[float, list[NDArray[np.uint8]]]:
-        """When it began, and the pixels."""
-        started_s = time.monotonic()
-        if not isinstance(data, bytes):
-            return started_s, [data]
-        pixels = [np.empty(model.manifest.input_shape, np.uint8) for _ in range(crops)]
-        limit = self._settings.max_pixels
-        decode(data, model.manifest.preprocessing, pixels, max_pixels=limit, jpeg_decoder=self._jpeg_decoder)
-        return started_s, pixels
 
     def _step(self) -> None:
         """Whatever can happen now; and again when something is due."""
@@ -184,10 +172,8 @@ class LocalEngine:
             crop.future.exception()  # of several crops only the first failure is asked for
             return
         self._metrics.inference.labels(crop.name).observe(result.inference_s)
-        ranked = slice(0, crop.top_k or 0)
-        logits = result.logits if crop.top_k is None else np.empty(0, np.float32)
-        times = (*crop.decode_times_s, result.queue_s, result.inference_s, result.batch_size)
-        crop.future.set_result(Classes(result.probabilities[ranked], result.indices[ranked], logits, *times))
+        decode_wait_s, decode_s = crop.decode_times_s
+        crop.future.set_result(result.ranked(crop.top_k)._replace(decode_wait_s=decode_wait_s, decode_s=decode_s))
 
     def _count(self, more: int) -> None:
         self._under_way += more

@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.engine.backends import Backend, DeviceLostError, Outputs
+from server.engine.classes import Classes
 from server.engine.scheduler import Job, Limits, Scheduler
 from server.errors import Code, ServiceError
 
 
-class Image(Protocol):
+class Decoded(Protocol):
     """What the engine asks of a job's payload."""
 
     @property
@@ -25,31 +26,17 @@ class Image(Protocol):
         """uint8[H, W, 3]; read while the job's batch runs, and the owner's again with the job's outcome."""
 
 
-Payload = TypeVar("Payload", bound=Image)
+Payload = TypeVar("Payload", bound=Decoded)
 
-MAX_LANES = 8
+MAX_INSTANCES = 8
 """Batches at one time, whatever backends wish for: each is a thread."""
-
-
-class Result(NamedTuple):
-    """The classes of one image and how it got them."""
-
-    probabilities: NDArray[np.float32]
-    """float32[k], best first"""
-    indices: NDArray[np.int32]
-    """int32[k]"""
-    logits: NDArray[np.float32]
-    """float32[num_classes]"""
-    queue_s: float
-    inference_s: float
-    batch_size: int
 
 
 class Outcome(NamedTuple, Generic[Payload]):
     """The one end of a job."""
 
     job: Job[Payload]
-    result: Result | ServiceError
+    result: Classes | ServiceError
 
 
 class _Batch(NamedTuple, Generic[Payload]):
@@ -73,8 +60,8 @@ class Engine(Generic[Payload]):
         self._wake = wake
         self._on_start = on_start
         self._clock = clock
-        self._lanes = 1
-        self._threads = ThreadPoolExecutor(MAX_LANES, thread_name_prefix="lane")
+        self._instances = 1
+        self._threads = ThreadPoolExecutor(MAX_INSTANCES, thread_name_prefix="instance")
         self._running: dict[Future[tuple[Outputs, float]], _Batch[Payload]] = {}
         self._leaving: dict[Hashable, Backend] = {}  # removed while a batch was running
 
@@ -86,14 +73,14 @@ class Engine(Generic[Payload]):
         self._scheduler.add_model(model, limits)
         for size, seconds in (latency_s or {}).items():
             self._scheduler.observe(model, size, seconds)
-        self._count_lanes()
+        self._count_instances()
 
     def remove_model(self, model: Hashable) -> list[Outcome[Payload]]:
         """Let go of a model; what still waits for it has failed, what runs ends as always."""
         backend = self._backends.pop(model, None)
         if backend is None:
             return []
-        self._count_lanes()
+        self._count_instances()
         if any(batch.model == model for batch in self._running.values()):
             self._leaving[model] = backend
         else:
@@ -101,8 +88,8 @@ class Engine(Generic[Payload]):
         gone = ServiceError(Code.ENGINE_UNAVAILABLE, "the model was unloaded; try again")
         return [Outcome(job, gone) for job in self._scheduler.remove_model(model)]
 
-    def _count_lanes(self) -> None:
-        self._lanes = min(MAX_LANES, max((backend.lanes for backend in self._backends.values()), default=1))
+    def _count_instances(self) -> None:
+        self._instances = min(MAX_INSTANCES, max((backend.instances for backend in self._backends.values()), default=1))
 
     def __len__(self) -> int:
         """Jobs that wait or run."""
@@ -140,7 +127,7 @@ class Engine(Generic[Payload]):
         """
         outcomes = [outcome for future in list(self._running) if future.done() for outcome in self._finish(future)]
         while True:
-            taken = self._scheduler.take(self._clock(), slot_free=len(self._running) < self._lanes)
+            taken = self._scheduler.take(self._clock(), instance_free=len(self._running) < self._instances)
             late = ServiceError(Code.DEADLINE_EXCEEDED, "the deadline passed before an inference could start")
             outcomes += [Outcome(job, late) for job in taken.expired]
             if not taken.batch:
@@ -149,7 +136,7 @@ class Engine(Generic[Payload]):
 
     def next_event_s(self) -> float | None:
         """When to call `step` even if nothing arrives and nothing wakes; None: never."""
-        return self._scheduler.next_event_s(slot_free=len(self._running) < self._lanes)
+        return self._scheduler.next_event_s(instance_free=len(self._running) < self._instances)
 
     def oldest_start_s(self) -> float | None:
         """When the batch that has been running longest started; None where none runs."""
@@ -188,6 +175,6 @@ class Engine(Generic[Payload]):
         if batch.model in self._backends:
             self._scheduler.observe(batch.model, size, seconds)
         return [
-            Outcome(job, Result(probabilities, indices, logits, batch.started_s - job.arrived_s, seconds, size))
+            Outcome(job, Classes(probabilities, indices, logits, batch.started_s - job.arrived_s, seconds, size))
             for job, probabilities, indices, logits in zip(batch.jobs, *outputs, strict=True)
         ]

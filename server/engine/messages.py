@@ -17,7 +17,7 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, tag=0):
     """None: the logits of all classes"""
     arrived_s: float
     deadline_s: float
-    alone: bool
+    quarantined: bool
     priority: Priority
 
 

@@ -36,7 +36,7 @@ from server.settings import Settings
 log = logging.getLogger(__name__)
 
 
-class _Image(NamedTuple):
+class _Crop(NamedTuple):
     """A job's payload: whose it is, and where its pixels are."""
 
     owner: Channel
@@ -69,7 +69,7 @@ class _Process:
         self._stall_s = settings.stall_timeout_ms / 1e3
         self._metrics = metrics.Metrics("engine")
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._engine: Engine[_Image] = Engine(
+        self._engine: Engine[_Crop] = Engine(
             wake=lambda: os.eventfd_write(self._wake, 1),
             on_start=self._started,
         )
@@ -165,7 +165,7 @@ class _Process:
         for name, length in lengths.items():
             self._metrics.queue_length.labels(name).set(length)
 
-    def _obey(self, message: object) -> list[Outcome[_Image]]:
+    def _obey(self, message: object) -> list[Outcome[_Crop]]:
         """What the supervisor wants; the outcomes are of what waited for a model that it takes away."""
         match message:
             case Load(model):
@@ -221,11 +221,13 @@ class _Process:
         if model is None:
             raise ServiceError(Code.ENGINE_UNAVAILABLE, "the model is not loaded; try again later")
         pixels = self._slots.pixels(request.slot, model.manifest.input_shape)
-        image = _Image(owner, request.id, request.slot, pixels, model.manifest.name, request.top_k)
-        job = Job((owner, request.id), request.arrived_s, request.deadline_s, image, request.alone, request.priority)
+        crop = _Crop(owner, request.id, request.slot, pixels, model.manifest.name, request.top_k)
+        job = Job(
+            (owner, request.id), request.arrived_s, request.deadline_s, crop, request.quarantined, request.priority
+        )
         self._engine.submit(model.id, job)
 
-    def _started(self, jobs: Sequence[Job[_Image]]) -> None:
+    def _started(self, jobs: Sequence[Job[_Crop]]) -> None:
         self._slots.running[[job.payload.slot for job in jobs]] = True
         now_s = time.monotonic()
         name = jobs[0].payload.model
@@ -233,21 +235,21 @@ class _Process:
         for job in jobs:
             self._metrics.queue.labels(name).observe(now_s - job.arrived_s)
 
-    def _reply(self, outcome: Outcome[_Image]) -> tuple[Channel, Reply]:
-        image, result = outcome.job.payload, outcome.result
-        self._slots.running[image.slot] = False
+    def _reply(self, outcome: Outcome[_Crop]) -> tuple[Channel, Reply]:
+        crop, result = outcome.job.payload, outcome.result
+        self._slots.running[crop.slot] = False
         if isinstance(result, ServiceError):
-            return image.owner, Failure(image.id, result.code, result.detail)
-        self._metrics.inference.labels(image.model).observe(result.inference_s)
-        ranked = slice(0, image.top_k) if image.top_k is not None else slice(0)
-        return image.owner, Answer(
-            image.id,
-            result.probabilities[ranked].tobytes(),
-            result.indices[ranked].tobytes(),
-            b"" if image.top_k is not None else result.logits.tobytes(),
-            result.queue_s,
-            result.inference_s,
-            result.batch_size,
+            return crop.owner, Failure(crop.id, result.code, result.detail)
+        self._metrics.inference.labels(crop.model).observe(result.inference_s)
+        wanted = result.ranked(crop.top_k)
+        return crop.owner, Answer(
+            crop.id,
+            wanted.probabilities.tobytes(),
+            wanted.indices.tobytes(),
+            wanted.logits.tobytes(),
+            wanted.queue_s,
+            wanted.inference_s,
+            wanted.batch_size,
         )
 
     def _send(self, replies: list[tuple[Channel, Reply]]) -> None:

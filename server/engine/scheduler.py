@@ -1,6 +1,6 @@
 """Which jobs run next, and which must not run any more: a synchronous state machine without clock, threads or I/O.
 
-Every decision is made in `take`. The caller reserves a free execution slot first and then takes what is there, so a
+Every decision is made in `take`. The caller reserves a free instance first and then takes what is there, so a
 lone job never waits for company that `max_wait_s` does not ask for.
 """
 
@@ -45,7 +45,7 @@ class Job(Generic[Payload]):
     arrived_s: float
     deadline_s: float
     payload: Payload
-    alone: bool = False
+    quarantined: bool = False
     """Runs in a batch of its own: it was in a batch that crashed the engine, and its neighbours are to be spared."""
     priority: Priority = Priority.NORMAL
 
@@ -73,7 +73,7 @@ class _Queue(Generic[Payload]):
         default_factory=lambda: {level: {} for level in Priority}
     )
     length: int = 0
-    suspects: int = 0  # jobs that are to run alone
+    quarantined: int = 0  # jobs that are to run alone
     latency_s: dict[int, float] = field(default_factory=dict)  # by bucket
     learned: dict[int, int] = field(default_factory=dict)  # by bucket: when, counted in batches
     batches: int = 0
@@ -88,13 +88,13 @@ class _Queue(Generic[Payload]):
     def add(self, job: Job[Payload]) -> None:
         self.jobs[job.priority][job.id] = job
         self.length += 1
-        self.suspects += job.alone
+        self.quarantined += job.quarantined
         self.earliest_s = min(self.earliest_s, job.deadline_s)
 
     def remove(self, job: Job[Payload]) -> None:
         del self.jobs[job.priority][job.id]
         self.length -= 1
-        self.suspects -= job.alone
+        self.quarantined -= job.quarantined
 
     def predict_s(self, size: int) -> float:
         return self.latency_s.get(self.buckets[bisect_left(self.buckets, size)], 0.0)
@@ -112,7 +112,7 @@ class _Queue(Generic[Payload]):
     def due_s(self) -> float:
         """When the head's batch should start: at once if it cannot grow any more, else after the agreed wait."""
         head = self.head()
-        if not self.limits.max_wait_s or self.length >= self.limits.max_batch or self.suspects:
+        if not self.limits.max_wait_s or self.length >= self.limits.max_batch or self.quarantined:
             return head.arrived_s
         return min(head.arrived_s + self.limits.max_wait_s, self.earliest_s - self.predict_s(self.length))
 
@@ -129,10 +129,10 @@ class _Queue(Generic[Payload]):
         """Jobs from the head on, as many as cost least time each among those numbers that meet their deadlines."""
         jobs: list[Job[Payload]] = []
         for job in islice(self, self.limits.max_batch):
-            if jobs and job.alone:
+            if jobs and job.quarantined:
                 break
             jobs.append(job)
-            if job.alone:
+            if job.quarantined:
                 break
         self.batches += 1
         return jobs[: self.best_size(now_s, jobs)]
@@ -202,11 +202,11 @@ class Scheduler(Generic[Payload]):
         queue.remove(job)
         return job
 
-    def take(self, now_s: float, *, slot_free: bool = True) -> Taken[Payload]:
-        """Expire what is dead and, where an execution slot is free, choose the batch to run in it."""
+    def take(self, now_s: float, *, instance_free: bool = True) -> Taken[Payload]:
+        """Expire what is dead and, where an instance is free, choose the batch to run in it."""
         expired = [job for queue in self._queues.values() for job in queue.expire(now_s)]
         batch: Sequence[Job[Payload]] = ()
-        model = self._next_model(now_s) if slot_free else None
+        model = self._next_model(now_s) if instance_free else None
         if model is not None:
             queue = self._queues[model]
             batch = queue.batch(now_s)
@@ -230,10 +230,10 @@ class Scheduler(Generic[Payload]):
         """Learn that a batch of `size` took `seconds`."""
         self._queues[model].learn(size, seconds)
 
-    def next_event_s(self, *, slot_free: bool) -> float | None:
+    def next_event_s(self, *, instance_free: bool) -> float | None:
         """When `take` may have something to say though nothing arrives; None: never."""
         busy = [queue for queue in self._queues.values() if queue.length]
         times = [queue.earliest_s for queue in busy]
-        if slot_free:
+        if instance_free:
             times += [queue.due_s() for queue in busy]
         return min(times, default=None)

@@ -7,8 +7,8 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from server.http.service import Service
 from server.keys import Account, Keys, RefusedError, RoleName, bearer
+from server.serving.service import Service
 
 OPEN = frozenset({"ServerLive", "ServerReady"})
 ADMIN = frozenset({"RepositoryModelLoad", "RepositoryModelUnload"})

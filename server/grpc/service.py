@@ -12,15 +12,16 @@ import grpc.aio
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError, Message
 
+from server import tracing
 from server.errors import Code, ServiceError
 from server.grpc import inference_pb2 as pb
 from server.grpc.keys import KeyCheck
-from server.http import tracing
-from server.http.service import Service
 from server.keys import RefusedError
+from server.serving.outcomes import counted
+from server.serving.service import Service
 from server.tls import Certificate
 from server.v2 import models, tensors
-from server.v2.infer import InferAnswer, InferRequest, Input, RequestedOutput, counted, infer
+from server.v2.infer import InferAnswer, InferRequest, Input, RequestedOutput, infer
 from server.v2.tensors import Values
 
 STATUS: dict[Code, grpc.StatusCode] = {
@@ -201,9 +202,9 @@ class _Infer:
     async def _infer(self, context: Context) -> pb.ModelInferResponse:
         service = self._service
         with counted(service.metrics) as outcome:
-            service.client.check_admission()
+            service.shed()
             content = await self._receive(context)
-            with service.uploads.held(len(content)):
+            with service.buffers.held(len(content)):
                 request, request_id = _read(content, context.time_remaining())
                 del content  # its tensors are in the request
                 return _message(await infer(service, request, outcome), request_id)

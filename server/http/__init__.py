@@ -1,1 +1,1 @@
-"""The HTTP workers: FastAPI in front of an engine client."""
+"""The HTTP workers: HTTP over the serving core, with FastAPI."""

@@ -7,8 +7,7 @@ import time
 from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server import logs
-from server.http import tracing
+from server import logs, tracing
 from server.http.request_ids import request_id_of
 
 MAX_PATH = 256

@@ -7,10 +7,11 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from server import VERSION
-from server.http import answers, classify, operations, page, problems, request_ids, tracing, v2
+from server.http import classify, operations, page, problems, request_ids, responses, tracing, v2
 from server.http.keys import KeyCheck
-from server.http.refusals import TIMEOUT_HEADER, EarlyRefusals
-from server.http.service import Service
+from server.http.load_shedding import TIMEOUT_HEADER, LoadShedding
+from server.http.uploads import Uploads
+from server.serving.service import Service
 
 
 def create_app(service: Service) -> ASGIApp:
@@ -25,11 +26,12 @@ def create_app(service: Service) -> ASGIApp:
         telemetry=tracing.OF_REQUESTS,
     )
     problems.install(app, service.metrics)
-    app.include_router(classify.router(service))
+    uploads = Uploads(service.buffers, service.settings.max_body_bytes, service.settings.body_timeout_ms / 1e3)
+    app.include_router(classify.router(service, uploads))
     app.include_router(operations.router(service))
-    app.include_router(v2.router(service))
+    app.include_router(v2.router(service, uploads))
     page.install(app)
-    return _guarded(EarlyRefusals(app, service), service)
+    return _guarded(LoadShedding(app, service), service)
 
 
 def _guarded(app: ASGIApp, service: Service) -> ASGIApp:
@@ -51,5 +53,5 @@ class _App(FastAPI):
     def openapi(self) -> dict[str, Any]:
         """As FastAPI has it, with the answers that it does not encode itself."""
         document = super().openapi()
-        document["components"]["schemas"].update(answers.schemas())
+        document["components"]["schemas"].update(responses.schemas())
         return document

@@ -1,35 +1,32 @@
 """`POST /classify`: one image in, its classes out. `POST /classify/batch`: the same for several."""
 
-import asyncio
 import math
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from enum import IntEnum
-from functools import partial
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
-from starlette.requests import ClientDisconnect
 
-from models.manifest import MAX_TOP_K, Entry
-from server.engine.client import Classes, average
+from models.manifest import MAX_TOP_K
 from server.engine.scheduler import Priority
-from server.errors import CLIENT_CLOSED, SHUTTING_DOWN, Code, ServiceError
-from server.http import answers, problems
-from server.http.answers import Classification, ClassificationBatch, ImageProblem, ImageResult
+from server.errors import SHUTTING_DOWN, Code, ServiceError
+from server.http import problems, responses
 from server.http.archives import File
-from server.http.cache import digest_of
-from server.http.disconnects import cancelled_when_gone
-from server.http.refusals import PATH, TIMEOUT_HEADER
+from server.http.disconnects import cancelled_when_gone, counting_leavers
+from server.http.load_shedding import PATH, TIMEOUT_HEADER
 from server.http.request_ids import request_id_of
-from server.http.service import Service
-from server.repository import Model
+from server.http.responses import Classification, ClassificationBatch, ImageProblem, ImageResult
+from server.http.uploads import Uploads
+from server.serving.outcomes import counted, counted_if_refused
+from server.serving.plan import DEFAULT_TOP_K, Answer, Ask
+from server.serving.service import Service
+from server.serving.several import classify_each
 from server.settings import PriorityName
 
-DEFAULT_TOP_K = 5
 CACHE_HEADER = "X-Cache"
 
 
@@ -80,21 +77,7 @@ class _Route(APIRoute):
         return handle
 
 
-class _Asked(NamedTuple):
-    """What all images of one request have in common."""
-
-    parameters: Parameters
-    patience_s: float
-    """Until then, by the monotonic clock, the client waits."""
-    request_id: str
-
-
-class _Answer(NamedTuple):
-    classification: Classification
-    remembered: bool
-
-
-def router(service: Service) -> APIRouter:
+def router(service: Service, uploads: Uploads) -> APIRouter:
     """The routes, bound to one HTTP worker's service."""
     routes = APIRouter(route_class=_Route)
 
@@ -105,7 +88,7 @@ def router(service: Service) -> APIRouter:
         responses={
             200: {
                 "description": "its classes",
-                "content": answers.content(Classification, answers.EXAMPLE),
+                "content": responses.content(Classification, responses.EXAMPLE),
                 "headers": _HEADERS,
             },
             **_problem_responses(),
@@ -118,32 +101,17 @@ def router(service: Service) -> APIRouter:
         timeout_s: Annotated[Timeout, Header(alias=TIMEOUT_HEADER)] = None,
     ) -> Response:
         """Send the image's bytes as the body, or as the file of a multipart form."""
-        asked = _Asked(parameters, time.monotonic() + (timeout_s or math.inf), request_id_of(request))
-        code, name = "internal_error", ""
-        try:
-            entry = service.catalogue.resolve(parameters.model, parameters.version)
-            name = entry.name
-            if not service.cache:  # else only the image can tell whether it needs a place
-                service.client.check_admission(within_s=_within_s(service, asked, entry))
-            async with service.uploads.image(request) as image:
+        ask = _ask(parameters, timeout_s)
+        request_id = request_id_of(request)
+        with counted(service.metrics, cancelled=SHUTTING_DOWN) as outcome, counting_leavers(outcome):
+            plan = service.admit(ask, outcome)
+            async with uploads.image(request) as image:
                 received_s = time.monotonic()
                 async with cancelled_when_gone(request):
-                    digest = await digest_of(image) if service.cache else None
-                    answer, remembered = await _answer(service, asked, image, digest, received_s)
-            code = "ok"
-        except ServiceError as error:
-            code = error.code
-            raise
-        except ClientDisconnect:
-            code = CLIENT_CLOSED
-            return Response(status_code=499)  # nginx's number for it; nobody reads this answer
-        except asyncio.CancelledError:
-            code = SHUTTING_DOWN
-            raise
-        finally:
-            service.metrics.requests.labels(name, code).inc()
-        headers = {CACHE_HEADER: "hit" if remembered else "miss"} if service.cache else None
-        return answers.response(request, answer, headers)
+                    answer = await service.classify(plan, image, received_s)
+            outcome.answered(answer.plan.entry.name, answer.total_s)
+        headers = {CACHE_HEADER: "hit" if answer.remembered else "miss"} if service.cache else None
+        return responses.response(request, responses.classification(answer, request_id), headers)
 
     @routes.post(
         "/classify/batch",
@@ -152,7 +120,7 @@ def router(service: Service) -> APIRouter:
         responses={
             200: {
                 "description": "for each image its classes, or why it has none",
-                "content": answers.content(ClassificationBatch, answers.BATCH_EXAMPLE),
+                "content": responses.content(ClassificationBatch, responses.BATCH_EXAMPLE),
             },
             **_problem_responses(),
         },
@@ -163,136 +131,36 @@ def router(service: Service) -> APIRouter:
         parameters: Annotated[Parameters, Query()],
         timeout_s: Annotated[Timeout, Header(alias=TIMEOUT_HEADER)] = None,
     ) -> Response:
-        """Send the images as the files of a multipart form, or as a zip, a tar or a gzipped tar of them."""
-        asked = _Asked(parameters, time.monotonic() + (timeout_s or math.inf), request_id_of(request))
-        name = ""
-        try:
-            entry = service.catalogue.resolve(parameters.model, parameters.version)
-            name = entry.name
-            if not service.cache:
-                _check_batch(service, asked, entry)
-            async with service.uploads.files(request, service.settings.max_batch_images) as files:
+        """Send the images as the files of a multipart form, or as a zip of them."""
+        ask = _ask(parameters, timeout_s)
+        request_id = request_id_of(request)
+        with counted_if_refused(service.metrics) as outcome:
+            plan = service.admit(ask, outcome, patient=True)
+            async with uploads.files(request, service.settings.max_batch_images) as files:
                 received_s = time.monotonic()
                 async with cancelled_when_gone(request):
-                    results = await _results(service, asked, files, received_s)
-        except ServiceError as error:  # of the request: no image of it was counted
-            service.metrics.requests.labels(name, error.code).inc()
-            raise
-        except ClientDisconnect:
-            return Response(status_code=499)
-        return answers.response(request, ClassificationBatch(results, asked.request_id))
+                    answers = await classify_each(service, plan, [file.read for file in files], received_s)
+        results = [_result(file, answer, request_id) for file, answer in zip(files, answers, strict=True)]
+        return responses.response(request, ClassificationBatch(results, request_id))
 
     return routes
 
 
-def _within_s(service: Service, asked: _Asked, entry: Entry) -> float:
-    """From the last byte of the upload: what server and client give an answer, if the upload took no time."""
-    own = service.catalogue.settings(entry)
-    return min((own.timeout_ms or service.settings.timeout_ms) / 1e3, asked.patience_s - time.monotonic())
-
-
-def _places(service: Service, asked: _Asked, entry: Entry) -> int:
-    """That one image takes."""
-    return asked.parameters.crops * len(service.catalogue.members(entry))
-
-
-async def _answer(service: Service, asked: _Asked, image: bytes, digest: bytes | None, received_s: float) -> _Answer:
-    """Classify one image, unless what is remembered of that digest answers it."""
-    top_k, crops = asked.parameters.top_k, asked.parameters.crops
-    # What is served may have changed during the upload.
-    entry = service.catalogue.resolve(asked.parameters.model, asked.parameters.version)
-    members = service.catalogue.members(entry)
-    key = (digest, tuple(member.id for member in members), top_k, crops.value) if digest else None
-    remembered = service.cache.get(key) if key else None
-    classes = remembered or await _infer(service, asked, entry, members, image, received_s)
-    if not remembered:
-        service.metrics.count_decoding(entry.name, classes.decode_wait_s, classes.decode_s)
-    if key:
-        service.cache.put(key, classes)
-        counter = service.metrics.cache_hits if remembered else service.metrics.cache_misses
-        counter.labels(entry.name).inc()
-    random = any(member.manifest.weights.random for member in members)
-    total_s = time.monotonic() - received_s
-    service.metrics.total.labels(entry.name).observe(total_s)
-    return _Answer(
-        answers.classification(entry, classes, total_s, asked.request_id, random_weights=random),
-        remembered is not None,
+def _ask(parameters: Parameters, timeout_s: float | None) -> Ask:
+    return Ask(
+        parameters.model,
+        parameters.version,
+        parameters.top_k,
+        parameters.crops.value,
+        Priority[parameters.priority.upper()] if parameters.priority else None,
+        time.monotonic() + (timeout_s or math.inf),
     )
 
 
-async def _infer(
-    service: Service, asked: _Asked, entry: Entry, members: Sequence[Model], image: bytes, received_s: float
-) -> Classes:
-    """Ask every member about every crop at one time; all answer, or the first failure is the request's."""
-    top_k, crops = asked.parameters.top_k, asked.parameters.crops
-    own = service.catalogue.settings(entry)
-    deadline_s = min(received_s + (own.timeout_ms or service.settings.timeout_ms) / 1e3, asked.patience_s)
-    priority = Priority[(asked.parameters.priority or own.priority).upper()]
-    ask = partial(service.client.classify, image, deadline_s=deadline_s, priority=priority)
-    if len(members) == 1 and crops is Crops.CENTRE:
-        (classes,) = await ask(members[0], top_k)
-        return classes
-    try:
-        async with asyncio.TaskGroup() as group:
-            asked_of = [group.create_task(ask(member, None, crops=crops.value)) for member in members]
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    return average([answer for task in asked_of for answer in task.result()], min(top_k, members[0].manifest.top_k))
-
-
-def _check_batch(service: Service, asked: _Asked, entry: Entry) -> None:
-    """Refuse what could not be answered, before it is read; that no place is free is no reason: one will be."""
-    try:
-        service.client.check_admission(_places(service, asked, entry), _within_s(service, asked, entry))
-    except ServiceError as error:
-        if error.code is not Code.QUEUE_FULL:
-            raise
-
-
-async def _results(service: Service, asked: _Asked, files: Sequence[File], received_s: float) -> list[ImageResult]:
-    """What becomes of each image, in their order. Cancelling the call gives all of them up."""
-    entry = service.catalogue.resolve(asked.parameters.model, asked.parameters.version)
-    within_s = _within_s(service, asked, entry)
-    places = _places(service, asked, entry)
-    max_batch = service.catalogue.settings(entry).max_batch or service.settings.max_batch
-    # What the engine runs and what it runs next: with more of them, single requests would wait longer for a decoder.
-    window = asyncio.Semaphore(max(service.settings.decode_threads, 2 * max_batch))
-
-    async def classify(file: File) -> Classification:
-        try:
-            async with asyncio.timeout(within_s), window, service.places.taken(places):
-                image = await asyncio.to_thread(file.read)
-                if not image:
-                    raise ServiceError(Code.EMPTY_BODY, "the file is empty")
-                digest = await digest_of(image) if service.cache else None
-                while True:
-                    try:
-                        return (await _answer(service, asked, image, digest, received_s)).classification
-                    except ServiceError as error:
-                        if error.code is not Code.QUEUE_FULL:
-                            raise
-                    await service.places.retry()
-        except TimeoutError:
-            raise ServiceError(Code.DEADLINE_EXCEEDED, "the answer was not ready within the time limit") from None
-
-    async def result(file: File) -> ImageResult:
-        code = "internal_error"
-        try:
-            answer = await classify(file)
-            code = "ok"
-            return ImageResult(file.name, answer, None)
-        except ServiceError as error:
-            code = error.code
-            return ImageResult(file.name, None, ImageProblem(error.code, error.detail))
-        except asyncio.CancelledError:
-            code = CLIENT_CLOSED
-            raise
-        finally:
-            service.metrics.requests.labels(entry.name, code).inc()
-
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(result(file)) for file in files]
-    return [task.result() for task in tasks]
+def _result(file: File, answer: Answer | ServiceError, request_id: str) -> ImageResult:
+    if isinstance(answer, ServiceError):
+        return ImageResult(file.name, None, ImageProblem(answer.code, answer.detail))
+    return ImageResult(file.name, responses.classification(answer, request_id), None)
 
 
 _BINARY = {"type": "string", "format": "binary"}
@@ -314,8 +182,6 @@ _BATCH_BODY: dict[str, Any] = {
             },
         },
         "application/zip": {"schema": _BINARY},
-        "application/x-tar": {"schema": _BINARY},
-        "application/gzip": {"schema": _BINARY},
     },
 }
 _HEADERS: dict[str, Any] = {

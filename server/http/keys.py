@@ -6,8 +6,8 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.http.problems import STATUS, problem
-from server.http.service import Service
 from server.keys import Keys, RefusedError, RoleName, bearer
+from server.serving.service import Service
 
 OPEN = frozenset({"/livez", "/readyz", "/v2/health/live", "/v2/health/ready"})
 """Probes are asked by machines that hold no key, and tell nothing else."""

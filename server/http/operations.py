@@ -9,7 +9,7 @@ from starlette.status import HTTP_503_SERVICE_UNAVAILABLE
 
 from models.manifest import Accuracy, Ensemble, Entry, Member, Preprocessing
 from server import metrics
-from server.http.service import Service
+from server.serving.service import Service
 
 
 class Model(BaseModel):

@@ -7,10 +7,11 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
-from server import logs
+from server import logs, tracing
 from server.errors import Code, ServiceError
-from server.http import request_ids, tracing
+from server.http import request_ids
 from server.http.request_ids import request_id_of
 from server.metrics import Metrics
 
@@ -104,6 +105,10 @@ def install(app: FastAPI, metrics: Metrics) -> None:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"][1:])
         return service_problem(request, ServiceError(Code.INVALID_PARAMETER, f"{name}: {first['msg']}"))
+
+    @app.exception_handler(ClientDisconnect)
+    async def on_leaver(_request: Request, _error: ClientDisconnect) -> Response:
+        return Response(status_code=499)  # nginx's number for it; nobody reads this answer
 
     @app.exception_handler(HTTPException)
     async def on_http_error(request: Request, error: HTTPException) -> Response:

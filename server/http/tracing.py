@@ -1,34 +1,12 @@
-"""OpenTelemetry traces: a span for each request, and one for each stage of its answer.
-
-FastAPI makes the request's span, and continues the trace of `traceparent`. The SDK is loaded only where traces are
-asked for; without it, all that remains is FastAPI's look at whether there is a tracer.
-"""
-
-import asyncio
-import logging
-import os
-import threading
-import time
-from collections.abc import Generator, Iterable, Sequence
-from contextlib import contextmanager, suppress
-from importlib.util import find_spec
-from typing import Any
+"""What FastAPI is to do about traces, and the trace's name in each answer."""
 
 from fastapi.telemetry import TelemetryConfig
-from opentelemetry import propagate, trace
+from opentelemetry import trace
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server import VERSION, logs
-from server.engine.client import Classes, EngineClient, Image
-from server.repository import Model, ModelKey
-from server.settings import Settings
-
-NAME = "resnet-serving"
 RESPONSE_HEADER = "traceresponse"
 """W3C Trace Context, level 2: the trace that an answer belongs to, in the form of `traceparent`."""
-FLUSH_S = 3.0
-"""How long the end of a process may wait for spans to be taken."""
 UNTRACED = {"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"}
 """What machines ask every few seconds."""
 OF_REQUESTS: TelemetryConfig = {
@@ -39,151 +17,6 @@ OF_REQUESTS: TelemetryConfig = {
     "exclude": lambda scope: scope.get("path") in UNTRACED,
 }
 """What FastAPI is to do of it."""
-ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
-
-log = logging.getLogger(__name__)
-
-
-def is_installed() -> bool:
-    """Whether spans can be sent."""
-    return find_spec("opentelemetry.sdk") is not None
-
-
-def is_on() -> bool:
-    """Whether this process makes spans."""
-    return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
-
-
-def start(settings: Settings) -> None:
-    """Have this process send spans where the setting or OpenTelemetry's own environment says to, if they do."""
-    if not _is_wanted(settings):
-        return
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-    from opentelemetry.sdk.resources import OTELResourceDetector, Resource
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor
-
-    endpoint = settings.otlp_endpoint
-    exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces" if endpoint else None)
-    ours = Resource.create({"service.name": NAME, "service.version": VERSION})
-    provider = TracerProvider(resource=ours.merge(OTELResourceDetector().detect()), shutdown_on_exit=False)
-    provider.add_span_processor(BatchSpanProcessor(exporter))  # bounded: what does not fit is dropped
-    trace.set_tracer_provider(provider)
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(_with_trace_id)
-
-
-def _is_wanted(settings: Settings) -> bool:
-    environment = {name: value for name, value in os.environ.items() if value}
-    if environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
-        return False
-    if settings.otlp_endpoint:
-        return True
-    asked = [name for name in ENDPOINTS if name in environment]
-    if not asked or environment.get("OTEL_TRACES_EXPORTER", "otlp") != "otlp":
-        return False
-    # The environment may be meant for others as well, so it is no reason not to serve.
-    protocol = next((environment[name] for name in PROTOCOLS if name in environment), "http/protobuf")
-    if protocol != "http/protobuf":
-        log.warning("no traces: %s asks for %s, and only http/protobuf is supported", asked[0], protocol)
-        return False
-    if not is_installed():
-        log.warning(
-            "no traces: %s is set, but nothing to send them with is installed: pip install '.[tracing]'", asked[0]
-        )
-        return False
-    return True
-
-
-async def stop() -> None:
-    """Send what has not been sent, if that can be done within `FLUSH_S`."""
-    if not is_on():
-        return
-    provider = trace.get_tracer_provider()
-    done = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def shut_down() -> None:
-        provider.shutdown()  # type: ignore[attr-defined]  # of the SDK
-        with suppress(RuntimeError):  # the loop is closed: the process ends
-            loop.call_soon_threadsafe(done.set)
-
-    # A daemon, as it may take longer than this process wants to live.
-    threading.Thread(target=shut_down, name="traces", daemon=True).start()
-    try:
-        async with asyncio.timeout(FLUSH_S):
-            await done.wait()
-    except TimeoutError:
-        log.warning("the last traces are lost: nobody took them within %g s", FLUSH_S)
-
-
-def trace_id() -> str | None:
-    """Of the request that is being answered here."""
-    context = trace.get_current_span().get_span_context()
-    return trace.format_trace_id(context.trace_id) if context.is_valid else None
-
-
-def _with_trace_id(record: logging.LogRecord) -> bool:
-    found = trace_id()
-    if found:
-        logs.add_fields(record, trace_id=found)
-    return True
-
-
-def note(code: str) -> None:
-    """Say on the request's span which failure it ended with."""
-    trace.get_current_span().set_attribute("serving.code", code)
-
-
-@contextmanager
-def call(name: str, metadata: Iterable[tuple[str, Any]] | None) -> Generator[None]:
-    """The span of a gRPC call, in the trace that its metadata names."""
-    if not is_on():
-        yield
-        return
-    service, _, method = name.partition("/")
-    with trace.get_tracer(NAME).start_as_current_span(
-        name,
-        propagate.extract({key: value for key, value in metadata or () if isinstance(value, str)}),
-        trace.SpanKind.SERVER,
-        {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method},
-        record_exception=False,
-        set_status_on_exception=False,
-    ):
-        yield
-
-
-class TracedClient(EngineClient):
-    """Makes spans of what the answers say about their stages."""
-
-    async def classify(self, data: Image, model: Model, *args: Any, **kwargs: Any) -> list[Classes]:
-        """As without spans."""
-        answers = await super().classify(data, model, *args, **kwargs)
-        if trace.get_current_span().is_recording():
-            add_stages(trace.get_tracer(NAME), answers, model.key, time.time_ns())
-        return answers
-
-
-def add_stages(tracer: trace.Tracer, answers: Sequence[Classes], key: ModelKey, answered_ns: int) -> None:
-    """One decoding, and a wait and an inference for each crop, before `answered_ns`, in Unix time.
-
-    Only their durations are known. The last inference is taken to end at the answer, later than it did by the way
-    between the processes, some tenths of a millisecond. What is before the decoding is the wait for a decoder.
-    """
-    attributes: dict[str, str | int] = {"serving.model": key.name, "serving.version": key.version}
-
-    def add(stage: str, start_ns: int, seconds: float, **more: int) -> int:
-        end_ns = start_ns + round(seconds * 1e9)
-        tracer.start_span(stage, attributes={**attributes, **more}, start_time=start_ns).end(end_ns)
-        return end_ns
-
-    decoded_ns = answered_ns - round(max(answer.queue_s + answer.inference_s for answer in answers) * 1e9)
-    decode_s = answers[0].decode_s
-    add("decode", decoded_ns - round(decode_s * 1e9), decode_s)
-    for answer in answers:
-        inferred_ns = add("queue", decoded_ns, answer.queue_s)
-        add("inference", inferred_ns, answer.inference_s, **{"serving.batch_size": answer.batch_size})
 
 
 class TraceResponse:

@@ -2,8 +2,8 @@
 
 import asyncio
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterable, Generator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterable
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import Request
 from python_multipart.exceptions import FormParserError
@@ -12,6 +12,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from server.errors import Code, ServiceError
 from server.http import archives
 from server.http.archives import File
+from server.serving.buffers import Buffers
 
 MAX_PARTS = 100
 """Each costs the event loop some microseconds, and one is needed for each image."""
@@ -21,11 +22,10 @@ _STEP_BYTES = 64 * 1024
 class Uploads:
     """Reads uploads, each and all together within limits."""
 
-    def __init__(self, max_body_bytes: int, max_buffered_bytes: int, body_timeout_s: float) -> None:
+    def __init__(self, buffers: Buffers, max_body_bytes: int, body_timeout_s: float) -> None:
+        self._buffers = buffers
         self._max_body_bytes = max_body_bytes
-        self._max_buffered_bytes = max_buffered_bytes
         self._body_timeout_s = body_timeout_s
-        self._buffered_bytes = 0
 
     @asynccontextmanager
     async def image(self, request: Request) -> AsyncGenerator[bytes]:
@@ -64,7 +64,7 @@ class Uploads:
                 raise ServiceError(Code.EMPTY_BODY, "the upload has no files")
             if len(files) > at_most:
                 raise ServiceError(Code.BODY_TOO_LARGE, f"one request may have at most {at_most} images")
-            stack.enter_context(self.held(sum(file.size for file in files)))
+            stack.enter_context(self._buffers.held(sum(file.size for file in files)))
             yield files
 
     @asynccontextmanager
@@ -79,7 +79,7 @@ class Uploads:
         """
         encoding = request.headers.get("content-encoding", "identity").strip().lower()
         encoded = None if encoding == "identity" else _Encoded(encoding)
-        self._check(int(request.headers.get("content-length", 0)))
+        self._buffers.check(int(request.headers.get("content-length", 0)))
         async with self._gathered(request.stream(), encoded, self._body_timeout_s) as body:
             yield body
 
@@ -97,8 +97,8 @@ class Uploads:
                         if encoded:
                             chunk = await encoded.decode(chunk, self._max_body_bytes + 1 - size)
                         size += len(chunk)
-                        self._buffered_bytes += len(chunk)
-                        self._check(size)
+                        self._buffers.add(len(chunk))
+                        self._buffers.check(size)
                         if chunk:
                             gathered.append(chunk)
             except TimeoutError:
@@ -110,27 +110,7 @@ class Uploads:
             gathered.clear()  # they would be held beside it until the answer
             yield whole
         finally:
-            self._buffered_bytes -= size
-
-    @contextmanager
-    def held(self, size: int) -> Generator[None]:
-        """Count `size` bytes that were received otherwise as buffered until the block ends.
-
-        Raises:
-            ServiceError: BODY_TOO_LARGE, QUEUE_FULL.
-        """
-        self._buffered_bytes += size
-        try:
-            self._check(size)
-            yield
-        finally:
-            self._buffered_bytes -= size
-
-    def _check(self, size: int) -> None:
-        if size > self._max_body_bytes:
-            raise ServiceError(Code.BODY_TOO_LARGE, f"an upload may have at most {self._max_body_bytes} bytes")
-        if self._buffered_bytes > self._max_buffered_bytes:
-            raise ServiceError(Code.QUEUE_FULL, "too many uploads are in memory; try again later")
+            self._buffers.add(-size)
 
 
 class _Encoded:

@@ -6,16 +6,18 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 from fastapi import APIRouter, Request, Response
-from starlette.requests import ClientDisconnect
 from starlette.status import HTTP_503_SERVICE_UNAVAILABLE
 
-from server.errors import CLIENT_CLOSED, Code, ServiceError
+from server.errors import SHUTTING_DOWN, Code, ServiceError
 from server.http import request_ids
-from server.http.disconnects import cancelled_when_gone
+from server.http.disconnects import cancelled_when_gone, counting_leavers
 from server.http.request_ids import request_id_of
-from server.http.service import Service
+from server.http.uploads import Uploads
+from server.serving.outcomes import counted
+from server.serving.plan import Ask
+from server.serving.service import Service
 from server.v2 import models, tensors
-from server.v2.infer import InferAnswer, InferRequest, Input, RequestedOutput, counted, infer
+from server.v2.infer import InferAnswer, InferRequest, Input, RequestedOutput, infer
 from server.v2.tensors import Values
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -55,7 +57,7 @@ class _Index(msgspec.Struct):
     ready: bool = False
 
 
-def router(service: Service) -> APIRouter:
+def router(service: Service, uploads: Uploads) -> APIRouter:
     """The routes, bound to one HTTP worker's service. The protocol is their document, so OpenAPI leaves them out."""
     routes = APIRouter(prefix="/v2", include_in_schema=False)
 
@@ -97,30 +99,25 @@ def router(service: Service) -> APIRouter:
     @routes.post("/models/{name}/infer")
     @routes.post("/models/{name}/versions/{version}/infer")
     async def model_infer(request: Request, name: str, version: str = "") -> Response:
-        with counted(service.metrics) as outcome:
-            try:
-                outcome.model = models.find(service, name, version).name
-                service.client.check_admission()
-                async with service.uploads.body(request) as body:
-                    asked, binary = _split(body, request.headers.get(HEADER_LENGTH))
-                    wanted = InferRequest(name, version, asked.parameters, _inputs(asked, binary), _outputs(asked))
-                    async with cancelled_when_gone(request):
-                        answer = await infer(service, wanted, outcome)
-            except ClientDisconnect:
-                outcome.code = CLIENT_CLOSED
-                return Response(status_code=499)  # nobody reads this answer
+        with counted(service.metrics, cancelled=SHUTTING_DOWN) as outcome, counting_leavers(outcome):
+            service.admit(Ask(name, models.number(version)), outcome)
+            async with uploads.body(request) as body:
+                asked, binary = _split(body, request.headers.get(HEADER_LENGTH))
+                wanted = InferRequest(name, version, asked.parameters, _inputs(asked, binary), _outputs(asked))
+                async with cancelled_when_gone(request):
+                    answer = await infer(service, wanted, outcome)
         return _answer(asked, answer, {request_ids.HEADER: request_id_of(request)})
 
     @routes.post("/repository/index")
     async def index(request: Request) -> Response:
-        async with service.uploads.body(request) as body:
+        async with uploads.body(request) as body:
             asked = _decoded(body, _Index) if body else _Index()
         return _json(models.index(service, ready=asked.ready))
 
     @routes.post("/repository/models/{name}/load")
     async def load(request: Request, name: str) -> Response:
         _check_origin(request)
-        async with service.uploads.body(request) as body:
+        async with uploads.body(request) as body:
             models.check_load((_decoded(body, _Load) if body else _Load()).parameters)
         await service.changes.ask(name, "load")
         return Response()

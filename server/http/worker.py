@@ -5,18 +5,16 @@ import contextlib
 import gc
 import socket
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import uvicorn
 import uvloop
-from numpy.typing import NDArray
 from starlette.types import ASGIApp
 
-from models.manifest import Preprocessing
-from server import logs, tls
+from server import logs, tls, tracing
 from server.control import (
     HEARTBEAT_S,
     Authorise,
@@ -34,19 +32,18 @@ from server.control import (
     Start,
     WorkerReady,
 )
-from server.engine.client import EngineClient, Image
-from server.http import tracing
+from server.engine.decoding import Decoders
+from server.engine.remote import RemoteEngine
 from server.http.access import AccessLog
 from server.http.app import create_app
-from server.http.cache import Cache
-from server.http.places import Places
 from server.http.protocol import protocol_class
-from server.http.service import Changes, Service
-from server.http.uploads import Uploads
+from server.http.tracing import TraceResponse
 from server.images import jpeg
-from server.images.decode import decode
+from server.images.decode import decode as decode_image
 from server.keys import Keys, usage_table
 from server.metrics import Metrics
+from server.serving.permits import Permits
+from server.serving.service import Changes, Service
 from server.settings import Settings
 from server.tls import Certificate
 
@@ -66,67 +63,53 @@ async def _serve(start: Start, control: Connection) -> None:
     name = f"http-{start.number}"
     metrics = Metrics(name)
     metrics.pending.set(0)  # whatever its predecessor had
-    jpeg_decoder = jpeg.start(settings, metrics.count_gpu_decode)
-
-    def decode_into(image: Image, preprocessing: Preprocessing, outs: Sequence[NDArray[np.uint8]]) -> None:
-        if isinstance(image, bytes):
-            decode(image, preprocessing, outs, max_pixels=settings.max_pixels, jpeg_decoder=jpeg_decoder)
-        else:
-            (out,) = outs
-            out[...] = image
-
     owned = range(start.number * settings.slots_per_worker, (start.number + 1) * settings.slots_per_worker)
-    places = Places(settings.slots_per_worker)
+    permits = Permits(settings.slots_per_worker)
 
     def count(pending: int) -> None:
         metrics.pending.set(pending)
-        places.changed()
+        permits.changed()
 
     tracing.start(settings)
-    kind = tracing.TracedClient if tracing.is_on() else EngineClient
-    client = kind(start.slots, owned, decode_into, settings.decode_threads, count)
-    uploads = Uploads(settings.max_body_bytes, settings.max_buffered_bytes, settings.body_timeout_ms / 1e3)
-    cache = Cache(settings.cache_entries)
+    decode = partial(
+        decode_image, max_pixels=settings.max_pixels, jpeg_decoder=jpeg.start(settings, metrics.count_gpu_decode)
+    )
+    decoders = Decoders(decode, settings.decode_threads)
+    engine = RemoteEngine(start.slots, owned, decoders, count)
     keys = None
     if start.keys is not None:
         keys = Keys(start.keys, start.number, usage_table(start.folder, settings.http_workers))
     changes = Changes(control.send)
-    service = Service(
-        settings,
-        start.serve.catalogue,
-        client,
-        uploads,
-        metrics,
-        changes,
-        places,
-        cache,
-        keys,
-        start.certificate,
-    )
+    service = Service(settings, start.serve.catalogue, engine, metrics, changes, permits, keys, start.certificate)
     server = _Server(service, control)
-    supervised = _Supervised(service, server, control)
+    supervised = _Supervised(service, engine, decoders, server, control)
     supervised.begin()
     gc.freeze()  # what is here now stays: no collection needs to look at it again
     await server.serve(sockets=[start.listener])
     await tracing.stop()
-    client.close()
+    engine.close()
+    decoders.close(wait=False)
 
 
 def _observed(app: ASGIApp, settings: Settings) -> ASGIApp:
     """The app, and around it what the settings want to be seen of it."""
     if tracing.is_on():
-        app = tracing.TraceResponse(app)
+        app = TraceResponse(app)
     return AccessLog(app) if settings.access_log else app
 
 
 class _Supervised:
     """Obeys the supervisor, and tells it that there is progress."""
 
-    def __init__(self, service: Service, server: "_Server", control: Connection) -> None:
+    def __init__(
+        self, service: Service, engine: RemoteEngine, decoders: Decoders, server: "_Server", control: Connection
+    ) -> None:
         self._service = service
+        self._engine = engine
+        self._decoders = decoders
         self._server = server
         self._control = control
-        self._engine: str | None = None  # the address of the one that is up
+        self._address: str | None = None  # of the engine that is up
         self._loop = asyncio.get_running_loop()
 
     def begin(self) -> None:
@@ -149,15 +132,16 @@ class _Supervised:
         service = self._service
         match message:
             case EngineUp(address):
-                self._engine = address
+                self._address = address
                 self._connect(address)
             case EngineDown(recovering):
-                self._engine = None
-                service.client.engine_down(recovering=recovering)
+                self._address = None
+                self._engine.engine_down(recovering=recovering)
             case Serve(catalogue, generation):
                 service.catalogue = catalogue
                 self._tell(Serving(generation))
-                self._loop.call_later(HEARTBEAT_S, self._settle, generation)
+                kept = {model.id for model in catalogue.models.values()}
+                service.leases.when_drained(kept, partial(self._tell, Settled(generation)))
             case Changed(change_id, error):
                 service.changes.done(change_id, error)
             case Authorise(keys):
@@ -169,28 +153,21 @@ class _Supervised:
                 service.draining = True
             case Finish():
                 self._server.should_exit = True
-        service.metrics.engine_ready.set(service.client.connected)
+        service.metrics.engine_ready.set(self._engine.connected)
 
     def _connect(self, address: str) -> None:
         """Again and again: for the moment this process may have no descriptor left."""
-        if address != self._engine:
+        if address != self._address:
             return
-        self._service.client.engine_up(address)
-        if self._service.client.connected:
+        self._engine.engine_up(address)
+        if self._engine.connected:
             self._service.metrics.engine_ready.set(1)
             self._tell(Connected())
         else:
             self._loop.call_later(HEARTBEAT_S, self._connect, address)
 
-    def _settle(self, generation: int) -> None:
-        """Say that nobody needs what was taken out of the catalogue; what was resolved before has its ticket by now."""
-        if self._service.client.models <= {model.id for model in self._service.catalogue.models.values()}:
-            self._tell(Settled(generation))
-        else:
-            self._loop.call_later(HEARTBEAT_S, self._settle, generation)
-
     def _beat(self) -> None:
-        if self._service.client.longest_decode_s() < self._service.settings.stall_timeout_ms / 1e3:
+        if self._decoders.longest_s() < self._service.settings.stall_timeout_ms / 1e3:
             self._tell(Heartbeat())
         self._loop.call_later(HEARTBEAT_S, self._beat)
 

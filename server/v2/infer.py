@@ -1,28 +1,24 @@
 """One inference request of the protocol: N images in one tensor, their classes in others."""
 
-import asyncio
 import math
 import time
-from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from models.manifest import INDICES_NAME, INPUT_NAME, MAX_TOP_K, PROBABILITIES_NAME, Entry
-from server.engine.client import Classes, Image, average
+from server.engine.classes import Classes
+from server.engine.decoding import Image
 from server.engine.scheduler import Priority
-from server.errors import CLIENT_CLOSED, Code, ServiceError
-from server.http.service import Service
-from server.metrics import Metrics
-from server.repository import Model
-from server.settings import PriorityName
-from server.v2.models import ENCODED_NAME, LABELS_NAME, find, input_shape, max_images
+from server.errors import Code, ServiceError
+from server.serving.outcomes import Outcome
+from server.serving.plan import DEFAULT_TOP_K, Ask
+from server.serving.service import Service
+from server.serving.several import classify_all
+from server.v2.models import ENCODED_NAME, LABELS_NAME, input_shape, max_images, number
 from server.v2.tensors import Tensor, Values
 
-DEFAULT_TOP_K = 5
 OUTPUT_NAMES = (PROBABILITIES_NAME, INDICES_NAME, LABELS_NAME)
 
 Parameters = Mapping[str, bool | int | float | str]
@@ -65,61 +61,34 @@ class InferAnswer(NamedTuple):
     outputs: Sequence[Tensor]
 
 
-@dataclass(slots=True)
-class Outcome:
-    """How a request ended, for the metrics."""
-
-    model: str = ""
-    code: str = "internal_error"
-
-
-@contextmanager
-def counted(metrics: Metrics) -> Generator[Outcome]:
-    """Count a request by the model and code that are set, or the error that is raised, in the block."""
-    outcome = Outcome()
-    try:
-        yield outcome
-    except ServiceError as error:
-        outcome.code = error.code
-        raise
-    except asyncio.CancelledError:
-        outcome.code = CLIENT_CLOSED
-        raise
-    finally:
-        metrics.requests.labels(outcome.model, outcome.code).inc()
-
-
 async def infer(service: Service, request: InferRequest, outcome: Outcome) -> InferAnswer:
-    """Classify every image of a request; each takes a place of its own, and all are answered or none.
+    """Classify every image of a request; each takes a permit of its own, and all are answered or none.
 
     Cancelling the call gives all of them up.
 
     Raises:
         ServiceError: the request is wrong, or the first failure of one of its images.
     """
-    started_s = time.monotonic()
-    entry = find(service, request.model, request.version)
-    outcome.model = entry.name
+    received_s = time.monotonic()
     wanted = _wanted(request)
-    top_k = max(count for _, count, _ in wanted)
-    own = service.catalogue.settings(entry)
-    server_s = (own.timeout_ms or service.settings.timeout_ms) / 1e3
-    timeout_s = min(server_s, _timeout_s(request.parameters), request.timeout_s)
-    members = service.catalogue.members(entry)
-    images = _images(request.inputs, input_shape(members), max_images(service, members))
-    service.client.check_admission(len(images) * len(members), timeout_s)
-    ask = partial(
-        service.client.classify, deadline_s=started_s + timeout_s, priority=_priority(request.parameters, own.priority)
+    ask = Ask(
+        request.model,
+        number(request.version),
+        max(count for _, count, _ in wanted),
+        priority=_priority(request.parameters),
+        patience_s=received_s + min(_timeout_s(request.parameters), request.timeout_s),
     )
-    classes = await _classify(ask, images, members, top_k)
-    outcome.code = "ok"
-    for each in classes:
-        service.metrics.count_decoding(entry.name, each.decode_wait_s, each.decode_s)
-    service.metrics.total.labels(entry.name).observe(time.monotonic() - started_s)
+    plan = service.plan(ask)
+    outcome.model = plan.entry.name
+    images = _images(request.inputs, input_shape(plan.members), max_images(service, plan.members))
+    answers = await classify_all(service, plan, images, received_s)
+    entry = answers[-1].plan.entry
+    classes = [answer.classes for answer in answers]
+    outcome.answered(entry.name, max(answer.total_s for answer in answers))
     return InferAnswer(
         entry.name,
         str(entry.version),
-        {"random_weights": any(member.manifest.weights.random for member in members)},
+        {"random_weights": answers[-1].plan.random_weights},
         [_output(name, count, entry, classes, as_text=as_text) for name, count, as_text in wanted],
     )
 
@@ -159,12 +128,12 @@ def _timeout_s(parameters: Parameters) -> float:
     return min(value, 2**53) / 1e6 or math.inf
 
 
-def _priority(parameters: Parameters, default: PriorityName) -> Priority:
+def _priority(parameters: Parameters) -> Priority | None:
     """As Triton counts with three levels: 1 goes first, 3 and more last; 0 is the model's default."""
     value = parameters.get("priority", 0)
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise ServiceError(Code.INVALID_PARAMETER, "priority must be a whole number, 0 or more")
-    return {0: Priority[default.upper()], 1: Priority.HIGH, 2: Priority.NORMAL}.get(value, Priority.LOW)
+    return {0: None, 1: Priority.HIGH, 2: Priority.NORMAL}.get(value, Priority.LOW)
 
 
 def _images(inputs: Sequence[Input], pixels: tuple[int, int, int] | None, at_most: int) -> list[Image]:
@@ -191,26 +160,6 @@ def _images(inputs: Sequence[Input], pixels: tuple[int, int, int] | None, at_mos
     if len(values) != size:
         raise ServiceError(Code.INVALID_REQUEST, f"input {name!r} has {len(values)} elements; its shape says {size}")
     return list(values.reshape(shape)) if isinstance(values, np.ndarray) else list(values)
-
-
-async def _classify(
-    ask: Callable[..., Coroutine[Any, Any, list[Classes]]],
-    images: Sequence[Image],
-    members: Sequence[Model],
-    top_k: int,
-) -> list[Classes]:
-    """Ask every member about every image at one time."""
-    alone = len(members) == 1
-    try:
-        async with asyncio.TaskGroup() as group:
-            asked = [
-                [group.create_task(ask(image, member, top_k if alone else None)) for member in members]
-                for image in images
-            ]
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    answers = [[task.result()[0] for task in tasks] for tasks in asked]
-    return [each[0] if alone else average(each, min(top_k, members[0].manifest.top_k)) for each in answers]
 
 
 def _output(name: str, count: int, entry: Entry, classes: Sequence[Classes], *, as_text: bool) -> Tensor:

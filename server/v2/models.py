@@ -1,14 +1,14 @@
 """What the protocol tells of the server and its models; as JSON, of which gRPC's messages are another spelling."""
 
 from collections import defaultdict
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from typing import Any
 
 from models.manifest import INDICES_NAME, INPUT_NAME, PROBABILITIES_NAME, Entry
 from server import VERSION, metrics
 from server.errors import CLIENT_CLOSED, Code, ServiceError
-from server.http.service import Service
 from server.repository import Model
+from server.serving.service import Service
 
 Json = dict[str, Any]
 
@@ -22,24 +22,33 @@ _PLATFORMS = {"onnx": "onnxruntime_onnx", "tensorrt": "tensorrt_plan"}
 _CONFIG_TYPES = {"BYTES": "TYPE_STRING"}
 
 
-def find(service: Service, name: str, version: str) -> Entry:
-    """What a request means; without a version the newest.
+def number(version: str) -> int | None:
+    """What the protocol calls a version; "" is the newest.
 
     Raises:
         ServiceError: UNKNOWN_MODEL.
     """
     if version and not (version.isascii() and version.isdecimal() and len(version) < 10):
         raise ServiceError(Code.UNKNOWN_MODEL, f"a version is a number, which {version[:20]!r} is not")
-    return service.catalogue.resolve(name, int(version) if version else None)
+    return int(version) if version else None
 
 
-def input_shape(members: list[Model]) -> tuple[int, int, int] | None:
+def find(service: Service, name: str, version: str) -> Entry:
+    """What a request means; without a version the newest.
+
+    Raises:
+        ServiceError: UNKNOWN_MODEL, MODEL_REFUSED.
+    """
+    return service.catalogue.resolve(name, number(version))
+
+
+def input_shape(members: Sequence[Model]) -> tuple[int, int, int] | None:
     """(H, W, 3) of raw pixels; None for an ensemble whose members differ, which takes compressed images only."""
     shapes = {member.manifest.input_shape for member in members}
     return shapes.pop() if len(shapes) == 1 else None
 
 
-def max_images(service: Service, members: list[Model]) -> int:
+def max_images(service: Service, members: Sequence[Model]) -> int:
     """Most images in one request: each takes one of the worker's places for each member."""
     return max(1, service.settings.slots_per_worker // len(members))
 
@@ -81,14 +90,14 @@ def is_ready(service: Service, name: str, version: str) -> bool:
         ServiceError: UNKNOWN_MODEL.
     """
     find(service, name, version)
-    return service.client.connected and not service.draining
+    return service.classifier.connected and not service.draining
 
 
 def index(service: Service, *, ready: bool) -> list[Json]:
     """All of the repository, or what is `ready`."""
     catalogue = service.catalogue
     served = [
-        {"name": key.name, "version": str(key.version), "state": "READY" if service.client.connected else "LOADING"}
+        {"name": key.name, "version": str(key.version), "state": "READY" if service.classifier.connected else "LOADING"}
         for key in sorted(catalogue.entries)
     ]
     if ready:

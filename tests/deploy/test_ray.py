@@ -17,7 +17,7 @@ import yaml
 from deploy.ray.engine import catalogue_of
 from models.manifest import ManifestError
 from server import metrics, repository
-from server.engine.client import Classes
+from server.engine.classes import Classes
 from server.errors import ServiceError
 from server.settings import Settings
 from tests import tiny

@@ -37,7 +37,7 @@ class BackendMissingError(Exception):
 class Backend(Protocol):
     """One loaded model."""
 
-    lanes: int
+    instances: int
     """Batches that it gains by running at one time."""
     on_gpu: bool
     """Whether it copies images to a GPU."""

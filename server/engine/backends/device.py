@@ -206,7 +206,7 @@ class Buffers:
         return Outputs(*(self._host[name][:count].copy() for name in OUTPUT_NAMES))
 
 
-class Lane:
+class Instance:
     """Buckets that take turns on one stream."""
 
     def __init__(self, makers: Iterable[Callable[[], Bucket]], name: str) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from models.manifest import INPUT_NAME, OUTPUT_NAMES, Manifest
 from server.engine.backends import Outputs, device, stack
-from server.engine.backends.device import Buffers, Lane, OutOfMemoryError, Tensor
+from server.engine.backends.device import Buffers, Instance, OutOfMemoryError, Tensor
 from server.engine.scheduler import buckets
 from server.settings import Settings
 
@@ -44,8 +44,8 @@ class OnnxBackend:
 
     on_gpu = False
 
-    def __init__(self, session: ort.InferenceSession, lanes: int = 1) -> None:
-        self.lanes = lanes
+    def __init__(self, session: ort.InferenceSession, instances: int = 1) -> None:
+        self.instances = instances
         self._session = session
 
     def run(self, images: Sequence[NDArray[np.uint8]]) -> Outputs:
@@ -59,7 +59,7 @@ class OnnxBackend:
 class OnnxGpuBackend:
     """A session on a GPU. All its work is done by one thread: ONNX Runtime keeps the graphs of each thread apart."""
 
-    lanes = 1  # a session has one stream
+    instances = 1  # a session has one stream
     on_gpu = True
 
     def __init__(
@@ -79,15 +79,15 @@ class OnnxGpuBackend:
         """
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"onnx-{kind}")
         makers = [partial(_Bucket, session, (size, *found.input_shape), stream, kind) for size in sizes]
-        self._lane = self._thread.submit(Lane, makers, found.name).result()
+        self._instance = self._thread.submit(Instance, makers, found.name).result()
 
     def run(self, images: Sequence[NDArray[np.uint8]]) -> Outputs:
         """See `Backend.run`. More images than the largest bucket take several turns."""
-        return self._thread.submit(self._lane.run, images).result()
+        return self._thread.submit(self._instance.run, images).result()
 
     def close(self) -> None:
         """See `Backend.close`."""
-        self._thread.submit(self._lane.free).result()
+        self._thread.submit(self._instance.free).result()
         self._thread.shutdown()
 
 
@@ -145,7 +145,7 @@ def load(found: Manifest, content: bytes, settings: Settings) -> OnnxBackend | O
     """
     _check_providers(settings)
     if not {CUDA, TENSORRT} & set(settings.providers):
-        return OnnxBackend(_open(content, settings, list(settings.providers)), settings.lanes)
+        return OnnxBackend(_open(content, settings, list(settings.providers)), settings.instances)
     if device.find_gpu() is None:
         raise ProviderRefusedError(
             "this machine has no NVIDIA GPU that CUDA can use, or lacks its driver or cuda-bindings:"

@@ -31,7 +31,7 @@ class OpenVinoBackend:
             # Pinned threads cannot leave a core that decoding is using.
             "ENABLE_CPU_PINNING": False,
         }
-        self.lanes = settings.lanes
+        self.instances = settings.instances
         compiled = core.compile_model(core.read_model(content), "CPU", config)
         self._create_request = compiled.create_infer_request
         self._outputs = [compiled.output(name) for name in OUTPUT_NAMES]

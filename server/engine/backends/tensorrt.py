@@ -1,7 +1,7 @@
 """TensorRT, in both of its flavours: engines that `export/to_trt.py` built.
 
 Each batch size of the engine's profiles, a bucket, has its own execution context, buffers and CUDA graph, captured at
-load; a batch is padded up to its bucket. What a lane uses, no other lane does: lanes run at one time.
+load; a batch is padded up to its bucket. No two instances share anything: they run at one time.
 """
 
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from models.manifest import INPUT_NAME, Flavour, Manifest
 from server.engine.backends import Outputs, device
-from server.engine.backends.device import Buffers, Gpu, Lane, OutOfMemoryError, Tensor
+from server.engine.backends.device import Buffers, Gpu, Instance, OutOfMemoryError, Tensor
 from server.settings import Settings
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
-LANES = 2
+INSTANCES = 2
 """So that one batch is copied while another is computed."""
 
 _TITLES: dict[Flavour, str] = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
@@ -97,7 +97,7 @@ def load(found: Manifest, content: bytes, _settings: Settings) -> "TensorRTBacke
     if engine is None:
         raise EngineRefusedError(f"{_TITLES[found.tensorrt.flavour]} cannot load model {found.name}: see its log")
     sizes = [profile.largest for profile in found.tensorrt.profiles]
-    return TensorRTBackend([_lane(module, engine, sizes, found.name) for _ in range(LANES)])
+    return TensorRTBackend([_instance(module, engine, sizes, found.name) for _ in range(INSTANCES)])
 
 
 def _import(found: Manifest) -> Any:
@@ -111,21 +111,21 @@ def _import(found: Manifest) -> Any:
 class TensorRTBackend:
     """A loaded engine."""
 
-    lanes = LANES
+    instances = INSTANCES
     on_gpu = True
 
-    def __init__(self, lanes: list[Lane]) -> None:
-        self._idle: SimpleQueue[Lane] = SimpleQueue()
-        for lane in lanes:
-            self._idle.put(lane)
+    def __init__(self, instances: list[Instance]) -> None:
+        self._idle: SimpleQueue[Instance] = SimpleQueue()
+        for instance in instances:
+            self._idle.put(instance)
 
     def run(self, images: Sequence[NDArray[np.uint8]]) -> Outputs:
-        """See `Backend.run`. Waits for an idle lane; more images than the largest bucket take several turns."""
-        lane = self._idle.get()
+        """See `Backend.run`. Waits for an idle instance; more images than the largest bucket take several turns."""
+        instance = self._idle.get()
         try:
-            return lane.run(images)
+            return instance.run(images)
         finally:
-            self._idle.put(lane)
+            self._idle.put(instance)
 
     def close(self) -> None:
         """See `Backend.close`."""
@@ -133,9 +133,11 @@ class TensorRTBackend:
             self._idle.get().free()
 
 
-def _lane(module: Any, engine: "trt.ICudaEngine", sizes: list[int], name: str) -> Lane:
+def _instance(module: Any, engine: "trt.ICudaEngine", sizes: list[int], name: str) -> Instance:
     stream = device.create_stream()
-    return Lane([partial(_Bucket, module, engine, profile, size, stream) for profile, size in enumerate(sizes)], name)
+    return Instance(
+        [partial(_Bucket, module, engine, profile, size, stream) for profile, size in enumerate(sizes)], name
+    )
 
 
 class _Bucket:

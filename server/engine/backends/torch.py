@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from models.manifest import Manifest
 from server.engine.backends import DeviceLostError, Outputs, stack
-from server.engine.backends.device import Lane, OutOfMemoryError
+from server.engine.backends.device import Instance, OutOfMemoryError
 from server.engine.scheduler import buckets
 from server.settings import Settings
 
@@ -39,7 +39,7 @@ Program = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
 class TorchBackend:
     """A program on the CPU, run at whatever batch size comes."""
 
-    lanes = 1  # one batch uses all inference threads
+    instances = 1  # one batch uses all inference threads
     on_gpu = False
 
     def __init__(self, program: Program) -> None:
@@ -57,7 +57,7 @@ class TorchBackend:
 class TorchGpuBackend:
     """A program on a GPU, on a stream of its own."""
 
-    lanes = 1  # one stream
+    instances = 1  # one stream
     on_gpu = True
 
     def __init__(self, program: Program, found: Manifest, sizes: Sequence[int], device: torch.device) -> None:
@@ -72,20 +72,20 @@ class TorchGpuBackend:
         Raises:
             OutOfMemoryError: not even a batch of one fits.
         """
-        # What one stream does would be mixed up by two threads; the engine has one for each lane, others may not.
+        # What one stream does would be mixed up by two threads; the engine has one for each instance, others may not.
         self._lock = Lock()
         stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         makers = [partial(_Bucket, program, (size, *found.input_shape), device, stream) for size in sizes]
-        self._lane = Lane(makers, found.name)
+        self._instance = Instance(makers, found.name)
 
     def run(self, images: Sequence[NDArray[np.uint8]]) -> Outputs:
         """See `Backend.run`. More images than the largest bucket take several turns."""
         with self._lock:
-            return self._lane.run(images)
+            return self._instance.run(images)
 
     def close(self) -> None:
         """See `Backend.close`."""
-        self._lane.free()
+        self._instance.free()
 
 
 class _Bucket:
@@ -135,7 +135,7 @@ class _Bucket:
 
     @contextmanager
     def _on_stream(self) -> Iterator[None]:
-        """Everything of torch's on the stream, and its errors as those that the lane knows."""
+        """Everything of torch's on the stream, and its errors as those that the instance knows."""
         try:
             with torch.inference_mode(), torch.cuda.stream(self._stream):
                 yield

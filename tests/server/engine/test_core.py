@@ -15,7 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from numpy.typing import NDArray
 
 from server.engine.backends import DeviceLostError, Outputs
-from server.engine.core import Engine, Outcome, Result
+from server.engine.classes import Classes
+from server.engine.core import Engine, Outcome
 from server.engine.scheduler import Job, Limits
 from server.errors import Code, ServiceError
 
@@ -44,8 +45,8 @@ class GatedBackend:
 
     on_gpu = False
 
-    def __init__(self, lanes: int = 1) -> None:
-        self.lanes = lanes
+    def __init__(self, instances: int = 1) -> None:
+        self.instances = instances
         self.closed = False
         self.started: SimpleQueue[Running] = SimpleQueue()
         self.all: list[Running] = []
@@ -69,9 +70,9 @@ def answer_to(images: Sequence[NDArray[np.uint8]]) -> Outputs:
 class Bench:
     """An engine with one model, "m", and all that is needed to drive it step by step."""
 
-    def __init__(self, limits: Limits | None = None, lanes: int = 1) -> None:
+    def __init__(self, limits: Limits | None = None, instances: int = 1) -> None:
         self.now_s = 0.0
-        self.backend = GatedBackend(lanes)
+        self.backend = GatedBackend(instances)
         self.woken: SimpleQueue[None] = SimpleQueue()
         self.told: list[list[int]] = []
         self.engine: Engine[Picture] = Engine(
@@ -84,10 +85,10 @@ class Bench:
     def on_start(self, jobs: Sequence[Job[Picture]]) -> None:
         self.told.append([int(job.payload.pixels[0, 0, 0]) for job in jobs])
 
-    def submit(self, *ids: int, deadline_s: float = FOREVER, alone: bool = False) -> None:
+    def submit(self, *ids: int, deadline_s: float = FOREVER, quarantined: bool = False) -> None:
         for job_id in ids:
             picture = Picture(np.full((1, 1, 3), job_id, np.uint8))
-            self.engine.submit("m", Job(job_id, self.now_s, deadline_s, picture, alone))
+            self.engine.submit("m", Job(job_id, self.now_s, deadline_s, picture, quarantined))
 
     def step(self) -> dict[int, int | Code]:
         """The outcomes by job: its class, or why there is none."""
@@ -151,8 +152,8 @@ def test_a_result_tells_where_the_time_went(make_bench: MakeBench) -> None:
     bench.end(running)
     bench.now_s = 20.0
     for outcome in bench.engine.step():
-        assert isinstance(outcome.result, Result)
-        assert outcome.result[3:] == (2.0, 3.0, 2)
+        assert isinstance(outcome.result, Classes)
+        assert outcome.result[3:6] == (2.0, 3.0, 2)
 
 
 def test_a_lost_device_ends_the_engine(make_bench: MakeBench) -> None:
@@ -308,8 +309,8 @@ def test_pixels_are_read_where_they_lie_and_not_before_the_batch_starts(make_ben
     assert running.images[0] is pixels
 
 
-def test_at_most_as_many_batches_run_as_there_are_lanes(make_bench: MakeBench) -> None:
-    bench = make_bench(Limits(max_batch=1, max_wait_s=0.0, queue_size=9), lanes=2)
+def test_at_most_as_many_batches_run_as_there_are_instances(make_bench: MakeBench) -> None:
+    bench = make_bench(Limits(max_batch=1, max_wait_s=0.0, queue_size=9), instances=2)
     bench.submit(1, 2, 3)
     bench.step()
     first, second = bench.started(), bench.started()
@@ -321,7 +322,7 @@ def test_at_most_as_many_batches_run_as_there_are_lanes(make_bench: MakeBench) -
 
 
 def test_the_start_of_the_oldest_batch_tells_of_a_stall(make_bench: MakeBench) -> None:
-    bench = make_bench(Limits(max_batch=1, max_wait_s=0.0, queue_size=9), lanes=2)
+    bench = make_bench(Limits(max_batch=1, max_wait_s=0.0, queue_size=9), instances=2)
     assert bench.engine.oldest_start_s() is None
     for started_s in (1.0, 2.0):
         bench.now_s = started_s
@@ -375,12 +376,12 @@ class Interleaving(RuleBasedStateMachine):
     """Any order of submissions, cancellations, endings and time: every job ends once, in one way."""
 
     @initialize(
-        lanes=st.integers(1, 3),
+        instances=st.integers(1, 3),
         limits=st.builds(Limits, st.integers(1, 4), st.sampled_from([0.0, 2.0]), st.integers(1, 6)),
     )
-    def start(self, lanes: int, limits: Limits) -> None:
-        self.bench = Bench(limits, lanes)
-        self.lanes = lanes
+    def start(self, instances: int, limits: Limits) -> None:
+        self.bench = Bench(limits, instances)
+        self.instances = instances
         self.limits = limits
         self.deadline_s: dict[int, float] = {}
         self.waiting: list[int] = []
@@ -389,17 +390,17 @@ class Interleaving(RuleBasedStateMachine):
         self.finished: set[int] = set()  # in the backend, not yet collected
         self.ended: dict[int, int | Code | None] = {}
 
-    @rule(left=st.integers(-1, 9), alone=st.booleans(), many=st.integers(1, 4))
-    def submit(self, left: int, alone: bool, many: int) -> None:
+    @rule(left=st.integers(-1, 9), quarantined=st.booleans(), many=st.integers(1, 4))
+    def submit(self, left: int, quarantined: bool, many: int) -> None:
         for _ in range(many):
             job_id = len(self.deadline_s)
             deadline_s = self.bench.now_s + left
             if len(self.waiting) == self.limits.queue_size:
                 with pytest.raises(ServiceError) as refused:
-                    self.bench.submit(job_id, deadline_s=deadline_s, alone=alone)
+                    self.bench.submit(job_id, deadline_s=deadline_s, quarantined=quarantined)
                 assert refused.value.code is Code.QUEUE_FULL
             else:
-                self.bench.submit(job_id, deadline_s=deadline_s, alone=alone)
+                self.bench.submit(job_id, deadline_s=deadline_s, quarantined=quarantined)
                 self.deadline_s[job_id] = deadline_s
                 self.waiting.append(job_id)
 
@@ -445,7 +446,7 @@ class Interleaving(RuleBasedStateMachine):
         began = [self.bench.started() for _ in self.bench.told[told_before:]]
         assert sorted(running.ids for running in began) == sorted(self.bench.told[told_before:])
         self.running += began
-        assert len(self.running) <= self.lanes
+        assert len(self.running) <= self.instances
         next_s = self.bench.engine.next_event_s()
         assert next_s is None or next_s > self.bench.now_s
         assert not (next_s is None and self.waiting)

@@ -17,10 +17,10 @@ def job(
     arrived_s: float = 0.0,
     deadline_s: float = FOREVER,
     *,
-    alone: bool = False,
+    quarantined: bool = False,
     priority: Priority = Priority.NORMAL,
 ) -> Job[None]:
-    return Job(name, arrived_s, deadline_s, None, alone, priority)
+    return Job(name, arrived_s, deadline_s, None, quarantined, priority)
 
 
 def scheduler_of(
@@ -58,7 +58,7 @@ def test_the_wait_is_counted_from_the_arrival_of_the_first_job() -> None:
     scheduler = scheduler_of(job("a", arrived_s=1.0), max_wait_s=5.0)
     assert taken(scheduler, 4.0) == ""
     scheduler.submit("m", job("b", arrived_s=4.0))
-    assert scheduler.next_event_s(slot_free=True) == 6.0
+    assert scheduler.next_event_s(instance_free=True) == 6.0
     assert taken(scheduler, 5.9) == ""
     assert taken(scheduler, 6.0) == "ab"
 
@@ -74,7 +74,7 @@ def test_a_full_batch_does_not_wait() -> None:
 def test_the_wait_ends_in_time_for_the_earliest_deadline() -> None:
     scheduler = scheduler_of(job("a"), job("b", deadline_s=4.0), max_wait_s=50.0)
     observe(scheduler, {1: 1.0, 2: 1.0})
-    assert scheduler.next_event_s(slot_free=True) == 3.0
+    assert scheduler.next_event_s(instance_free=True) == 3.0
     assert taken(scheduler, 2.9) == ""
     assert taken(scheduler, 3.0) == "ab"
 
@@ -84,7 +84,7 @@ def test_full_refuses_at_once_and_changes_nothing() -> None:
     assert not scheduler.submit("m", job("c", deadline_s=1.0))
     assert [one.id for one in scheduler] == ["a", "b"]
     assert scheduler.cancel("c") is None
-    assert scheduler.next_event_s(slot_free=False) == FOREVER
+    assert scheduler.next_event_s(instance_free=False) == FOREVER
     assert taken(scheduler, 0.0) == "ab"
 
 
@@ -104,8 +104,8 @@ def test_expired_never_runs() -> None:
 
 def test_jobs_expire_while_every_slot_is_taken() -> None:
     scheduler = scheduler_of(job("a", deadline_s=3.0), job("b"))
-    assert scheduler.next_event_s(slot_free=False) == 3.0
-    decided = scheduler.take(3.0, slot_free=False)
+    assert scheduler.next_event_s(instance_free=False) == 3.0
+    decided = scheduler.take(3.0, instance_free=False)
     assert ([one.id for one in decided.expired], decided.batch) == (["a"], ())
 
 
@@ -129,14 +129,14 @@ def test_cancelled_never_runs_and_comes_back_once() -> None:
     assert scheduler.cancel("b") is None
 
 
-def test_a_suspect_runs_alone_and_spares_its_neighbours() -> None:
-    scheduler = scheduler_of(job("a"), job("b", alone=True), job("c", alone=True), job("d"), job("e"))
+def test_what_is_in_quarantine_runs_alone_and_spares_its_neighbours() -> None:
+    scheduler = scheduler_of(job("a"), job("b", quarantined=True), job("c", quarantined=True), job("d"), job("e"))
     assert [taken(scheduler, 0.0) for _ in range(5)] == ["a", "b", "c", "de", ""]
 
 
 def test_nobody_waits_for_company_that_a_suspect_keeps_away() -> None:
-    scheduler = scheduler_of(job("a"), job("b", alone=True), max_wait_s=5.0)
-    assert scheduler.next_event_s(slot_free=True) == 0.0
+    scheduler = scheduler_of(job("a"), job("b", quarantined=True), max_wait_s=5.0)
+    assert scheduler.next_event_s(instance_free=True) == 0.0
     assert [taken(scheduler, 0.0), taken(scheduler, 0.0)] == ["a", "b"]
 
 
@@ -226,8 +226,8 @@ def test_a_model_that_still_waits_for_company_does_not_hold_up_another() -> None
 
 def test_an_empty_scheduler_never_wakes() -> None:
     scheduler = scheduler_of()
-    assert scheduler.next_event_s(slot_free=True) is None
-    assert scheduler.next_event_s(slot_free=False) is None
+    assert scheduler.next_event_s(instance_free=True) is None
+    assert scheduler.next_event_s(instance_free=False) is None
 
 
 @given(st.integers(1, 1024))
@@ -242,7 +242,7 @@ LIMITS = st.builds(Limits, st.integers(1, 6), st.integers(0, 4).map(float), st.i
 ARRIVALS = st.tuples(
     st.integers(0, 5), st.integers(-1, 25), st.sampled_from([False] * 3 + [True]), st.sampled_from(Priority)
 )
-"""Seconds since it arrived, seconds until its deadline, alone, priority."""
+"""Seconds since it arrived, seconds until its deadline, quarantined, priority."""
 COSTS = st.lists(st.integers(0, 6), min_size=6, max_size=6)
 
 
@@ -267,8 +267,8 @@ class Schedule(RuleBasedStateMachine):
     @rule(data=st.data(), arrivals=st.lists(ARRIVALS, min_size=1, max_size=6))
     def submit(self, data: st.DataObject, arrivals: list[tuple[int, int, bool, Priority]]) -> None:
         model = data.draw(st.integers(0, len(self.limits) - 1))
-        for age, left, alone, priority in arrivals:
-            new: Job[None] = Job(self.submitted, self.now_s - age, self.now_s + left, None, alone, priority)
+        for age, left, quarantined, priority in arrivals:
+            new: Job[None] = Job(self.submitted, self.now_s - age, self.now_s + left, None, quarantined, priority)
             self.submitted += 1
             full = len(self.waiting[model]) == self.limits[model].queue_size
             assert self.scheduler.submit(model, new) is not full
@@ -294,24 +294,24 @@ class Schedule(RuleBasedStateMachine):
             self.known[model][size] = seconds
         self.scheduler.observe(model, size, seconds)
 
-    @rule(seconds=st.integers(0, 3), slot_free=st.booleans())
-    def take(self, seconds: int, slot_free: bool) -> None:
+    @rule(seconds=st.integers(0, 3), instance_free=st.booleans())
+    def take(self, seconds: int, instance_free: bool) -> None:
         self.now_s += seconds
-        self.take_now(slot_free)
+        self.take_now(instance_free)
 
-    @rule(slot_free=st.booleans())
-    def sleep_until_the_next_event(self, slot_free: bool) -> None:
-        while self.take_now(slot_free):
+    @rule(instance_free=st.booleans())
+    def sleep_until_the_next_event(self, instance_free: bool) -> None:
+        while self.take_now(instance_free):
             pass
-        next_s = self.scheduler.next_event_s(slot_free=slot_free)
+        next_s = self.scheduler.next_event_s(instance_free=instance_free)
         if next_s is None:
             assert len(self.scheduler) == 0
             return
         assert next_s > self.now_s  # else the engine would spin
         self.now_s = max(self.now_s, next_s - 0.5)
-        assert not self.take_now(slot_free)  # else the engine would sleep too long
+        assert not self.take_now(instance_free)  # else the engine would sleep too long
         self.now_s = next_s
-        self.take_now(slot_free)
+        self.take_now(instance_free)
 
     @invariant()
     def holds_what_waits(self) -> None:
@@ -326,20 +326,20 @@ class Schedule(RuleBasedStateMachine):
         if not hasattr(self, "scheduler"):
             return
         self.now_s += FOREVER
-        self.take_now(slot_free=True)
+        self.take_now(instance_free=True)
         assert len(self.scheduler) == 0
 
-    def take_now(self, slot_free: bool) -> bool:
+    def take_now(self, instance_free: bool) -> bool:
         """Take, check all that is promised of it, and say whether anything left."""
-        decided = self.scheduler.take(self.now_s, slot_free=slot_free)
+        decided = self.scheduler.take(self.now_s, instance_free=instance_free)
         dead = [one for queue in self.waiting for one in queue if one.deadline_s <= self.now_s]
         assert list(decided.expired) == dead
         for one in dead:
             self.leave(one)
         due = [model for model in range(len(self.limits)) if self.due(model)]
         batch = list(decided.batch)
-        assert not batch or slot_free
-        assert batch or not (slot_free and due)
+        assert not batch or instance_free
+        assert batch or not (instance_free and due)
         if batch:
             model = next(model for model, queue in enumerate(self.waiting) if batch[0] in queue)
             assert decided.model == model
@@ -355,9 +355,9 @@ class Schedule(RuleBasedStateMachine):
         queue, size = self.waiting[model], len(batch)
         assert batch == queue[:size]
         assert size <= self.limits[model].max_batch
-        assert size == 1 or not any(one.alone for one in batch)
-        if not batch[0].alone:
-            together = len(list(takewhile(lambda one: not one.alone, queue)))
+        assert size == 1 or not any(one.quarantined for one in batch)
+        if not batch[0].quarantined:
+            together = len(list(takewhile(lambda one: not one.quarantined, queue)))
             most = min(together, self.limits[model].max_batch)
             sizes = {most, *(bucket for bucket in buckets(self.limits[model].max_batch) if bucket < most)}
             in_time = {one: self.predicted(model, one) / one for one in sizes if self.in_time(model, one)} or {1: 0.0}
@@ -381,7 +381,7 @@ class Schedule(RuleBasedStateMachine):
         earliest_s = min(deadline_s for deadline_s in deadlines if deadline_s > self.now_s)
         return (
             len(queue) >= limits.max_batch
-            or any(one.alone for one in queue)
+            or any(one.quarantined for one in queue)
             or self.now_s >= queue[0].arrived_s + limits.max_wait_s
             or self.now_s >= earliest_s - self.predicted(model, len(queue))
         )

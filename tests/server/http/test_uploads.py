@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 
 from server.errors import Code, ServiceError
 from server.http.uploads import Uploads
+from server.serving.buffers import Buffers
 
 LIMIT = 1000
 TOGETHER = 1500
@@ -25,7 +26,7 @@ BOUNDARY_CHARACTERS = "0123456789abcXYZ'()+_,-./:=?"
 
 
 def make_uploads(body_timeout_s: float = FOREVER_S) -> Uploads:
-    return Uploads(LIMIT, TOGETHER, body_timeout_s)
+    return Uploads(Buffers(LIMIT, TOGETHER), LIMIT, body_timeout_s)
 
 
 def request(

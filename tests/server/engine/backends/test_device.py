@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from server.engine.backends import DeviceLostError, Outputs, device
-from server.engine.backends.device import Lane, OutOfMemoryError
+from server.engine.backends.device import Instance, OutOfMemoryError
 from tests.server.engine.backends.host_cuda import OK, OUT_OF_MEMORY, STICKY, HostCuda, cuda, host_cuda
 
 __all__ = ["host_cuda"]
@@ -38,8 +38,8 @@ class Bucket:
         self.freed = True
 
 
-def lane(*buckets: Bucket) -> Lane:
-    return Lane([partial(lambda bucket: bucket, bucket) for bucket in buckets], "a model")
+def instance(*buckets: Bucket) -> Instance:
+    return Instance([partial(lambda bucket: bucket, bucket) for bucket in buckets], "a model")
 
 
 def does_not_fit() -> Bucket:
@@ -63,19 +63,19 @@ def test_error_that_passes_leaves_the_device_usable() -> None:
 
 def test_batch_runs_in_the_smallest_bucket_that_holds_it() -> None:
     buckets = [Bucket(1), Bucket(2), Bucket(4), Bucket(8)]
-    assert lane(*buckets).run(IMAGES[:3]).indices.tolist() == IMAGES[:3]
+    assert instance(*buckets).run(IMAGES[:3]).indices.tolist() == IMAGES[:3]
     assert [bucket.ran for bucket in buckets] == [[], [], [3], []]
 
 
 def test_more_images_than_the_largest_bucket_keep_their_order() -> None:
     buckets = [Bucket(1), Bucket(2)]
-    assert lane(*buckets).run(IMAGES).indices.tolist() == IMAGES
+    assert instance(*buckets).run(IMAGES).indices.tolist() == IMAGES
     assert [bucket.ran for bucket in buckets] == [[1], [2, 2, 2]]
 
 
 def test_bucket_out_of_memory_is_given_up_and_its_batch_answered() -> None:
     buckets = [Bucket(1), Bucket(2), Bucket(4, fits=False), Bucket(8, fits=False)]
-    ours = lane(*buckets)
+    ours = instance(*buckets)
     assert ours.run(IMAGES).indices.tolist() == IMAGES
     assert [bucket.freed for bucket in buckets] == [False, False, True, True]
     assert ours.run(IMAGES[:4]).indices.tolist() == IMAGES[:4]
@@ -83,19 +83,19 @@ def test_bucket_out_of_memory_is_given_up_and_its_batch_answered() -> None:
 
 def test_no_memory_for_one_image_is_an_error() -> None:
     with pytest.raises(OutOfMemoryError):
-        lane(Bucket(1, fits=False), Bucket(2)).run(IMAGES[:1])
+        instance(Bucket(1, fits=False), Bucket(2)).run(IMAGES[:1])
 
 
 def test_model_is_loaded_with_the_buckets_that_fit(caplog: pytest.LogCaptureFixture) -> None:
     small = Bucket(2)
-    ours = Lane([lambda: small, does_not_fit], "a model")
+    ours = Instance([lambda: small, does_not_fit], "a model")
     assert ours.run(IMAGES).indices.tolist() == IMAGES
     assert "a model runs batches of up to 2" in caplog.text
 
 
 def test_model_of_which_nothing_fits_is_refused() -> None:
     with pytest.raises(OutOfMemoryError, match="cannot hold model m: serve fewer models"):
-        Lane([does_not_fit], "m")
+        Instance([does_not_fit], "m")
 
 
 def test_slots_are_page_locked_while_the_engine_serves(host_cuda: HostCuda) -> None:

@@ -22,8 +22,10 @@ from numpy.typing import NDArray
 
 from models.manifest import Manifest, Preprocessing
 from server.engine.channel import Channel
-from server.engine.client import Classes, EngineClient, Image, average
+from server.engine.classes import Classes, average
+from server.engine.decoding import Decoders
 from server.engine.messages import Answer, Cancel, Dropped, Failure, Reply, Submit, decode_request, encode
+from server.engine.remote import RemoteEngine
 from server.engine.slots import Slots
 from server.errors import Code, ServiceError
 from server.repository import Model
@@ -125,14 +127,15 @@ class Bench:
         self.decoded: list[int] = []
         self.gates: dict[int, threading.Event] = {}
         self.slots = Slots(count + 3, 4 * 4 * 3)
-        self.client = EngineClient(self.slots, range(3, count + 3), self.decode, threads, self.set_pending)
+        self.decoders = Decoders(self.decode, threads)
+        self.remote = RemoteEngine(self.slots, range(3, count + 3), self.decoders, self.set_pending)
         self._addresses = (f"{folder}/engine-{n}" for n in itertools.count())
         self._engines: list[PlayedEngine] = []
 
     def set_pending(self, pending: int) -> None:
         self.pending = pending
 
-    def decode(self, data: Image, preprocessing: Preprocessing, outs: Sequence[NDArray[np.uint8]]) -> None:
+    def decode(self, data: bytes, preprocessing: Preprocessing, outs: Sequence[NDArray[np.uint8]]) -> None:
         assert preprocessing == self.manifest.preprocessing
         self.begun.append(data[0])
         gate = self.gates.get(data[0])
@@ -145,12 +148,12 @@ class Bench:
 
     def engine_up(self) -> PlayedEngine:
         self._engines.append(PlayedEngine(next(self._addresses), self.slots))
-        self.client.engine_up(self._engines[-1].address)
+        self.remote.engine_up(self._engines[-1].address)
         return self._engines[-1]
 
     def engine_down(self, *, recovering: bool = True) -> None:
         self._engines[-1].close()
-        self.client.engine_down(recovering=recovering)
+        self.remote.engine_down(recovering=recovering)
 
     def classify(self, image: int, seconds: float = FOREVER_S, *, gated: bool = False) -> "asyncio.Task[Classes]":
         if gated:
@@ -158,7 +161,7 @@ class Bench:
         deadline_s = time.monotonic() + seconds
 
         async def alone() -> Classes:
-            (classes,) = await self.client.classify(bytes([image]), self.model, 5, deadline_s)
+            (classes,) = await self.remote.classify(bytes([image]), self.model, 5, deadline_s)
             return classes
 
         return asyncio.create_task(alone())
@@ -166,12 +169,13 @@ class Bench:
     def classify_crops(self, image: int) -> "asyncio.Task[list[Classes]]":
         """All ten crops, and the logits of each."""
         deadline_s = time.monotonic() + FOREVER_S
-        return asyncio.create_task(self.client.classify(bytes([image]), self.model, None, deadline_s, crops=10))
+        return asyncio.create_task(self.remote.classify(bytes([image]), self.model, None, deadline_s, crops=10))
 
     def close(self) -> None:
         for gate in self.gates.values():
             gate.set()
-        self.client.close()
+        self.remote.close()
+        self.decoders.close(wait=False)
         for engine in self._engines:
             engine.close()
 
@@ -237,7 +241,7 @@ def test_an_image_goes_to_the_engine_in_a_slot_and_its_classes_come_back(play: P
         classifying = bench.classify(7, seconds=100.0)
         request = await engine.submitted()
         assert request.slot in range(3, 5)  # this worker's own
-        assert (request.model, request.top_k, request.alone) == (bench.model.id, 5, False)
+        assert (request.model, request.top_k, request.quarantined) == (bench.model.id, 5, False)
         assert before_s <= request.arrived_s <= time.monotonic()
         assert before_s + 100.0 <= request.deadline_s <= time.monotonic() + 100.0
         assert bench.pending == 1
@@ -256,13 +260,13 @@ def test_full_refuses_at_once_and_decodes_nothing(play: Play) -> None:
         accepted = [bench.classify(image) for image in (1, 2)]
         requests = [await engine.submitted() for _ in accepted]
         with pytest.raises(ServiceError) as error:
-            bench.client.check_admission()
+            bench.remote.check_admission()
         assert error.value.code is Code.QUEUE_FULL
         assert await failure_of(bench.classify(3)) is Code.QUEUE_FULL
         assert sorted(bench.decoded) == [1, 2]
         await engine.answer(*requests)
         assert [await class_of(classifying) for classifying in accepted] == [1, 2]
-        bench.client.check_admission()
+        bench.remote.check_admission()
 
     play(scenario)
 
@@ -328,7 +332,7 @@ def test_an_average_ranks_by_the_mean_probability() -> None:
     def answer(*probabilities: float) -> Classes:
         logits = np.log(np.array(probabilities, np.float32)) + 100  # softmax does not mind
         nothing = np.empty(0, np.float32)
-        return Classes(nothing, nothing.astype(np.int32), logits, 0.5, 1.0, 2.0, 3.0, 4)
+        return Classes(nothing, nothing.astype(np.int32), logits, 2.0, 3.0, 4, 0.5, 1.0)
 
     mean = average([answer(0.6, 0.3, 0.1), answer(0.1, 0.5, 0.4)], 2)
     assert mean.indices.tolist() == [1, 0]
@@ -339,7 +343,7 @@ def test_requests_wait_for_the_first_engine(play: Play) -> None:
     async def scenario(bench: Bench) -> None:
         early = bench.classify(1)
         await until(lambda: bench.decoded == [1])
-        assert not bench.client.connected
+        assert not bench.remote.connected
         engine = bench.engine_up()
         await engine.answer(await engine.submitted())
         assert await class_of(early) == 1
@@ -482,12 +486,17 @@ def test_a_crash_loses_nothing_and_what_it_may_have_died_of_runs_alone(play: Pla
         requests = {first.pixel(request): request for request in [await first.submitted() for _ in waiting]}
         first.start(requests[1], requests[3])
         bench.engine_down()
-        assert not bench.client.connected
+        assert not bench.remote.connected
         late = bench.classify(4)  # admitted: the engine is coming back
         await until(lambda: bench.decoded.count(4) == 1)
         second = bench.engine_up()
         again = {second.pixel(request): request for request in [await second.submitted() for _ in "1234"]}
-        assert {image: request.alone for image, request in again.items()} == {1: True, 2: False, 3: True, 4: False}
+        assert {image: request.quarantined for image, request in again.items()} == {
+            1: True,
+            2: False,
+            3: True,
+            4: False,
+        }
         for image in (1, 2, 3):
             assert again[image].deadline_s == requests[image].deadline_s
             assert again[image].arrived_s == requests[image].arrived_s
@@ -506,13 +515,13 @@ def test_a_job_in_two_crashed_batches_is_given_up_and_its_neighbours_are_answere
         bench.engine_down()
         second = bench.engine_up()
         again = {second.pixel(request): request for request in [await second.submitted() for _ in tasks]}
-        assert all(request.alone for request in again.values())
+        assert all(request.quarantined for request in again.values())
         second.start(again[1])
         bench.engine_down()
         assert await failure_of(tasks[1]) is Code.ENGINE_CRASHED
         third = bench.engine_up()
         request = await third.submitted()
-        assert (third.pixel(request), request.alone) == (2, True)
+        assert (third.pixel(request), request.quarantined) == (2, True)
         await third.answer(request)
         assert await class_of(tasks[2]) == 2
 
@@ -524,7 +533,7 @@ def test_what_only_waited_while_engines_crashed_is_innocent(play: Play) -> None:
         engine = bench.engine_up()
         classifying = bench.classify(1)
         for _ in range(5):
-            assert not (await engine.submitted()).alone
+            assert not (await engine.submitted()).quarantined
             bench.engine_down()
             engine = bench.engine_up()
         await engine.answer(await engine.submitted())
@@ -546,7 +555,7 @@ def test_the_wait_for_an_engine_is_not_taken_for_its_pace(play: Play) -> None:
         assert await class_of(waited) == 1
         under_way = bench.classify(2)
         request = await engine.submitted()
-        bench.client.check_admission(within_s=0.1)
+        bench.remote.check_admission(within_s=0.1)
         await engine.answer(request)
         assert await class_of(under_way) == 2
 
@@ -566,7 +575,7 @@ def test_a_slot_is_not_blamed_for_its_last_owner(play: Play) -> None:
         bench.engine_down()
         engine = bench.engine_up()
         request = await engine.submitted()
-        assert not request.alone
+        assert not request.quarantined
         await engine.answer(request)
         assert await class_of(classifying) == 2
 
@@ -614,7 +623,7 @@ def test_what_waits_for_an_engine_that_then_is_given_up_is_told_so(play: Play) -
         classifying = bench.classify(1)
         await engine.submitted()
         bench.engine_down(recovering=True)
-        bench.client.engine_down(recovering=False)  # the new one crashed while it loaded
+        bench.remote.engine_down(recovering=False)  # the new one crashed while it loaded
         assert await failure_of(classifying) is Code.ENGINE_UNAVAILABLE
 
     play(scenario)
@@ -708,7 +717,7 @@ class Chaos:
         if self.engine:
             self.bench.engine_down(recovering=recovering)
         else:
-            self.bench.client.engine_down(recovering=recovering)
+            self.bench.remote.engine_down(recovering=recovering)
         for request_id in self.running:
             self.crashes[request_id] = self.crashes.get(request_id, 0) + 1
         self.engine = None
@@ -724,7 +733,7 @@ class Chaos:
                 continue
             assert request.id not in self.held
             assert request.slot not in [other.slot for other in self.held.values()]
-            assert request.alone is (self.crashes.get(request.id, 0) > 0)
+            assert request.quarantined is (self.crashes.get(request.id, 0) > 0)
             assert self.crashes.get(request.id, 0) < 2
             self.held[request.id] = request
         some = [request for request in self.held.values() if (request.id + number) % 2]
@@ -740,7 +749,7 @@ class Chaos:
                 self.running.discard(request.id)
             await engine.reply(*replies)
             # Read by the client, so that it is clear what a crash that comes next leaves unanswered.
-            await until(lambda: not any(request.id in self.bench.client._tickets for request in some))
+            await until(lambda: not any(request.id in self.bench.remote._futures for request in some))
 
     async def end(self) -> None:
         """Let everything come to its end, and look at it."""

@@ -9,8 +9,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.engine.client import Classes
-from server.http.cache import Cache, Key
+from server.engine.classes import Classes
+from server.serving.cache import Cache, Key
 from tests import tiny
 from tests.server.http.test_archives import zipped
 from tests.server.running import RunningServer, red_image, until
@@ -22,7 +22,7 @@ def key(number: int) -> Key:
 
 def answer(number: int) -> Classes:
     indices = np.array([number], np.int32)
-    return Classes(np.ones(1, np.float32), indices, np.empty(0, np.float32), 1.0, 1.0, 1.0, 1.0, 8)
+    return Classes(np.ones(1, np.float32), indices, np.empty(0, np.float32), 1.0, 1.0, 8, 1.0, 1.0)
 
 
 @settings(deadline=None)

@@ -3,8 +3,8 @@
 import msgspec
 import pytest
 
-from server.http import answers
-from server.http.answers import prefers_msgpack
+from server.http import responses
+from server.http.responses import prefers_msgpack
 from tests import tiny
 from tests.server.running import RunningServer, red_image
 
@@ -43,9 +43,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> RunningServer:
 
 def test_both_formats_say_the_same(server: RunningServer) -> None:
     with server:
-        kinds: list[tuple[str, type[answers.Classification | answers.ClassificationBatch]]] = [
-            ("/classify", answers.Classification),
-            ("/classify/batch", answers.ClassificationBatch),
+        kinds: list[tuple[str, type[responses.Classification | responses.ClassificationBatch]]] = [
+            ("/classify", responses.Classification),
+            ("/classify/batch", responses.ClassificationBatch),
         ]
         for path, kind in kinds:
             for accept in ("application/msgpack", "text/html", "application/json"):
@@ -55,7 +55,7 @@ def test_both_formats_say_the_same(server: RunningServer) -> None:
                 assert response.headers["content-type"] == ("application/msgpack" if packed else "application/json")
                 decode = msgspec.msgpack.decode if packed else msgspec.json.decode
                 found = decode(response.content, type=kind)
-                one = found if isinstance(found, answers.Classification) else found.results[0].classification
+                one = found if isinstance(found, responses.Classification) else found.results[0].classification
                 assert one is not None
                 assert (one.model, one.predictions[0].class_id, len(one.predictions)) == ("tiny", 7, 5)
         refused = server.client.post("/classify", content=b"", headers={"Accept": "application/msgpack"})
@@ -63,8 +63,8 @@ def test_both_formats_say_the_same(server: RunningServer) -> None:
 
 
 def test_what_is_described_is_what_is_sent() -> None:
-    schemas = answers.schemas()
-    sent = msgspec.to_builtins(answers.BATCH_EXAMPLE)
+    schemas = responses.schemas()
+    sent = msgspec.to_builtins(responses.BATCH_EXAMPLE)
     result = sent["results"][0]
     for name, value in {
         "ClassificationBatch": sent,

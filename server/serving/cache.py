@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 from collections import OrderedDict
 
-from server.engine.client import Classes
+from server.engine.classes import Classes
 
 IN_THREAD_BYTES = 128 * 1024
 """More than so many bytes, about 0.1 ms, are hashed beside the event loop."""

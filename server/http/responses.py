@@ -7,9 +7,8 @@ import msgspec
 from fastapi import Request, Response
 from msgspec import Meta
 
-from models.manifest import Entry
-from server.engine.client import Classes
 from server.http import request_ids
+from server.serving.plan import Answer
 
 JSON, MSGPACK = "application/json", "application/msgpack"
 _REFERENCE = "#/components/schemas/{name}"
@@ -74,14 +73,13 @@ class ClassificationBatch(msgspec.Struct, frozen=True):
     request_id: str
 
 
-def classification(
-    entry: Entry, classes: Classes, total_s: float, request_id: str, *, random_weights: bool
-) -> Classification:
+def classification(answer: Answer, request_id: str) -> Classification:
     """The answer about one image."""
+    entry, classes = answer.plan.entry, answer.classes
     return Classification(
         entry.name,
         entry.version,
-        random_weights,
+        answer.plan.random_weights,
         [
             Prediction(
                 index,
@@ -96,7 +94,7 @@ def classification(
             decode=round(classes.decode_s * 1e3, 3),
             queue=round(classes.queue_s * 1e3, 3),
             inference=round(classes.inference_s * 1e3, 3),
-            total=round(total_s * 1e3, 3),
+            total=round(answer.total_s * 1e3, 3),
         ),
         classes.batch_size,
         request_id,

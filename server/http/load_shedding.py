@@ -1,6 +1,6 @@
-"""The short way for requests that are to be refused: under overload there are many times more of them than of others.
+"""Load shedding, before FastAPI sees the request: under overload, refusals outnumber answers many times.
 
-It answers before the framework has looked at a request, with the same document that the route would answer with.
+A refusal has the same document that the route would answer with.
 """
 
 import math
@@ -11,14 +11,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.errors import ServiceError
 from server.http import problems
-from server.http.service import Service
+from server.serving.service import Service
 
 PATH = "/classify"
 TIMEOUT_HEADER = "X-Request-Timeout"
 _TIMEOUT_FIELD = TIMEOUT_HEADER.lower().encode()
 
 
-class EarlyRefusals:
+class LoadShedding:
     """Refuses what could not be admitted now; passes on everything else."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
@@ -28,10 +28,9 @@ class EarlyRefusals:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
         service = self._service
-        # With a cache only the image can tell whether it needs a place.
-        if scope["type"] == "http" and scope["path"] == PATH and scope["method"] == "POST" and not service.cache:
+        if scope["type"] == "http" and scope["path"] == PATH and scope["method"] == "POST":
             try:
-                service.client.check_admission(within_s=min(service.settings.timeout_ms / 1e3, _patience_s(scope)))
+                service.shed(within_s=min(service.settings.timeout_ms / 1e3, _patience_s(scope)))
             except ServiceError as error:
                 # No model: a name in the query has not been looked up, and may be anything.
                 service.metrics.requests.labels("", error.code).inc()

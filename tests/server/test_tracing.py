@@ -14,8 +14,8 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from server.engine.client import Classes
-from server.http import tracing
+from server import tracing
+from server.engine.classes import Classes
 from server.repository import ModelKey
 from server.settings import Settings
 from tests import tiny
@@ -65,7 +65,7 @@ def test_the_stages_end_at_the_answer_and_follow_each_other_without_a_gap() -> N
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     nothing = np.empty(0, np.float32)
     slow, quick = (
-        Classes(nothing, nothing.astype(np.int32), nothing, 0.0625, 0.25, queue_s, 0.5, 2) for queue_s in (1.0, 0.125)
+        Classes(nothing, nothing.astype(np.int32), nothing, queue_s, 0.5, 2, 0.0625, 0.25) for queue_s in (1.0, 0.125)
     )
     tracing.add_stages(provider.get_tracer("tests"), [slow, quick], ModelKey("tiny", 3), 10**18)
     spans = {

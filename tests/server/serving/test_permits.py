@@ -1,9 +1,9 @@
-"""Places of images of batches, decided one event at a time."""
+"""Permits of images of batches, decided one event at a time."""
 
 import asyncio
 from contextlib import AsyncExitStack
 
-from server.http.places import Places
+from server.serving.permits import Permits
 
 
 async def settled() -> None:
@@ -13,15 +13,15 @@ async def settled() -> None:
 
 
 class Image:
-    """Takes places until it is told to leave."""
+    """Takes permits until it is told to leave."""
 
-    def __init__(self, places: Places, count: int) -> None:
+    def __init__(self, permits: Permits, count: int) -> None:
         self.inside = False
         self._leave = asyncio.Event()
-        self.task = asyncio.create_task(self._stay(places, count))
+        self.task = asyncio.create_task(self._stay(permits, count))
 
-    async def _stay(self, places: Places, count: int) -> None:
-        async with places.taken(count):
+    async def _stay(self, permits: Permits, count: int) -> None:
+        async with permits.taken(count):
             self.inside = True
             await self._leave.wait()
         self.inside = False
@@ -30,10 +30,10 @@ class Image:
         self._leave.set()
 
 
-def test_batches_take_half_of_the_places_in_turn() -> None:
+def test_batches_take_half_of_the_permits_in_turn() -> None:
     async def scenario() -> None:
-        places = Places(6)
-        images = [Image(places, count) for count in (1, 1, 3, 1, 1)]
+        permits = Permits(6)
+        images = [Image(permits, count) for count in (1, 1, 3, 1, 1)]
         await settled()
         assert [image.inside for image in images] == [True, True, False, False, False]  # the third goes first
         images[0].leave()
@@ -54,8 +54,8 @@ def test_batches_take_half_of_the_places_in_turn() -> None:
 
 def test_an_image_that_needs_more_than_half_goes_alone() -> None:
     async def scenario() -> None:
-        places = Places(2)
-        first, large, last = (Image(places, count) for count in (1, 2, 1))
+        permits = Permits(2)
+        first, large, last = (Image(permits, count) for count in (1, 2, 1))
         await settled()
         assert (first.inside, large.inside, last.inside) == (True, False, False)
         first.leave()
@@ -70,10 +70,10 @@ def test_an_image_that_needs_more_than_half_goes_alone() -> None:
     asyncio.run(scenario())
 
 
-def test_who_is_cancelled_while_waiting_or_inside_leaves_no_place_taken() -> None:
+def test_who_is_cancelled_while_waiting_or_inside_leaves_no_permit_taken() -> None:
     async def scenario() -> None:
-        places = Places(2)
-        images = [Image(places, 1) for _ in range(4)]
+        permits = Permits(2)
+        images = [Image(permits, 1) for _ in range(4)]
         await settled()
         for image in (images[1], images[0]):  # the head of those that wait, then the one inside
             image.task.cancel()
@@ -90,14 +90,14 @@ def test_who_is_cancelled_while_waiting_or_inside_leaves_no_place_taken() -> Non
 
 def test_retries_go_one_at_a_time_and_none_is_forgotten() -> None:
     async def scenario() -> None:
-        places = Places(8)
+        permits = Permits(8)
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(places.taken(1))
-            waiting = [asyncio.create_task(places.retry()) for _ in range(3)]
+            await stack.enter_async_context(permits.taken(1))
+            waiting = [asyncio.create_task(permits.retry()) for _ in range(3)]
             for done in range(3):
                 await settled()
                 assert [task.done() for task in waiting] == [n < done for n in range(3)]
-                places.changed()
+                permits.changed()
             await asyncio.gather(*waiting)
 
     asyncio.run(scenario())

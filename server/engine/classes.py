@@ -1,0 +1,50 @@
+"""What the engine answers about one image, or one crop of it."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Classes(NamedTuple):
+    """The classes of one image and how it got them."""
+
+    probabilities: NDArray[np.float32]
+    """float32[k], best first; empty where the logits were asked for"""
+    indices: NDArray[np.int32]
+    """int32[k]"""
+    logits: NDArray[np.float32]
+    """float32[num_classes]; empty where they were not asked for"""
+    queue_s: float
+    inference_s: float
+    batch_size: int
+    """images in the batch that it ran in; 0: the answer was remembered"""
+    decode_wait_s: float = 0.0
+    decode_s: float = 0.0
+
+    def ranked(self, top_k: int | None) -> "Classes":
+        """Only the best `top_k`, or, where that is None, only the logits."""
+        if top_k is None:
+            return self._replace(probabilities=self.probabilities[:0], indices=self.indices[:0])
+        return self._replace(
+            probabilities=self.probabilities[:top_k], indices=self.indices[:top_k], logits=self.logits[:0]
+        )
+
+
+def average(answers: Sequence[Classes], top_k: int) -> Classes:
+    """The `top_k` classes by the mean probability over answers that hold logits; of times and sizes the largest."""
+    logits = np.stack([answer.logits for answer in answers]).astype(np.float64)
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    probabilities = (powers / powers.sum(1, keepdims=True)).mean(0)
+    best = np.argsort(-probabilities, kind="stable")[:top_k]
+    return Classes(
+        probabilities[best].astype(np.float32),
+        best.astype(np.int32),
+        np.empty(0, np.float32),
+        max(answer.queue_s for answer in answers),
+        max(answer.inference_s for answer in answers),
+        max(answer.batch_size for answer in answers),
+        max(answer.decode_wait_s for answer in answers),
+        max(answer.decode_s for answer in answers),
+    )

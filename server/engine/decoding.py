@@ -1,0 +1,77 @@
+"""The decoders of one process: threads that turn compressed images into the network's pixels."""
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.manifest import Preprocessing
+
+Image = bytes | NDArray[np.uint8]
+"""Compressed, or pixels that need no decoding: uint8[H, W, 3], RGB. Only a decoder looks at it."""
+Decode = Callable[[bytes, Preprocessing, Sequence[NDArray[np.uint8]]], None]
+"""Writes each crop of a compressed image, uint8[H, W, 3], RGB, into one of the arrays."""
+
+
+class Decoded(NamedTuple):
+    """How an image was decoded; times by the monotonic clock."""
+
+    started_s: float
+    ended_s: float
+
+
+class Decoders:
+    """A bounded pool of threads, and what they are at."""
+
+    def __init__(self, decode: Decode, threads: int) -> None:
+        self._decode = decode
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._started_s: dict[object, float] = {}  # of those at work; the key is an identity and nothing else
+
+    def submit(
+        self,
+        image: Image,
+        preprocessing: Preprocessing,
+        outs: Sequence[NDArray[np.uint8]],
+        wanted: Callable[[], bool],
+    ) -> "Future[Decoded | None]":
+        """Decode into `outs`, which belong to a thread until the future is done; None if it was not `wanted` any more.
+
+        Raises:
+            RuntimeError: the system gives no more threads. One that is there may still find this image.
+        """
+        return self._threads.submit(self._run, image, preprocessing, outs, wanted)
+
+    def longest_s(self) -> float:
+        """How long the slowest decoder has been at its image; 0 where none is at work."""
+        now_s = time.monotonic()
+        return max((now_s - started_s for started_s in self._started_s.copy().values()), default=0.0)
+
+    def close(self, *, wait: bool) -> None:
+        """Begin no more; `wait` for those that are at work."""
+        self._threads.shutdown(wait=wait, cancel_futures=True)
+
+    def _run(
+        self,
+        image: Image,
+        preprocessing: Preprocessing,
+        outs: Sequence[NDArray[np.uint8]],
+        wanted: Callable[[], bool],
+    ) -> Decoded | None:
+        if not wanted():
+            return None
+        started_s = time.monotonic()
+        work = object()
+        self._started_s[work] = started_s
+        try:
+            if isinstance(image, bytes):
+                self._decode(image, preprocessing, outs)
+            else:
+                (out,) = outs
+                out[...] = image
+        finally:
+            del self._started_s[work]
+        return Decoded(started_s, time.monotonic())

@@ -1,0 +1,189 @@
+"""The engine as an HTTP worker has it: at the other end of a socket, with the pixels in shared memory between them.
+
+What becomes of a request is decided in `tickets`; here are the futures, the decoders' results, and the socket.
+"""
+
+import asyncio
+import contextlib
+import math
+import socket
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from typing import Any, assert_never
+
+import numpy as np
+
+from models.manifest import CropCount
+from server.engine.channel import Channel
+from server.engine.classes import Classes
+from server.engine.decoding import Decoded, Decoders, Image
+from server.engine.messages import Answer, Cancel, Submit, decode_replies, encode
+from server.engine.scheduler import Priority
+from server.engine.slots import Slots
+from server.engine.tickets import Action, Ended, Ticket, Tickets
+from server.repository import Model
+
+
+class RemoteEngine:
+    """A `Classifier`: decodes images into the slots that it owns, and has the engine process classify them."""
+
+    def __init__(self, slots: Slots, owned: range, decoders: Decoders, count: Callable[[int], None]) -> None:
+        """Use the slots `owned`; `count` is told of each change of the number in use."""
+        self._slots = slots
+        self._running = slots.running[owned.start : owned.stop]
+        self._first = owned.start
+        self._decoders = decoders
+        self._count = count
+        self._loop = asyncio.get_running_loop()
+        self._tickets = Tickets(owned)
+        self._futures: dict[int, asyncio.Future[Classes]] = {}  # by ticket
+        self._channel: Channel | None = None
+
+    @property
+    def connected(self) -> bool:
+        """The engine is there."""
+        return self._tickets.connected
+
+    def check_admission(self, permits: int = 1, within_s: float = math.inf) -> None:
+        """See `Classifier`."""
+        self._tickets.check(permits, within_s)
+
+    async def classify(
+        self,
+        image: Image,
+        model: Model,
+        top_k: int | None,
+        deadline_s: float,
+        *,
+        crops: CropCount = 1,
+        priority: Priority = Priority.NORMAL,
+    ) -> list[Classes]:
+        """See `Classifier`."""
+        now_s = time.monotonic()
+        tickets = self._tickets.admit(crops, model.id, top_k, deadline_s, priority, now_s)
+        futures = [self._loop.create_future() for _ in tickets]
+        for ticket, future in zip(tickets, futures, strict=True):
+            self._slots.running[ticket.slot] = False
+            self._futures[ticket.id] = future
+        self._count(len(self._tickets))
+        shape = model.manifest.input_shape
+        pixels = [self._slots.pixels(ticket.slot, shape) for ticket in tickets]
+        first = tickets[0]
+        try:
+            decoding = self._decoders.submit(
+                image, model.manifest.preprocessing, pixels, lambda: first.wanted(time.monotonic())
+            )
+        except RuntimeError:  # no thread could be started; one that is there may still find this image, unwanted
+            for ticket in tickets:
+                ticket.given_up = True
+            self._do(self._tickets.decoded(tickets, None, now_s))
+            raise
+        decoding.add_done_callback(lambda done: self._call_in_loop(self._decoded, tickets, done))
+        try:
+            async with asyncio.timeout(deadline_s - now_s):
+                return [await future for future in futures]
+        except TimeoutError:
+            raise self._tickets.too_late(tickets) from None
+        finally:
+            decoding.cancel()  # which matters only if it has not begun
+            for ticket in tickets:
+                self._do(self._tickets.give_up(ticket))
+
+    def engine_up(self, address: str) -> None:
+        """Connect to a new engine and hand it everything that waits; afterwards `connected` tells whether that was."""
+        if self._channel is not None:
+            self.engine_down(recovering=True)
+        connected = None
+        try:
+            connected = socket.socket(socket.AF_UNIX)
+            connected.connect(address)
+        except OSError:  # it has died by now, too, or this process has no descriptor left
+            if connected:
+                connected.close()
+            return
+        self._channel = Channel(connected)
+        self._loop.add_reader(connected, self._receive)
+        self._do(self._tickets.engine_up(time.monotonic()))
+
+    def engine_down(self, *, recovering: bool) -> None:
+        """Take back what the dead engine had; it waits for the next one, if the server is `recovering`."""
+        self._receive()  # what it had answered before it died
+        self._disconnect()
+        ran = {self._first + int(index) for index in np.flatnonzero(self._running)}
+        self._running[:] = False
+        self._do(self._tickets.engine_down(ran, recovering=recovering, now_s=time.monotonic()))
+
+    def close(self) -> None:
+        """Let go of the engine."""
+        self._disconnect()
+
+    def _decoded(self, tickets: Sequence[Ticket], decoding: "Future[Decoded | None]") -> None:
+        result = None if decoding.cancelled() else decoding.exception() or decoding.result()
+        self._do(self._tickets.decoded(tickets, result, time.monotonic()))
+
+    def _receive(self) -> None:
+        if self._channel is None:
+            return
+        try:
+            messages = self._channel.receive()
+        except EOFError:
+            self._loop.remove_reader(self._channel.fileno())  # `engine_down` will be called
+            return
+        now_s = time.monotonic()
+        for replies in map(decode_replies, messages):
+            self._do(self._tickets.replied(reply, now_s) for reply in replies)
+
+    def _do(self, actions: Iterable[Action]) -> None:
+        for action in actions:
+            match action:
+                case Submit() | Cancel():
+                    self._send(action)
+                case Ended():
+                    self._end(action)
+                case _:
+                    assert_never(action)
+
+    def _send(self, message: Submit | Cancel) -> None:
+        if self._channel is not None and not self._channel.send(encode(message)):
+            self._loop.add_writer(self._channel.fileno(), self._flush)
+
+    def _flush(self) -> None:
+        if self._channel is not None and self._channel.flush():
+            self._loop.remove_writer(self._channel.fileno())
+
+    def _end(self, ended: Ended) -> None:
+        ticket, outcome = ended
+        self._count(len(self._tickets))
+        future = self._futures.pop(ticket.id)
+        if future.done():
+            return
+        if isinstance(outcome, Answer):
+            future.set_result(_classes(ticket, outcome))
+        elif outcome is not None:
+            future.set_exception(outcome)
+            future.exception()  # a caller that is just being cancelled never asks; nothing is to be logged then
+
+    def _call_in_loop(self, function: Callable[..., None], *args: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
+            self._loop.call_soon_threadsafe(function, *args)
+
+    def _disconnect(self) -> None:
+        if self._channel is not None:
+            self._loop.remove_reader(self._channel.fileno())
+            self._loop.remove_writer(self._channel.fileno())
+            self._channel.close()
+            self._channel = None
+
+
+def _classes(ticket: Ticket, answer: Answer) -> Classes:
+    return Classes(
+        np.frombuffer(answer.probabilities, np.float32),
+        np.frombuffer(answer.indices, np.int32),
+        np.frombuffer(answer.logits, np.float32),
+        answer.queue_s,
+        answer.inference_s,
+        answer.batch_size,
+        ticket.decode_wait_s,
+        ticket.decode_s,
+    )

@@ -1,0 +1,246 @@
+"""The life of requests between admission and answer: a state machine without clock, threads, futures or I/O.
+
+An admitted crop has a ticket, which holds a slot. Events come in as calls with the time and numbers; each returns what
+is to be done: messages to the engine, and tickets that have ended. `remote` does it.
+
+    admit ─▶ DECODING ─▶ SUBMITTED ─▶ ended
+                 │        ▲     │
+                 ▼        │     ▼ the engine died
+              WAITING ────┘  WAITING, or ended: it has crashed too often, or nobody waits for it any more
+"""
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence, Set
+from enum import Enum, auto
+from typing import NamedTuple
+
+from server.engine.admission import Admission
+from server.engine.decoding import Decoded
+from server.engine.messages import Answer, Cancel, Dropped, Failure, Reply, Submit
+from server.engine.scheduler import Priority
+from server.errors import Code, ServiceError
+
+MAX_CRASHES = 2
+"""A job that was in this many batches that crashed the engine is not tried again."""
+
+
+class State(Enum):
+    """Who uses a ticket's slot."""
+
+    DECODING = auto()
+    """a decoder does, or will"""
+    WAITING = auto()
+    """nobody: it is decoded, for an engine that is away"""
+    SUBMITTED = auto()
+    """the engine does, or will"""
+
+
+class Ticket:
+    """One admitted crop, until its slot is free again; that may be after its client has its answer."""
+
+    __slots__ = (
+        "admitted_s",
+        "arrived_s",
+        "crashes",
+        "deadline_s",
+        "decode_s",
+        "decode_wait_s",
+        "given_up",
+        "id",
+        "model",
+        "permits",
+        "priority",
+        "slot",
+        "state",
+        "top_k",
+    )
+
+    def __init__(
+        self,
+        ticket_id: int,
+        slot: int,
+        model: str,
+        top_k: int | None,
+        deadline_s: float,
+        priority: Priority,
+        permits: int,
+        admitted_s: float,
+    ) -> None:
+        self.id = ticket_id
+        self.slot = slot
+        self.model = model
+        self.top_k = top_k
+        self.deadline_s = deadline_s
+        self.priority = priority
+        self.permits = permits  # that were taken, with its own, when it was admitted
+        self.admitted_s = admitted_s
+        self.state = State.DECODING
+        self.given_up = False  # nobody waits for its answer
+        self.crashes = 0
+        self.decode_wait_s = 0.0
+        self.decode_s = 0.0
+        self.arrived_s = 0.0
+
+    def wanted(self, now_s: float) -> bool:
+        """Somebody still waits for the answer."""
+        return not self.given_up and now_s < self.deadline_s
+
+
+class Ended(NamedTuple):
+    """A ticket's one end: neither a decoder nor the engine touches its slot any more."""
+
+    ticket: Ticket
+    outcome: Answer | BaseException | None
+    """None: nobody waits for one"""
+
+
+Action = Submit | Cancel | Ended
+
+
+class Tickets:
+    """All tickets of one HTTP worker. Whoever owns it carries out every action that a call returns, in their order."""
+
+    def __init__(self, slots: Iterable[int]) -> None:
+        self._free = list(slots)
+        self._ids = itertools.count()
+        self._tickets: dict[int, Ticket] = {}
+        self._admission = Admission(len(self._free))
+        self._connected_s = math.inf  # since when there is an engine
+        self._available = True  # requests are admitted: the engine is there, or will be soon
+
+    def __len__(self) -> int:
+        return len(self._tickets)
+
+    @property
+    def connected(self) -> bool:
+        """The engine is there."""
+        return self._connected_s < math.inf
+
+    def check(self, permits: int, within_s: float) -> None:
+        """Refuse what could not be admitted now.
+
+        Raises:
+            ServiceError: ENGINE_UNAVAILABLE, or as `Admission.check`.
+        """
+        if not self._available:
+            raise _away()
+        self._admission.check(permits, len(self._tickets), within_s)
+
+    def admit(
+        self, crops: int, model: str, top_k: int | None, deadline_s: float, priority: Priority, now_s: float
+    ) -> list[Ticket]:
+        """A ticket for each crop of one image, or for none.
+
+        Raises:
+            ServiceError: as `check`.
+        """
+        self.check(crops, deadline_s - now_s)
+        return [self._admit(model, top_k, deadline_s, priority, now_s) for _ in range(crops)]
+
+    def decoded(self, tickets: Sequence[Ticket], result: Decoded | BaseException | None, now_s: float) -> list[Action]:
+        """A decoder has let go of their slots. It has failed, or never began if there is no result."""
+        if not isinstance(result, Decoded):
+            return [self._end(ticket, result) for ticket in tickets]
+        actions: list[Action] = []
+        for ticket in tickets:
+            ticket.arrived_s = result.ended_s
+            ticket.decode_wait_s = result.started_s - ticket.admitted_s
+            ticket.decode_s = result.ended_s - result.started_s
+            if not ticket.wanted(now_s):
+                actions.append(self._end(ticket, None))
+            elif self.connected:
+                actions.append(self._submit(ticket))
+            elif self._available:
+                ticket.state = State.WAITING
+            else:
+                actions.append(self._end(ticket, _away()))
+        return actions
+
+    def give_up(self, ticket: Ticket) -> list[Action]:
+        """Its client has its answer, or has gone; the slot is free once whoever uses it lets go of it."""
+        if ticket.id not in self._tickets:
+            return []
+        ticket.given_up = True
+        match ticket.state:
+            case State.DECODING:
+                return []
+            case State.WAITING:
+                return [self._end(ticket, None)]
+            case State.SUBMITTED:
+                return [Cancel(ticket.id)]
+
+    def engine_up(self, now_s: float) -> list[Action]:
+        """There is an engine: it gets everything that waits."""
+        self._connected_s = now_s
+        self._available = True
+        return [self._submit(ticket) for ticket in self._in(State.WAITING)]
+
+    def engine_down(self, ran: Set[int], *, recovering: bool, now_s: float) -> list[Action]:
+        """Take back what the dead engine had: its pixels are still in their slots. It was running those in `ran`.
+
+        Where it is not `recovering`, nothing waits for the next engine.
+        """
+        self._connected_s = math.inf
+        self._available = recovering
+        lost = self._in(State.SUBMITTED)
+        for ticket in lost:
+            ticket.state = State.WAITING
+            ticket.crashes += ticket.slot in ran
+        ended: list[Action] = []
+        for ticket in lost:
+            if ticket.crashes >= MAX_CRASHES:
+                detail = f"the inference engine crashed {MAX_CRASHES} times while it ran this image"
+                ended.append(self._end(ticket, ServiceError(Code.ENGINE_CRASHED, detail)))
+            elif not ticket.wanted(now_s):
+                ended.append(self._end(ticket, None))
+        if not recovering:
+            ended += [self._end(ticket, _away()) for ticket in self._in(State.WAITING)]
+        return ended
+
+    def replied(self, reply: Reply, now_s: float) -> Ended:
+        """The engine has let go of a slot."""
+        ticket = self._tickets[reply.id]
+        if isinstance(reply, Dropped):
+            return self._end(ticket, None)
+        if ticket.admitted_s > self._connected_s:  # else what it waited for was an engine
+            self._admission.observe(ticket.permits, now_s - ticket.admitted_s)
+        return self._end(ticket, ServiceError(reply.code, reply.detail) if isinstance(reply, Failure) else reply)
+
+    def too_late(self, tickets: Sequence[Ticket]) -> ServiceError:
+        """Why an image was not answered before its deadline."""
+        if any(ticket.state is State.WAITING for ticket in tickets):
+            return ServiceError(Code.ENGINE_UNAVAILABLE, "the inference engine was not there in time")
+        return ServiceError(Code.DEADLINE_EXCEEDED, "the answer was not ready within the time limit")
+
+    def _admit(self, model: str, top_k: int | None, deadline_s: float, priority: Priority, now_s: float) -> Ticket:
+        permits = len(self._tickets) + 1
+        ticket = Ticket(next(self._ids), self._free.pop(), model, top_k, deadline_s, priority, permits, now_s)
+        self._tickets[ticket.id] = ticket
+        return ticket
+
+    def _in(self, state: State) -> list[Ticket]:
+        return [ticket for ticket in self._tickets.values() if ticket.state is state]
+
+    @staticmethod
+    def _submit(ticket: Ticket) -> Submit:
+        ticket.state = State.SUBMITTED
+        return Submit(
+            id=ticket.id,
+            slot=ticket.slot,
+            model=ticket.model,
+            top_k=ticket.top_k,
+            arrived_s=ticket.arrived_s,
+            deadline_s=ticket.deadline_s,
+            quarantined=ticket.crashes > 0,
+            priority=ticket.priority,
+        )
+
+    def _end(self, ticket: Ticket, outcome: Answer | BaseException | None) -> Ended:
+        del self._tickets[ticket.id]
+        self._free.append(ticket.slot)
+        return Ended(ticket, outcome)
+
+
+def _away() -> ServiceError:
+    return ServiceError(Code.ENGINE_UNAVAILABLE, "the inference engine is down; try again soon")

@@ -1,0 +1,44 @@
+"""How many bytes of uploads are in memory at one time."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from server.errors import Code, ServiceError
+
+
+class Buffers:
+    """Counts the uploads of one process; each alone and all together have a limit."""
+
+    def __init__(self, max_body_bytes: int, max_buffered_bytes: int) -> None:
+        self._max_body_bytes = max_body_bytes
+        self._max_buffered_bytes = max_buffered_bytes
+        self._buffered_bytes = 0
+
+    def add(self, size: int) -> None:
+        """Count `size` bytes more, or fewer where it is negative. Follow it by `check`."""
+        self._buffered_bytes += size
+
+    def check(self, size: int) -> None:
+        """Refuse an upload that has `size` bytes by now.
+
+        Raises:
+            ServiceError: BODY_TOO_LARGE, or QUEUE_FULL if all uploads together take too much memory.
+        """
+        if size > self._max_body_bytes:
+            raise ServiceError(Code.BODY_TOO_LARGE, f"an upload may have at most {self._max_body_bytes} bytes")
+        if self._buffered_bytes > self._max_buffered_bytes:
+            raise ServiceError(Code.QUEUE_FULL, "too many uploads are in memory; try again later")
+
+    @contextmanager
+    def held(self, size: int) -> Generator[None]:
+        """Count `size` bytes that are there already until the block ends.
+
+        Raises:
+            ServiceError: as `check`.
+        """
+        self.add(size)
+        try:
+            self.check(size)
+            yield
+        finally:
+            self.add(-size)

@@ -1,0 +1,100 @@
+"""What a request is: an ask becomes a plan, and each image by that plan an answer."""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple, Self
+
+from models.manifest import CropCount, Entry
+from server.engine.classes import Classes
+from server.engine.scheduler import Priority
+from server.repository import Catalogue, Model
+from server.settings import Settings
+
+DEFAULT_TOP_K = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a client wants, whichever transport brought it."""
+
+    model: str | None = None
+    """None: the default model"""
+    version: int | None = None
+    """None: the newest"""
+    top_k: int = DEFAULT_TOP_K
+    crops: CropCount = 1
+    priority: Priority | None = None
+    """None: as the model has it"""
+    patience_s: float = math.inf
+    """the client waits until then, by the monotonic clock"""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How one catalogue answers an ask: which models look at which crops, until when, and before whom."""
+
+    ask: Ask
+    catalogue: Catalogue
+    entry: Entry
+    members: tuple[Model, ...]
+    priority: Priority
+    timeout_s: float
+    """what the server gives an answer, from the last byte of the upload"""
+    max_batch: int
+
+    @classmethod
+    def of(cls, ask: Ask, catalogue: Catalogue, settings: Settings) -> Self:
+        """Resolve what is asked for.
+
+        Raises:
+            ServiceError: UNKNOWN_MODEL, MODEL_REFUSED.
+        """
+        entry = catalogue.resolve(ask.model, ask.version)
+        own = catalogue.settings(entry)
+        return cls(
+            ask,
+            catalogue,
+            entry,
+            tuple(catalogue.members(entry)),
+            Priority[own.priority.upper()] if ask.priority is None else ask.priority,
+            (own.timeout_ms or settings.timeout_ms) / 1e3,
+            own.max_batch or settings.max_batch,
+        )
+
+    @property
+    def permits(self) -> int:
+        """One for each crop that a member looks at."""
+        return self.ask.crops * len(self.members)
+
+    @property
+    def averages(self) -> bool:
+        """Whether the answer is a mean over crops or members."""
+        return self.permits > 1
+
+    @property
+    def random_weights(self) -> bool:
+        """Whether an untrained network has a say, so that the answer means nothing."""
+        return any(member.manifest.weights.random for member in self.members)
+
+    def deadline_s(self, received_s: float) -> float:
+        """Of an image whose last byte came at `received_s` of the monotonic clock."""
+        return min(received_s + self.timeout_s, self.ask.patience_s)
+
+    def within_s(self, now_s: float) -> float:
+        """What is left until then for an image whose last byte comes now."""
+        return min(self.timeout_s, self.ask.patience_s - now_s)
+
+
+class Answer(NamedTuple):
+    """What became of one image."""
+
+    plan: Plan
+    """by which it was answered: what is served may have changed since it was asked"""
+    classes: Classes
+    total_s: float
+    """since the last byte of the upload"""
+
+    @property
+    def remembered(self) -> bool:
+        """Whether neither decoder nor engine was needed."""
+        return self.classes.batch_size == 0

@@ -1,0 +1,191 @@
+"""One process's serving state, and the way of every image through it, whichever transport brought it."""
+
+import asyncio
+import itertools
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from server import tracing
+from server.control import Change
+from server.engine.classes import Classes, average
+from server.engine.decoding import Image
+from server.errors import Code, ServiceError
+from server.keys import Keys
+from server.metrics import Metrics
+from server.repository import Catalogue
+from server.serving.buffers import Buffers
+from server.serving.cache import Cache, digest_of
+from server.serving.classifier import Classifier
+from server.serving.leases import Leases
+from server.serving.outcomes import Outcome
+from server.serving.permits import Permits
+from server.serving.plan import Answer, Ask, Plan
+from server.settings import Settings
+from server.tls import Certificate
+
+
+class Changes:
+    """Asks the supervisor to load and unload models."""
+
+    def __init__(self, send: Callable[[Change], None]) -> None:
+        self._send = send
+        self._ids = itertools.count()
+        self._asked: dict[int, asyncio.Future[None]] = {}
+
+    async def ask(self, name: str, action: Literal["load", "unload"]) -> None:
+        """Have a model loaded, as the repository has it by now, or unloaded; returns when that is done.
+
+        Raises:
+            ServiceError: UNKNOWN_MODEL, MODEL_REFUSED.
+        """
+        change_id = next(self._ids)
+        self._asked[change_id] = asked = asyncio.get_running_loop().create_future()
+        try:
+            self._send(Change(change_id, name, action))
+            await asked
+        finally:
+            del self._asked[change_id]
+
+    def done(self, change_id: int, error: ServiceError | None) -> None:
+        """The supervisor's answer."""
+        asked = self._asked.get(change_id)
+        if asked is None or asked.done():
+            return  # who asked has gone
+        if error:
+            asked.set_exception(error)
+        else:
+            asked.set_result(None)
+
+
+@dataclass(slots=True)
+class Service:
+    """What transports work with. Only the supervisor's messages change it. It belongs to one event loop."""
+
+    settings: Settings
+    catalogue: Catalogue
+    classifier: Classifier
+    metrics: Metrics
+    changes: Changes
+    permits: Permits
+    keys: Keys | None = None
+    """None: anybody may do anything"""
+    certificate: Certificate | None = None
+    """None: no TLS"""
+    draining: bool = False
+    buffers: Buffers = field(init=False)
+    cache: Cache = field(init=False)
+    leases: Leases = field(init=False, default_factory=Leases)
+
+    def __post_init__(self) -> None:
+        self.buffers = Buffers(self.settings.max_body_bytes, self.settings.max_buffered_bytes)
+        self.cache = Cache(self.settings.cache_entries)
+
+    def why_not_ready(self) -> str | None:
+        """None where the engine is there and every model that must be there has run its warm-up."""
+        if self.draining:
+            return "the server is shutting down"
+        if not self.classifier.connected:
+            return "the inference engine is starting or down"
+        served = {key.name for key in self.catalogue.entries}
+        default = self.catalogue.default_model
+        must_be_there = self.settings.models or ([default] if default else [])
+        missing = [name for name in must_be_there if name not in served | self.catalogue.unloaded]
+        return f"not served: {', '.join(missing)}; GET /models says why" if missing else None
+
+    def shed(self, permits: int = 1, within_s: float = math.inf) -> None:
+        """Refuse a request, before its body is read, whose images could not be admitted now.
+
+        With a cache nothing is refused so early: only the image can tell whether it needs a permit.
+
+        Raises:
+            ServiceError: as `Classifier.check_admission`.
+        """
+        if not self.cache:
+            self.classifier.check_admission(permits, within_s)
+
+    def plan(self, ask: Ask) -> Plan:
+        """How what is served now answers an ask.
+
+        Raises:
+            ServiceError: UNKNOWN_MODEL, MODEL_REFUSED.
+        """
+        return Plan.of(ask, self.catalogue, self.settings)
+
+    def admit(self, ask: Ask, outcome: Outcome, *, patient: bool = False) -> Plan:
+        """The plan of a request whose body is still to be read, if it could be carried out now.
+
+        A `patient` request waits for permits, which others have.
+
+        Raises:
+            ServiceError: as `plan` and `shed`.
+        """
+        plan = self.plan(ask)
+        outcome.model = plan.entry.name
+        try:
+            self.shed(plan.permits, plan.within_s(time.monotonic()))
+        except ServiceError as error:
+            if not (patient and error.code is Code.QUEUE_FULL):
+                raise
+        return plan
+
+    async def classify(self, plan: Plan, image: Image, received_s: float, *, patient: bool = False) -> Answer:
+        """Classify one image, whose last byte came at `received_s` of the monotonic clock.
+
+        What has changed in the catalogue since the plan was made is taken into account. A `patient` caller waits for
+        permits, which others have; else that is an error. Cancelling the call gives the work up.
+
+        Raises:
+            ServiceError: the model has gone, or as `Classifier.classify`.
+        """
+        digest = await digest_of(image) if self.cache and isinstance(image, bytes) else None
+        while True:
+            try:
+                return await self._answer(plan, image, digest, received_s)
+            except ServiceError as error:
+                if not (patient and error.code is Code.QUEUE_FULL):
+                    raise
+            await self.permits.retry()
+
+    async def _answer(self, plan: Plan, image: Image, digest: bytes | None, received_s: float) -> Answer:
+        if plan.catalogue is not self.catalogue:  # it has changed, during the upload for instance
+            plan = self.plan(plan.ask)
+        ids = tuple(member.id for member in plan.members)
+        key = (digest, ids, plan.ask.top_k, int(plan.ask.crops)) if digest else None
+        name = plan.entry.name
+        if key and (remembered := self.cache.get(key)):
+            self.metrics.cache_hits.labels(name).inc()
+            return Answer(plan, remembered, time.monotonic() - received_s)
+        with self.leases.on(ids):
+            classes = await self._ask_members(plan, image, plan.deadline_s(received_s))
+        self.metrics.count_decoding(name, classes.decode_wait_s, classes.decode_s)
+        if key:
+            self.cache.put(key, classes)
+            self.metrics.cache_misses.labels(name).inc()
+        return Answer(plan, classes, time.monotonic() - received_s)
+
+    async def _ask_members(self, plan: Plan, image: Image, deadline_s: float) -> Classes:
+        """Ask every member about every crop at one time; all answer, or the first failure is the request's."""
+        ask = plan.ask
+        top_k = None if plan.averages else ask.top_k
+
+        async def crops_of(index: int) -> list[Classes]:
+            model = plan.members[index]
+            answers = await self.classifier.classify(
+                image, model, top_k, deadline_s, crops=ask.crops, priority=plan.priority
+            )
+            tracing.note_stages(answers, model.key)
+            return answers
+
+        if len(plan.members) == 1:
+            answers = await crops_of(0)
+        else:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    asked = [group.create_task(crops_of(index)) for index in range(len(plan.members))]
+            except ExceptionGroup as errors:
+                raise errors.exceptions[0] from None
+            answers = [answer for task in asked for answer in task.result()]
+        return average(answers, min(ask.top_k, plan.members[0].manifest.top_k)) if plan.averages else answers[0]

@@ -1,0 +1,169 @@
+"""The life of requests, event by event, with numbers for clocks and slots and nothing real around it."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from server.engine.decoding import Decoded
+from server.engine.messages import Answer, Cancel, Dropped, Failure, Submit
+from server.engine.scheduler import Priority
+from server.engine.tickets import MAX_CRASHES, Ended, State, Ticket, Tickets
+from server.errors import Code, ServiceError
+
+DEADLINE_S = 100.0
+
+
+def admit(tickets: Tickets, crops: int = 1, *, deadline_s: float = DEADLINE_S, now_s: float = 0.0) -> list[Ticket]:
+    return tickets.admit(crops, "model", 5, deadline_s, Priority.NORMAL, now_s)
+
+
+def decode(tickets: Tickets, admitted: Sequence[Ticket], now_s: float = 2.0) -> list[Submit]:
+    actions = tickets.decoded(admitted, Decoded(1.0, now_s), now_s)
+    assert all(isinstance(action, Submit) for action in actions)
+    return [action for action in actions if isinstance(action, Submit)]
+
+
+def connected(slots: int = 2) -> Tickets:
+    tickets = Tickets(range(10, 10 + slots))
+    assert tickets.engine_up(0.0) == []
+    return tickets
+
+
+def answer(ticket: Ticket) -> Answer:
+    return Answer(ticket.id, b"", b"", b"", 0.25, 0.5, 3)
+
+
+def code_of(ended: object) -> Code:
+    assert isinstance(ended, Ended)
+    assert isinstance(ended.outcome, ServiceError)
+    return ended.outcome.code
+
+
+def test_a_decoded_crop_is_submitted_with_what_its_decoding_took() -> None:
+    tickets = connected()
+    (ticket,) = admit(tickets, now_s=0.5)
+    (submit,) = decode(tickets, [ticket])
+    assert (submit.id, submit.slot, submit.arrived_s, submit.deadline_s) == (ticket.id, ticket.slot, 2.0, DEADLINE_S)
+    assert (ticket.decode_wait_s, ticket.decode_s) == (0.5, 1.0)
+    assert tickets.replied(answer(ticket), 3.0) == Ended(ticket, answer(ticket))
+    assert len(tickets) == 0
+
+
+def test_an_image_has_all_its_permits_or_none() -> None:
+    tickets = connected(slots=3)
+    first = admit(tickets)
+    with pytest.raises(ServiceError) as error:
+        admit(tickets, crops=3)
+    assert (error.value.code, len(tickets)) == (Code.QUEUE_FULL, 1)
+    decode(tickets, first)
+    tickets.replied(answer(first[0]), 3.0)
+    assert len({ticket.slot for ticket in admit(tickets, crops=3)}) == 3
+
+
+def test_what_could_never_be_admitted_is_no_matter_of_waiting() -> None:
+    with pytest.raises(ServiceError) as error:
+        admit(connected(slots=3), crops=4)
+    assert error.value.code is Code.INVALID_PARAMETER
+
+
+@pytest.mark.parametrize("result", [None, ServiceError(Code.NOT_AN_IMAGE, "text")])
+def test_what_is_not_decoded_ends_without_the_engine(result: ServiceError | None) -> None:
+    tickets = connected()
+    admitted = admit(tickets, crops=2)
+    assert tickets.decoded(admitted, result, 1.0) == [Ended(ticket, result) for ticket in admitted]
+    assert len(tickets) == 0
+
+
+def test_what_is_decoded_too_late_never_reaches_the_engine() -> None:
+    tickets = connected()
+    (ticket,) = admit(tickets, deadline_s=2.0)
+    assert tickets.decoded([ticket], Decoded(1.0, 2.0), 2.0) == [Ended(ticket, None)]
+
+
+def test_who_leaves_while_decoding_keeps_the_slot_until_the_decoder_lets_go_of_it() -> None:
+    tickets = connected()
+    (ticket,) = admit(tickets)
+    assert tickets.give_up(ticket) == []
+    assert len(tickets) == 1
+    assert tickets.decoded([ticket], Decoded(1.0, 2.0), 2.0) == [Ended(ticket, None)]
+
+
+def test_who_leaves_while_the_engine_has_the_slot_keeps_it_until_the_engine_says_so() -> None:
+    tickets = connected()
+    (ticket,) = admit(tickets)
+    decode(tickets, [ticket])
+    assert tickets.give_up(ticket) == [Cancel(ticket.id)]
+    assert len(tickets) == 1
+    assert tickets.replied(Dropped(ticket.id), 3.0) == Ended(ticket, None)
+    assert tickets.give_up(ticket) == []
+
+
+def test_what_waits_for_an_engine_is_submitted_to_the_next_in_order() -> None:
+    tickets = Tickets(range(3))
+    admitted = admit(tickets, crops=3)
+    assert tickets.decoded(admitted, Decoded(1.0, 2.0), 2.0) == []
+    assert {ticket.state for ticket in admitted} == {State.WAITING}
+    assert tickets.too_late(admitted).code is Code.ENGINE_UNAVAILABLE
+    assert tickets.give_up(admitted[1]) == [Ended(admitted[1], None)]
+    again = tickets.engine_up(3.0)
+    assert [action.id for action in again if isinstance(action, Submit)] == [admitted[0].id, admitted[2].id]
+    assert tickets.too_late(admitted).code is Code.ENGINE_UNAVAILABLE  # one of them waited in vain
+    assert tickets.too_late([admitted[0]]).code is Code.DEADLINE_EXCEEDED
+
+
+def test_what_an_engine_died_of_goes_into_quarantine_and_then_is_given_up() -> None:
+    tickets = connected()
+    guilty, innocent = admit(tickets, crops=2)
+    decode(tickets, [guilty, innocent])
+    for crash in range(1, MAX_CRASHES + 1):
+        ended = tickets.engine_down({guilty.slot}, recovering=True, now_s=3.0)
+        assert len(ended) == (crash == MAX_CRASHES)
+        again = {action.id: action.quarantined for action in tickets.engine_up(4.0) if isinstance(action, Submit)}
+        assert again == {innocent.id: False, **({} if ended else {guilty.id: True})}
+    assert code_of(ended[0]) is Code.ENGINE_CRASHED
+
+
+def test_an_engine_that_is_not_to_come_back_soon_ends_all_that_waits_and_refuses_the_rest() -> None:
+    tickets = connected(slots=3)
+    first, second = admit(tickets, crops=2)
+    (decoding,) = admit(tickets)
+    decode(tickets, [first, second])
+    tickets.give_up(second)
+    ended = tickets.engine_down(frozenset(), recovering=False, now_s=3.0)
+    assert ended[0] == Ended(second, None)
+    assert code_of(ended[1]) is Code.ENGINE_UNAVAILABLE
+    with pytest.raises(ServiceError) as error:
+        tickets.check(1, 10.0)
+    assert error.value.code is Code.ENGINE_UNAVAILABLE
+    (last,) = tickets.decoded([decoding], Decoded(1.0, 4.0), 4.0)
+    assert code_of(last) is Code.ENGINE_UNAVAILABLE
+    assert not tickets.connected
+    tickets.engine_up(5.0)
+    tickets.check(1, 10.0)
+    assert len(tickets) == 0
+
+
+def test_an_engines_failure_is_the_tickets() -> None:
+    tickets = connected()
+    (ticket,) = admit(tickets)
+    decode(tickets, [ticket])
+    assert (
+        code_of(tickets.replied(Failure(ticket.id, Code.INFERENCE_FAILED, "no memory"), 3.0)) is Code.INFERENCE_FAILED
+    )
+
+
+def test_only_the_pace_of_an_engine_that_was_there_all_the_time_is_learned() -> None:
+    tickets = connected(slots=3)
+    (waited,) = admit(tickets, now_s=1.0)
+    decode(tickets, [waited])
+    tickets.engine_down(frozenset(), recovering=True, now_s=3.0)
+    tickets.engine_up(50.0)
+    tickets.replied(answer(waited), 51.0)
+    admit(tickets, now_s=51.0)
+    tickets.check(1, 0.1)  # nothing is known of its pace
+    (quick,) = admit(tickets, now_s=51.0)
+    decode(tickets, [quick], 51.5)
+    tickets.replied(answer(quick), 52.0)
+    with pytest.raises(ServiceError) as error:
+        tickets.check(1, 0.1)
+    assert error.value.code is Code.OVERLOADED
