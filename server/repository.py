@@ -61,8 +61,8 @@ class Catalogue:
     models: Mapping[ModelKey, Model]
     ensembles: Mapping[ModelKey, Ensemble]
     """Every member of each is in `models`."""
-    refused: Mapping[str, str]
-    """Reasons by what was refused: a version of a model, or a folder that has no valid manifest."""
+    refused: Mapping[ModelKey, str]
+    """Reasons by what was refused: versions of models and ensembles, and folders that have no valid manifest."""
     default_model: str | None
     unloaded: Set[str] = frozenset()
     """Names of models that are there, but were unloaded on request."""
@@ -82,7 +82,7 @@ class Catalogue:
 
     def serving(self, models: Mapping[ModelKey, Model], reasons: Mapping[ModelKey, str]) -> "Catalogue":
         """The same with other models, those in `reasons` being refused, and without what lacks one."""
-        refused = {**self.refused, **{str(key): reason for key, reason in reasons.items()}}
+        refused = {**self.refused, **reasons}
         whole = _catalogue(self.folder, models, self.ensembles, refused, self.default_model)
         return replace(whole, unloaded=self.unloaded)
 
@@ -134,22 +134,22 @@ def _catalogue(
     folder: Path,
     models: Mapping[ModelKey, Model],
     ensembles: Mapping[ModelKey, Ensemble],
-    refused: Mapping[str, str],
+    refused: Mapping[ModelKey, str],
     default_model: str | None,
 ) -> Catalogue:
     """Refuse the ensembles that lack a member, or whose member is not the file that was measured."""
     whole: dict[ModelKey, Ensemble] = {}
-    broken: dict[str, str] = {}
+    broken: dict[ModelKey, str] = {}
     for key, ensemble in ensembles.items():
         for member in ensemble.members:
             model = models.get(ModelKey(member.name, member.version))
             if model is None:
-                broken[str(key)] = f"its member {member.name} version {member.version} is not served"
+                broken[key] = f"its member {member.name} version {member.version} is not served"
             elif model.manifest.file.sha256 != member.sha256:
-                broken[str(key)] = f"its member {member.name} version {member.version} is another file by now"
+                broken[key] = f"its member {member.name} version {member.version} is another file by now"
             elif model.manifest.num_classes != len(ensemble.labels):
-                broken[str(key)] = f"its member {member.name} version {member.version} has other classes"
-        if str(key) not in broken:
+                broken[key] = f"its member {member.name} version {member.version} has other classes"
+        if key not in broken:
             whole[key] = ensemble
     return Catalogue(folder, models, whole, {**refused, **broken}, default_model)
 
@@ -162,19 +162,19 @@ def scan(folder: Path, names: tuple[str, ...] = (), default_model: str | None = 
         OSError: a folder went while it was listed, or cannot be.
     """
     entries: dict[ModelKey, Entry] = {}
-    refused: dict[str, str] = {}
+    refused: dict[ModelKey, str] = {}
     # A version's folder is named by its number; an export in progress has another name until it is complete.
     for path in sorted(path for path in folder.glob("*/*") if path.name.isdecimal()):
         try:
             found = manifest.read_entry(path)
             entries[ModelKey(found.name, found.version)] = found
         except ManifestError as error:
-            refused[f"{path.parent.name}/{path.name}"] = str(error)
+            refused[ModelKey(path.parent.name, int(path.name))] = str(error)
     ensembles = {key: found for key, found in entries.items() if isinstance(found, Ensemble)}
     if names:
         ensembles = {key: found for key, found in ensembles.items() if key.name in names}
         wanted = {*names, *(member.name for found in ensembles.values() for member in found.members)}
-        refused = {where: reason for where, reason in refused.items() if where.partition("/")[0] in wanted}
+        refused = {key: reason for key, reason in refused.items() if key.name in wanted}
         entries = {key: found for key, found in entries.items() if key.name in wanted}
     models: dict[ModelKey, Model] = {}
     for key, found in entries.items():
@@ -182,7 +182,7 @@ def scan(folder: Path, names: tuple[str, ...] = (), default_model: str | None = 
             try:
                 models[key] = Model.of(found, _settings(folder / key.name))
             except ManifestError as error:
-                refused[f"{key.name}/{key.version}"] = str(error)
+                refused[key] = str(error)
     there = {key.name for key in (*models, *ensembles)}
     reasons = "".join(f"; {reason}" for reason in refused.values())
     if names and default_model and default_model not in names:

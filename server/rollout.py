@@ -33,18 +33,18 @@ class Rollout:
         self.served = scanned
         """What requests may name; before the first engine is ready, all that it will try to load."""
 
-    def scanned(self, catalogue: Catalogue, changed: Set[str] = frozenset()) -> None:
-        """The repository holds something else by now: of the versions `changed`, such as "resnet50/1", the files.
+    def scanned(self, catalogue: Catalogue, changed: Set[ModelKey] = frozenset()) -> None:
+        """The repository holds something else by now: of the versions `changed`, the files.
 
         The default model stays what it was at first: in any case if it was asked for, else while there is such a model.
         """
         self._default = self._default or catalogue.default_model
-        there = {*catalogue.versions, *(what.partition("/")[0] for what in catalogue.refused)}
+        there = {*catalogue.versions, *(key.name for key in catalogue.refused)}
         if self._default_is_fixed or self._default in there:
             catalogue = replace(catalogue, default_model=self._default)
         self._scanned = catalogue
         for model in self._wanted.models.values():
-            if f"{model.manifest.name}/{model.manifest.version}" in changed:
+            if model.key in changed:
                 self._forgive(model.id)  # what was wrong may not be any more
         self._update()
 
@@ -57,9 +57,8 @@ class Rollout:
         if name not in self._scanned.versions and not self._refusals(name):
             raise ServiceError(Code.UNKNOWN_MODEL, f"there is no model {name!r} in the repository")
         self._unloaded.discard(name)
-        for model in self._wanted.models.values():
-            if model.manifest.name == name:
-                self._forgive(model.id)
+        for model_id in self._needed(name):
+            self._forgive(model_id)
         self._update()
 
     def unload(self, name: str) -> None:
@@ -123,7 +122,7 @@ class Rollout:
 
     def outcome(self, name: str) -> str | None:
         """How loading a model went: "" where it is served as the repository has it, else why not; None: it goes on."""
-        if any(model.manifest.name == name for model in self._missing()):
+        if self._needed(name) & {model.id for model in self._missing()}:
             return None
         refused = "; ".join(self._refusals(name))
         return refused or ("" if name in self.served.versions else f"{name} lacks a model that is not served")
@@ -139,14 +138,18 @@ class Rollout:
             if model.id not in self._loaded and model.id not in self._reasons
         ]
 
+    def _needed(self, name: str) -> set[str]:
+        """Ids of what the engine must have for a model or an ensemble to be served."""
+        wanted = self._wanted
+        return {model.id for entry in wanted.versions.get(name, {}).values() for model in wanted.members(entry)}
+
     def _forgive(self, model_id: str) -> None:
         self._reasons.pop(model_id, None)
         self._crashes.pop(model_id, None)
 
     def _refusals(self, name: str) -> list[str]:
-        reasons = [self._reasons.get(model.id) for key, model in self._wanted.models.items() if key.name == name]
-        broken = [reason for what, reason in self._scanned.refused.items() if what.partition("/")[0] == name]
-        return [reason for reason in [*reasons, *broken] if reason]
+        refused = self.served.refused if self._ready else self._scanned.refused
+        return [reason for key, reason in refused.items() if key.name == name]
 
     def _update(self) -> None:
         if not self._ready:
@@ -157,7 +160,7 @@ class Rollout:
         models: dict[ModelKey, Model] = {}
         for key in {**wanted.models, **self.served.models}:
             new, old = wanted.models.get(key), self.served.models.get(key)
-            broken = key.name not in self._unloaded and f"{key.name}/{key.version}" in wanted.refused
+            broken = key.name not in self._unloaded and key in wanted.refused
             if new and new.id in self._loaded:
                 models[key] = new
             elif old and old.id in self._loaded and (new or broken or key.name in awaited):

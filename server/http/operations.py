@@ -60,7 +60,8 @@ def router(service: Service) -> APIRouter:
         served = sorted(catalogue.entries.values(), key=lambda found: (found.name, found.version))
         newest = {found.name: found for found in served}
         default = newest.get(catalogue.default_model or "")
-        return Models(models=[_shown(found, found is default) for found in served], refused=dict(catalogue.refused))
+        refused = {str(key): reason for key, reason in catalogue.refused.items()}
+        return Models(models=[_shown(found, found is default) for found in served], refused=refused)
 
     @routes.head("/livez", include_in_schema=False)
     @routes.get("/livez", summary="The process answers", response_class=PlainTextResponse)

@@ -102,10 +102,10 @@ def index(service: Service, *, ready: bool) -> list[Json]:
     ]
     if ready:
         return [found for found in served if found["state"] == "READY"]
-    refused = []
-    for what, reason in sorted(catalogue.refused.items()):  # "name version 1", or the folder "name/1"
-        name, _, version = what.replace(" version ", "/").partition("/")
-        refused.append({"name": name, "version": version, "state": "UNAVAILABLE", "reason": reason})
+    refused = [
+        {"name": key.name, "version": str(key.version), "state": "UNAVAILABLE", "reason": reason}
+        for key, reason in sorted(catalogue.refused.items())
+    ]
     unloaded = [
         {"name": name, "version": "", "state": "UNAVAILABLE", "reason": "unloaded"}
         for name in sorted(catalogue.unloaded)

@@ -121,10 +121,10 @@ def test_a_broken_manifest_is_refused_with_its_reason_and_spares_others(
         broken.write_bytes(content)
     catalogue = scan(tmp_path)
     assert resolved(catalogue) == ("a", 1)
-    assert list(catalogue.refused) == ["a/2"]
-    assert reason in catalogue.refused["a/2"]
-    assert str(broken) in catalogue.refused["a/2"]
-    assert "\n" not in catalogue.refused["a/2"]
+    assert list(catalogue.refused) == [ModelKey("a", 2)]
+    assert reason in catalogue.refused[ModelKey("a", 2)]
+    assert str(broken) in catalogue.refused[ModelKey("a", 2)]
+    assert "\n" not in catalogue.refused[ModelKey("a", 2)]
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_a_manifest_that_contradicts_itself_is_refused(tmp_path: Path, fields: d
     for version in (1, 2):
         tiny.write(tmp_path, "a", version)
     change(tmp_path / "a" / "2", **fields)
-    assert list(scan(tmp_path).refused) == ["a/2"]
+    assert list(scan(tmp_path).refused) == [ModelKey("a", 2)]
 
 
 @pytest.mark.parametrize("moved", ["a/7", "b/2", "a/02"])
@@ -155,7 +155,8 @@ def test_a_version_in_a_folder_that_is_not_its_own_is_refused(tmp_path: Path, mo
     (tmp_path / "a" / "2").rename(tmp_path / moved)
     catalogue = scan(tmp_path)
     assert set(catalogue.models) == {ModelKey("a", 1)}
-    assert "describes a version 2, not this folder" in catalogue.refused[moved]
+    name, version = moved.split("/")
+    assert "describes a version 2, not this folder" in catalogue.refused[ModelKey(name, int(version))]
 
 
 def test_exports_in_progress_and_other_things_are_not_looked_at(tmp_path: Path) -> None:
@@ -213,8 +214,8 @@ def test_what_cannot_be_loaded_is_refused_and_older_versions_take_over(tmp_path:
     first = {key: model for key, model in before.models.items() if key.version == 1}
     after = before.serving(first, {ModelKey("a", 2): "no memory"})
     assert resolved(after) == ("a", 1)
-    assert after.refused["a version 2"] == "no memory"
-    assert "top_k" in after.refused["b/1"]
+    assert after.refused[ModelKey("a", 2)] == "no memory"
+    assert "top_k" in after.refused[ModelKey("b", 1)]
     assert resolved(before) == ("a", 2)  # unchanged
     assert unknown(before.serving({}, {})).endswith("served here: none")
 
@@ -230,7 +231,7 @@ def test_a_model_has_settings_of_its_own(tmp_path: Path) -> None:
     assert Settings(max_batch=5, queue_size=7).of(found.settings) == Settings(max_batch=3, queue_size=7)
     assert after.settings(found.manifest).priority == "low"
     assert found.id != before.models[ModelKey("a", 1)].id  # so that it is loaded anew
-    assert "serving.json: max_batch" in after.refused["b/1"]
+    assert "serving.json: max_batch" in after.refused[ModelKey("b", 1)]
 
 
 def test_any_change_of_a_file_is_noticed(tmp_path: Path) -> None:

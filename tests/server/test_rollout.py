@@ -144,13 +144,13 @@ def test_nobody_loads_or_unloads_what_there_is_not(tmp_path: Path) -> None:
 def test_a_refused_model_is_tried_again_only_when_it_is_asked_for_or_changes(tmp_path: Path) -> None:
     write(tmp_path, ["a1", "b1"])
     rollout = started(tmp_path, {"b1": "no memory"})
-    assert (served(rollout), rollout.served.refused) == ({"a1"}, {"b version 1": "no memory"})
+    assert (served(rollout), rollout.served.refused) == ({"a1"}, {ModelKey("b", 1): "no memory"})
     rollout.scanned(repository.scan(tmp_path))
     assert load(rollout) == []
     assert rollout.outcome("b") == "no memory"
-    rollout.scanned(repository.scan(tmp_path), {"a/1"})
+    rollout.scanned(repository.scan(tmp_path), {ModelKey("a", 1)})
     assert load(rollout) == []
-    rollout.scanned(repository.scan(tmp_path), {"b/1"})
+    rollout.scanned(repository.scan(tmp_path), {ModelKey("b", 1)})
     assert load(rollout, "still none") == ["b1"]
     assert rollout.outcome("b") == "still none"
     rollout.load("b")

@@ -71,3 +71,33 @@ def test_serving_an_ensemble_alone_loads_its_members(tmp_path: Path) -> None:
     with RunningServer(tmp_path, models="both") as server:
         assert {model["name"] for model in server.client.get("/models").json()["models"]} == {"red", "green", "both"}
         assert server.classify(image(9, 9)).json()["model"] == "both"
+
+
+def test_a_refused_ensemble_is_told_as_a_refused_model_is(tmp_path: Path) -> None:
+    members = [tiny.write(tmp_path, "red"), tiny.write(tmp_path, "green", channel=1)]
+    tiny.write_ensemble(tmp_path, "changed", [members[0].model_copy(update={"file": members[1].file}), members[0]])
+    tiny.write_ensemble(tmp_path, "garbled", members)
+    (tmp_path / "garbled/1/manifest.json").write_text("{")
+    tiny.write_ensemble(tmp_path, "lacking", members)
+    (tmp_path / "green/1/model.onnx").write_bytes(b"")
+    with RunningServer(tmp_path, default_model="red") as server:
+        listed = server.client.get("/models").json()["refused"]
+        assert set(listed) == {f"{name} version 1" for name in ("green", "changed", "garbled", "lacking")}
+        for name in ("green", "changed", "garbled", "lacking"):  # the first is a single model
+            load = server.client.post(f"/v2/repository/models/{name}/load")
+            assert (load.status_code, load.json()["code"]) == (409, "model_refused"), name
+            assert load.json()["error"] == listed[f"{name} version 1"]
+            classify = server.classify(image(3, 0), model=name)
+            assert (classify.status_code, classify.json()["code"]) == (404, "unknown_model"), name
+        index = server.client.post("/v2/repository/index").json()
+        reasons = {f"{one['name']} version {one['version']}": one["reason"] for one in index if "reason" in one}
+        assert reasons == listed
+
+
+def test_an_ensemble_is_loaded_together_with_its_members(tmp_path: Path) -> None:
+    tiny.write(tmp_path, "other")
+    with RunningServer(tmp_path, reload_ms=0) as server:
+        members = [tiny.write(tmp_path, "red"), tiny.write(tmp_path, "green", channel=1)]
+        tiny.write_ensemble(tmp_path, "both", members)
+        assert server.client.post("/v2/repository/models/both/load").status_code == 200
+        assert server.classify(image(9, 9), model="both").json()["model"] == "both"

@@ -37,8 +37,8 @@ def test_the_listing_names_what_is_served_and_why_the_rest_is_not(server: Runnin
     assert served == [("good", 1, False), ("good", 2, True)]
     assert "SHA-256" in listing["refused"]["tampered version 1"]
     assert "does not rank 200 classes" in listing["refused"]["mismatched version 1"]
-    assert "is no file" in listing["refused"]["piped/1"]
-    assert "manifest.json" in listing["refused"]["garbled/1"]
+    assert "is no file" in listing["refused"]["piped version 1"]
+    assert "manifest.json" in listing["refused"]["garbled version 1"]
 
 
 def test_a_broken_model_takes_no_good_one_down(server: RunningServer) -> None:
