@@ -3,21 +3,17 @@
 
 import asyncio
 import logging
-import math
 import sys
-from collections.abc import Sized
-from functools import partial
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import Request, Response
-from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
-from uvicorn._types import ASGI3Application
-from uvicorn.protocols.http.flow_control import FlowControl, service_unavailable
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from httptools import HttpParserError
+from starlette.types import Receive, Scope, Send
 
 from server.errors import SHUTTING_DOWN
 from server.http.problems import problem
+from server.http.uvicorn_internals import Connection
 
 log = logging.getLogger(__name__)
 
@@ -25,30 +21,27 @@ MAX_HEAD_BYTES = 64 * 1024
 """Of one message: URL, header fields and trailer fields together."""
 MAX_FIELDS = 100
 """Of one message: header and trailer fields together."""
-MAX_UNREAD_BYTES = 256 * 1024
-"""Of a body, before no more is read until the app has taken it: about as much as uvloop reads at once."""
 MAX_PIPELINED = 100
 """Requests that may wait behind the one that is being answered. The first of more ends the connection, after theirs."""
+_GATHERED_BYTES = 64 * 1024
 
 
-def protocol_class(header_timeout_ms: float) -> type[asyncio.Protocol]:
+def protocol_class(header_timeout_ms: float, max_open: int) -> type[asyncio.Protocol]:
     """The protocol to hand to uvicorn, which makes one object of it for each connection."""
 
     class Protocol(BoundedProtocol):
         header_timeout_s = header_timeout_ms / 1e3
+        max_connections = max_open
 
     return Protocol
-
-
-_CONTINUE = b"HTTP/1.1 100 "
 
 
 class _HeadTooLarge(Exception):  # noqa: N818  # it never leaves this module
     pass
 
 
-class BoundedProtocol(HttpToolsProtocol):
-    """Adds to uvicorn's: limits on heads, a deadline for them, no upgrades, and problem documents.
+class BoundedProtocol(Connection):
+    """Adds to uvicorn's: limits on heads, a deadline for them, one write for an answer, and problem documents.
 
     The parser calls the `on_...` methods while it is fed. It says nothing of an unfinished field, so bytes are counted
     twice: exactly, as URL and fields become known, and as `_unreported_bytes`, those since anything else was reported.
@@ -58,16 +51,14 @@ class BoundedProtocol(HttpToolsProtocol):
     """From the connection, or a message's first byte, to the end of its head."""
     stalled_s = 30.0
     """How long a client may read nothing of an answer that is too long to be sent without it."""
+    max_connections = sys.maxsize
+    """Of this process. Of as many more, each gets a problem for an answer; what is beyond is closed at once."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._deadline: asyncio.TimerHandle | None = None
-        self._running: RequestResponseCycle | None = None
-        self._answer: _Answer  # the one that `_running` writes to
         self._watch: asyncio.TimerHandle | None = None
         self._refused = False
-        self._in_head = True
-        self._in_body = False
         self._in_body = False
         self._head_bytes = 0
         self._fields = 0
@@ -76,32 +67,27 @@ class BoundedProtocol(HttpToolsProtocol):
     # What the transport calls.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self.flow = _Flow(transport, self.pipeline)
-        # uvicorn looks at the number for each request, and would refuse those of old connections, too
-        most, self.limit_concurrency = self.limit_concurrency or math.inf, None
-        if len(self.connections) > most:
+        super().connection_made(_Gathering(transport, self.loop))
+        if self.open_connections > self.max_connections:
             log.warning("more than max_connections are open: what another asks for is refused")
-            self.app = service_unavailable
-        if len(self.connections) > 2 * most:
+            self.serve_by(_too_many_connections)
+        if self.open_connections > 2 * self.max_connections:
             transport.abort()
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._cancel_deadline()
         self._stop_watching()
-        self._tell_running()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
-        self._unset_keepalive_if_required()
-        if self._idle and self._deadline is None:
+        if self.idle and self._deadline is None:
             self._expect_head()  # also for bytes that begin no message: they would hold a connection for ever
         self._unreported_bytes += len(data)
         try:
-            self._feed(data)
+            self.feed(data)
             if self._unreported_bytes > MAX_HEAD_BYTES:
                 raise _HeadTooLarge
         except (HttpParserError, _HeadTooLarge) as error:
@@ -110,26 +96,6 @@ class BoundedProtocol(HttpToolsProtocol):
                 self._refuse("headers_too_large", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, detail)
             else:
                 self._refuse("bad_request", HTTPStatus.BAD_REQUEST, f"not HTTP/1.1: {error}")
-
-    def _feed(self, data: bytes) -> None:
-        """Parse, as if nobody had asked for an upgrade: RFC 9110, 7.8, lets a server ignore that.
-
-        The parser takes what follows the head of such a message for another protocol, and cannot be told otherwise.
-        So a new one gets the same head without its Upgrade, and then what follows.
-        """
-        rest = memoryview(data)
-        while True:
-            try:
-                return self.parser.feed_data(rest)
-            except HttpParserUpgrade as upgrade:
-                rest = rest[upgrade.args[0] :]
-                method, version = self.parser.get_method(), self.parser.get_http_version().encode()
-                if method == b"CONNECT":  # an upgrade by its nature
-                    raise HttpParserError("CONNECT is not for this server") from None
-                fields = [b"%s: %s\r\n" % field for field in self.headers if field[0] != b"upgrade"]
-                self.parser = HttpRequestParser(self)
-                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
-                self.parser.feed_data(b"%s %s HTTP/%s\r\n%s\r\n" % (method, self.url, version, b"".join(fields)))
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -143,7 +109,6 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._in_head = True
         self._head_bytes = self._fields = self._unreported_bytes = 0
         self._expect_head()
 
@@ -154,16 +119,15 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         self._fields += 1
         self._count(len(name) + len(value))
-        if self._in_head:  # a trailer is no header: RFC 9110, 6.5.1
+        if not self._in_body:  # a trailer is no header: RFC 9110, 6.5.1
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._unreported_bytes = 0
-        if self.parser.should_upgrade():
-            return  # `_feed` begins this message anew
-        if len(self.pipeline) == MAX_PIPELINED:
+        if self.asks_for_upgrade:
+            return
+        if self.waiting == MAX_PIPELINED:
             raise HttpParserError("too many requests wait")
-        self._in_head = False
         self._in_body = True
         self._cancel_deadline()
         super().on_headers_complete()
@@ -173,26 +137,13 @@ class BoundedProtocol(HttpToolsProtocol):
         self._unreported_bytes = 0
 
     def on_body(self, body: bytes) -> None:
-        """As uvicorn's, but a body in one piece, as most photos come, is neither copied nor stops the reading."""
         self._unreported_bytes = 0
-        cycle = self.cycle
-        if cycle.response_complete:
-            return
-        if not cycle.body:
-            cycle.body = body  # type: ignore[assignment]
-        else:
-            if isinstance(cycle.body, bytes):
-                cycle.body = bytearray(cycle.body)
-            cycle.body += body
-        if len(cycle.body) > MAX_UNREAD_BYTES:
-            self.flow.pause_reading()
-        cycle.message_event.set()
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         self._unreported_bytes = 0
         self._in_body = False
-        if not self.parser.should_upgrade():
-            super().on_message_complete()
+        super().on_message_complete()
 
     def _count(self, size_bytes: int) -> None:
         self._head_bytes += size_bytes
@@ -201,27 +152,12 @@ class BoundedProtocol(HttpToolsProtocol):
 
     # What follows from that.
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        self._running = cycle
-        cycle.transport = self._answer = _Answer(self.transport)
-        run = _too_many_connections if app is service_unavailable else partial(_until_the_end, app, cycle)
-        super()._start_asgi_task(cycle, run)
-
-    def on_response_complete(self) -> None:
-        self._answer.flush()
-        super().on_response_complete()
-
-    @property
-    def _idle(self) -> bool:
-        """Whether no answer is owed."""
-        return self.cycle is None or self.cycle.response_complete
-
     def _expect_head(self) -> None:
         self._cancel_deadline()
         self._deadline = self.loop.call_later(self.header_timeout_s, self._on_deadline)
 
     def _on_deadline(self) -> None:
-        if self.flow.read_paused:  # by this server, until earlier requests are answered
+        if self.reading_is_paused:
             self._expect_head()
         else:
             self.shutdown()  # at once where no answer is owed, else after those
@@ -248,100 +184,81 @@ class BoundedProtocol(HttpToolsProtocol):
         """Read no more, and close: after a problem document if it can only be taken for the answer to this message."""
         self._refused = True
         self._cancel_deadline()
-        if self._in_body and self.pipeline and self.pipeline[0][0] is self.cycle:
-            self.pipeline.popleft()  # it waited for its turn; those before it have their answers
-            self.cycle = self.pipeline[0][0] if self.pipeline else self._running  # type: ignore[assignment]
+        if self._in_body and self.newest_waits:
+            self.forget_newest()  # it waited for its turn; those before it have their answers
             self._in_body = False
-        if not (self._in_body or self._idle):
+        if not (self._in_body or self.idle):
             self.shutdown()
             return
-        if not (self._in_body and self.cycle.response_started):
-            response = problem(_request(), code, status, detail)
-            fields = b"".join(b"%s: %s\r\n" % field for field in [*response.raw_headers, (b"connection", b"close")])
-            self.transport.write(STATUS_LINE[status] + fields + b"\r\n" + bytes(response.body))
-        self._tell_running()
+        if not (self._in_body and self.newest_is_begun):
+            # Stands in for a request that could not be read, so that its problem has an id.
+            response = problem(Request({"type": "http", "headers": []}), code, status, detail)
+            fields = [*response.raw_headers, (b"connection", b"close")]
+            head = f"HTTP/1.1 {status} {status.phrase}\r\n".encode() + b"".join(b"%s: %s\r\n" % each for each in fields)
+            self.transport.write(head + b"\r\n" + bytes(response.body))
+        self.tell_gone()
         self.transport.close()
 
-    def _tell_running(self) -> None:
-        """Tell the request that is being answered that nobody waits any more.
-
-        uvicorn tells the newest one, which with pipelining is another; those between the two have not been started.
-        """
-        if self._running and not self._running.response_complete:
-            self._running.disconnected = True
-            self._running.message_event.set()
+    async def cut_off(self, scope: Scope, receive: Receive, send: Send, *, read: bool) -> None:
+        detail = f"the server ended before {'the answer was ready' if read else 'it had the whole request'}"
+        await _refuse_and_close(SHUTTING_DOWN, f"{detail}; send it again", scope, receive, send)
 
 
-class _Flow(FlowControl):
-    """Reads no further while several requests wait; with one, it still hears that its client has left."""
-
-    def __init__(self, transport: asyncio.Transport, waiting: Sized) -> None:
-        super().__init__(transport)
-        self._waiting = waiting
-
-    def resume_reading(self) -> None:
-        if len(self._waiting) < 2:
-            super().resume_reading()
-
-
-class _Answer(asyncio.Transport):
-    """The transport for one answer, whose head waits for the first of its body, so that both leave together.
+class _Gathering(asyncio.Transport):
+    """What is written in one turn of the event loop leaves together, as the head and the body of an answer do.
 
     uvicorn writes them one after the other, uvloop sends at once what is written, and each wakes whoever waits for it.
     """
 
-    def __init__(self, transport: asyncio.Transport) -> None:
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__()
         self._transport = transport
-        self._begun = False
-        self._head: bytes = b""
-        self.is_closing = transport.is_closing  # type: ignore[method-assign]
-        self.abort = transport.abort  # type: ignore[method-assign]
+        self._loop = loop
+        self._gathered: list[bytes] = []
+        self._size_bytes = 0
 
     def write(self, data: bytes) -> None:  # type: ignore[override]
-        if self._begun or data.startswith(_CONTINUE):
-            self._transport.write(self._head + data)
-            self._head = b""
-        else:
-            self._begun, self._head = True, data
+        if not self._gathered:
+            self._loop.call_soon(self._flush)
+        self._gathered.append(data)
+        self._size_bytes += len(data)
+        if self._size_bytes > _GATHERED_BYTES:  # now, so that who writes hears when it is to wait
+            self._flush()
 
-    def flush(self) -> None:
-        """Send a head that no body follows."""
-        if self._head:
-            self.write(b"")
+    def _flush(self) -> None:
+        gathered, self._gathered, self._size_bytes = self._gathered, [], 0
+        if gathered and not self._transport.is_closing():
+            self._transport.writelines(gathered)
 
     def close(self) -> None:
-        self.flush()
+        self._flush()
         self._transport.close()
 
+    def abort(self) -> None:
+        self._transport.abort()
 
-def _request() -> Request:
-    """Stands in for a request that could not be read, so that its problem has an id."""
-    return Request({"type": "http", "headers": []})
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
 
+    def pause_reading(self) -> None:
+        self._transport.pause_reading()
 
-async def _until_the_end(
-    app: ASGI3Application, cycle: RequestResponseCycle, scope: Any, receive: Any, send: Any
-) -> None:
-    """Run the app; uvicorn cancels what the drain's end finds under way."""
-    try:
-        await app(scope, receive, send)
-    except asyncio.CancelledError:
-        if cycle.response_started or cycle.flow.write_paused:  # half an answer, or nobody who reads one
-            cycle.disconnected = True
-            cycle.transport.abort()
-            return
-        what = "it had the whole request" if cycle.more_body else "the answer was ready"
-        detail = f"the server ended before {what}; send it again"
-        await _refuse_and_close(SHUTTING_DOWN, detail, scope, receive, send)
+    def resume_reading(self) -> None:
+        self._transport.resume_reading()
+
+    def get_write_buffer_size(self) -> int:
+        return self._size_bytes + self._transport.get_write_buffer_size()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self._transport.get_extra_info(name, default)
 
 
-async def _too_many_connections(scope: Any, receive: Any, send: Any) -> None:
+async def _too_many_connections(scope: Scope, receive: Receive, send: Send) -> None:
     detail = "this worker has max_connections open: retry later, or send several requests over one connection"
     await _refuse_and_close("too_many_connections", detail, scope, receive, send)
 
 
-async def _refuse_and_close(code: str, detail: str, scope: Any, receive: Any, send: Any) -> None:
+async def _refuse_and_close(code: str, detail: str, scope: Scope, receive: Receive, send: Send) -> None:
     response: Response = problem(Request(scope), code, HTTPStatus.SERVICE_UNAVAILABLE, detail, retry_after_s=1)
     response.headers["Connection"] = "close"
     await response(scope, receive, send)

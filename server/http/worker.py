@@ -34,6 +34,7 @@ from server.control import (
 )
 from server.engine.decoding import Decoders
 from server.engine.remote import RemoteEngine
+from server.http import uvicorn_internals
 from server.http.access import AccessLog
 from server.http.app import create_app
 from server.http.protocol import protocol_class
@@ -186,14 +187,13 @@ class _Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 _observed(create_app(service), settings),
-                http=protocol_class(settings.header_timeout_ms),
+                http=protocol_class(settings.header_timeout_ms, settings.max_connections),
                 ws="none",
                 lifespan="off",
                 log_config=None,
                 access_log=False,
                 proxy_headers=False,
                 server_header=False,
-                limit_concurrency=settings.max_connections,
                 timeout_graceful_shutdown=max(1, round(settings.drain_timeout_ms / 1e3)),
             )
         )
@@ -218,26 +218,14 @@ class _Server(uvicorn.Server):
         self._control.send(WorkerReady())
 
     async def _listen(self, sockets: list[socket.socket]) -> None:
-        """As uvicorn does, which leaves TLS a minute to begin and half a minute to end."""
-        settings, config = self._service.settings, self.config
         encrypted: dict[str, Any] = {}
         if self._tls:
             encrypted = {
                 "ssl": self._tls.context,
-                "ssl_handshake_timeout": settings.header_timeout_ms / 1e3,
+                "ssl_handshake_timeout": self._service.settings.header_timeout_ms / 1e3,
                 "ssl_shutdown_timeout": tls.GOODBYE_S,
             }
-
-        def protocol() -> asyncio.Protocol:
-            made: asyncio.Protocol = config.http_protocol_class(  # type: ignore[call-arg]
-                config=config, server_state=self.server_state, app_state=self.lifespan.state
-            )
-            return made
-
-        loop = asyncio.get_running_loop()
-        self.servers = [
-            await loop.create_server(protocol, sock=sock, backlog=config.backlog, **encrypted) for sock in sockets
-        ]
+        await uvicorn_internals.listen(self, sockets, **encrypted)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept no more, over either protocol, and wait for what was accepted."""

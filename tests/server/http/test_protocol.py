@@ -5,10 +5,10 @@ import gc
 import hashlib
 import json
 import socket
-import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -21,22 +21,16 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn import Config
 from uvicorn.server import ServerState
 
-from server.child import STOP_S
 from server.http.protocol import MAX_FIELDS, MAX_HEAD_BYTES, MAX_PIPELINED, BoundedProtocol
 from tests import tiny
 from tests.server.running import PATIENCE_S, RunningServer, red_image, until
-
-HEADER_TIMEOUT_MS = 500
-TENTHS_OF_A_SECOND = 2000
-"""`work` of a tiny model whose batches take some."""
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     repository = tmp_path_factory.mktemp("repository")
     tiny.write(repository)
-    tiny.write(repository, "slow", work=TENTHS_OF_A_SECOND)
-    with RunningServer(repository, default_model="tiny", max_batch=1, header_timeout_ms=HEADER_TIMEOUT_MS) as running:
+    with RunningServer(repository) as running:
         yield running
 
 
@@ -80,6 +74,10 @@ def post(red: int, *fields: bytes, query: bytes = b"") -> bytes:
     image = red_image(red)
     head = [b"POST /classify" + query + b" HTTP/1.1", b"Host: here", *fields, b"Content-Length: %d" % len(image)]
     return b"\r\n".join([*head, b"", image])
+
+
+def digest_of(red: int) -> bytes:
+    return hashlib.sha256(red_image(red)).digest()
 
 
 def chunked(red: int) -> bytes:
@@ -149,6 +147,46 @@ def test_a_head_that_no_body_follows_is_sent(server: RunningServer) -> None:
         assert [class_of(answer) for answer in connection.answers()] == [3]
 
 
+def test_a_head_does_not_wait_for_a_body_that_comes_later() -> None:
+    async def talk() -> None:
+        go_on = asyncio.Event()
+
+        async def in_two_steps(_scope: Scope, _receive: Receive, send: Send) -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await go_on.wait()
+            await send({"type": "http.response.body", "body": b"body"})
+
+        async with InProcess(in_two_steps) as connection:
+            connection.send(GET + b"\r\n")
+            assert (await connection.read_until(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK\r\n")
+            go_on.set()
+            assert await connection.read_until(b"\r\n0\r\n\r\n") == b"4\r\nbody\r\n0\r\n\r\n"
+
+    uvloop.run(talk())
+
+
+def test_an_answer_in_many_pieces_waits_for_who_reads_it() -> None:
+    piece = bytes(10_000)
+    most = 10_000  # together far more than socket buffers hold
+
+    async def talk() -> None:
+        pieces = iter(range(most))
+        first_turn_is_over = asyncio.Event()
+
+        async def talkative(_scope: Scope, _receive: Receive, send: Send) -> None:
+            asyncio.get_running_loop().call_soon(first_turn_is_over.set)
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            for _ in pieces:
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+
+        async with InProcess(talkative) as connection:
+            connection.send(GET + b"\r\n")
+            await first_turn_is_over.wait()  # until it had to wait
+            assert len(list(pieces)) > most // 2
+
+    uvloop.run(talk())
+
+
 async def _checksum(scope: Scope, receive: Receive, send: Send) -> None:
     checksum = hashlib.sha256()
     async for part in Request(scope, receive).stream():
@@ -156,16 +194,78 @@ async def _checksum(scope: Scope, receive: Receive, send: Send) -> None:
     await Response(checksum.digest())(scope, receive, send)
 
 
+class HeldUp:
+    """The same app, which takes the body and then waits until it may `go_on`."""
+
+    def __init__(self) -> None:
+        self.begun = asyncio.Event()
+        self.go_on = asyncio.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = await Request(scope, receive).body()
+        self.begun.set()
+        await self.go_on.wait()
+        await Response(hashlib.sha256(body).digest())(scope, receive, send)
+
+
+class Timer:
+    def __init__(self, due_s: float, callback: Callable[[], object]) -> None:
+        self.due_s = due_s
+        self.callback = callback
+        self.is_over = False
+
+    def cancel(self) -> None:
+        self.is_over = True
+
+
+class Clock:
+    """The event loop, but that its timers wait for `advance`."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._now_s = 0.0
+        self._timers: list[Timer] = []
+
+    def call_later(self, delay_s: float, callback: Callable[..., object], *arguments: object) -> Timer:
+        self._timers.append(Timer(self._now_s + delay_s, partial(callback, *arguments)))
+        return self._timers[-1]
+
+    def advance(self, seconds: float) -> None:
+        self._now_s += seconds
+        while due := [timer for timer in self._timers if not timer.is_over and timer.due_s <= self._now_s]:
+            due[0].is_over = True
+            due[0].callback()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._loop, name)
+
+
 class InProcess:
-    """The protocol over a socket of this process."""
+    """The protocol over a socket of this process, with a clock of its own."""
 
     def __init__(self, app: ASGIApp = _checksum) -> None:
         self._config = Config(app, lifespan="off", log_config=None)
+        self._sent_bytes = self._heard_bytes = 0
+        self._heard = asyncio.Event()
+        self.writing_is_paused = asyncio.Event()
 
     async def __aenter__(self) -> "InProcess":
+        test = self
+
+        class Heard(BoundedProtocol):
+            def data_received(self, data: bytes) -> None:
+                super().data_received(data)
+                test._heard_bytes += len(data)
+                test._heard.set()
+
+            def pause_writing(self) -> None:
+                super().pause_writing()
+                test.writing_is_paused.set()
+
+        self.clock = Clock()
         ours, theirs = socket.socketpair()
         _, self.protocol = await asyncio.get_running_loop().connect_accepted_socket(
-            lambda: BoundedProtocol(config=self._config, server_state=ServerState(), app_state={}), theirs
+            lambda: Heard(config=self._config, server_state=ServerState(), app_state={}, _loop=self.clock), theirs
         )
         self._reader, self._writer = await asyncio.open_connection(sock=ours)
         return self
@@ -176,12 +276,34 @@ class InProcess:
 
     def send(self, *parts: bytes) -> None:
         self._writer.writelines(parts)
+        self._sent_bytes += sum(len(part) for part in parts)
+
+    async def deliver(self, *parts: bytes) -> None:
+        """Send, and return once the protocol has got it."""
+        self.send(*parts)
+        while self._heard_bytes < self._sent_bytes:
+            self._heard.clear()
+            await self._heard.wait()
+
+    async def read_until(self, end: bytes) -> bytes:
+        return await self._reader.readuntil(end)
+
+    def read_nothing(self) -> None:
+        self._writer.transport.pause_reading()  # type: ignore[attr-defined]
 
     async def answer(self, *parts: bytes) -> bytes:
         self.send(*parts)
-        head = await self._reader.readuntil(b"\r\n\r\n")
+        head = await self.read_until(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 200 OK")
         return await self._reader.readexactly(hashlib.sha256().digest_size)
+
+    @property
+    def is_closing(self) -> bool:
+        return self.protocol.transport.is_closing()
+
+    async def is_closed(self) -> bool:
+        """Once nothing is left to read."""
+        return not await self._reader.read(1)
 
 
 @given(st.lists(st.binary(min_size=1, max_size=99).map(lambda some: some * 3000), max_size=9), st.booleans())
@@ -229,36 +351,51 @@ def test_nonsense_after_a_request_does_not_pass_for_its_answer(server: RunningSe
 
 
 @pytest.mark.parametrize(("earlier", "sent"), [(0, b""), (0, b"\r\n"), (0, GET), (1, b"\r\n"), (1, GET)])
-def test_a_connection_without_a_whole_head_is_closed_in_time(server: RunningServer, earlier: int, sent: bytes) -> None:
-    with Connection(server, post(1) * earlier) as connection:
-        connection.answers(earlier)
-        start = time.monotonic()
-        connection.socket.sendall(sent)
+def test_a_connection_without_a_whole_head_is_closed_in_time(earlier: int, sent: bytes) -> None:
+    async def talk() -> None:
+        async with InProcess() as connection:
+            for _ in range(earlier):
+                await connection.answer(post(1))
+            await connection.deliver(sent)
+            connection.clock.advance(connection.protocol.header_timeout_s - 0.1)
+            assert not connection.is_closing
+            connection.clock.advance(0.1)
+            assert await connection.is_closed()
+
+    uvloop.run(talk())
+
+
+def test_dripping_does_not_extend_the_time() -> None:
+    async def talk() -> None:
+        async with InProcess() as connection:
+            await connection.deliver(GET)
+            for _ in range(9):
+                connection.clock.advance(connection.protocol.header_timeout_s / 10)
+                await connection.deliver(b"a")
+            assert not connection.is_closing
+            connection.clock.advance(connection.protocol.header_timeout_s / 10 + 0.1)
+            assert await connection.is_closed()
+
+    uvloop.run(talk())
+
+
+def test_the_time_for_a_head_is_a_setting(tmp_path: Path) -> None:
+    tiny.write(tmp_path)
+    with RunningServer(tmp_path, header_timeout_ms=100) as server, Connection(server, GET) as connection:
         assert connection.is_closed()
-    assert time.monotonic() - start < 4  # uvicorn would take 5 s, or for ever
 
 
-def test_dripping_does_not_extend_the_time(server: RunningServer) -> None:
-    start = time.monotonic()
-    with Connection(server, GET) as connection:
-        connection.socket.settimeout(0.05)
+def test_a_head_in_time_may_be_followed_by_a_slow_answer() -> None:
+    async def talk() -> None:
+        app = HeldUp()
+        async with InProcess(app) as connection:
+            await connection.deliver(post(1) * 3 + GET)
+            connection.clock.advance(10 * connection.protocol.header_timeout_s)
+            app.go_on.set()
+            for _ in range(3):
+                assert await connection.answer() == digest_of(1)
 
-        def dripped_out() -> bool:
-            try:
-                connection.socket.sendall(b"a")
-                return connection.is_closed()
-            except TimeoutError:
-                return False
-            except OSError:
-                return True
-
-        until(dripped_out)
-    assert time.monotonic() - start < PATIENCE_S / 2
-
-
-def test_a_head_in_time_may_be_followed_by_a_slow_answer(server: RunningServer) -> None:
-    with Connection(server, post(1, query=b"?model=slow") * 3, GET) as connection:
-        assert [class_of(answer) for answer in connection.answers(3)] == [1, 1, 1]
+    uvloop.run(talk())
 
 
 @pytest.mark.parametrize("pieces", [1, 7, 1000])
@@ -275,53 +412,68 @@ def test_an_upgrade_is_ignored(server: RunningServer, pieces: int) -> None:
     assert server.lines[start:] == []
 
 
-def test_a_pipelining_client_that_leaves_is_noticed(server: RunningServer) -> None:
-    closed = server.metric("serving_requests_total", code="client_closed")
-    batches = server.metric("serving_batch_size_count")
-    with Connection(server, post(1, query=b"?model=slow")):
-        until(lambda: server.metric("serving_batch_size_count") == batches + 1)
-        with Connection(server, post(2, query=b"?model=slow") + post(3, query=b"?model=slow")):
-            until(lambda: server.metric("serving_pending_requests") == 2)
-        until(lambda: server.metric("serving_requests_total", code="client_closed") == closed + 1)
+def test_a_pipelining_client_that_leaves_is_noticed() -> None:
+    async def talk() -> None:
+        left = asyncio.Event()
+
+        async def waiting(_scope: Scope, receive: Receive, _send: Send) -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            left.set()
+
+        async with InProcess(waiting) as connection:
+            await connection.deliver(post(2) + post(3))
+            assert connection.protocol.waiting == 1
+        await asyncio.wait_for(left.wait(), PATIENCE_S)
+
+    uvloop.run(talk())
 
 
 def test_of_pipelined_requests_only_some_are_read_ahead() -> None:
     async def talk() -> None:
-        go_on = asyncio.Event()
-
-        async def held_up(scope: Scope, receive: Receive, send: Send) -> None:
-            await receive()
-            await go_on.wait()
-            await Response(hashlib.sha256().digest())(scope, receive, send)
-
-        async with InProcess(held_up) as connection:
-            for _ in range(20):
-                connection.send(post(1))
-                await asyncio.sleep(0.01)  # each is read by itself, if at all
-            assert 0 < len(connection.protocol.pipeline) <= 2
-            go_on.set()
+        app = HeldUp()
+        async with InProcess(app) as connection:
+            await connection.deliver(post(1))
+            await app.begun.wait()
+            await connection.deliver(post(1))
+            assert connection.protocol.reading_is_paused
+            connection.send(post(1) * 18)
+            app.go_on.set()
             for _ in range(20):
                 await connection.answer()
 
     uvloop.run(talk())
 
 
-def test_requests_beyond_the_limit_end_the_connection_after_the_answers_to_those_before(server: RunningServer) -> None:
-    with Connection(server, post(9, query=b"?model=slow") + (GET + b"\r\n") * (MAX_PIPELINED + 1)) as connection:
-        first, *others = connection.answers(1 + MAX_PIPELINED)
-        assert class_of(first) == 9
-        assert {status for status, _ in others} == {200}
-        assert connection.is_closed()
+def test_requests_beyond_the_limit_end_the_connection_after_the_answers_to_those_before() -> None:
+    async def talk() -> None:
+        app = HeldUp()
+        async with InProcess(app) as connection:
+            await connection.deliver(post(9) + (GET + b"\r\n") * (MAX_PIPELINED + 1))
+            app.go_on.set()
+            assert await connection.answer() == digest_of(9)
+            for _ in range(MAX_PIPELINED):
+                assert await connection.answer() == hashlib.sha256().digest()
+            assert await connection.is_closed()
+
+    uvloop.run(talk())
 
 
 BROKEN_CHUNK = b"POST /classify HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"
 
 
 @pytest.mark.parametrize("earlier", [1, 2])
-def test_a_broken_body_leaves_the_answers_to_earlier_requests(server: RunningServer, earlier: int) -> None:
-    with Connection(server, post(4, query=b"?model=slow") * earlier + BROKEN_CHUNK) as connection:
-        assert [class_of(answer) for answer in connection.answers(earlier)] == [4] * earlier
-        assert connection.is_closed()
+def test_a_broken_body_leaves_the_answers_to_earlier_requests(earlier: int) -> None:
+    async def talk() -> None:
+        app = HeldUp()
+        async with InProcess(app) as connection:
+            await connection.deliver(post(4) * earlier + BROKEN_CHUNK)
+            app.go_on.set()
+            for _ in range(earlier):
+                assert await connection.answer() == digest_of(4)
+            assert await connection.is_closed()
+
+    uvloop.run(talk())
 
 
 def test_a_broken_body_behind_its_own_answer_gets_no_second_one(server: RunningServer) -> None:
@@ -332,9 +484,7 @@ def test_a_broken_body_behind_its_own_answer_gets_no_second_one(server: RunningS
         assert connection.is_closed()
 
 
-def test_who_reads_nothing_of_an_answer_loses_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(BoundedProtocol, "stalled_s", 0.05)
-
+def test_who_reads_nothing_of_an_answer_loses_the_connection() -> None:
     async def talk() -> None:
         lost = asyncio.Event()
 
@@ -345,7 +495,11 @@ def test_who_reads_nothing_of_an_answer_loses_the_connection(monkeypatch: pytest
             lost.set()
 
         async with InProcess(talkative) as connection:
+            connection.read_nothing()
             connection.send(post(1))
+            await connection.writing_is_paused.wait()
+            for _ in range(2):  # what has filled the socket's buffers meanwhile was progress
+                connection.clock.advance(connection.protocol.stalled_s)
             await asyncio.wait_for(lost.wait(), PATIENCE_S)
 
     uvloop.run(talk())
@@ -378,9 +532,9 @@ def test_who_reads_no_answers_does_not_hold_up_the_end(tmp_path: Path) -> None:
             connection.socket.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * (MAX_PIPELINED // 2))
             assert server.client.get("/livez").status_code == 200  # so much has been read
         server.process.terminate()
-        assert server.process.wait(0.5 + STOP_S) == 0  # else the supervisor would wait as long, and then kill
+        assert server.process.wait(PATIENCE_S) == 0
         server.wait_for_line("the server has ended")
-        assert not [line for line in server.lines if "Traceback" in line]
+        assert not [line for line in server.lines if "Traceback" in line or "stopping without waiting" in line]
 
 
 def test_too_many_connections_get_a_problem(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -1,0 +1,185 @@
+"""What this server needs of uvicorn's inside. Everything else uses what uvicorn documents.
+
+Any release of uvicorn may change it, so the version is pinned; `tests/server/http/test_uvicorn_internals.py` names each
+thing that is needed, and compares it with the version that is installed.
+"""
+# ruff: noqa: D102  # the public methods of `Connection` are those of uvicorn and of asyncio, unless they say otherwise
+
+import asyncio
+from collections.abc import Sequence, Sized
+from socket import socket
+from typing import Any
+
+import uvicorn
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+TESTED_WITH = "0.54.0"
+
+
+async def listen(server: uvicorn.Server, sockets: Sequence[socket], **tls: Any) -> None:
+    """Accept connections, as the server's own `startup` does; `tls` goes to `loop.create_server`.
+
+    uvicorn passes on no deadlines of TLS: a client has a minute to begin and half a minute to end.
+    """
+    config = server.config
+
+    def connection() -> asyncio.Protocol:
+        made: asyncio.Protocol = config.http_protocol_class(  # type: ignore[call-arg]
+            config=config, server_state=server.server_state, app_state=server.lifespan.state
+        )
+        return made
+
+    loop = asyncio.get_running_loop()
+    server.servers = [
+        await loop.create_server(connection, sock=sock, backlog=config.backlog, **tls) for sock in sockets
+    ]
+
+
+class Connection(HttpToolsProtocol):
+    """One connection: uvicorn's protocol, with names for what a subclass may ask of it and do to it.
+
+    Pipelined requests wait in `pipeline`, the newest first. `cycle` is the newest request, `_running` the one whose
+    answer is awaited or being sent.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._running: RequestResponseCycle | None = None
+        self._served_by: ASGIApp = self.app
+        self.app = self._run
+
+    # For the subclass.
+
+    @property
+    def idle(self) -> bool:
+        """Whether no answer is owed."""
+        return self.cycle is None or self.cycle.response_complete
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait behind the one that is being answered."""
+        return len(self.pipeline)
+
+    @property
+    def newest_waits(self) -> bool:
+        """Whether the newest request is one of them."""
+        return bool(self.pipeline) and self.pipeline[0][0] is self.cycle
+
+    @property
+    def newest_is_begun(self) -> bool:
+        """Whether the head of its answer has been sent."""
+        return self.cycle.response_started
+
+    @property
+    def reading_is_paused(self) -> bool:
+        """Whether this server reads nothing until earlier requests are answered, or their bodies taken."""
+        return self.flow.read_paused
+
+    @property
+    def asks_for_upgrade(self) -> bool:
+        """Whether the head that was parsed last does; `feed` begins its message anew, without that."""
+        return self.parser.should_upgrade()
+
+    @property
+    def open_connections(self) -> int:
+        """Of this process, this one included."""
+        return len(self.connections)
+
+    def serve_by(self, app: ASGIApp) -> None:
+        """Have this app answer the requests on this connection."""
+        self._served_by = app
+
+    def feed(self, data: bytes) -> None:
+        """Parse, as if nobody had asked for an upgrade: RFC 9110, 7.8, lets a server ignore that.
+
+        The parser takes what follows the head of such a message for another protocol, and cannot be told otherwise.
+        So a new one gets the same head without its Upgrade, and then what follows.
+
+        Raises:
+            HttpParserError: it is not HTTP/1.1. An error of a method that the parser calls is its `__context__`.
+        """
+        self._unset_keepalive_if_required()
+        rest = memoryview(data)
+        while True:
+            try:
+                return self.parser.feed_data(rest)
+            except HttpParserUpgrade as upgrade:
+                rest = rest[upgrade.args[0] :]
+                method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+                if method == b"CONNECT":  # an upgrade by its nature
+                    raise HttpParserError("CONNECT is not for this server") from None
+                fields = [b"%s: %s\r\n" % field for field in self.headers if field[0] != b"upgrade"]
+                self.parser = HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+                self.parser.feed_data(b"%s %s HTTP/%s\r\n%s\r\n" % (method, self.url, version, b"".join(fields)))
+
+    def forget_newest(self) -> None:
+        """Of a request that waits: it is never answered."""
+        self.pipeline.popleft()
+        self.cycle = self.pipeline[0][0] if self.pipeline else self._running  # type: ignore[assignment]
+
+    def tell_gone(self) -> None:
+        """Tell the request that is being answered that nobody waits any more.
+
+        uvicorn tells the newest one, which with pipelining is another; those between the two have not been started.
+        """
+        if self._running and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
+
+    async def cut_off(self, scope: Scope, receive: Receive, send: Send, *, read: bool) -> None:
+        """Answer a request that uvicorn cancels, as it does at the end of the drain; `read`: all of it had come."""
+        raise NotImplementedError
+
+    # What uvicorn, the transport and the parser call.
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.flow = _Flow(transport, self.pipeline)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.tell_gone()
+        super().connection_lost(exc)
+        self.app = None  # which refers to this connection
+
+    def on_headers_complete(self) -> None:
+        runs_at_once = self.idle
+        super().on_headers_complete()
+        if runs_at_once:
+            self._running = self.cycle
+
+    def on_message_complete(self) -> None:
+        if not self.asks_for_upgrade:
+            super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        self._running = self.pipeline[-1][0] if self.pipeline else None
+        super().on_response_complete()
+
+    async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The app, as uvicorn sees it."""
+        cycle = self._running
+        try:
+            await self._served_by(scope, receive, send)
+        except asyncio.CancelledError:
+            if cycle is None or cycle.response_started or self.flow.write_paused:
+                # Half an answer, or nobody who reads one.
+                self.tell_gone()
+                self.transport.abort()
+            else:
+                await self.cut_off(scope, receive, send, read=not cycle.more_body)
+
+
+class _Flow(FlowControl):
+    """Reads no further while several requests wait; with one, it still hears that its client has left."""
+
+    def __init__(self, transport: asyncio.Transport, waiting: Sized) -> None:
+        super().__init__(transport)
+        self._waiting = waiting
+
+    def resume_reading(self) -> None:
+        if len(self._waiting) < 2:
+            super().resume_reading()
