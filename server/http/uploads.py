@@ -1,4 +1,4 @@
-"""Bodies of requests, and the images in them: the body itself, the files of a multipart form or of an archive."""
+"""Bodies of requests, and the images in them: the body itself, the files of a multipart form or of a zip."""
 
 import asyncio
 import zlib
@@ -16,7 +16,6 @@ from server.serving.buffers import Buffers
 
 MAX_PARTS = 100
 """Each costs the event loop some microseconds, and one is needed for each image."""
-_STEP_BYTES = 64 * 1024
 
 
 class Uploads:
@@ -40,7 +39,7 @@ class Uploads:
 
     @asynccontextmanager
     async def files(self, request: Request, at_most: int) -> AsyncGenerator[list[File]]:
-        """The files of a form, a zip, a tar or a gzipped tar; all they hold counts as buffered until the block ends.
+        """The files of a form or a zip; all they hold counts as buffered until the block ends.
 
         Raises:
             ServiceError: EMPTY_BODY, MALFORMED_MULTIPART, INVALID_REQUEST where it is none of these, BODY_TOO_LARGE
@@ -51,9 +50,7 @@ class Uploads:
             body = await stack.enter_async_context(self.body(request))
             boundary = _boundary(request.headers.get("content-type"))
             if not body:
-                raise ServiceError(Code.EMPTY_BODY, "there are no images: send files of a form, a zip or a tar")
-            if boundary is None and body.startswith(archives.GZIP):
-                body = await stack.enter_async_context(self._gathered(_steps(body), _Encoded("gzip")))
+                raise ServiceError(Code.EMPTY_BODY, "there are no images: send files of a form, or a zip")
             if boundary is None:
                 files = await asyncio.to_thread(archives.files, body)
             else:
@@ -139,11 +136,6 @@ class _Encoded:
         """No chunk follows."""
         if not self._zlib.eof:
             raise ServiceError(Code.INVALID_REQUEST, "the compressed body ends early")
-
-
-async def _steps(body: bytes) -> AsyncGenerator[bytes]:
-    for start in range(0, len(body), _STEP_BYTES):
-        yield body[start : start + _STEP_BYTES]
 
 
 def _boundary(content_type: str | None) -> bytes | None:

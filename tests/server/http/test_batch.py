@@ -62,11 +62,8 @@ def classes(response: httpx.Response) -> list[tuple[str, int | str]]:
     return found
 
 
-@pytest.mark.parametrize(
-    "body", [zipped(SOME), tarred(SOME), gzip.compress(tarred(SOME))], ids=["zip", "tar", "tar.gz"]
-)
-def test_an_archive_is_answered_in_its_order(server: RunningServer, body: bytes) -> None:
-    response = post(server, body)
+def test_a_zip_is_answered_in_its_order(server: RunningServer) -> None:
+    response = post(server, zipped(SOME))
     assert classes(response) == [("a.png", 1), ("b.png", 2), ("a.png", 3)]
     assert response.json()["request_id"] == response.headers["X-Request-ID"]
 
@@ -96,7 +93,7 @@ def test_a_result_is_what_the_image_alone_is_answered_with(server: RunningServer
 @pytest.mark.parametrize("parameters", [{}, {"model": "both"}], ids=["one model", "an ensemble"])
 def test_a_batch_may_be_larger_than_all_places(server: RunningServer, parameters: dict[str, Any]) -> None:
     members = [(str(red), red_image(red)) for red in range(MAX_IMAGES)]
-    found = classes(post(server, tarred(members[:10], 1) if parameters else zipped(members), **parameters))
+    found = classes(post(server, zipped(members[:10] if parameters else members), **parameters))
     if parameters:
         assert all(isinstance(best, int) for _, best in found)
     else:
@@ -116,13 +113,11 @@ def test_an_image_that_needs_more_places_than_there_are_is_refused_at_once(serve
         (zipped([]), 400, "empty_body"),
         (red_image(1), 400, "invalid_request"),
         (zipped(SOME)[:-30], 400, "invalid_request"),
-        (gzip.compress(tarred(SOME))[:-9], 400, "invalid_request"),
-        (gzip.compress(tarred(SOME)) + gzip.compress(b""), 400, "invalid_request"),
+        (tarred(SOME), 400, "invalid_request"),
+        (gzip.compress(tarred(SOME)), 400, "invalid_request"),
         (zipped([(str(n), b"") for n in range(MAX_IMAGES + 1)]), 413, "body_too_large"),
         (zipped([("bomb", bytes(50_000_000))]), 413, "body_too_large"),
         (zipped([(str(n), bytes(MAX_BODY_BYTES // 2)) for n in range(3)]), 413, "body_too_large"),
-        (gzip.compress(tarred([("bomb", bytes(50_000_000))])), 413, "body_too_large"),
-        (gzip.compress(bytes(50_000_000)), 413, "body_too_large"),
     ],
 )
 def test_what_cannot_be_read_within_bounds_is_a_problem_as_a_whole(
