@@ -40,7 +40,9 @@ class File(NamedTuple):
 
 
 def files(archive: bytes) -> list[File]:
-    """What a zip says that it holds, in its order, without folders; nothing is decompressed yet.
+    """What a zip says that it holds, in its order; nothing is decompressed yet.
+
+    Folders are left out, and what macOS and Windows add of their own.
 
     Raises:
         ServiceError: INVALID_REQUEST where it cannot be read to its end, or is no zip.
@@ -57,8 +59,14 @@ def files(archive: bytes) -> list[File]:
         return [
             File(printable(entry.filename), entry.file_size, partial(_unzipped, opened, entry))
             for entry in opened.infolist()
-            if not entry.is_dir()
+            if not (entry.is_dir() or _is_added(entry.filename))
         ]
+
+
+def _is_added(name: str) -> bool:
+    """Whether a desktop's zip has this file although nobody has put it there."""
+    *folders, last = name.split("/")
+    return "__MACOSX" in folders[:1] or last in (".DS_Store", "Thumbs.db", "desktop.ini")
 
 
 def printable(name: str) -> str:

@@ -154,7 +154,7 @@ def _image(content_type: str | None, body: bytes) -> bytes:
 
 
 def _file_of_form(body: bytes, boundary: bytes) -> bytes:
-    """The content of the only part that has a file name."""
+    """The content of the only file of a form."""
     files = _files_of_form(body, boundary, MAX_PARTS)
     if len(files) != 1:
         raise ServiceError(Code.MALFORMED_MULTIPART, f"the form has {len(files)} files; send one: -F file=@photo.jpg")
@@ -162,13 +162,47 @@ def _file_of_form(body: bytes, boundary: bytes) -> bytes:
 
 
 def _files_of_form(body: bytes, boundary: bytes, max_parts: int) -> list[tuple[str, bytes]]:
-    """Name and content of each part that has a file name."""
+    """Name and content of each part that has a file name; where none has, of each that is no text.
+
+    Some clients send a file without a name where they have it in memory.
+    """
+    parts = _parts(body, boundary, max_parts)
+    named = [(part.filename, b"".join(part.content)) for part in parts if part.filename is not None]
+    return named or [("", content) for part in parts if not _is_text(content := b"".join(part.content))]
+
+
+def _is_text(content: bytes) -> bool:
+    try:
+        return "\0" not in content.decode()
+    except UnicodeDecodeError:
+        return False
+
+
+class _Part:
+    """One part of a form, as far as it has been read."""
+
+    def __init__(self) -> None:
+        self.filename: str | None = None
+        self.content: list[bytes] = []
+
+
+def _parts(body: bytes, boundary: bytes, max_parts: int) -> list[_Part]:
+    """All parts of a form.
+
+    Raises:
+        ServiceError: MALFORMED_MULTIPART.
+    """
+    if not boundary:
+        raise ServiceError(Code.MALFORMED_MULTIPART, "the form's content type names no boundary")
     if body.count(b"--" + boundary) > max_parts:
         raise ServiceError(Code.MALFORMED_MULTIPART, f"the form has more than {max_parts} parts")
-    files: list[tuple[str, list[bytes]]] = []
+    parts: list[_Part] = []
     names: list[bytes] = []
     values: list[bytes] = []
-    reading = False
+    ended = False
+
+    def on_part_begin() -> None:
+        parts.append(_Part())
 
     def on_header_field(data: bytes, start: int, end: int) -> None:
         names.append(data[start:end])
@@ -177,41 +211,29 @@ def _files_of_form(body: bytes, boundary: bytes, max_parts: int) -> list[tuple[s
         values.append(data[start:end])
 
     def on_header_end() -> None:
-        nonlocal reading
         name, value = b"".join(names).lower(), b"".join(values)
         names.clear()
         values.clear()
         options = parse_options_header(value)[1] if name == b"content-disposition" else {}
-        found = options.get(b"filename")
-        if found is not None:
-            files.append((found.decode("utf-8", "replace"), []))
-            reading = True
+        if b"filename" in options:
+            parts[-1].filename = options[b"filename"].decode("utf-8", "replace")
 
     def on_part_data(data: bytes, start: int, end: int) -> None:
-        if reading:
-            files[-1][1].append(data[start:end])
-
-    def on_part_end() -> None:
-        nonlocal reading
-        reading = False
-
-    ended = False
+        parts[-1].content.append(data[start:end])
 
     def on_end() -> None:
         nonlocal ended
         ended = True
 
-    if not boundary:
-        raise ServiceError(Code.MALFORMED_MULTIPART, "the form's content type names no boundary")
     try:
         parser = MultipartParser(
             boundary,
             {
+                "on_part_begin": on_part_begin,
                 "on_header_field": on_header_field,
                 "on_header_value": on_header_value,
                 "on_header_end": on_header_end,
                 "on_part_data": on_part_data,
-                "on_part_end": on_part_end,
                 "on_end": on_end,
             },
         )
@@ -221,4 +243,4 @@ def _files_of_form(body: bytes, boundary: bytes, max_parts: int) -> list[tuple[s
         raise ServiceError(Code.MALFORMED_MULTIPART, f"the form cannot be read: {error}") from None
     if not ended:
         raise ServiceError(Code.MALFORMED_MULTIPART, "the form ends before its closing boundary")
-    return [(name, b"".join(content)) for name, content in files]
+    return parts

@@ -133,6 +133,21 @@ def test_folders_are_skipped() -> None:
     assert read(zipped([("folder/", b""), ("folder/file", b"1")])) == [("folder/file", b"1")]
 
 
+def test_what_a_desktop_adds_is_skipped() -> None:
+    members = [
+        ("photos/cat.jpg", b"1"),
+        ("__MACOSX/photos/._cat.jpg", b"\0\x05\x16\x07"),
+        ("__MACOSX/._photos", b"\0\x05\x16\x07"),
+        ("photos/.DS_Store", b"\0\0\0\1Bud1"),
+        (".DS_Store", b"\0\0\0\1Bud1"),
+        ("photos/Thumbs.db", b"\xd0\xcf"),
+        ("desktop.ini", b"[.ShellClassInfo]"),
+        ("photos/__MACOSX", b"2"),
+        ("photos/__MACOSX/dog.jpg", b"3"),
+    ]
+    assert read(zipped(members)) == [members[0], *members[-2:]]
+
+
 def test_an_archive_in_an_archive_is_a_file_like_any_other() -> None:
     inner = zipped([("a", b"1")])
     assert read(zipped([("inner.zip", inner)])) == [("inner.zip", inner)]

@@ -145,10 +145,33 @@ def test_what_a_real_client_sends_is_read() -> None:
     assert read([sent.read()], sent.headers["content-type"]) == b"\x89PNG\r\n"
 
 
+BYTES = b"\x89PNG\r\n"
+UNNAMED = part(BYTES, 'form-data; name="file"', "Content-Type: application/octet-stream")
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [UNNAMED],
+        [part(BYTES, 'form-data; name="file"')],
+        [part(b"GIF89a\x01\0\x01\0", 'form-data; name="image"')],
+        [FIELD, UNNAMED, part("\u00e4 text".encode(), 'form-data; name="title"')],
+    ],
+)
+def test_where_no_part_has_a_file_name_the_one_that_is_no_text_is_the_image(parts: Sequence[bytes]) -> None:
+    assert read([form("b1", *parts)], "multipart/form-data; boundary=b1") in (BYTES, b"GIF89a\x01\0\x01\0")
+
+
+def test_a_file_name_decides_where_there_is_one() -> None:
+    body = form("b1", UNNAMED, part(b"picture"))
+    assert read([body], "multipart/form-data; boundary=b1") == b"picture"
+
+
 @pytest.mark.parametrize(
     "body",
     [
         form("b1"),
+        form("b1", UNNAMED, UNNAMED),
         form("b1", FIELD),
         form("b1", part(b"one"), part(b"two")),
         form("b1", part(b""), part(b"two")),
@@ -377,24 +400,51 @@ def test_nothing_stays_buffered_when_an_upload(ends: Scenario) -> None:
     asyncio.run(scenario())
 
 
+class Clock(asyncio.SelectorEventLoop):
+    """An event loop whose time is what `advance` makes it."""
+
+    now_s = 0.0
+
+    def time(self) -> float:
+        return self.now_s
+
+    async def advance(self, seconds: float) -> None:
+        """Whatever can run does, before and after."""
+        await self._settle()
+        self.now_s += seconds
+        await self._settle()
+
+    async def _settle(self) -> None:
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+
+BODY_TIMEOUT_S = 30.0
+
+
 def test_an_upload_that_stalls_is_given_up_and_nothing_stays_buffered() -> None:
-    async def scenario() -> None:
-        uploads = make_uploads(body_timeout_s=0.01)
+    async def scenario(clock: Clock) -> None:
+        uploads = make_uploads(BODY_TIMEOUT_S)
+        reading = asyncio.create_task(received(uploads, request([b"x" * LIMIT], end="stalled")))
+        await clock.advance(BODY_TIMEOUT_S - 0.1)
+        assert not reading.done()
+        await clock.advance(0.1)
         with pytest.raises(ServiceError) as error:
-            await received(uploads, request([b"x" * LIMIT], end="stalled"))
+            await reading
         assert error.value.code is Code.BODY_TIMEOUT
         await assert_nothing_buffered(uploads)
 
-    asyncio.run(asyncio.wait_for(scenario(), FOREVER_S))
+    clock = Clock()
+    with asyncio.Runner(loop_factory=lambda: clock) as runner:
+        runner.run(scenario(clock))
 
 
 def test_the_time_limit_ends_with_the_last_byte() -> None:
-    async def scenario() -> None:
-        loop = asyncio.get_running_loop()
-        async with make_uploads(body_timeout_s=0.01).image(request([b"picture"])) as image:
-            later = loop.create_future()
-            loop.call_later(0.02, later.set_result, None)
-            await later
+    async def scenario(clock: Clock) -> None:
+        async with make_uploads(BODY_TIMEOUT_S).image(request([b"picture"])) as image:
+            await clock.advance(2 * BODY_TIMEOUT_S)
             assert image == b"picture"
 
-    asyncio.run(scenario())
+    clock = Clock()
+    with asyncio.Runner(loop_factory=lambda: clock) as runner:
+        runner.run(scenario(clock))
