@@ -7,11 +7,11 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-from export import quantize, repository, verify
-from export.quantization import METHODS, this_machine
+from export import backends, quantize, repository, verify
+from export.backends import RUNTIMES
+from export.precision import METHODS, this_machine
 from export.quantization import quantize as to_int8
 from export.report import Report
-from export.runtimes import load
 from models import manifest
 from models.manifest import LOGITS_NAME, QuantizationTarget
 from tests.export.conftest import Exported
@@ -196,9 +196,9 @@ def test_gpu_gets_symmetric_activations_and_a_bias_in_floating_point(exported: E
 
 def test_quantised_graph_runs_at_every_batch_size_on_both_runtimes(exported: Exported) -> None:
     content = to_int8(exported.model, PIXELS, "x86-vnni", "minmax")
-    runs = [load(content, runtime, 2) for runtime in ("onnx", "openvino")]
+    both = [backends.load(exported.draft, content, runtime) for runtime in RUNTIMES]
     for size in (1, 3, 8):
-        one, other = (run(PIXELS[:size]).logits for run in runs)
+        one, other = (backend.run(list(PIXELS[:size])).logits for backend in both)
         assert one.shape == other.shape == (size, 10)
 
 
