@@ -12,7 +12,7 @@ from export import backends, comparison, repository, samples
 from export.comparison import Answers
 from export.samples import LabelsFrom
 from models.errors import ExpectedError
-from models.manifest import Ensemble, Manifest, Member
+from models.manifest import Accuracy, Ensemble, Manifest, Member
 
 
 class EnsembleError(ExpectedError):
@@ -47,9 +47,11 @@ def measure(
     labels = members[0].labels
     classes = samples.classes(paths, labels, labels_from)
     answers = [_answers(root, member, paths) for member in members]
-    # Log-probabilities are logits: the mean's softmax is the mean.
-    together = Answers(np.log(np.mean([answer.probabilities() for answer in answers], axis=0)).astype(np.float32))
-    *alone, accuracy = (None if classes is None else answer.accuracy(classes) for answer in (*answers, together))
+    alone: list[Accuracy | None] = [None for _ in members]
+    together = None
+    if classes is not None:
+        alone = [answer.accuracy(classes) for answer in answers]
+        together = comparison.accuracy(np.mean([answer.probabilities()[:, 0] for answer in answers], axis=0), classes)
     best = np.stack([answer.logits[:, 0].argmax(1) for answer in answers])
     return Ensemble(
         name=name,
@@ -63,7 +65,7 @@ def measure(
         top_k=members[0].top_k,
         images=len(paths),
         agreement=float((best == best[0]).all(0).mean()),
-        accuracy=accuracy,
+        accuracy=together,
         fingerprint=hashlib.sha256("".join(member.file.sha256 for member in members).encode()).hexdigest(),
     )
 

@@ -2,7 +2,8 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,15 @@ from models.manifest import Manifest, ModelName
 from server.cpus import available_cpus
 
 
-def run(action: Callable[[], None]) -> int:
-    """Do it; 0 is success, 1 an error that was reported in one line, 130 an interrupt."""
+def main(
+    parser: Callable[[], argparse.ArgumentParser],
+    run: Callable[[argparse.Namespace], None],
+    arguments: Sequence[str] | None = None,
+) -> int:
+    """Parse and run: 0 is success, 1 an error that was reported in one line, 2 wrong usage, 130 an interrupt."""
+    options = parser().parse_args(arguments)
     try:
-        action()
+        run(options)
     except ExpectedError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -38,13 +44,21 @@ def is_there(root: Path, name: str, fingerprint: str, how: str) -> bool:
     return known is not None
 
 
-def report_export(root: Path, published: Manifest, seconds: float) -> None:
-    """Print what is known about a network that was exported."""
+def add_export(root: Path, name: str, fingerprint: str, make: Callable[[], tuple[Manifest, bytes]]) -> None:
+    """Make an export and add it to the repository, unless it is there, and print which of both it was.
+
+    Raises:
+        ExpectedError: as `make`, or the repository cannot be written.
+    """
+    if is_there(root, name, fingerprint, "already exported"):
+        return
+    started = time.monotonic()
+    published = repository.publish(root, *make())
     rows = {
         "model": f"{published.name} version {published.version}",
         "parameters": f"{published.parameters / 1e6:.2f} million",
         "file": console.file(root, published),
-        "time": f"{seconds:.1f} s",
+        "time": f"{time.monotonic() - started:.1f} s",
     }
     if parity := published.parity:
         rows |= {

@@ -1,10 +1,9 @@
 """Two or more ways to run one classifier, compared on the same images: answers, accuracy, and speed."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +18,6 @@ ROUNDS = 5
 """In each of them everything has its turn, so that a machine that slows down slows all alike."""
 _PHOTOS_AT_ONCE = 8
 _progress = Console(stderr=True)
-
-Pace = dict[int, float]
-"""Images per second by batch size."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +46,13 @@ class Answers:
 
     def accuracy(self, classes: NDArray[np.int64], crops: int = 1) -> Accuracy:
         """Accuracy in percent, by the mean probability over the first so many crops."""
-        probabilities = self.probabilities()[:, :crops].mean(1)
-        ranked = np.argsort(-probabilities, axis=1, kind="stable")[:, :5]
-        right = ranked == classes[:, None]
-        return Accuracy(top1=100 * float(right[:, 0].mean()), top5=100 * float(right.any(1).mean()))
+        return accuracy(self.probabilities()[:, :crops].mean(1), classes)
+
+
+def accuracy(probabilities: NDArray[np.float64], classes: NDArray[np.int64]) -> Accuracy:
+    """Accuracy in percent of float64[M, num_classes], where the right classes are int64[M]."""
+    right = np.argsort(-probabilities, axis=1, kind="stable")[:, :5] == classes[:, None]
+    return Accuracy(top1=100 * float(right[:, 0].mean()), top5=100 * float(right.any(1).mean()))
 
 
 def answers(
@@ -76,8 +75,8 @@ def answers(
 
 def paces(
     backends: Sequence[Backend], images: NDArray[np.uint8], batch_sizes: Sequence[int], seconds: float
-) -> list[list[Pace]]:
-    """Measure images per second, everything in turns: for each round, the pace of each backend.
+) -> NDArray[np.float64]:
+    """Measure images per second, everything in turns: float64[ROUNDS, backends, batch sizes].
 
     Args:
         backends: what to measure.
@@ -90,25 +89,14 @@ def paces(
         for batch in batches:
             backend.run(batch)
     slice_s = seconds / (ROUNDS * len(backends) * len(batch_sizes))
-    turns = range(ROUNDS)
-    return [
-        [{len(batch): _pace(backend, batch, slice_s) for batch in batches} for backend in backends]
-        for _ in track(turns, "measure speed", console=_progress, transient=True, disable=not _progress.is_terminal)
-    ]
+    turns = track(range(ROUNDS), "measure speed", console=_progress, transient=True, disable=not _progress.is_terminal)
+    return np.array([[[_pace(backend, batch, slice_s) for batch in batches] for backend in backends] for _ in turns])
 
 
-def medians(rounds: Sequence[Pace]) -> Pace:
-    """Pace over all rounds."""
-    return {size: median(pace[size] for pace in rounds) for size in rounds[0]}
-
-
-def ratios(rounds: Sequence[Pace], reference: Sequence[Pace]) -> Pace:
-    """How many times as fast as the reference, by the median of the ratios within each round."""
-    return medians([_over(ours, theirs) for ours, theirs in zip(rounds, reference, strict=True)])
-
-
-def _over(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Pace:
-    return {size: ours[size] / theirs[size] for size in ours}
+def times_first(paces: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How many times as fast as the first backend each is, by the median of the ratios within each round."""
+    ratios: NDArray[np.float64] = np.median(paces / paces[:, :1], axis=0)
+    return ratios
 
 
 def _pace(backend: Backend, batch: Sequence[NDArray[np.uint8]], seconds: float) -> float:

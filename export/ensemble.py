@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.table import Table
@@ -10,12 +10,6 @@ from rich.table import Table
 from export import averaging, command, console, repository
 from export.samples import image_paths
 from models.manifest import Ensemble
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code."""
-    options = _parse(arguments)
-    return command.run(lambda: _run(options))
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -36,7 +30,7 @@ def _show(root: Path, ensemble: Ensemble) -> None:
     console.say(f"written to {console.folder(root, ensemble)}")
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ensemble.py", description="Serve several models as one: the mean of their probabilities."
     )
@@ -45,8 +39,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "members", nargs="+", metavar="MEMBER", help="NAME or NAME:VERSION of a model in the repository"
     )
     command.add(parser, "--repository", "--images", "--labels-from")
-    return parser.parse_args(arguments)
+    return parser
 
+
+main = partial(command.main, _parser, _run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -53,13 +53,6 @@ def calibrate(
 
     The images it is judged by are not looked at: the best of several noisy figures would be better than it is.
 
-    Args:
-        source: manifest of the FP32 file.
-        single: content of the FP32 file, a complete graph.
-        paths: of the images.
-        target: what will run it.
-        methods: how the ranges of activations are found.
-
     Raises:
         ExpectedError: an image cannot be read, or the file is no complete graph.
     """

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from export import command, console, convert, precision, repository
@@ -12,12 +12,6 @@ from export.report import REFERENCE_RUNTIME, Questions, Subject, compare
 
 FEW_IMAGES = 100
 """ONNX Runtime's guide asks for some hundred images to calibrate on."""
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code."""
-    options = _parse(arguments)
-    return command.run(lambda: _run(options))
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -51,7 +45,7 @@ def _run(options: argparse.Namespace) -> None:
         console.warn(f"Compared on {report.images} images only: its agreement says little.")
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="quantize.py",
         description="Make a model of lower precision, compare it with FP32, and add it to the repository if it agrees.",
@@ -71,8 +65,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     command.add(parser, "--name", help="in the repository, if not NAME-int8 or NAME-fp16")
     command.add(parser, "--repository", "--weights-dir", "--threads", "--seconds")
-    return parser.parse_args(arguments)
+    return parser
 
+
+main = partial(command.main, _parser, _run)
 
 if __name__ == "__main__":
     sys.exit(main())

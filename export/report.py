@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 from rich.table import Table
 
@@ -94,9 +95,9 @@ def beside_fp32(root: Path, name: str, version: int | None, runtimes: Sequence[R
         ExpectedError: one of them is not in the repository, or is no ONNX file.
     """
     model = repository.get(root, name, version)
-    source = _source_of(root, model)
+    source, own = _source_of(root, model), _runtime_of(model)
     pairs = [(source, REFERENCE_RUNTIME)]
-    pairs += [(one, runtime) for runtime in runtimes or [_runtime_of(model)] for one in (source, model)]
+    pairs += [(one, runtime) for runtime in runtimes or [own] for one in (source, model)]
     once = {(one.name, one.version, runtime): (one, runtime) for one, runtime in pairs}
     return [Subject(one, repository.read(root, one), runtime) for one, runtime in once.values()]
 
@@ -128,28 +129,32 @@ def compare(subjects: Sequence[Subject], questions: Questions) -> Report:
     loaded = [backends.load(one.model, one.content, one.runtime, questions.threads) for one in subjects]
     classes = samples.classes(questions.images, labels, questions.labels_from)
     answers = comparison.answers(loaded, questions.images, preprocessing, max(questions.crops))
-    rounds: list[list[comparison.Pace]] = []
+    images_per_s: list[dict[int, float]] = [{} for _ in subjects]
+    times_reference = images_per_s
     if questions.seconds:
-        few = samples.pixels(questions.images[: max(questions.batch_sizes)], preprocessing)[:, 0]
-        rounds = comparison.paces(loaded, few, questions.batch_sizes, questions.seconds)
-    lines = []
-    for at, (subject, answered) in enumerate(zip(subjects, answers, strict=True)):
-        ours, reference = ([paces[position] for paces in rounds] for position in (at, 0))
-        lines.append(
-            Line(
-                model=subject.model.name,
-                version=subject.model.version,
-                precision=subject.model.precision,
-                runtime=subject.runtime,
-                size_bytes=len(subject.content),
-                top1_agreement=answered.top1_agreement(answers[0]),
-                max_logit_error=answered.max_logit_error(answers[0]),
-                accuracy={} if classes is None else {n: answered.accuracy(classes, n) for n in questions.crops},
-                images_per_s=comparison.medians(ours) if rounds else {},
-                times_reference=comparison.ratios(ours, reference) if rounds else {},
-            )
+        sizes = questions.batch_sizes
+        few = samples.pixels(questions.images[: max(sizes)], preprocessing)[:, 0]
+        paces = comparison.paces(loaded, few, sizes, questions.seconds)
+        images_per_s, times_reference = (
+            [dict(zip(sizes, row, strict=True)) for row in figures.tolist()]
+            for figures in (np.median(paces, axis=0), comparison.times_first(paces))
         )
-    return Report(images=len(questions.images), threads=questions.threads, lines=tuple(lines))
+    lines = tuple(
+        Line(
+            model=subject.model.name,
+            version=subject.model.version,
+            precision=subject.model.precision,
+            runtime=subject.runtime,
+            size_bytes=len(subject.content),
+            top1_agreement=answered.top1_agreement(answers[0]),
+            max_logit_error=answered.max_logit_error(answers[0]),
+            accuracy={} if classes is None else {n: answered.accuracy(classes, n) for n in questions.crops},
+            images_per_s=images_per_s[at],
+            times_reference=times_reference[at],
+        )
+        for at, (subject, answered) in enumerate(zip(subjects, answers, strict=True))
+    )
+    return Report(images=len(questions.images), threads=questions.threads, lines=lines)
 
 
 def _table(report: Report) -> Table:

@@ -16,7 +16,7 @@ from uuid import uuid4
 
 from models import manifest
 from models.errors import ExpectedError
-from models.manifest import Ensemble, Entry, Manifest, ManifestError, ModelFile, QuantizationTarget
+from models.manifest import Ensemble, Entry, Manifest, ManifestError, ModelFile
 
 AnyEntry = TypeVar("AnyEntry", Manifest, Ensemble)
 
@@ -62,16 +62,24 @@ def find_fp32(repository: Path, name: str) -> Manifest | None:
     return next((known for known in versions if (known.backend, known.precision) == kind), None)
 
 
-def find_int8(repository: Path, name: str, target: QuantizationTarget) -> Manifest | None:
-    """Return the newest INT8 file for a target that has this name or was made from the model of this name."""
+def find_int8_for_gpus(repository: Path, name: str) -> Manifest:
+    """Return the newest INT8 file for GPUs that has this name or was made from the model of this name.
+
+    Raises:
+        RepositoryError: there is none.
+    """
 
     def fits(known: Manifest) -> bool:
         if (known.backend, known.precision) != ("onnx", "int8") or not (made := known.conversion):
             return False
-        return name in (known.name, made.source) and made.calibration is not None and made.calibration.target == target
+        return name in (known.name, made.source) and made.calibration is not None and made.calibration.target == "gpu"
 
     found = [known for folder in repository.glob("*") for known in newest_first(folder) if fits(known)]
-    return max(found, key=lambda known: known.created, default=None)
+    if not found:
+        raise RepositoryError(
+            f"{repository} has no INT8 file of {name} for GPUs: python export/quantize.py {name} --target gpu makes one"
+        )
+    return max(found, key=lambda known: known.created)
 
 
 def digest(ingredients: object) -> str:

@@ -2,18 +2,11 @@
 
 import argparse
 import sys
-import time
-from collections.abc import Sequence
+from functools import partial
 
-from export import command, convert, repository
+from export import command, convert
 from models import zoo
 from models.weights import MIRROR_VARIABLE, UnreachableError
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code."""
-    options = _parse(arguments)
-    return command.run(lambda: _run(options))
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -29,15 +22,14 @@ def _run(options: argparse.Namespace) -> None:
 def _export(network: str, options: argparse.Namespace) -> None:
     recipe = command.recipe_of(network, options)
     name = options.name or network
-    if command.is_there(options.repository, name, recipe.fingerprint(), "already exported"):
-        return
-    started = time.monotonic()
-    made = convert.to_onnx(recipe, name, recipe.obtain_weights(options.weights_dir), options.check_images)
-    published = repository.publish(options.repository, *made)
-    command.report_export(options.repository, published, time.monotonic() - started)
+
+    def make() -> convert.Made:
+        return convert.to_onnx(recipe, name, recipe.obtain_weights(options.weights_dir), options.check_images)
+
+    command.add_export(options.repository, name, recipe.fingerprint(), make)
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="to_onnx.py",
         description="Export a network to ONNX, compare it with PyTorch, and add it to the model repository.",
@@ -50,8 +42,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help=f"one of {', '.join(zoo.ENTRIES)}; {zoo.DEFAULT} if not given ({zoo.OFFLINE_DEFAULT} if that is offline)",
     )
     command.add_recipe(parser)
-    return parser.parse_args(arguments)
+    return parser
 
+
+main = partial(command.main, _parser, _run)
 
 if __name__ == "__main__":
     sys.exit(main())

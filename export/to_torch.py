@@ -5,34 +5,25 @@ The reference backend: it shows what PyTorch itself does with the same graph, on
 
 import argparse
 import sys
-import time
-from collections.abc import Sequence
+from functools import partial
 
-from export import command, convert, repository
+from export import command, convert
 from models import zoo
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code."""
-    options = _parse(arguments)
-    return command.run(lambda: _run(options))
 
 
 def _run(options: argparse.Namespace) -> None:
     recipe = command.recipe_of(options.network, options)
     suffix = "" if options.precision == "fp32" else f"-{options.precision}"
     name = options.name or f"{options.network}-torch{suffix}"
-    fingerprint = convert.program_fingerprint(recipe, options.precision)
-    if command.is_there(options.repository, name, fingerprint, "already exported"):
-        return
-    started = time.monotonic()
-    weights_file = recipe.obtain_weights(options.weights_dir)
-    made = convert.to_program(recipe, name, weights_file, options.check_images, options.precision)
-    published = repository.publish(options.repository, *made)
-    command.report_export(options.repository, published, time.monotonic() - started)
+
+    def make() -> convert.Made:
+        weights_file = recipe.obtain_weights(options.weights_dir)
+        return convert.to_program(recipe, name, weights_file, options.check_images, options.precision)
+
+    command.add_export(options.repository, name, convert.program_fingerprint(recipe, options.precision), make)
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="to_torch.py",
         description="Export a network as a program of PyTorch (torch.export), compare it with the network itself, and"
@@ -41,8 +32,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("network", metavar="NAME", help=f"one of {', '.join(zoo.ENTRIES)}")
     parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp32", help="fp32 if not given")
     command.add_recipe(parser)
-    return parser.parse_args(arguments)
+    return parser
 
+
+main = partial(command.main, _parser, _run)
 
 if __name__ == "__main__":
     sys.exit(main())

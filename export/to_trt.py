@@ -3,23 +3,16 @@
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
 from rich.progress import Progress
 
 from export import command, console, convert, engine, repository
-from export.engine import EngineError
 from models.manifest import Compatibility, Manifest
 from server.engine.backends.device import find_gpu
 from server.engine.backends.tensorrt import TITLES
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code."""
-    options = _parse(arguments)
-    return command.run(lambda: _run(options))
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -27,7 +20,11 @@ def _run(options: argparse.Namespace) -> None:
     wanted = engine.decide(
         options.target, options.compat, refit=options.refit, max_batch=options.max_batch, gpu=find_gpu()
     )
-    source = _find_or_export(options)
+    source = (
+        repository.find_int8_for_gpus(root, options.network)
+        if precision == "int8"
+        else convert.find_or_export(root, options.network, options.weights_dir, options.check_images)
+    )
     name = options.name or wanted.name(options.network, precision)
     if command.is_there(root, name, wanted.fingerprint(source, precision), "already built"):
         return
@@ -41,23 +38,6 @@ def _run(options: argparse.Namespace) -> None:
     seconds = time.monotonic() - started
     published = repository.publish(root, wanted.draft(source, name, precision, content, parity), content)
     _report(root, published, seconds)
-
-
-def _find_or_export(options: argparse.Namespace) -> Manifest:
-    """Return the newest ONNX file of the model to start from; FP16 is converted from FP32.
-
-    Raises:
-        ExpectedError: there is none and it cannot be exported, or INT8 was asked for and is not there.
-    """
-    root, network = options.repository, options.network
-    if options.precision != "int8":
-        return convert.find_or_export(root, network, options.weights_dir, options.check_images)
-    found = repository.find_int8(root, network, "gpu")
-    if found is None:
-        raise EngineError(
-            f"{root} has no INT8 file of {network} for GPUs: python export/quantize.py {network} --target gpu makes one"
-        )
-    return found
 
 
 def _report(root: Path, published: Manifest, seconds: float) -> None:
@@ -78,7 +58,7 @@ def _report(root: Path, published: Manifest, seconds: float) -> None:
     console.show(published, rows)
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="to_trt.py",
         description="Build a TensorRT engine from a model's ONNX file, which is exported first where it is missing.",
@@ -107,7 +87,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--refit", action="store_true", help="an engine whose weights can be exchanged")
     command.add(parser, "--name", "--repository", "--weights-dir", "--check-images")
-    return parser.parse_args(arguments)
+    return parser
 
 
 def _target(text: str) -> str:
@@ -122,6 +102,8 @@ def _batch(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text} is no batch size from 1 to 1024")
     return int(text)
 
+
+main = partial(command.main, _parser, _run)
 
 if __name__ == "__main__":
     sys.exit(main())

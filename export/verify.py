@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
 from export import command, report
@@ -11,12 +12,6 @@ from export.report import Questions
 from export.samples import CROPS, image_paths
 
 Choice = TypeVar("Choice")
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code."""
-    options = _parse(arguments)
-    return command.run(lambda: _run(options))
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -36,7 +31,7 @@ def _run(options: argparse.Namespace) -> None:
         found.show()
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="verify.py",
         description="Compare an exported model with the FP32 model it was made from: answers, accuracy, size, speed.",
@@ -56,7 +51,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-sizes", type=_sizes, metavar="N,...", default=(1, 4, 8), help="to measure speed with")
     command.add(parser, "--threads", "--seconds")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
-    return parser.parse_args(arguments)
+    return parser
 
 
 def _some(known: Sequence[Choice], read: Callable[[str], object]) -> Callable[[str], tuple[Choice, ...]]:
@@ -77,6 +72,8 @@ def _sizes(text: str) -> tuple[int, ...]:
         raise ValueError
     return sizes
 
+
+main = partial(command.main, _parser, _run)
 
 if __name__ == "__main__":
     sys.exit(main())
