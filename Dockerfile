@@ -62,6 +62,7 @@ RUN pip install --no-deps --index-url https://download.pytorch.org/whl/cpu --ret
     || echo "no CPU build of torch can be had: taking the package index's"
 RUN pip install --requirement /opt/requirements/export.txt
 COPY --from=code /app/models models
+COPY --from=code /app/server server
 COPY --from=code /app/export export
 USER 10001
 ENTRYPOINT ["python", "export/to_onnx.py", "--repository", "/models", "--weights-dir", "/weights"]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from export import recipe, runtimes, to_onnx
+from export import backends, convert, recipe, samples
 from models import networks, zoo
 from models.manifest import Manifest
 
@@ -69,19 +69,19 @@ def _accuracy(entry: zoo.Entry) -> str:
 def _export(name: str) -> tuple[str, str]:
     """Export the network: the largest error of a logit, as a share of the largest logit, and its speed."""
     with redirect_stdout(sys.stderr):
-        made, content = to_onnx.convert(recipe.plan(name, random=True), name, None, to_onnx.PHOTOS)
+        made, content = convert.to_onnx(recipe.plan(name, random=True), name, None, samples.PHOTOS)
     error = f"{made.parity.max_logit_error:.0e}" if made.parity else ""
     return error, f"{float(f'{_images_per_s(made, content):.3g}'):g}"
 
 
 def _images_per_s(made: Manifest, content: bytes) -> float:
-    run = runtimes.load(content, "onnx", threads=1)
-    image = np.random.default_rng(0).integers(0, 256, (1, *made.input_shape), np.uint8)
-    run(image)
+    backend = backends.load(made, content, threads=1)
+    images = list(np.random.default_rng(0).integers(0, 256, (1, *made.input_shape), np.uint8))
+    backend.run(images)
     taken_s: list[float] = []
     while sum(taken_s) < MEASURED_S or len(taken_s) < 5:
         started_s = time.process_time()
-        run(image)
+        backend.run(images)
         taken_s.append(time.process_time() - started_s)
     return 1 / median(taken_s)
 

@@ -1,15 +1,32 @@
-"""How every command of this folder ends: with exit code 0, or with one line on standard error."""
+"""What the commands of this folder share: their options, and how they end."""
 
+import argparse
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
+from export import console, repository
+from export.recipe import Recipe, plan
+from export.samples import LABELS_FROM, PHOTOS
+from models.architectures import SHORTCUTS, STRIDES_IN
 from models.errors import ExpectedError
+from models.manifest import Manifest, ModelName
+from server.cpus import available_cpus
 
 
-def run(action: Callable[[], None]) -> int:
-    """Do it; 0 is success, 1 an error that was reported in one line, 130 an interrupt."""
+def main(
+    parser: Callable[[], argparse.ArgumentParser],
+    run: Callable[[argparse.Namespace], None],
+    arguments: Sequence[str] | None = None,
+) -> int:
+    """Parse and run: 0 is success, 1 an error that was reported in one line, 2 wrong usage, 130 an interrupt."""
+    options = parser().parse_args(arguments)
     try:
-        action()
+        run(options)
     except ExpectedError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -17,3 +34,105 @@ def run(action: Callable[[], None]) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def is_there(root: Path, name: str, fingerprint: str, how: str) -> bool:
+    """Tell whether a version with this fingerprint needs no making; if so, say `how` it is: "already built"."""
+    known = repository.find(root, name, fingerprint)
+    if known:
+        console.say(f"{name} is {how} as version {known.version}: {console.folder(root, known)}")
+    return known is not None
+
+
+def add_export(root: Path, name: str, fingerprint: str, make: Callable[[], tuple[Manifest, bytes]]) -> None:
+    """Make an export and add it to the repository, unless it is there, and print which of both it was.
+
+    Raises:
+        ExpectedError: as `make`, or the repository cannot be written.
+    """
+    if is_there(root, name, fingerprint, "already exported"):
+        return
+    started = time.monotonic()
+    published = repository.publish(root, *make())
+    rows = {
+        "model": f"{published.name} version {published.version}",
+        "parameters": f"{published.parameters / 1e6:.2f} million",
+        "file": console.file(root, published),
+        "time": f"{time.monotonic() - started:.1f} s",
+    }
+    if parity := published.parity:
+        rows |= {
+            "compared on": f"{parity.images} images, {parity.real_images} of them photos",
+            "logit error": f"{parity.max_logit_error:.1e} of the largest, {parity.max_logit_error_allowed:.0e} allowed",
+            "top-1 agreement": f"{parity.top1_agreement:.1%}",
+        }
+    console.show(published, rows)
+
+
+def recipe_of(network: str, options: argparse.Namespace) -> Recipe:
+    """Read what to export from the options of `add_recipe`.
+
+    Raises:
+        ExpectedError: as `plan`.
+    """
+    return plan(
+        network,
+        checkpoint=options.weights,
+        random=options.random_weights,
+        num_classes=options.num_classes,
+        labels_file=options.labels,
+        shortcut=options.shortcut,
+        stride_in=options.stride_in,
+        averaged=options.ema,
+    )
+
+
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say with which parameters and classes a network is exported, and where to."""
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--weights", type=Path, metavar="FILE", help="your checkpoint: .pth, .th, .pt or .safetensors")
+    source.add_argument("--random-weights", action="store_true", help="an untrained network, with the same seed always")
+    parser.add_argument("--ema", action="store_true", help="from your checkpoint, the moving averages of the weights")
+    parser.add_argument("--labels", type=Path, metavar="FILE", help="text with a label a line, or a JSON list")
+    parser.add_argument(
+        "--num-classes", type=int, metavar="N", help="how many classes; without labels, they are numbered"
+    )
+    parser.add_argument("--shortcut", choices=SHORTCUTS, help="of a residual network, where it is not the usual one")
+    parser.add_argument(
+        "--stride-in", choices=STRIDES_IN, help="which convolution of a bottleneck, where it is not the usual one"
+    )
+    add(parser, "--name", "--repository", "--weights-dir", "--check-images")
+
+
+def add(parser: argparse.ArgumentParser, *options: str, **changes: object) -> None:
+    """Add options that several commands have, `changes` apart."""
+    for option in options:
+        parser.add_argument(option, **_SHARED[option] | changes)
+
+
+def _model_name(text: str) -> str:
+    try:
+        return TypeAdapter[str](ModelName).validate_python(text)
+    except ValidationError:
+        raise argparse.ArgumentTypeError(f"{text} is no model name: small letters, digits and _ . @ -") from None
+
+
+_SHARED: Mapping[str, dict[str, Any]] = {
+    "--repository": {"type": Path, "metavar": "DIR", "default": Path("model_repository")},
+    "--name": {"type": _model_name, "metavar": "AS", "help": "name in the repository, if not the usual one"},
+    "--weights-dir": {"type": Path, "metavar": "DIR", "default": Path("weights"), "help": "where downloads are kept"},
+    "--check-images": {"type": Path, "metavar": "FOLDER", "default": PHOTOS, "help": "photos to compare on"},
+    "--images": {"type": Path, "metavar": "FOLDER", "default": PHOTOS, "help": "images to measure on"},
+    "--labels-from": {
+        "choices": LABELS_FROM,
+        "default": "auto",
+        "help": "where the images' classes are known from: their folders' names, or WordNet ids that begin their own",
+    },
+    "--threads": {"type": int, "metavar": "N", "default": available_cpus(), "help": "of one inference"},
+    "--seconds": {
+        "type": float,
+        "metavar": "S",
+        "default": 10,
+        "help": "for measuring speed, in all; 0 leaves it out",
+    },
+}

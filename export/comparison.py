@@ -1,10 +1,9 @@
 """Two or more ways to run one classifier, compared on the same images: answers, accuracy, and speed."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,16 +11,13 @@ from rich.console import Console
 from rich.progress import track
 
 from export import samples
-from export.runtimes import Run
 from models.manifest import Accuracy, CropCount, Preprocessing
+from server.engine.backends import Backend
 
 ROUNDS = 5
 """In each of them everything has its turn, so that a machine that slows down slows all alike."""
 _PHOTOS_AT_ONCE = 8
 _progress = Console(stderr=True)
-
-Pace = dict[int, float]
-"""Images per second by batch size."""
 
 
 @dataclass(frozen=True)
@@ -50,77 +46,64 @@ class Answers:
 
     def accuracy(self, classes: NDArray[np.int64], crops: int = 1) -> Accuracy:
         """Accuracy in percent, by the mean probability over the first so many crops."""
-        probabilities = self.probabilities()[:, :crops].mean(1)
-        ranked = np.argsort(-probabilities, axis=1, kind="stable")[:, :5]
-        right = ranked == classes[:, None]
-        return Accuracy(top1=100 * float(right[:, 0].mean()), top5=100 * float(right.any(1).mean()))
+        return accuracy(self.probabilities()[:, :crops].mean(1), classes)
+
+
+def accuracy(probabilities: NDArray[np.float64], classes: NDArray[np.int64]) -> Accuracy:
+    """Accuracy in percent of float64[M, num_classes], where the right classes are int64[M]."""
+    right = np.argsort(-probabilities, axis=1, kind="stable")[:, :5] == classes[:, None]
+    return Accuracy(top1=100 * float(right[:, 0].mean()), top5=100 * float(right.any(1).mean()))
 
 
 def answers(
-    runs: Sequence[Run], paths: Sequence[Path], preprocessing: Preprocessing, crops: CropCount = 1
+    backends: Sequence[Backend], paths: Sequence[Path], preprocessing: Preprocessing, crops: CropCount = 1
 ) -> list[Answers]:
     """Put the same images to each, a few at a time.
 
     Raises:
         ImagesError: one cannot be read.
     """
-    collected: list[list[Answers]] = [[] for _ in runs]
+    collected: list[list[NDArray[np.float32]]] = [[] for _ in backends]
     starts = range(0, len(paths), _PHOTOS_AT_ONCE)
     for start in track(starts, "compare answers", console=_progress, transient=True, disable=not _progress.is_terminal):
         pixels = samples.pixels(paths[start : start + _PHOTOS_AT_ONCE], preprocessing, crops)
-        for parts, run in zip(collected, runs, strict=True):
-            parts.append(answer(run, pixels))
-    return [Answers(np.concatenate([part.logits for part in parts])) for parts in collected]
-
-
-def answer(run: Run, pixels: NDArray[np.uint8]) -> Answers:
-    """Classify uint8[M, crops, H, W, 3] in one batch."""
-    logits = run(pixels.reshape(-1, *pixels.shape[2:])).logits
-    return Answers(logits.reshape(*pixels.shape[:2], -1))
+        images = list(pixels.reshape(-1, *pixels.shape[2:]))
+        for parts, backend in zip(collected, backends, strict=True):
+            parts.append(backend.run(images).logits.reshape(*pixels.shape[:2], -1))
+    return [Answers(np.concatenate(parts)) for parts in collected]
 
 
 def paces(
-    runs: Sequence[Run], images: NDArray[np.uint8], batch_sizes: Sequence[int], seconds: float
-) -> list[list[Pace]]:
-    """Measure images per second, everything in turns: for each round, the pace of each run.
+    backends: Sequence[Backend], images: NDArray[np.uint8], batch_sizes: Sequence[int], seconds: float
+) -> NDArray[np.float64]:
+    """Measure images per second, everything in turns: float64[ROUNDS, backends, batch sizes].
 
     Args:
-        runs: what to measure.
+        backends: what to measure.
         images: uint8[N, H, W, 3]; repeated where a batch is larger.
         batch_sizes: batches to measure with.
         seconds: for all of it together, warm-up aside.
     """
-    batches = {size: np.resize(images, (size, *images.shape[1:])) for size in batch_sizes}
-    for run in runs:
-        for batch in batches.values():
-            run(batch)
-    slice_s = seconds / (ROUNDS * len(runs) * len(batch_sizes))
-    turns = range(ROUNDS)
-    return [
-        [{size: _pace(run, batch, slice_s) for size, batch in batches.items()} for run in runs]
-        for _ in track(turns, "measure speed", console=_progress, transient=True, disable=not _progress.is_terminal)
-    ]
+    batches = [list(np.resize(images, (size, *images.shape[1:]))) for size in batch_sizes]
+    for backend in backends:
+        for batch in batches:
+            backend.run(batch)
+    slice_s = seconds / (ROUNDS * len(backends) * len(batch_sizes))
+    turns = track(range(ROUNDS), "measure speed", console=_progress, transient=True, disable=not _progress.is_terminal)
+    return np.array([[[_pace(backend, batch, slice_s) for batch in batches] for backend in backends] for _ in turns])
 
 
-def medians(rounds: Sequence[Pace]) -> Pace:
-    """Pace over all rounds."""
-    return {size: median(pace[size] for pace in rounds) for size in rounds[0]}
+def times_first(paces: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How many times as fast as the first backend each is, by the median of the ratios within each round."""
+    ratios: NDArray[np.float64] = np.median(paces / paces[:, :1], axis=0)
+    return ratios
 
 
-def ratios(rounds: Sequence[Pace], reference: Sequence[Pace]) -> Pace:
-    """How many times as fast as the reference, by the median of the ratios within each round."""
-    return medians([_over(ours, theirs) for ours, theirs in zip(rounds, reference, strict=True)])
-
-
-def _over(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Pace:
-    return {size: ours[size] / theirs[size] for size in ours}
-
-
-def _pace(run: Run, batch: NDArray[np.uint8], seconds: float) -> float:
+def _pace(backend: Backend, batch: Sequence[NDArray[np.uint8]], seconds: float) -> float:
     """Images per second over at least so many seconds, and at least one batch."""
     images, started_s = 0, time.perf_counter()
     while (elapsed_s := time.perf_counter() - started_s) < seconds or not images:
-        run(batch)
+        backend.run(batch)
         images += len(batch)
     return images / elapsed_s
 

@@ -10,31 +10,26 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from rich.progress import Progress, TaskID
 
+from export import repository
 from models.errors import ExpectedError
-from models.manifest import INPUT_NAME, Compatibility, Flavour, Profile, TensorRT
+from models.manifest import INPUT_NAME, Compatibility, Flavour, Manifest, Parity, Profile, TensorRT
+from server.engine.backends.device import Gpu
+from server.engine.backends.tensorrt import FIRST_AMPERE, MODULES, TITLES
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
-TITLES: Mapping[Flavour, str] = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
-_MODULES: Mapping[Flavour, str] = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt_rtx_bindings"}
-_FIRST_AMPERE = 80
+PLAN_FILE = "model.plan"
+_SUFFIXES: Mapping[Flavour, str] = {"tensorrt": "trt", "tensorrt_rtx": "rtx"}
 
 
 class EngineError(ExpectedError):
     """The engine that was asked for cannot be built here."""
-
-
-class Gpu(NamedTuple):
-    """The GPU of this machine."""
-
-    name: str
-    compute_capability: str
 
 
 @dataclass(frozen=True)
@@ -64,17 +59,29 @@ class Build:
             onnx_sha256=onnx_sha256,
         )
 
+    def name(self, network: str, precision: str) -> str:
+        """Call an engine what it is: it is no version of the ONNX model, which runs on every machine."""
+        return "-".join((network, _SUFFIXES[self.flavour], precision, *self.targets))
 
-def find_gpu() -> Gpu | None:
-    """Return the first GPU that CUDA sees."""
-    try:
-        from cuda.bindings import runtime
-    except ImportError:
-        return None
-    error, properties = runtime.cudaGetDeviceProperties(0)
-    if error != runtime.cudaError_t.cudaSuccess:
-        return None
-    return Gpu(properties.name.decode(), f"sm{properties.major}{properties.minor}")
+    def fingerprint(self, source: Manifest, precision: str) -> str:
+        """Digest all that determines the engine that is built from an ONNX file, brought to a precision before."""
+        converter = Path(__file__).with_name("half.py").read_text() if precision == "fp16" else None
+        return repository.digest([precision, converter, self.record(source.file.sha256).model_dump()])
+
+    def draft(self, source: Manifest, name: str, precision: str, content: bytes, parity: Parity | None) -> Manifest:
+        """Describe an engine; `parity` is that of the ONNX file in its precision."""
+        return repository.derive(
+            source,
+            PLAN_FILE,
+            content,
+            name=name,
+            backend="tensorrt",
+            precision=precision,
+            parity=parity,
+            tools=source.tools | {self.flavour: self.version},
+            fingerprint=self.fingerprint(source, precision),
+            tensorrt=self.record(source.file.sha256),
+        )
 
 
 def profiles(max_batch: int) -> tuple[Profile, ...]:
@@ -109,7 +116,7 @@ def decide(
         )
     if len({"ampere+", "same-compute-capability"} & set(compatibility)) > 1:
         raise EngineError("--compat ampere+ includes same-compute-capability: give one of them")
-    module = import_module(_MODULES[flavour])
+    module = import_module(MODULES[flavour])
     if flavour == "tensorrt_rtx":
         targets = _rtx_targets(module, targets, compatibility, refit=refit, gpu=gpu)
     elif gpu:
@@ -127,7 +134,7 @@ def _rtx_targets(
     if refit and gpu is None:
         raise EngineError("--refit needs an NVIDIA driver while the engine is built, and there is none here")
     if "ampere+" in compatibility:
-        targets = [*targets, *(one for one in known if _number(one) >= _FIRST_AMPERE)]
+        targets = [*targets, *(one for one in known if _number(one) >= FIRST_AMPERE)]
     elif gpu and not targets:
         targets = [gpu.compute_capability]
     if not targets:
@@ -147,7 +154,7 @@ def _number(target: str) -> int:
 
 def _is_installed(flavour: Flavour) -> bool:
     try:
-        import_module(_MODULES[flavour])
+        import_module(MODULES[flavour])
     except ImportError:
         return False
     return True
@@ -161,7 +168,7 @@ def build(wanted: Build, onnx: bytes, progress: Progress, timing_cache: Path) ->
     Raises:
         EngineError: TensorRT cannot read the file or build the engine; the message is the first it logged.
     """
-    module = import_module(_MODULES[wanted.flavour])
+    module = import_module(MODULES[wanted.flavour])
     logger = _logger(module)
     builder = module.Builder(logger)
     # TensorRT 11 knows no other networks and ignores the flag; TensorRT 10 needs it.

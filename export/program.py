@@ -3,13 +3,11 @@
 import io
 import warnings
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from export.runtimes import Outputs, Run
-from models.manifest import INPUT_NAME
+from export.graph import CompleteGraph
+from models.manifest import INPUT_NAME, Preprocessing
 
 _TRACES = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node")
 """What the exporter notes of where each operation came from: files and lines on this machine."""
@@ -28,14 +26,15 @@ class HalfNetwork(nn.Module):
         return logits.float()
 
 
-def fused(network: nn.Module) -> nn.Module:
-    """Return a copy whose batch norms are folded into the convolutions before them."""
+def complete(network: nn.Module, preprocessing: Preprocessing, top_k: int, precision: str) -> nn.Module:
+    """Make the complete graph of a network, in evaluation mode and in fp32 or fp16; the network stays as it is."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its own imports
         from torch.fx.experimental.optimization import fuse
 
-        folded: nn.Module = fuse(network)
-        return folded
+        folded = fuse(network)  # batch norm, before it is rounded to half precision, which keeps more of it
+    computed = HalfNetwork(folded) if precision == "fp16" else folded
+    return CompleteGraph(computed, preprocessing, top_k).eval()
 
 
 def to_program(graph: nn.Module, crop: int) -> bytes:
@@ -58,14 +57,3 @@ def to_program(graph: nn.Module, crop: int) -> bytes:
     content = io.BytesIO()
     torch.export.save(program, content)
     return content.getvalue()
-
-
-def load(content: bytes) -> Run:
-    """Load a program as it is, on the CPU."""
-    program = torch.export.load(io.BytesIO(content)).module()
-
-    def run(images: NDArray[np.uint8]) -> Outputs:
-        with torch.inference_mode():
-            return Outputs(*(output.numpy() for output in program(torch.from_numpy(images.copy()))))
-
-    return run

@@ -5,12 +5,12 @@ rounded how, and every runtime fuses them into its own 8-bit kernels.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,15 +18,10 @@ from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from export import bias_correction
+from export import backends, bias_correction, comparison, console, samples
+from export.precision import Method
 from models.errors import ExpectedError
-from models.manifest import INPUT_NAME, LOGITS_NAME, QuantizationTarget
-
-Method = Literal["percentile", "moving-average", "minmax", "entropy"]
-"""How the range of an activation is found: without the outermost 0.01 % of its values, the mean of the batches'
-extremes, all values, or the range that loses least information."""
-METHODS: tuple[Method, ...] = get_args(Method)
-TARGETS: tuple[QuantizationTarget, ...] = get_args(QuantizationTarget)
+from models.manifest import INPUT_NAME, LOGITS_NAME, Manifest, QuantizationTarget
 
 _BATCH = 8
 _METHODS: dict[Method, tuple[CalibrationMethod, dict[str, Any]]] = {
@@ -51,10 +46,30 @@ class QuantizationError(ExpectedError):
     """A graph cannot be quantised."""
 
 
-def this_machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> QuantizationTarget:
-    """Tell the target of this machine's CPU by its flags."""
-    flags = set(cpuinfo.read_text().split())
-    return "x86-vnni" if flags & {"avx512_vnni", "avx_vnni"} else "x86"
+def calibrate(
+    source: Manifest, single: bytes, paths: Sequence[Path], target: QuantizationTarget, methods: Sequence[Method]
+) -> tuple[Method, bytes]:
+    """Quantise by each method and return the one that stays closest to FP32 on the images it was calibrated on.
+
+    The images it is judged by are not looked at: the best of several noisy figures would be better than it is.
+
+    Raises:
+        ExpectedError: an image cannot be read, or the file is no complete graph.
+    """
+    pixels = samples.pixels(paths, source.preprocessing)[:, 0]
+    files: dict[Method, bytes] = {}
+    for method in methods:
+        with console.step(f"calibrate on {len(pixels)} images: {method}"):
+            files[method] = quantize(single, pixels, target, method)
+    if len(files) == 1:
+        return next(iter(files.items()))
+    with console.step("choose the method"):
+        loaded = [backends.load(source, content) for content in (single, *files.values())]
+        reference, *candidates = comparison.answers(loaded, paths, source.preprocessing)
+    divergences = (answers.divergence(reference) for answers in candidates)
+    _, best = min(zip(divergences, files, strict=True))
+    console.say(f"closest to FP32 on the images of the calibration: {best}")
+    return best, files[best]
 
 
 def quantize(model: bytes, images: NDArray[np.uint8], target: QuantizationTarget, method: Method) -> bytes:

@@ -4,16 +4,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
-from rich.console import Console
 from rich.table import Table
 
-from export import comparison, samples
-from export.runtimes import Runtime, load
+from export import backends, comparison, repository, samples
+from export.backends import RUNTIMES, Runtime
+from export.console import console
 from export.samples import LabelsFrom
-from models.manifest import Accuracy, CropCount, Label, Manifest, Preprocessing
+from models.errors import ExpectedError
+from models.manifest import Accuracy, CropCount, Manifest
 
-_console = Console(highlight=False)
+REFERENCE_RUNTIME: Runtime = "onnx"
+"""What the export compared with PyTorch: the FP32 file on it is what all is compared with."""
+
+
+class ReportError(ExpectedError):
+    """There is nothing to compare a model with."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,44 @@ class Report(BaseModel):
 
     def show(self) -> None:
         """Print one table."""
-        _console.print(_table(self))
+        console.print(_table(self))
+
+
+def beside_fp32(root: Path, name: str, version: int | None, runtimes: Sequence[Runtime] | None) -> list[Subject]:
+    """Find a model and what to hold it against: its FP32 file on the reference runtime, and both files on each runtime.
+
+    Args:
+        root: the repository.
+        name: of the model.
+        version: None: the newest.
+        runtimes: None: the model's own.
+
+    Raises:
+        ExpectedError: one of them is not in the repository, or is no ONNX file.
+    """
+    model = repository.get(root, name, version)
+    source, own = _source_of(root, model), _runtime_of(model)
+    pairs = [(source, REFERENCE_RUNTIME)]
+    pairs += [(one, runtime) for runtime in runtimes or [own] for one in (source, model)]
+    once = {(one.name, one.version, runtime): (one, runtime) for one, runtime in pairs}
+    return [Subject(one, repository.read(root, one), runtime) for one, runtime in once.values()]
+
+
+def _source_of(root: Path, model: Manifest) -> Manifest:
+    """Return the FP32 model that one of lower precision was made from; an FP32 model is its own."""
+    if model.conversion is None:
+        return model
+    source = repository.get(root, model.conversion.source, model.conversion.source_version)
+    if source.file.sha256 != model.conversion.source_sha256:
+        raise ReportError(f"{source.name} version {source.version} is not the file that {model.name} was made from")
+    return source
+
+
+def _runtime_of(model: Manifest) -> Runtime:
+    for runtime in RUNTIMES:
+        if model.backend == runtime:
+            return runtime
+    raise ReportError(f"{model.name} version {model.version} is a file of {model.backend}, not of ONNX")
 
 
 def compare(subjects: Sequence[Subject], questions: Questions) -> Report:
@@ -81,33 +125,36 @@ def compare(subjects: Sequence[Subject], questions: Questions) -> Report:
     Raises:
         ExpectedError: a subject cannot be run, an image cannot be read, or its class is not known as it should be.
     """
-    preprocessing: Preprocessing = subjects[0].model.preprocessing
-    labels: Sequence[Label] = subjects[0].model.labels
-    runs = [load(subject.content, subject.runtime, questions.threads) for subject in subjects]
+    preprocessing, labels = subjects[0].model.preprocessing, subjects[0].model.labels
+    loaded = [backends.load(one.model, one.content, one.runtime, questions.threads) for one in subjects]
     classes = samples.classes(questions.images, labels, questions.labels_from)
-    answers = comparison.answers(runs, questions.images, preprocessing, max(questions.crops))
-    rounds: list[list[comparison.Pace]] = []
+    answers = comparison.answers(loaded, questions.images, preprocessing, max(questions.crops))
+    images_per_s: list[dict[int, float]] = [{} for _ in subjects]
+    times_reference = images_per_s
     if questions.seconds:
-        few = samples.pixels(questions.images[: max(questions.batch_sizes)], preprocessing)[:, 0]
-        rounds = comparison.paces(runs, few, questions.batch_sizes, questions.seconds)
-    lines = []
-    for at, (subject, answered) in enumerate(zip(subjects, answers, strict=True)):
-        ours, reference = ([paces[position] for paces in rounds] for position in (at, 0))
-        lines.append(
-            Line(
-                model=subject.model.name,
-                version=subject.model.version,
-                precision=subject.model.precision,
-                runtime=subject.runtime,
-                size_bytes=len(subject.content),
-                top1_agreement=answered.top1_agreement(answers[0]),
-                max_logit_error=answered.max_logit_error(answers[0]),
-                accuracy={} if classes is None else {n: answered.accuracy(classes, n) for n in questions.crops},
-                images_per_s=comparison.medians(ours) if rounds else {},
-                times_reference=comparison.ratios(ours, reference) if rounds else {},
-            )
+        sizes = questions.batch_sizes
+        few = samples.pixels(questions.images[: max(sizes)], preprocessing)[:, 0]
+        paces = comparison.paces(loaded, few, sizes, questions.seconds)
+        images_per_s, times_reference = (
+            [dict(zip(sizes, row, strict=True)) for row in figures.tolist()]
+            for figures in (np.median(paces, axis=0), comparison.times_first(paces))
         )
-    return Report(images=len(questions.images), threads=questions.threads, lines=tuple(lines))
+    lines = tuple(
+        Line(
+            model=subject.model.name,
+            version=subject.model.version,
+            precision=subject.model.precision,
+            runtime=subject.runtime,
+            size_bytes=len(subject.content),
+            top1_agreement=answered.top1_agreement(answers[0]),
+            max_logit_error=answered.max_logit_error(answers[0]),
+            accuracy={} if classes is None else {n: answered.accuracy(classes, n) for n in questions.crops},
+            images_per_s=images_per_s[at],
+            times_reference=times_reference[at],
+        )
+        for at, (subject, answered) in enumerate(zip(subjects, answers, strict=True))
+    )
+    return Report(images=len(questions.images), threads=questions.threads, lines=lines)
 
 
 def _table(report: Report) -> Table:

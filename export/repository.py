@@ -3,23 +3,51 @@
 A version appears whole or not at all: it is written beside its place and renamed into it.
 """
 
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 from uuid import uuid4
 
 from models import manifest
 from models.errors import ExpectedError
-from models.manifest import Ensemble, Entry, Manifest, ManifestError, QuantizationTarget
+from models.manifest import Ensemble, Entry, Manifest, ManifestError, ModelFile
 
 AnyEntry = TypeVar("AnyEntry", Manifest, Ensemble)
 
 
 class RepositoryError(ExpectedError):
-    """The repository cannot be written."""
+    """The repository has no such model, its file is another one, or the repository cannot be written."""
+
+
+def get(repository: Path, name: str, version: int | None = None) -> Manifest:
+    """Return the manifest of a model, of its newest version if none is given.
+
+    Raises:
+        RepositoryError: it is not there.
+    """
+    versions = newest_first(repository / name)
+    found = next((known for known in versions if version in (None, known.version)), None)
+    if found is None:
+        raise RepositoryError(f"{repository} has no {name if version is None else f'{name} version {version}'}")
+    return found
+
+
+def read(repository: Path, model: Manifest) -> bytes:
+    """Read a model's file.
+
+    Raises:
+        RepositoryError: it is missing, or its digest is not the manifest's.
+    """
+    try:
+        return manifest.read_model_file(repository / model.name / str(model.version), model)
+    except ManifestError as error:
+        raise RepositoryError(str(error)) from error
 
 
 def find(repository: Path, name: str, fingerprint: str) -> Entry | None:
@@ -34,16 +62,40 @@ def find_fp32(repository: Path, name: str) -> Manifest | None:
     return next((known for known in versions if (known.backend, known.precision) == kind), None)
 
 
-def find_int8(repository: Path, name: str, target: QuantizationTarget) -> Manifest | None:
-    """Return the newest INT8 file for a target that has this name or was made from the model of this name."""
+def find_int8_for_gpus(repository: Path, name: str) -> Manifest:
+    """Return the newest INT8 file for GPUs that has this name or was made from the model of this name.
+
+    Raises:
+        RepositoryError: there is none.
+    """
 
     def fits(known: Manifest) -> bool:
         if (known.backend, known.precision) != ("onnx", "int8") or not (made := known.conversion):
             return False
-        return name in (known.name, made.source) and made.calibration is not None and made.calibration.target == target
+        return name in (known.name, made.source) and made.calibration is not None and made.calibration.target == "gpu"
 
     found = [known for folder in repository.glob("*") for known in newest_first(folder) if fits(known)]
-    return max(found, key=lambda known: known.created, default=None)
+    if not found:
+        raise RepositoryError(
+            f"{repository} has no INT8 file of {name} for GPUs: python export/quantize.py {name} --target gpu makes one"
+        )
+    return max(found, key=lambda known: known.created)
+
+
+def digest(ingredients: object) -> str:
+    """Make the fingerprint of a version from all that determines it, as JSON."""
+    return hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
+
+
+def model_file(name: str, content: bytes) -> ModelFile:
+    """Say in the manifest which file it is about."""
+    return ModelFile(name=name, sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
+
+
+def derive(source: Manifest, file_name: str, content: bytes, **changes: object) -> Manifest:
+    """Draft the manifest of a file that was made from a model: all but `changes` is as of the model."""
+    made = {"created": datetime.now(UTC), "file": model_file(file_name, content)}
+    return Manifest(**dict(source) | made | changes)
 
 
 def publish(repository: Path, draft: AnyEntry, model: bytes | None = None) -> AnyEntry:

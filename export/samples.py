@@ -1,4 +1,4 @@
-"""Folders of images to measure on: their pixels, and the classes they are known to have."""
+"""Folders of images to compare and measure on: their pixels, as the server reads them, and their known classes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,11 +6,17 @@ from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from export.reference import ImagesError, resized_image
+from models.errors import ExpectedError
 from models.manifest import CropCount, Label, Preprocessing
+from server.errors import ServiceError
+from server.images.decode import decode
+from server.settings import Settings
 
+PHOTOS = Path(__file__).parent / "photos"
+"""Photographs that come with the project, free to use: see the README there."""
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+MAX_PIXELS: int = Settings.model_fields["max_pixels"].default
 CROPS: tuple[CropCount, ...] = get_args(CropCount)
 LabelsFrom = Literal["auto", "folders", "wordnet-ids", "none"]
 """Where an image's class is known from: its folder's name (a label or a WordNet id), or the WordNet id its own name
@@ -18,13 +24,46 @@ starts with. `auto` takes the first of these that names a class for every image.
 LABELS_FROM: tuple[LabelsFrom, ...] = get_args(LabelsFrom)
 
 
-def pixels(paths: Sequence[Path], preprocessing: Preprocessing, crops: CropCount = 1) -> NDArray[np.uint8]:
-    """Read images as a network sees them: uint8[M, crops, H, W, 3], the centre crop first.
+class ImagesError(ExpectedError):
+    """A folder has no images, one of them cannot be read, or its class is not known."""
+
+
+def image_paths(folder: Path) -> list[Path]:
+    """Find all images below a folder, in the order of their paths.
 
     Raises:
-        ImagesError: one cannot be read.
+        ImagesError: there is none.
     """
-    return np.stack([_crops(resized_image(path, preprocessing), preprocessing, crops) for path in paths])
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not paths:
+        raise ImagesError(f"{folder} has no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return paths
+
+
+def pixels(paths: Sequence[Path], preprocessing: Preprocessing, crops: CropCount = 1) -> NDArray[np.uint8]:
+    """Decode images as the server does: uint8[M, crops, H, W, 3], the centre crop first.
+
+    Raises:
+        ImagesError: the server would refuse one.
+    """
+    read = np.empty((len(paths), crops, preprocessing.crop, preprocessing.crop, 3), np.uint8)
+    for path, outs in zip(paths, read, strict=True):
+        try:
+            decode(path.read_bytes(), preprocessing, list(outs), max_pixels=MAX_PIXELS)
+        except OSError as error:
+            raise ImagesError(f"{path} cannot be read: {error.strerror}") from error
+        except ServiceError as error:
+            raise ImagesError(f"{path} cannot be read as an image: {error.detail}") from error
+    return read
+
+
+def photos(folder: Path, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Read the centre crops of all images below a folder: uint8[M, H, W, 3], M >= 1.
+
+    Raises:
+        ImagesError: there is none, or one cannot be read.
+    """
+    return pixels(image_paths(folder), preprocessing)[:, 0]
 
 
 def classes(paths: Sequence[Path], labels: Sequence[Label], source: LabelsFrom) -> NDArray[np.int64] | None:
@@ -54,12 +93,3 @@ def _by_name(labels: Sequence[Label]) -> dict[str, int]:
     words = [label.label for label in labels]
     known = {word: index for index, word in enumerate(words) if words.count(word) == 1}
     return known | {label.wordnet_id: index for index, label in enumerate(labels) if label.wordnet_id}
-
-
-def _crops(image: Image.Image, preprocessing: Preprocessing, count: CropCount) -> NDArray[np.uint8]:
-    side = preprocessing.crop
-    windows = []
-    for left, top, mirrored in preprocessing.crops(image.size, count):
-        window = np.asarray(image.crop((left, top, left + side, top + side)))
-        windows.append(window[:, ::-1] if mirrored else window)
-    return np.stack(windows)

@@ -3,51 +3,19 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from functools import partial
 from typing import TypeVar
 
-from export import command, repository
-from export.reference import image_paths
-from export.report import Questions, Report, Subject, compare
-from export.runtimes import RUNTIMES, Runtime, available_threads
-from export.samples import CROPS, LABELS_FROM
-from export.to_onnx import PHOTOS
-from models import manifest
-from models.errors import ExpectedError
-from models.manifest import Manifest, ManifestError
+from export import command, report
+from export.backends import RUNTIMES
+from export.report import Questions
+from export.samples import CROPS, image_paths
 
 Choice = TypeVar("Choice")
 
-REFERENCE_RUNTIME: Runtime = "onnx"
-"""What the export compared with PyTorch: the FP32 file on it is what all is compared with."""
-
-
-class VerifyError(ExpectedError):
-    """There is nothing to verify, or nothing to compare it with."""
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code."""
-    options = _parse(arguments)
-    return command.run(lambda: _run(options))
-
 
 def _run(options: argparse.Namespace) -> None:
-    report = _verify(options)
-    if options.json:
-        print(report.model_dump_json())
-    else:
-        report.show()
-
-
-def _verify(options: argparse.Namespace) -> Report:
-    root: Path = options.repository
-    model = find(root, options.name, options.version)
-    source = _source_of(root, model)
-    pairs = [(source, REFERENCE_RUNTIME)]
-    pairs += [(one, runtime) for runtime in options.backend or [_runtime_of(model)] for one in (source, model)]
-    once = {(one.name, one.version, runtime): (one, runtime) for one, runtime in pairs}
-    subjects = [Subject(one, read_model(root, one), runtime) for one, runtime in once.values()]
+    subjects = report.beside_fp32(options.repository, options.name, options.version, options.backend)
     questions = Questions(
         image_paths(options.images),
         options.threads,
@@ -56,67 +24,21 @@ def _verify(options: argparse.Namespace) -> Report:
         options.batch_sizes,
         options.seconds,
     )
-    return compare(subjects, questions)
+    found = report.compare(subjects, questions)
+    if options.json:
+        print(found.model_dump_json())
+    else:
+        found.show()
 
 
-def find(root: Path, name: str, version: int | None = None) -> Manifest:
-    """Return the manifest of a model, of its newest version if none is given.
-
-    Raises:
-        VerifyError: it is not in the repository.
-    """
-    versions = repository.newest_first(root / name)
-    found = next((known for known in versions if version in (None, known.version)), None)
-    if found is None:
-        wanted = name if version is None else f"{name} version {version}"
-        raise VerifyError(f"{root} has no {wanted}")
-    return found
-
-
-def read_model(root: Path, model: Manifest) -> bytes:
-    """Read a model file whose digest is right.
-
-    Raises:
-        VerifyError: it is missing or another one.
-    """
-    try:
-        return manifest.read_model_file(root / model.name / str(model.version), model)
-    except ManifestError as error:
-        raise VerifyError(str(error)) from error
-
-
-def _source_of(root: Path, model: Manifest) -> Manifest:
-    """Return the FP32 model that one of lower precision was made from; an FP32 model is its own."""
-    if model.conversion is None:
-        return model
-    source = find(root, model.conversion.source, model.conversion.source_version)
-    if source.file.sha256 != model.conversion.source_sha256:
-        raise VerifyError(f"{source.name} version {source.version} is not the file that {model.name} was made from")
-    return source
-
-
-def _runtime_of(model: Manifest) -> Runtime:
-    for runtime in RUNTIMES:
-        if model.backend == runtime:
-            return runtime
-    raise VerifyError(f"{model.name} version {model.version} is a file of {model.backend}, not of ONNX")
-
-
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="verify.py",
         description="Compare an exported model with the FP32 model it was made from: answers, accuracy, size, speed.",
     )
     parser.add_argument("name", metavar="NAME", help="a model of the repository")
     parser.add_argument("--version", type=int, metavar="N", help="the newest if not given")
-    parser.add_argument("--repository", type=Path, metavar="DIR", default=Path("model_repository"))
-    parser.add_argument("--images", type=Path, metavar="FOLDER", default=PHOTOS, help="images to compare on")
-    parser.add_argument(
-        "--labels-from",
-        choices=LABELS_FROM,
-        default="auto",
-        help="where the images' classes are known from: their folders' names, or WordNet ids that begin their own",
-    )
+    command.add(parser, "--repository", "--images", "--labels-from")
     parser.add_argument(
         "--crops", type=_some(CROPS, int), metavar="N,...", default=(1,), help="1, 10 or 1,10 crops of an image"
     )
@@ -127,12 +49,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help=f"of {', '.join(RUNTIMES)}; if not given, the model's own",
     )
     parser.add_argument("--batch-sizes", type=_sizes, metavar="N,...", default=(1, 4, 8), help="to measure speed with")
-    parser.add_argument("--threads", type=int, metavar="N", default=available_threads(), help="of one inference")
-    parser.add_argument(
-        "--seconds", type=float, metavar="S", default=10, help="for measuring speed, in all; 0 leaves it out"
-    )
+    command.add(parser, "--threads", "--seconds")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
-    return parser.parse_args(arguments)
+    return parser
 
 
 def _some(known: Sequence[Choice], read: Callable[[str], object]) -> Callable[[str], tuple[Choice, ...]]:
@@ -153,6 +72,8 @@ def _sizes(text: str) -> tuple[int, ...]:
         raise ValueError
     return sizes
 
+
+main = partial(command.main, _parser, _run)
 
 if __name__ == "__main__":
     sys.exit(main())

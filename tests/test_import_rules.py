@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 OURS = {"models", "export", "server", "client", "loadtest", "deploy", "tests"}
 WEB = {"fastapi", "starlette", "uvicorn", "multipart", "python_multipart", "httptools", "uvloop"}
+COMMANDS = ("to_onnx", "to_torch", "verify", "quantize", "to_trt", "ensemble")
 RUNTIMES = {"onnxruntime", "cuda", "openvino", "tensorrt", "tensorrt_rtx", "torch"}
 
 
@@ -30,11 +31,12 @@ def imports(folder: str, *, but: str | None = None) -> Iterator[tuple[str, str]]
 
 def offences(folder: str, forbidden: set[str], *, but: str | None = None) -> list[str]:
     """Imports of modules that are or are in one of `forbidden`."""
-    return [
-        f"{file} imports {name}"
-        for file, name in imports(folder, but=but)
-        if any(f"{name}.".startswith(f"{one}.") for one in forbidden)
-    ]
+    return [f"{file} imports {name}" for file, name in imports(folder, but=but) if offends(name, forbidden)]
+
+
+def offends(name: str, forbidden: set[str]) -> bool:
+    """Whether a module is one of `forbidden`, or in one."""
+    return any(f"{name}.".startswith(f"{one}.") for one in forbidden)
 
 
 @pytest.mark.parametrize("folder", ["models", "export", "server", "client", "loadtest"])
@@ -51,8 +53,24 @@ def test_models_imports_nothing_of_ours() -> None:
     assert offences("models", OURS - {"models"}) == []
 
 
-def test_export_imports_models_only() -> None:
-    assert offences("export", OURS - {"export", "models"}) == []
+def test_export_knows_of_the_server_only_what_runs_models_and_reads_images() -> None:
+    assert offences("export", OURS - {"export", "models", "server"}) == []
+    known = {"server.engine.backends", "server.images.decode", "server.cpus", "server.errors", "server.settings"}
+    others = [line for line in offences("export", {"server"}) if not offends(line.split()[-1], known)]
+    assert others == []
+
+
+def test_no_command_of_export_imports_another() -> None:
+    assert {Path(file).stem for file, name in imports("export") if name == "export.command"} >= set(COMMANDS)
+    assert offences("export", {f"export.{command}" for command in COMMANDS}) == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_reads_its_arguments_before_it_loads_a_runtime(command: str) -> None:
+    heavy = RUNTIMES - {"cuda"} | WEB | {"onnx"}  # CUDA's bindings take no time, and say which GPU there is
+    program = f"import sys, export.{command}\nprint(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
 
 
 def test_the_server_reads_manifests_and_knows_nothing_else_of_models() -> None:

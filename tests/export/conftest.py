@@ -1,6 +1,7 @@
 """Fixtures of the export's tests: one small network with untrained parameters, exported once in this process."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,13 @@ import pytest
 from numpy.typing import NDArray
 from torch import nn
 
+from export import convert
 from export.graph import CompleteGraph, to_onnx
+from export.parity import Truth
 from export.recipe import OPSET, Recipe, plan
-from export.reference import reference_images
-from export.to_onnx import PHOTOS
+from export.reference import reference_logits
+from export.samples import PHOTOS, photos
+from models.manifest import Manifest, Preprocessing
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,18 @@ class Exported:
     network: nn.Module
     model: bytes
     photos: NDArray[np.uint8]
+
+    @property
+    def draft(self) -> Manifest:
+        return describe(self.recipe, self.network, self.model)
+
+
+def describe(recipe: Recipe, network: nn.Module, model: bytes) -> Manifest:
+    return convert.describe(recipe, recipe.entry.name, None, network, model)
+
+
+def truth(network: nn.Module, preprocessing: Preprocessing) -> Truth:
+    return partial(reference_logits, network, preprocessing=preprocessing)
 
 
 def export(recipe: Recipe, network: nn.Module) -> bytes:
@@ -31,7 +47,7 @@ def export(recipe: Recipe, network: nn.Module) -> bytes:
 def exported() -> Exported:
     recipe = plan("cifar_resnet20", random=True)
     network = recipe.build(None)
-    return Exported(recipe, network, export(recipe, network), reference_images(PHOTOS, recipe.entry.preprocessing))
+    return Exported(recipe, network, export(recipe, network), photos(PHOTOS, recipe.entry.preprocessing))
 
 
 @pytest.fixture

@@ -7,8 +7,9 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from export.reference import load_network, reference_logits, reference_pixels
+from export.reference import reference_logits
 from models.manifest import INDICES_NAME, INPUT_NAME, Preprocessing
+from tests.reference import load_network, reference_pixels
 
 pytestmark = pytest.mark.slow
 

@@ -1,10 +1,11 @@
 import numpy as np
 import onnx
 import pytest
+from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from export import backends
 from export.bias_correction import correct
-from export.runtimes import load
 from models.manifest import LOGITS_NAME
 from tests.export.conftest import Exported
 
@@ -25,14 +26,18 @@ def rounded(model: onnx.ModelProto) -> bytes:
     return content
 
 
+def logits_of(exported: Exported, model: bytes, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return backends.load(exported.draft, model).run(list(images)).logits
+
+
 def test_mean_logits_are_those_before_rounding(exported: Exported) -> None:
     images = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), np.uint8)
     model = onnx.load_from_string(exported.model)
-    wanted = load(exported.model, "onnx", 2)(images).logits
-    plain = load(rounded(model), "onnx", 2)(images).logits
+    wanted = logits_of(exported, exported.model, images)
+    plain = logits_of(exported, rounded(model), images)
     correct(model, images, LARGEST, excluded=set())
     onnx.checker.check_model(model, full_check=True)
-    corrected = load(rounded(model), "onnx", 2)(images).logits
+    corrected = logits_of(exported, rounded(model), images)
     before, after = (np.abs((logits - wanted).mean(0)).mean() for logits in (plain, corrected))
     assert after < before / 3
 
@@ -55,11 +60,11 @@ def test_linear_layer_is_corrected_exactly(exported: Exported, *, has_bias: bool
     if not has_bias:
         del last.input[2:]
     others = {node.name for node in model.graph.node} - {last.name}
-    wanted = load(model.SerializeToString(), "onnx", 2)(exported.photos).logits.mean(0)
+    wanted = logits_of(exported, model.SerializeToString(), exported.photos).mean(0)
     correct(model, exported.photos, LARGEST, excluded=others)
     weights = next(tensor for tensor in model.graph.initializer if tensor.name == last.input[1])
     values = numpy_helper.to_array(weights)
     scale = np.abs(values).max(1, keepdims=True) / LARGEST
     weights.CopyFrom(numpy_helper.from_array(np.rint(values / scale) * scale, weights.name))
-    found = load(model.SerializeToString(), "onnx", 2)(exported.photos).logits.mean(0)
+    found = logits_of(exported, model.SerializeToString(), exported.photos).mean(0)
     np.testing.assert_allclose(found, wanted, atol=1e-4)

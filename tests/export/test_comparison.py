@@ -42,7 +42,7 @@ def test_crops_vote_by_their_mean_probability() -> None:
 
 
 def test_ratio_is_taken_within_a_round() -> None:
-    quiet, busy = {1: 100.0}, {1: 10.0}
-    twice = [{1: 200.0}, {1: 20.0}, {1: 20.0}]
-    assert comparison.ratios(twice, [quiet, busy, busy]) == {1: 2}
-    assert comparison.medians(twice) == {1: 20}
+    reference, twice = (100.0, 10.0, 10.0), (200.0, 20.0, 20.0)  # a quiet round and two busy ones
+    paces = np.stack([reference, twice], axis=1)[:, :, None]
+    assert comparison.times_first(paces).tolist() == [[1], [2]]
+    assert np.median(paces, axis=0).tolist() == [[10], [20]]

@@ -44,6 +44,17 @@ def test_the_same_ensemble_twice_is_one_version(repository: Path, tmp_path: Path
     assert [path.name for path in (tmp_path / "repository" / "two").iterdir()] == ["1"]
 
 
+def test_each_member_is_measured_by_the_backend_that_serves_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny.write(tmp_path)
+    tiny.write_torch(tmp_path, "tiny-torch")
+    assert ensemble.main(["both", "tiny", "tiny-torch", "--repository", str(tmp_path)]) == 0, capsys.readouterr().err
+    written = manifest.read_entry(tmp_path / "both" / "1")
+    assert isinstance(written, Ensemble)
+    assert (written.images, written.agreement) == (3, 1)
+
+
 @pytest.mark.parametrize(
     ("members", "message"),
     [

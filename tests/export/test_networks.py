@@ -10,10 +10,9 @@ from torch import nn
 
 from export import parity
 from export.recipe import plan
-from export.reference import reference_images
-from export.to_onnx import PHOTOS
+from export.samples import PHOTOS, photos
 from models.architectures import Shortcut, StrideIn
-from tests.export.conftest import export
+from tests.export.conftest import describe, export, truth
 
 
 def give_statistics(network: nn.Module) -> None:
@@ -50,7 +49,8 @@ def test_network_is_exported_as_pytorch_computes_it(
     give_statistics(network)
     model = export(recipe, network)
     preprocessing = recipe.entry.preprocessing
-    measured = parity.check(model, network, preprocessing, reference_images(PHOTOS, preprocessing))
+    draft = describe(recipe, network, model)
+    measured = parity.check(draft, model, truth(network, preprocessing), photos(PHOTOS, preprocessing))
     assert measured.max_logit_error < 1e-5
     nodes = Counter(node.op_type for node in onnx.load_from_string(model).graph.node)
     assert {each: nodes[each] for each in ("Conv", "Relu", "Add", "BatchNormalization") if nodes[each]} == operators

@@ -4,16 +4,32 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 import pytest
+from numpy.typing import NDArray
 from onnx import numpy_helper
+from torch import nn
 
 from export import parity
 from export.parity import ParityError
-from models.manifest import INDICES_NAME, PROBABILITIES_NAME
-from tests.export.conftest import Exported
+from models.manifest import INDICES_NAME, PROBABILITIES_NAME, Parity, Preprocessing
+from tests.export.conftest import Exported, truth
+
+
+def check(
+    exported: Exported,
+    *,
+    model: bytes | None = None,
+    network: nn.Module | None = None,
+    preprocessing: Preprocessing | None = None,
+    photos: NDArray[np.uint8] | None = None,
+) -> Parity:
+    """Put what was exported to the gate, or something else in place of a part of it."""
+    expected = truth(network or exported.network, preprocessing or exported.recipe.entry.preprocessing)
+    content = exported.model if model is None else model
+    return parity.check(exported.draft, content, expected, exported.photos if photos is None else photos)
 
 
 def test_faithful_graph_passes_with_what_was_measured(exported: Exported) -> None:
-    measured = parity.check(exported.model, exported.network, exported.recipe.entry.preprocessing, exported.photos)
+    measured = check(exported)
     assert measured.batch_sizes == (1, 3, 8)
     assert (measured.images, measured.real_images) == (24, 3)
     assert measured.max_logit_error < measured.max_logit_error_allowed / 10
@@ -22,13 +38,13 @@ def test_faithful_graph_passes_with_what_was_measured(exported: Exported) -> Non
 
 def test_more_photos_than_a_batch_are_all_compared(exported: Exported) -> None:
     photos = np.resize(exported.photos, (21, *exported.photos.shape[1:]))
-    measured = parity.check(exported.model, exported.network, exported.recipe.entry.preprocessing, photos)
+    measured = check(exported, photos=photos)
     assert (measured.images, measured.real_images) == (24 + 13, 21)
 
 
 def rejected(exported: Exported, model: bytes) -> str:
     with pytest.raises(ParityError) as caught:
-        parity.check(model, exported.network, exported.recipe.entry.preprocessing, exported.photos)
+        check(exported, model=model)
     return str(caught.value)
 
 
@@ -53,13 +69,13 @@ def test_network_that_changed_after_export_is_rejected(exported: Exported) -> No
     network = copy.deepcopy(exported.network)
     network.get_parameter("layer2.0.conv1.weight").data[0] *= 1.1
     with pytest.raises(ParityError, match="logits differ"):
-        parity.check(exported.model, network, exported.recipe.entry.preprocessing, exported.photos)
+        check(exported, network=network)
 
 
 def test_other_normalisation_is_rejected(exported: Exported) -> None:
     other = exported.recipe.entry.preprocessing.model_copy(update={"mean": (0.5, 0.5, 0.5)})
     with pytest.raises(ParityError, match="logits differ"):
-        parity.check(exported.model, exported.network, other, exported.photos)
+        check(exported, preprocessing=other)
 
 
 def test_frozen_batch_is_rejected(exported: Exported) -> None:

@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,13 +8,15 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-from export import quantize, repository, verify
-from export.quantization import METHODS, this_machine
+from export import backends, quantize, repository, verify
+from export.backends import RUNTIMES
+from export.precision import METHODS, Images, Wanted, this_machine
 from export.quantization import quantize as to_int8
 from export.report import Report
-from export.runtimes import load
+from export.samples import PHOTOS, image_paths
 from models import manifest
 from models.manifest import LOGITS_NAME, QuantizationTarget
+from models.weights import sha256_of
 from tests.export.conftest import Exported
 from tests.export.test_repository import everything
 
@@ -114,6 +117,39 @@ def test_model_that_does_not_agree_stays_out_of_the_repository(
     assert everything(root) == before
 
 
+def test_what_a_lax_gate_let_in_is_not_there_for_a_strict_one(
+    root: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--calibration", photos, "--method", "minmax")
+    assert run(root, *arguments, "--min-agreement", "90") == 0
+    before = everything(root)
+    assert run(root, *arguments, "--min-agreement", "100") == 1
+    assert "100 % is wanted: nothing was added" in capsys.readouterr().err
+    assert everything(root) == before
+
+
+def test_gate_its_images_and_the_correction_belong_to_the_fingerprint(
+    cifar_repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = repository.get(cifar_repository, NAME)
+    cat, *others = image_paths(PHOTOS)
+    int8 = Wanted("int8", "onnx", "x86", METHODS, Images([cat], others), 99)
+    before = int8.fingerprint(source)
+    half = replace(int8, precision="fp16", images=Images([], others))
+    for wanted in (int8, half):
+        fewer = wanted.images._replace(evaluate=others[1:])
+        same, *different = (
+            other.fingerprint(source)
+            for other in (replace(wanted), replace(wanted, min_agreement=98), replace(wanted, images=fewer))
+        )
+        assert same == wanted.fingerprint(source)
+        assert len({same, *different}) == 3
+    monkeypatch.setattr(
+        "export.precision.sha256_of", lambda path: "1" if path.stem == "bias_correction" else sha256_of(path)
+    )
+    assert int8.fingerprint(source) != before
+
+
 def test_best_method_is_chosen_on_the_images_of_the_calibration(
     root: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -196,9 +232,9 @@ def test_gpu_gets_symmetric_activations_and_a_bias_in_floating_point(exported: E
 
 def test_quantised_graph_runs_at_every_batch_size_on_both_runtimes(exported: Exported) -> None:
     content = to_int8(exported.model, PIXELS, "x86-vnni", "minmax")
-    runs = [load(content, runtime, 2) for runtime in ("onnx", "openvino")]
+    both = [backends.load(exported.draft, content, runtime) for runtime in RUNTIMES]
     for size in (1, 3, 8):
-        one, other = (run(PIXELS[:size]).logits for run in runs)
+        one, other = (backend.run(list(PIXELS[:size])).logits for backend in both)
         assert one.shape == other.shape == (size, 10)
 
 

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.reference import ImagesError, reference_images, reference_pixels
-from export.to_onnx import PHOTOS
 from models.zoo import ENTRIES
+from tests.reference import reference_pixels
 
 IMAGENET = ENTRIES["resnet50"].preprocessing
 CIFAR = ENTRIES["cifar_resnet20"].preprocessing
@@ -33,20 +32,3 @@ def test_crop_is_taken_where_torchvision_takes_it(tmp_path: Path) -> None:
     image = np.stack([columns % 256, rows, columns // 256], axis=2).astype(np.uint8)
     Image.fromarray(image).save(tmp_path / "image.png")
     np.testing.assert_array_equal(reference_pixels(tmp_path / "image.png", IMAGENET)[0, 0], [66, 4, 0])
-
-
-def test_bundled_photos_are_real_and_few_bytes() -> None:
-    assert len(reference_images(PHOTOS, IMAGENET)) == 3
-    assert sum(path.stat().st_size for path in PHOTOS.iterdir()) < 110_000
-
-
-def test_folder_without_images_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").touch()
-    with pytest.raises(ImagesError, match="has no images"):
-        reference_images(tmp_path, IMAGENET)
-
-
-def test_file_that_is_no_image_is_named(tmp_path: Path) -> None:
-    (tmp_path / "broken.jpg").write_bytes(b"no image")
-    with pytest.raises(ImagesError, match=r"broken\.jpg"):
-        reference_images(tmp_path, IMAGENET)

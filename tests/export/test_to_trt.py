@@ -11,12 +11,14 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from export import engine, half, quantization, repository, to_trt
-from export.engine import EngineError, Gpu
+from export import convert, engine, quantization, repository, to_trt
+from export.engine import EngineError
 from export.recipe import OPSET, plan
-from export.to_onnx import PHOTOS
+from export.samples import PHOTOS
 from models import manifest
 from models.manifest import Calibration, Conversion, Manifest, ManifestError, ModelFile
+from server.engine.backends.device import Gpu
+from server.engine.backends.tensorrt import TITLES
 from tests.export.conftest import export
 from tests.export.test_repository import everything
 
@@ -225,12 +227,11 @@ def test_plan_that_is_not_the_manifests_is_refused(root: Path, build: Callable[.
 def test_half_precision_keeps_inputs_outputs_and_answers(root: Path) -> None:
     source = manifest.read(root / SMALL / "1")
     single = manifest.read_model_file(root / SMALL / "1", source)
-    halved = half.to_half(single)
+    proven = source.model_copy(update={"parity": _parity()})
+    halved, measured = convert.to_proven_half(proven, single, PHOTOS)
     before, after = (onnx.load_from_string(model).graph for model in (single, halved))
     assert (list(after.input), list(after.output)) == (list(before.input), list(before.output))
     assert len(halved) < 0.55 * len(single)
-    proven = source.model_copy(update={"parity": _parity()})
-    measured = half.check(halved, single, proven, PHOTOS)
     assert measured is not None
     assert _parity().max_logit_error < measured.max_logit_error < 2e-3  # five roundings of FP16 at most
 
@@ -274,7 +275,7 @@ def test_what_cannot_be_built_here_is_said(gpu: Gpu | None, refit: bool, message
 
 
 def test_neither_flavour_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "_MODULES", dict.fromkeys(engine.TITLES, "no_such_module"))
+    monkeypatch.setattr(engine, "MODULES", dict.fromkeys(TITLES, "no_such_module"))
     with pytest.raises(EngineError, match="pip install"):
         engine.decide(["sm89"], [], refit=False, max_batch=8, gpu=None)
 

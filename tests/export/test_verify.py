@@ -6,7 +6,7 @@ import pytest
 
 from export import verify
 from export.report import Report
-from export.to_onnx import PHOTOS
+from export.samples import PHOTOS
 from models import manifest
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from export import repository
+from export import convert, repository
 from export.recipe import plan
-from export.to_onnx import PHOTOS, convert
+from export.samples import PHOTOS
 from models import zoo
 from tests.server.running import RunningServer
 
@@ -28,7 +28,7 @@ def test_a_network_is_exported_as_pytorch_computes_it_and_answers(name: str, tmp
     if recipe.entry.preprocessing.crop > 64:  # fewer pixels, the same layers: a tenth of the arithmetic
         small = recipe.entry.preprocessing.model_copy(update={"resize": 72, "crop": 64})
         recipe = replace(recipe, entry=replace(recipe.entry, preprocessing=small))
-    repository.publish(tmp_path, *convert(recipe, name, None, PHOTOS))
+    repository.publish(tmp_path, *convert.to_onnx(recipe, name, None, PHOTOS))
     with RunningServer(tmp_path) as server:
         answer = server.classify(PHOTO.read_bytes()).json()
     assert (answer["model"], answer["random_weights"]) == (name, True)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from export.reference import load_network, reference_logits, reference_pixels
+from export.reference import reference_logits
+from tests.reference import load_network, reference_pixels
 from tests.server.running import RunningServer
 
 BATCH = 25

@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 INSTANCES = 2
 """So that one batch is copied while another is computed."""
 
-_TITLES: dict[Flavour, str] = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
-_MODULES: dict[Flavour, str] = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt_rtx_bindings"}
+TITLES: dict[Flavour, str] = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
+MODULES: dict[Flavour, str] = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt_rtx_bindings"}
 _PACKAGES: dict[Flavour, str] = {
     "tensorrt": "tensorrt=={} cuda-bindings",
     "tensorrt_rtx": "tensorrt-rtx-cu13-libs=={0} tensorrt-rtx-cu13-bindings=={0} cuda-bindings",
 }
-_FIRST_AMPERE = 80
+FIRST_AMPERE = 80
 
 
 class EngineRefusedError(Exception):
@@ -52,17 +52,17 @@ def check(found: Manifest, gpu: Gpu | None, version: str | None) -> None:
     if record is None:
         raise EngineRefusedError(f"model {found.name} is no TensorRT engine")
     targets = ", ".join(record.compute_capabilities).upper()
-    what = f"model {found.name} is a {_TITLES[record.flavour]} engine for {targets}"
+    what = f"model {found.name} is a {TITLES[record.flavour]} engine for {targets}"
     instead = "serve the ONNX model, or build an engine for this machine with export/to_trt.py"
     if gpu is None:
         raise EngineRefusedError(f"{what}; this machine has no NVIDIA GPU that CUDA can use: serve the ONNX model")
     if version is None:
         packages = _PACKAGES[record.flavour].format(record.version)
-        raise EngineRefusedError(f"{what}; {_TITLES[record.flavour]} is not installed: pip install {packages}")
+        raise EngineRefusedError(f"{what}; {TITLES[record.flavour]} is not installed: pip install {packages}")
     same_version = version == record.version
     if not same_version and not ("version" in record.compatibility and _is_newer(version, record.version)):
         raise EngineRefusedError(f"{what}, built by version {record.version}; this machine has {version}: {instead}")
-    since_ampere = "ampere+" in record.compatibility and int(gpu.compute_capability[2:]) >= _FIRST_AMPERE
+    since_ampere = "ampere+" in record.compatibility and int(gpu.compute_capability[2:]) >= FIRST_AMPERE
     if gpu.compute_capability not in record.compute_capabilities and not since_ampere:
         raise EngineRefusedError(
             f"{what}; this machine's GPU, {gpu.name}, is {gpu.compute_capability.upper()}: {instead}"
@@ -95,7 +95,7 @@ def load(found: Manifest, content: bytes, _settings: Settings) -> "TensorRTBacke
     runtime.engine_host_code_allowed = "version" in found.tensorrt.compatibility
     engine = runtime.deserialize_cuda_engine(content)
     if engine is None:
-        raise EngineRefusedError(f"{_TITLES[found.tensorrt.flavour]} cannot load model {found.name}: see its log")
+        raise EngineRefusedError(f"{TITLES[found.tensorrt.flavour]} cannot load model {found.name}: see its log")
     sizes = [profile.largest for profile in found.tensorrt.profiles]
     return TensorRTBackend([_instance(module, engine, sizes, found.name) for _ in range(INSTANCES)])
 
@@ -103,7 +103,7 @@ def load(found: Manifest, content: bytes, _settings: Settings) -> "TensorRTBacke
 def _import(found: Manifest) -> Any:
     """The runtime of the engine's flavour; None where it is not installed."""
     try:
-        return found.tensorrt and import_module(_MODULES[found.tensorrt.flavour])
+        return found.tensorrt and import_module(MODULES[found.tensorrt.flavour])
     except ImportError:
         return None
 

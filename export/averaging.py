@@ -1,0 +1,83 @@
+"""Ensembles: what several models say together, and what that is worth."""
+
+import hashlib
+from collections.abc import Sequence
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from export import backends, comparison, repository, samples
+from export.comparison import Answers
+from export.samples import LabelsFrom
+from models.errors import ExpectedError
+from models.manifest import Accuracy, Ensemble, Manifest, Member
+
+
+class EnsembleError(ExpectedError):
+    """The members do not go together."""
+
+
+def find_members(root: Path, names: Sequence[str]) -> list[Manifest]:
+    """Find the models that are named as NAME or NAME:VERSION.
+
+    Raises:
+        ExpectedError: one is not in the repository, or they do not go together.
+    """
+    members = [_find(root, name) for name in names]
+    for member in members:
+        if member.labels != members[0].labels:
+            raise EnsembleError(f"{member.name} has other classes than {members[0].name}")
+        if member.backend == "tensorrt":
+            raise EnsembleError(f"{member.name} is a TensorRT engine: name the ONNX model that it was made from")
+    if len({(member.name, member.version) for member in members}) < max(2, len(members)):
+        raise EnsembleError("an ensemble has at least two members, and none twice")
+    return members
+
+
+def measure(
+    root: Path, name: str, members: Sequence[Manifest], paths: Sequence[Path], labels_from: LabelsFrom
+) -> Ensemble:
+    """Draft an ensemble, measured on images that each member sees in its own preprocessing.
+
+    Raises:
+        ExpectedError: a member cannot be run, an image cannot be read, or its class is not known as it should be.
+    """
+    labels = members[0].labels
+    classes = samples.classes(paths, labels, labels_from)
+    answers = [_answers(root, member, paths) for member in members]
+    alone: list[Accuracy | None] = [None for _ in members]
+    together = None
+    if classes is not None:
+        alone = [answer.accuracy(classes) for answer in answers]
+        together = comparison.accuracy(np.mean([answer.probabilities()[:, 0] for answer in answers], axis=0), classes)
+    best = np.stack([answer.logits[:, 0].argmax(1) for answer in answers])
+    return Ensemble(
+        name=name,
+        version=1,
+        created=datetime.now(UTC),
+        members=tuple(
+            Member(name=member.name, version=member.version, sha256=member.file.sha256, accuracy=accuracy)
+            for member, accuracy in zip(members, alone, strict=True)
+        ),
+        labels=labels,
+        top_k=members[0].top_k,
+        images=len(paths),
+        agreement=float((best == best[0]).all(0).mean()),
+        accuracy=together,
+        fingerprint=hashlib.sha256("".join(member.file.sha256 for member in members).encode()).hexdigest(),
+    )
+
+
+def _find(root: Path, text: str) -> Manifest:
+    name, _, version = text.partition(":")
+    if version and not version.isdecimal():
+        raise EnsembleError(f"{text} is no member: write NAME, or NAME:VERSION")
+    return repository.get(root, name, int(version) if version else None)
+
+
+def _answers(root: Path, member: Manifest, paths: Sequence[Path]) -> Answers:
+    with closing(backends.load(member, repository.read(root, member))) as backend:
+        (answers,) = comparison.answers([backend], paths, member.preprocessing)
+    return answers

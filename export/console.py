@@ -1,0 +1,53 @@
+"""What the commands print while they work, and about what they made."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from models.manifest import Entry, Manifest
+
+console = Console(highlight=False)
+
+
+@contextmanager
+def step(what: str) -> Iterator[None]:
+    """Show that a step is under way, and then how long it took."""
+    started = time.monotonic()
+    with console.status(what):
+        yield
+    console.print(f"[green]✓[/] {what} [dim]{time.monotonic() - started:.1f} s[/]")
+
+
+def say(text: str) -> None:
+    """Print a line as it is, however long."""
+    console.print(escape(text), soft_wrap=True)
+
+
+def warn(text: str) -> None:
+    """Print a line that asks for attention."""
+    console.print(f"[yellow]{escape(text)}[/]")
+
+
+def folder(repository: Path, known: Entry) -> str:
+    """Name the folder of a version."""
+    return str(repository / known.name / str(known.version))
+
+
+def file(repository: Path, known: Manifest) -> str:
+    """Name a version's file, and its size."""
+    return f"{folder(repository, known)}/{known.file.name}, {known.file.size_bytes / 1e6:.1f} MB"
+
+
+def show(published: Manifest, rows: Mapping[str, str]) -> None:
+    """Print what is known about a model that was added to the repository, a row for each fact."""
+    table = Table(show_header=False)
+    for name, fact in rows.items():
+        table.add_row(name, escape(fact))
+    console.print(table)
+    if published.weights.random:
+        warn("Its weights are random: its answers mean nothing.")

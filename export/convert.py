@@ -1,0 +1,191 @@
+"""From a network to a model that is proven: one way for every source through graph, gate and manifest.
+
+What is returned is a draft whose version is not decided yet, and its file's content, for `repository.publish`. Torch
+and ONNX take seconds to import, so nothing here does before it is called: not for an error in what was asked for.
+"""
+
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from export import backends, parity, repository, samples
+from export.console import step
+from export.precision import Lowered, Wanted
+from export.recipe import OPSET, TOOLS, Recipe, plan
+from models.manifest import Calibration, Manifest, Parity
+from models.weights import sha256_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import nn
+
+ONNX_FILE = "model.onnx"
+PROGRAM_FILE = "model.pt2"
+
+Made = tuple[Manifest, bytes]
+
+
+class _Source(NamedTuple):
+    """A network, and what its exports are compared on."""
+
+    network: "nn.Module"
+    photos: "NDArray[np.uint8]"
+
+
+def to_onnx(recipe: Recipe, name: str, weights_file: Path | None, images: Path) -> Made:
+    """Make the ONNX file of a recipe, proven to compute what PyTorch computes on the images of a folder.
+
+    Raises:
+        ExpectedError: a checkpoint does not fit, an image cannot be read, or parity fails.
+    """
+    source = _load(recipe, weights_file, images)
+    with step("export to ONNX"):
+        from export import graph
+
+        preprocessing = recipe.entry.preprocessing
+        complete = graph.CompleteGraph(source.network, preprocessing, recipe.top_k)
+        content = graph.to_onnx(complete, preprocessing.crop, OPSET)
+    return _proven(describe(recipe, name, weights_file, source.network, content), content, source)
+
+
+def program_fingerprint(recipe: Recipe, precision: str) -> str:
+    """Digest all that determines a program."""
+    return repository.digest([recipe.fingerprint(), precision, sha256_of(Path(__file__).with_name("program.py"))])
+
+
+def to_program(recipe: Recipe, name: str, weights_file: Path | None, images: Path, precision: str) -> Made:
+    """Make the PyTorch program of a recipe, in fp32 or fp16, proven as an ONNX file is.
+
+    Raises:
+        ExpectedError: as `to_onnx`.
+    """
+    source = _load(recipe, weights_file, images)
+    with step("export the program"):
+        from export import program
+
+        preprocessing = recipe.entry.preprocessing
+        complete = program.complete(source.network, preprocessing, recipe.top_k, precision)
+        content = program.to_program(complete, preprocessing.crop)
+    draft = repository.derive(
+        describe(recipe, name, weights_file, source.network, content),
+        PROGRAM_FILE,
+        content,
+        backend="torch",
+        precision=precision,
+        opset=None,
+        tools={"torch": TOOLS["torch"]},
+        fingerprint=program_fingerprint(recipe, precision),
+    )
+    return _proven(draft, content, source)
+
+
+def describe(recipe: Recipe, name: str, weights_file: Path | None, network: "nn.Module", content: bytes) -> Manifest:
+    """Write down all that is known about an ONNX file before it is proven."""
+    return Manifest(
+        name=name,
+        version=1,
+        created=datetime.now(UTC),
+        architecture=recipe.architecture,
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        weights=recipe.describe_weights(weights_file),
+        published_accuracy=recipe.published_accuracy,
+        preprocessing=recipe.entry.preprocessing,
+        num_classes=recipe.num_classes,
+        top_k=recipe.top_k,
+        backend="onnx",
+        precision="fp32",
+        opset=OPSET,
+        file=repository.model_file(ONNX_FILE, content),
+        parity=None,
+        tools=TOOLS,
+        fingerprint=recipe.fingerprint(),
+        labels=recipe.labels,
+    )
+
+
+def find_or_export(root: Path, network: str, weights_dir: Path, images: Path = samples.PHOTOS) -> Manifest:
+    """Return the newest FP32 ONNX file of a name; where there is none, that network of the zoo is exported.
+
+    Raises:
+        ExpectedError: it cannot be.
+    """
+    if found := repository.find_fp32(root, network):
+        return found
+    recipe = plan(network)
+    return repository.publish(root, *to_onnx(recipe, network, recipe.obtain_weights(weights_dir), images))
+
+
+def to_proven_half(source: Manifest, single: bytes, images: Path) -> tuple[bytes, Parity | None]:
+    """Convert an ONNX file to half precision, proven against the FP32 file.
+
+    That was compared with PyTorch when it was exported: both errors together bound how far the new file is from it.
+    None: it never was.
+
+    Raises:
+        ExpectedError: it cannot be converted, or the two differ by more than the tolerance.
+    """
+    content = halve(single)
+    with step("compare with PyTorch"):
+        backend = backends.load(source, single)
+        measured = parity.check(
+            repository.derive(source, ONNX_FILE, content, precision="fp16"),
+            content,
+            lambda pixels: backend.run(list(pixels)).logits,
+            samples.photos(images, source.preprocessing),
+            truth_error=source.parity.max_logit_error if source.parity else 0,
+        )
+    return content, source.parity and measured
+
+
+def to_lower_precision(source: Manifest, single: bytes, name: str, wanted: Wanted) -> Lowered:
+    """Make an INT8 or FP16 file of an FP32 one; it is not compared with that yet.
+
+    Raises:
+        ExpectedError: an image cannot be read, or the file is no complete graph.
+    """
+    calibration = None
+    if wanted.precision == "fp16":
+        content = halve(single)
+    else:
+        from export import quantization
+
+        paths = wanted.images.calibrate
+        method, content = quantization.calibrate(source, single, paths, wanted.target, wanted.methods)
+        calibration = Calibration(target=wanted.target, method=method, images=len(paths))
+    draft = repository.derive(
+        source,
+        ONNX_FILE,
+        content,
+        name=name,
+        backend=wanted.backend,
+        precision=wanted.precision,
+        parity=None,
+        tools=source.tools | TOOLS,
+        fingerprint=wanted.fingerprint(source),
+    )
+    return Lowered(draft, content, calibration)
+
+
+def halve(single: bytes) -> bytes:
+    """Convert the network of an FP32 graph to FP16."""
+    with step("convert to half precision"):
+        from export import half
+
+        return half.to_half(single)
+
+
+def _load(recipe: Recipe, weights_file: Path | None, images: Path) -> _Source:
+    with step("load the network"):
+        photos = samples.photos(images, recipe.entry.preprocessing)
+        return _Source(recipe.build(weights_file), photos)
+
+
+def _proven(draft: Manifest, content: bytes, source: _Source) -> Made:
+    with step("compare with PyTorch"):
+        from export.reference import reference_logits
+
+        truth = partial(reference_logits, source.network, preprocessing=draft.preprocessing)
+        measured = parity.check(draft, content, truth, source.photos)
+    return draft.model_copy(update={"parity": measured}), content
