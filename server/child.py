@@ -119,7 +119,7 @@ class Child:
     def kill(self) -> None:
         """End it, however it is."""
         with contextlib.suppress(ProcessLookupError):
-            os.kill(self._pid, signal.SIGKILL)
+            os.kill(self.pid, signal.SIGKILL)
 
     def stop(self) -> None:
         """Hang up, which asks it to end at once; kill it if it does not."""
@@ -132,11 +132,12 @@ class Child:
         self.control.close()
         self.life.close()
         with contextlib.suppress(ChildProcessError):  # as it should be: the fork server's, unless that has died
-            os.waitpid(self._pid, 0)
+            os.waitpid(self.pid, 0)
         self.process.join(STOP_S)
 
     @property
-    def _pid(self) -> int:
+    def pid(self) -> int:
+        """The process's id."""
         return cast("int", self.process.pid)
 
 

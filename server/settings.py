@@ -143,6 +143,8 @@ class Settings(BaseSettings):
     """text for people, or one JSON object a line"""
     access_log: bool = False
     """one log line for each HTTP request"""
+    ready_file: Path | None = None
+    """written once the server is ready, removed when it ends: JSON with its url, gRPC address and process ids"""
     otlp_endpoint: Annotated[str, Field(pattern="^https?://.")] | None = None
     """where a collector takes traces over HTTP: http://localhost:4318; not given: what OpenTelemetry's variables say"""
 

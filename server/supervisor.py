@@ -42,6 +42,7 @@ from server.errors import Code, ServiceError
 from server.images import jpeg
 from server.keys import KeysError
 from server.metrics import Metrics
+from server.ready_file import ReadyFile
 from server.repository import Catalogue
 from server.rollout import Rollout
 from server.run_folder import RunFolder
@@ -129,6 +130,10 @@ class Supervisor:
                 raise StartupError("tracing is not installed: pip install '.[tracing]', or leave --otlp-endpoint out")
         if refused := jpeg.why_not(settings):
             raise StartupError(refused)
+        try:
+            self._ready_file = ReadyFile(settings.ready_file) if settings.ready_file else None
+        except OSError as error:
+            raise StartupError(f"--ready-file {settings.ready_file}: {error.strerror}") from error
         self._settings = settings
         self._rollout = Rollout(catalogue, settings.default_model)
         self._asked: dict[str, None] = {}  # names of models that were loaded on request
@@ -137,6 +142,7 @@ class Supervisor:
         self._told = Serve(catalogue, 0)
         self._changes: list[tuple[Child, Change]] = []
         self._listeners = _listen(settings.host, settings.port, settings.http_workers)
+        self._host, self._port = self._listeners[0].getsockname()[:2]
         self._run_folder = RunFolder()
         self._folder = self._run_folder.path
         self._usage = keys.usage_table(self._folder, settings.http_workers) if self._keys else None
@@ -425,7 +431,8 @@ class Supervisor:
 
     def _is_ready(self, child: Child) -> None:
         child.ready_s = child.heard_s
-        log.info("%s is ready, process %d", child.name, child.process.pid)
+        log.info("%s is ready, process %d", child.name, child.pid)
+        self._write_ready_file()
 
     def _announce_once(self) -> None:
         """Say what is served and where, once every worker accepts connections and can have images classified."""
@@ -446,10 +453,27 @@ class Supervisor:
             log.warning("not serving %s: %s", what, reason)
         if catalogue.default_model is None:
             log.warning("requests that name no model are refused: --default-model names the one that they mean")
-        host, port = self._listeners[0].getsockname()[:2]
-        if self._settings.grpc_port is not None:
-            log.info("gRPC on %s", _shown(host, self._settings.grpc_port))
-        log.info("ready on %s://%s", "https" if self._settings.tls_certificate else "http", _shown(host, port))
+        url, grpc = self._addresses()
+        if grpc:
+            log.info("gRPC on %s", grpc)
+        log.info("ready on %s", url)
+        self._write_ready_file()
+
+    def _addresses(self) -> tuple[str, str | None]:
+        """URL of HTTP, host and port of gRPC."""
+        scheme = "https" if self._settings.tls_certificate else "http"
+        grpc_port = self._settings.grpc_port
+        grpc = None if grpc_port is None else _shown(self._host, grpc_port)
+        return f"{scheme}://{_shown(self._host, self._port)}", grpc
+
+    def _write_ready_file(self) -> None:
+        if not (self._ready_file and self._announced):
+            return
+        processes = {child.name: child.pid for child in self._children() if child.ready_s < math.inf}
+        try:
+            self._ready_file.write(*self._addresses(), processes)
+        except OSError as error:
+            log.warning("--ready-file %s: %s", self._settings.ready_file, error.strerror)
 
     def _on_worker_end(self, role: _Role, worker: Child) -> None:
         if self._finishing:
@@ -457,6 +481,7 @@ class Supervisor:
             worker.stop()
             return
         role.ended(worker)
+        self._write_ready_file()
         if self._usage:
             self._usage.clear(self._workers.index(role))
         self._roll_out()  # nothing waits for it any more
@@ -467,6 +492,7 @@ class Supervisor:
     def _on_engine_end(self, engine: Child) -> None:
         """Have the requests wait for a new engine, unless this one never was ready or crashes follow each other."""
         self._engine.ended(engine)
+        self._write_ready_file()
         self._rollout.engine_lost()
         self._metrics.restarts.labels("engine").inc()
         if not self._announced and self._engine.crashes >= MAX_FAILED_STARTS:
@@ -497,6 +523,8 @@ class Supervisor:
         if self._reserved:
             self._reserved.close()
         self._run_folder.remove()
+        if self._ready_file:
+            self._ready_file.remove()
         log.info("stopped")
 
 
