@@ -3,8 +3,8 @@ from itertools import count
 
 import uvloop
 
-from loadtest import client
-from loadtest.openloop import OpenLoop, OpenWindow
+from loadtest.connection import request
+from loadtest.loops import OpenLoop, OpenWindow, Photo, Target
 from tests.loadtest.serving import answer, fake_server
 
 FULL = (429, b'{"code": "queue_full"}')
@@ -15,9 +15,9 @@ PATIENT_S = 30.0
 def send(base_url: str, per_s: float, *, deadline_s: float = PATIENT_S, sockets: int = 64) -> OpenWindow[int]:
     """About `per_s` requests within a second; they go on for another deadline, but no longer than a test may take."""
     url = f"{base_url}/classify"
-    photo = client.Photo(client.request(url, b"photo"), top1=7)
+    photo = Photo(request(url, b"photo"), top1=7)
     readings = count()
-    loop = OpenLoop(url, [photo], deadline_s, sockets)
+    loop = OpenLoop(Target(url), [photo], deadline_s, sockets)
     return uvloop.run(loop.run(per_s, 0.0, 1.0, lambda: next(readings)))
 
 
