@@ -27,7 +27,7 @@ def run(main: Callable[[], int], *expected: type[Exception]) -> int:
     try:
         return main()
     except foreseen as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {str(error) or repr(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -125,13 +125,13 @@ def _measure(known: list[Step], options: argparse.Namespace) -> None:
             needed = f"python export/to_onnx.py {setup.model} --random-weights --repository {options.repository}"
             print(f"{title}  missing: {needed}", flush=True)
         else:
-            step = _step(name, value, setup, options)
+            figures, step = _step(name, value, setup, options)
             known.append(step)
             step.append(options.out)
-            print(f"{title}  {_text(step)}", flush=True)
+            print(f"{title}  {figures}  {step.memory_mb:5.0f} MB", flush=True)
 
 
-def _step(dimension: str, value: int, setup: Setup, options: argparse.Namespace) -> Step:
+def _step(dimension: str, value: int, setup: Setup, options: argparse.Namespace) -> tuple[Figures, Step]:
     """Start a server and measure.
 
     Raises:
@@ -151,7 +151,7 @@ def _step(dimension: str, value: int, setup: Setup, options: argparse.Namespace)
             figures, memory = uvloop.run(_drive(targets, images, server, setup.connections, options))
     image_kb = sum(map(len, images)) / len(images) / 1e3
     more = {"start_s": start_s, "memory_mb": memory / 2**20, "image_kb": image_kb}
-    return Step(dimension=dimension, value=value, **more, **figures.model_dump())
+    return figures, Step(dimension=dimension, value=value, **more, **figures.model_dump())
 
 
 async def _drive(
@@ -195,14 +195,6 @@ def _models(setup: Setup, options: argparse.Namespace) -> Generator[tuple[Path, 
             (folder / manifest["file"]["name"]).symlink_to(original / manifest["file"]["name"])
             (folder / MANIFEST).write_text(json.dumps(manifest | {"name": copy}))
         yield Path(made), names
-
-
-def _text(step: Step) -> str:
-    return (
-        f"{step.images_per_s:8.1f} images/s  p50 {step.p50_ms:7.1f}  p99 {step.p99_ms:7.1f} ms"
-        f"  {step.server_cpu_ms:7.2f} CPU-ms  server {step.server_share:4.0%}"
-        f"  others {step.others_share:4.0%}  batch {step.mean_batch:4.1f}  {step.memory_mb:5.0f} MB"
-    )
 
 
 def _panels(dimension: Dimension, steps: Sequence[Step]) -> list[Panel]:

@@ -9,16 +9,7 @@ from typing import NamedTuple
 
 import psutil
 
-from loadtest.results import Baseline
-
-
-class Shares(NamedTuple):
-    """Of the machine's CPUs."""
-
-    client: float
-    server: float | None
-    others: float | None
-    """taken by neither; both None where the server's processes are not known"""
+from loadtest.results import Baseline, Shares
 
 
 class Meters(NamedTuple):
@@ -38,10 +29,11 @@ class Meters(NamedTuple):
     def shares(self, seconds: float) -> Shares:
         """What this is of the CPUs' time in so many seconds."""
         cpu_s = seconds * (psutil.cpu_count() or 1)
-        if self.server is None:
-            return Shares(self.client / cpu_s, None, None)
-        others_s = max(0.0, self.machine - self.server - self.client)
-        return Shares(self.client / cpu_s, self.server / cpu_s, others_s / cpu_s)
+        server = others = None
+        if self.server is not None:
+            server = self.server / cpu_s
+            others = max(0.0, self.machine - self.server - self.client) / cpu_s
+        return Shares(client_share=self.client / cpu_s, server_share=server, others_share=others)
 
 
 def read_meters(server: Iterable[psutil.Process] | None) -> Meters:

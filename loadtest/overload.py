@@ -187,8 +187,8 @@ async def _capacity(target: Target, sent: Sequence[Photo], options: argparse.Nam
 
 def _step(factor: float, window: OpenWindow[Meters]) -> OverloadStep:
     outcomes, seconds = window.outcomes, window.seconds
-    shares = window.after.since(window.before).shares(seconds)
     return OverloadStep(
+        **window.after.since(window.before).shares(seconds).model_dump(),
         factor=factor,
         offered_per_s=outcomes.due / seconds,
         good=Times.of(outcomes.good_s, seconds),
@@ -202,9 +202,6 @@ def _step(factor: float, window: OpenWindow[Meters]) -> OverloadStep:
         unsent=outcomes.unsent,
         sockets=window.most_sockets,
         lateness_p99_ms=percentiles_ms(outcomes.lateness_s or [0.0], 99)[0],
-        client_share=shares.client,
-        server_share=shares.server,
-        others_share=shares.others,
     )
 
 

@@ -103,8 +103,8 @@ def _draw(axes: Axes, panel: Panel) -> None:
     axes.legend(  # above, where it hides nothing
         handles,
         labels,
-        loc="lower right",
-        bbox_to_anchor=(1.0, 1.0),
+        loc="lower right" if panel.title else "lower center",
+        bbox_to_anchor=(1.0 if panel.title else 0.5, 1.0),
         ncols=max(1, min(3, len(labels))),
         fontsize="small",
         frameon=False,

@@ -64,7 +64,16 @@ class Baseline(Record):
         return 1e3 * self.cpus / self.images_per_s
 
 
-class Figures(Record):
+class Shares(Record):
+    """Of the machine's CPUs."""
+
+    client_share: float
+    server_share: float | None
+    others_share: float | None
+    """taken by neither; both None where the server's processes are not known"""
+
+
+class Figures(Shares):
     """A closed loop."""
 
     images: int
@@ -76,10 +85,6 @@ class Figures(Record):
     server_cpu_ms: float | None
     """of all its processes, for one image"""
     client_cpu_ms: float
-    client_share: float
-    server_share: float | None
-    others_share: float | None
-    """see `machine.Shares`"""
     errors: int
     faults: dict[str, int]
     """the most frequent first"""
@@ -95,9 +100,9 @@ class Figures(Record):
         if not images:
             raise LoadTestError(f"no answers within {window.seconds:.1f} s: {'; '.join(window.faults) or 'too slow'}")
         used = window.after.since(window.before)
-        shares = used.shares(window.seconds)
         p50_ms, p95_ms, p99_ms = percentiles_ms(window.latencies_s, 50, 95, 99)
         return cls(
+            **used.shares(window.seconds).model_dump(),
             images=images,
             images_per_s=images / window.seconds,
             p50_ms=p50_ms,
@@ -106,11 +111,15 @@ class Figures(Record):
             mean_batch=harmonic_mean(window.batch_sizes),  # a batch of n is reported n times
             server_cpu_ms=None if used.server is None else 1e3 * used.server / images,
             client_cpu_ms=1e3 * used.client / images,
-            client_share=shares.client,
-            server_share=shares.server,
-            others_share=shares.others,
             errors=window.faults.total(),
             faults=dict(window.faults.most_common(MOST_FAULTS)),
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"{self.images_per_s:8.1f} images/s  p50 {self.p50_ms:7.1f}  p99 {self.p99_ms:7.1f} ms"
+            f"  {self.server_cpu_ms or 0:7.2f} CPU-ms  server {self.server_share or 0:4.0%}"
+            f"  others {self.others_share or 0:4.0%}  batch {self.mean_batch:4.1f}"
         )
 
 
@@ -148,7 +157,7 @@ class Times(Record):
         return cls(per_s=len(latencies_s) / seconds, p50_ms=p50_ms, p99_ms=p99_ms)
 
 
-class OverloadStep(Record):
+class OverloadStep(Shares):
     """An open loop at one offered load. All counts are of requests that were due in the window."""
 
     factor: float
@@ -172,10 +181,6 @@ class OverloadStep(Record):
     sockets: int
     lateness_p99_ms: float
     """of the generator"""
-    client_share: float
-    server_share: float | None
-    others_share: float | None
-    """see `machine.Shares`"""
 
 
 class Overload(Record):

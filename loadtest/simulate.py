@@ -10,21 +10,20 @@ Not in it: the network, restarts, and other load on the machines. All HTTP worke
 
 import argparse
 import heapq
-import json
 import random
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, get_args
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from loadtest import command
 from loadtest.loops import poisson
-from loadtest.results import percentiles_ms, read
+from loadtest.results import Record, percentiles_ms, read
 from server.engine.admission import Admission
 from server.engine.scheduler import Job, Limits, Scheduler
 from server.errors import ServiceError
@@ -42,20 +41,18 @@ WARM_UP = 0.2
 """Share of the requests, the first, that do not count."""
 
 
-class Inference(BaseModel):
+class Inference(Record):
     """One batch size, measured with nothing else on the machine."""
-
-    model_config = ConfigDict(frozen=True)
 
     images_per_s: Annotated[float, Field(gt=0)]
     cpu_ms: Annotated[float, Field(ge=0)]
     """of all threads, for one image; 0 where a device does it that the CPUs do not slow down"""
 
 
-class Costs(BaseModel):
+class Costs(Record):
     """What one image costs one machine."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(extra="forbid")
 
     cpus: Annotated[float, Field(gt=0)]
     decode_ms: Annotated[tuple[float, ...], Field(min_length=1)]
@@ -103,8 +100,7 @@ class Shape(NamedTuple):
         return cls(limits, settings.timeout_ms / 1e3, settings.http_workers * settings.decode_threads)
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(Record):
     """Of the requests that count."""
 
     machines: int
@@ -251,7 +247,7 @@ def main() -> int:
     report = simulate(
         read(Costs, options.costs), shape, options.per_s, requests, options.machines, options.balancer, options.seed
     )
-    print(json.dumps(asdict(report)))
+    print(report.model_dump_json())
     return 0
 
 

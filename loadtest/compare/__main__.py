@@ -94,10 +94,7 @@ def _line(row: Row) -> str:
     name = f"{row.work:12} {row.server + ' ' + row.variant:16} {row.connections:4} connections"
     if not (one := row.measured):
         return f"{name}: {row.failure}"
-    return (
-        f"{name}: {one.images_per_s:7.1f} images/s, p50 {one.p50_ms:7.1f} ms, p99 {one.p99_ms:7.1f} ms,"
-        f" {one.server_cpu_ms:6.1f} CPU-ms, {one.memory_mb:5.0f} MB, {one.errors} errors"
-    )
+    return f"{name}: {one} {one.memory_mb:5.0f} MB  {one.errors} errors"
 
 
 def _write(found: Sequence[Row], folder: Path, head: str) -> None:

@@ -20,11 +20,10 @@ class Summary:
     server: str
     variant: str
     connections: int
-    images_per_s: tuple[float, ...]
-    """of each round"""
+    measured: Sequence[Measured]
+    """by round"""
     of_baseline: float | None
-    measured: Measured
-    """medians, but for errors, which are added up"""
+    """median"""
 
     @property
     def title(self) -> str:
@@ -34,7 +33,11 @@ class Summary:
     @property
     def pace(self) -> float:
         """Images per second, the median of the rounds."""
-        return median(self.images_per_s)
+        return self.median("images_per_s")
+
+    def median(self, name: str) -> float:
+        """Of a figure, over the rounds."""
+        return float(median(getattr(one, name) for one in self.measured))
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +45,12 @@ class Part:
     """Everything about one network."""
 
     work: str
-    summaries: tuple[Summary, ...]
+    summaries: Sequence[Summary]
     baseline: Around | None
     """medians"""
     others_share: float
     """of the machine's CPUs, taken by neither server nor client; median"""
-    failures: tuple[str, ...]
+    failures: Sequence[str]
 
     @property
     def loads(self) -> list[int]:
@@ -106,7 +109,7 @@ def plot(part: Part, path: Path) -> None:
             places = [place + 0.4 - height * (number + 0.5) for place in range(len(names))]
             paces = [one.pace if (one := found.get((*name, load))) else 0.0 for name in names]
             left.barh(places, paces, height, label=_connections(load))
-        right.barh(titles, [found[*name, loads[-1]].measured.server_cpu_ms for name in names], 0.6, color="gray")
+        right.barh(titles, [found[*name, loads[-1]].median("server_cpu_ms") for name in names], 0.6, color="gray")
         left.set_yticks(range(len(names)), titles)
         left.set_xlabel("images/s")
         right.set_xlabel(f"CPU-ms an image, {_connections(loads[-1])}")
@@ -127,42 +130,21 @@ def _part(work: str, rows: Sequence[Row]) -> Part:
     failures = {
         f"{TITLES[row.server, row.variant]}, {row.variant}: {_shortly(row.failure)}" for row in rows if row.failure
     }
+    around = [row.baseline for row in rows if row.baseline]
+    middle = {name: median(getattr(one, name) for one in around) for name in Around.model_fields} if around else None
     return Part(
         work,
-        summaries=tuple(_summary(*key, groups[key]) for key in ordered),
-        baseline=_medians([row.baseline for row in rows if row.baseline]),
+        summaries=[_summary(*key, groups[key]) for key in ordered],
+        baseline=Around(**middle) if middle else None,
         others_share=median([row.measured.others_share or 0.0 for row in rows if row.measured] or [0.0]),
-        failures=tuple(sorted(failures)),
+        failures=sorted(failures),
     )
 
 
 def _summary(server: str, variant: str, connections: int, rows: Sequence[Row]) -> Summary:
-    measured = [row.measured for row in rows if row.measured]
     shares = [row.measured.images_per_s / row.baseline.images_per_s for row in rows if row.measured and row.baseline]
-    middle = {
-        name: median(getattr(one, name) for one in measured)
-        for name in Measured.model_fields
-        if name not in ("errors", "faults", "processes")
-    }
-    return Summary(
-        server,
-        variant,
-        connections,
-        images_per_s=tuple(one.images_per_s for one in measured),
-        of_baseline=median(shares) if shares else None,
-        measured=Measured(
-            **middle,
-            processes=measured[-1].processes,
-            errors=sum(one.errors for one in measured),
-            faults={fault: count for one in measured for fault, count in one.faults.items()},
-        ),
-    )
-
-
-def _medians(baselines: Sequence[Around]) -> Around | None:
-    if not baselines:
-        return None
-    return Around(**{name: median(getattr(one, name) for one in baselines) for name in Around.model_fields})
+    measured = [row.measured for row in rows if row.measured]
+    return Summary(server, variant, connections, measured, median(shares) if shares else None)
 
 
 def _table(part: Part, load: int) -> str:
@@ -172,14 +154,14 @@ def _table(part: Part, load: int) -> str:
         "server": lambda one: f"**{one.title}**" if one.server == OURS else one.title,
         "images/s": lambda one: f"{one.pace:.1f}",
         "of ours": lambda one: f"{one.pace / ours:.2f}" if ours else "",
-        "of baseline": lambda one: "" if one.of_baseline is None else f"{one.of_baseline:.0%}",
-        "p50 ms": lambda one: f"{one.measured.p50_ms:.1f}",
-        "p99 ms": lambda one: f"{one.measured.p99_ms:.1f}",
-        "CPU-ms": lambda one: f"{one.measured.server_cpu_ms:.1f}",
-        "memory MB": lambda one: f"{one.measured.memory_mb:.0f}",
-        "start s": lambda one: f"{one.measured.start_s:.1f}",
-        "same class": lambda one: f"{one.measured.same_class:.0%}",
-        "errors": lambda one: str(one.measured.errors),
+        "of baseline": lambda one: tables.percent(one.of_baseline),
+        "p50 ms": lambda one: f"{one.median('p50_ms'):.1f}",
+        "p99 ms": lambda one: f"{one.median('p99_ms'):.1f}",
+        "CPU-ms": lambda one: f"{one.median('server_cpu_ms'):.1f}",
+        "memory MB": lambda one: f"{one.median('memory_mb'):.0f}",
+        "start s": lambda one: f"{one.median('start_s'):.1f}",
+        "same class": lambda one: f"{one.median('same_class'):.0%}",
+        "errors": lambda one: str(sum(each.errors for each in one.measured)),
     }
     lines = [[text(one) for text in columns.values()] for one in best]
     if known := part.baseline:
@@ -193,7 +175,8 @@ def _variants(part: Part) -> str:
     found = {(one.server, one.variant, one.connections): one for one in part.summaries}
 
     def cell(one: Summary | None) -> str:
-        return f"{one.pace:.1f} ({min(one.images_per_s):.1f} to {max(one.images_per_s):.1f})" if one else ""
+        paces = sorted(each.images_per_s for each in one.measured) if one else []
+        return f"{median(paces):.1f} ({paces[0]:.1f} to {paces[-1]:.1f})" if paces else ""
 
     head = ["server", *map(_connections, part.loads)]
     return tables.lines(
