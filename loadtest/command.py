@@ -22,7 +22,8 @@ def run(main: Callable[[], int], *expected: type[Exception]) -> int:
     A polite kill is treated as Ctrl-C, so that every server that was started is ended.
     """
     for polite in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(polite, lambda *_: signal.raise_signal(signal.SIGINT))
+        if signal.getsignal(polite) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(polite, lambda *_: signal.raise_signal(signal.SIGINT))
     foreseen: tuple[type[Exception], ...] = (LoadTestError, OSError, EOFError, ValueError, *expected)
     try:
         return main()
