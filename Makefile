@@ -1,6 +1,6 @@
 # make serve   install, export a model, serve it, classify a first photo
 # make test    what CI runs: style, types, tests
-# make bench   images per second and latency beside the machine's limit
+# make bench   images per second and latency beside the machine's baseline
 # make loadtest SCENARIO=spike   steady, ramp, spike, soak, sizes or bad, on a running server; without one, a web page
 # make soak MINUTES=30   kills, reloads and bad requests: nothing may be lost, memory may not grow
 # make fuzz    half a million images through the decoder, then 100,000 requests over raw sockets

@@ -1,8 +1,10 @@
 """What an answer to `POST /classify` must look like."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
+
+from loadtest.command import LoadTestError
 
 TOP_K = 5
 """Classes that the server answers with where a request does not say."""
@@ -10,7 +12,7 @@ TOP_K = 5
 _ROUNDING = 1e-5
 
 
-class WrongAnswerError(Exception):
+class WrongAnswerError(LoadTestError):
     """The answer is an error, or cannot be right; the message says which."""
 
 
@@ -20,6 +22,10 @@ class Answer(NamedTuple):
     model: str
     top1: int
     batch_size: int
+
+
+Parse = Callable[[int, bytes], Answer]
+"""Status and body to an answer; raises WrongAnswerError."""
 
 
 def parse(status: int, body: bytes) -> Answer:
@@ -64,3 +70,11 @@ def check_probabilities(probabilities: Sequence[float]) -> None:
 def unreadable(body: bytes, error: Exception) -> WrongAnswerError:
     """Describe an answer that is none."""
     return WrongAnswerError(f"not an answer, {error!r}: {body[:200].decode(errors='replace')}")
+
+
+def code(body: bytes) -> str:
+    """The `code` of a problem document; "" where it is none."""
+    try:
+        return str(json.loads(body)["code"])
+    except (ValueError, LookupError, TypeError):
+        return ""

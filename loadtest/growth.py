@@ -14,30 +14,45 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import harmonic_mean
-from typing import Any
 from urllib.parse import urlencode
 
-import numpy as np
-import psutil
 import uvloop
 
-from loadtest import client, machine, photos, plots, running
-from loadtest.answers import WrongAnswerError
-from loadtest.arguments import names
-from loadtest.client import ClosedLoop, Photo
+from loadtest import command, loops, machine, photos, plots, processes
+from loadtest.command import LoadTestError, names
+from loadtest.loops import Photo, Target
 from loadtest.plots import Line, Panel
-from loadtest.running import StartError
+from loadtest.processes import Serving
+from loadtest.results import Figures, Record, read_lines
 
 MANIFEST = "manifest.json"
 LARGEST_UPLOAD = str(64 * 2**20)
 FEW, LARGE_PX = 3, 2000
 """So many photos are enough of those that are at least so wide: they take memory."""
 
-Record = dict[str, Any]
+
+class Step(Record):
+    """What one value came to; a line of the file."""
+
+    dimension: str
+    value: int
+    start_s: float
+    """from the start to readiness"""
+    images_per_s: float
+    p50_ms: float
+    p99_ms: float
+    server_cpu_ms: float
+    client_cpu_ms: float
+    server_share: float
+    others_share: float
+    mean_batch: float
+    memory_mb: float
+    """of all processes, proportional set sizes"""
+    image_kb: float
+    images: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,45 +103,39 @@ DIMENSIONS = {
 def main() -> int:
     """Measure what is missing, and plot; 0: every answer was right."""
     options = _parse()
-    try:
-        known = _read(options.out)
-        _measure(known, options)
-        for name in options.dimensions:
-            records = sorted((one for one in known if one["dimension"] == name), key=lambda one: int(one["value"]))
-            if records:
-                plots.save(_panels(DIMENSIONS[name], records), options.out.with_name(f"{options.out.stem}-{name}.svg"))
-    except (StartError, WrongAnswerError, OSError, EOFError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    known = read_lines(Step, options.out)
+    _measure(known, options)
+    for name in options.dimensions:
+        if steps := sorted((one for one in known if one.dimension == name), key=lambda one: one.value):
+            plots.save(_panels(DIMENSIONS[name], steps), options.out.with_name(f"{options.out.stem}-{name}.svg"))
     return 0
 
 
-def _measure(known: list[Record], options: argparse.Namespace) -> None:
+def _measure(known: list[Step], options: argparse.Namespace) -> None:
     """Add what is missing, to `known` and to the file, as soon as each is measured."""
-    done = {(one["dimension"], one["value"]) for one in known}
-    steps = [(name, value) for name in options.dimensions for value in DIMENSIONS[name].values]
+    done = {(one.dimension, one.value) for one in known}
+    wanted = [(name, value) for name in options.dimensions for value in DIMENSIONS[name].values]
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    for number, (name, value) in enumerate(steps, 1):
+    for number, (name, value) in enumerate(wanted, 1):
         setup = DIMENSIONS[name].setup(value)
-        title = f"{number:3}/{len(steps)}  {name:12}{value:6}"
+        title = f"{number:3}/{len(wanted)}  {name:12}{value:6}"
         if (name, value) in done:
             print(f"{title}  known", flush=True)
         elif setup.model and not (options.repository / setup.model).is_dir():
-            command = f"python export/to_onnx.py {setup.model} --random-weights --repository {options.repository}"
-            print(f"{title}  missing: {command}", flush=True)
+            needed = f"python export/to_onnx.py {setup.model} --random-weights --repository {options.repository}"
+            print(f"{title}  missing: {needed}", flush=True)
         else:
-            record = {"dimension": name, "value": value, **_step(setup, options)}
-            known.append(record)
-            with options.out.open("a") as lines:
-                lines.write(json.dumps(record) + "\n")
-            print(f"{title}  {_text(record)}", flush=True)
+            figures, step = _step(name, value, setup, options)
+            known.append(step)
+            step.append(options.out)
+            print(f"{title}  {figures}  {step.memory_mb:5.0f} MB", flush=True)
 
 
-def _step(setup: Setup, options: argparse.Namespace) -> Record:
+def _step(dimension: str, value: int, setup: Setup, options: argparse.Namespace) -> tuple[Figures, Step]:
     """Start a server and measure.
 
     Raises:
-        StartError, WrongAnswerError, OSError, EOFError: it did not start, or did not answer as it should.
+        LoadTestError, OSError: it did not start, or did not answer as it should.
     """
     images = [path.read_bytes() for path in photos.find(options.photos)]
     if setup.size:
@@ -135,45 +144,35 @@ def _step(setup: Setup, options: argparse.Namespace) -> Record:
     with _models(setup, options) as (repository, names):
         flags = ["--repository", str(repository), *(["--models", ",".join(names)] if names else [])]
         started_s = time.monotonic()
-        with running.server(*flags, environment=setup.settings, quiet=True) as (url, process):
+        with processes.serve(*flags, environment=setup.settings, quiet=True) as server:
             start_s = time.monotonic() - started_s
-            targets = [f"{url}/classify?{urlencode({'model': name})}" for name in names] or [f"{url}/classify"]
-            return {"start_s": start_s, **uvloop.run(_drive(targets, images, process, setup.connections, options))}
+            urls = [f"{server.url}/classify?{urlencode({'model': name})}" for name in names]
+            targets = [Target(url) for url in urls or [f"{server.url}/classify"]]
+            figures, memory = uvloop.run(_drive(targets, images, server, setup.connections, options))
+    image_kb = sum(map(len, images)) / len(images) / 1e3
+    more = {"start_s": start_s, "memory_mb": memory / 2**20, "image_kb": image_kb}
+    return figures, Step(dimension=dimension, value=value, **more, **figures.model_dump())
 
 
 async def _drive(
-    targets: Sequence[str],
-    images: Sequence[bytes],
-    process: psutil.Process,
-    connections: int,
-    options: argparse.Namespace,
-) -> Record:
-    asked = [await client.ask_alone(target, images) for target in targets]
+    targets: Sequence[Target], images: Sequence[bytes], server: Serving, connections: int, options: argparse.Namespace
+) -> tuple[Figures, int]:
+    """What was measured, and the bytes of memory that the server has then."""
+    asked = [await loops.ask_alone(target, images) for target in targets]
     in_turn: list[Photo] = [photo for same in zip(*(sent for _, sent in asked), strict=True) for photo in same]
-    window = await ClosedLoop(targets[0], in_turn).run(
-        connections, options.warm_up, options.seconds, lambda: machine.read_meters(running.tree(process))
+    figures = Figures.of(
+        await loops.closed_loop(
+            targets[0],
+            in_turn,
+            connections,
+            options.warm_up,
+            options.seconds,
+            lambda: machine.read_meters(server.members()),
+        )
     )
-    if window.faults:
-        raise WrongAnswerError(window.faults.most_common(1)[0][0])
-    count = len(window.latencies_s)
-    if not count:
-        raise WrongAnswerError(f"no answer within {options.seconds:g} s: give it more --seconds")
-    used = window.after.since(window.before)
-    cpu_s = window.seconds * (psutil.cpu_count() or 1)
-    p50_s, p99_s = np.percentile(window.latencies_s, (50, 99)).tolist()
-    return {
-        "images_per_s": count / window.seconds,
-        "p50_ms": 1e3 * p50_s,
-        "p99_ms": 1e3 * p99_s,
-        "server_cpu_ms": 1e3 * used.server / count,
-        "client_cpu_ms": 1e3 * used.client / count,
-        "server_share": used.server / cpu_s,
-        "others_share": max(0.0, used.machine - used.server - used.client) / cpu_s,
-        "mean_batch": harmonic_mean(window.batch_sizes),  # a batch of n is reported n times
-        "memory_mb": _memory_mb(process),
-        "image_kb": sum(map(len, images)) / len(images) / 1e3,
-        "images": count,
-    }
+    if figures.faults:
+        raise LoadTestError(next(iter(figures.faults)))
+    return figures, processes.pss_bytes(server.members())
 
 
 @contextmanager
@@ -185,7 +184,7 @@ def _models(setup: Setup, options: argparse.Namespace) -> Generator[tuple[Path, 
         return
     folders = [path.parent.resolve() for path in options.repository.glob(f"{name or '*'}/*/{MANIFEST}")]
     if len({folder.parent for folder in folders}) != 1:
-        raise StartError(f"{options.repository}: name the model that is to be copied by --model")
+        raise LoadTestError(f"{options.repository}: name the model that is to be copied by --model")
     original = max(folders, key=lambda folder: int(folder.name))
     manifest = json.loads((original / MANIFEST).read_text())
     with tempfile.TemporaryDirectory() as made:
@@ -198,36 +197,9 @@ def _models(setup: Setup, options: argparse.Namespace) -> Generator[tuple[Path, 
         yield Path(made), names
 
 
-def _memory_mb(process: psutil.Process) -> float:
-    """Proportional set sizes added up: a page that n processes share counts 1/n for each."""
-    total = 0
-    for member in running.tree(process):
-        with suppress(psutil.NoSuchProcess):
-            total += member.memory_full_info().pss
-    return total / 2**20
-
-
-def _text(record: Record) -> str:
-    return (
-        f"{record['images_per_s']:8.1f} images/s  p50 {record['p50_ms']:7.1f}  p99 {record['p99_ms']:7.1f} ms"
-        f"  {record['server_cpu_ms']:7.2f} CPU-ms  server {record['server_share']:4.0%}"
-        f"  others {record['others_share']:4.0%}  batch {record['mean_batch']:4.1f}  {record['memory_mb']:5.0f} MB"
-    )
-
-
-def _read(path: Path) -> list[Record]:
-    """What is known; a last line that was cut off is dropped from the file."""
-    text = path.read_text() if path.exists() else ""
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        path.write_text(whole)
-    return [json.loads(line) for line in whole.splitlines()]
-
-
-def _panels(dimension: Dimension, records: Sequence[Record]) -> list[Panel]:
+def _panels(dimension: Dimension, steps: Sequence[Step]) -> list[Panel]:
     def line(label: str, key: str, style: str = "o-", *, right: bool = False) -> Line:
-        values = [float(one["value"]) for one in records]
-        return Line(label, values, [float(one[key]) for one in records], style, right)
+        return Line(label, [step.value for step in steps], [getattr(step, key) for step in steps], style, right)
 
     speed = [line("images/s", "images_per_s"), line("CPU-ms an image", "server_cpu_ms", "s--", right=True)]
     delay = [line("p50", "p50_ms", "o--"), line("p99", "p99_ms")]
@@ -242,24 +214,14 @@ def _panels(dimension: Dimension, records: Sequence[Record]) -> list[Panel]:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="growth.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser("growth.py", __doc__, seconds=5, warm_up=1)
+    known = list(DIMENSIONS)
     parser.add_argument(
-        "--dimensions",
-        type=names(list(DIMENSIONS)),
-        default=list(DIMENSIONS),
-        metavar="D,D,…",
-        help=f"of {', '.join(DIMENSIONS)}",
+        "--dimensions", type=names(known), default=known, metavar="D,D,…", help=f"of {', '.join(known)}"
     )
-    parser.add_argument("--repository", type=Path, default=Path("model_repository"), metavar="FOLDER")
-    parser.add_argument("--model", metavar="NAME", help="if not the server's default; not for depth")
-    parser.add_argument("--photos", type=Path, default=photos.FOLDER, metavar="FOLDER")
-    parser.add_argument("--seconds", type=float, default=5, metavar="S", help="of each step (default 5)")
-    parser.add_argument("--warm-up", type=float, default=1, metavar="S", help="before each (default 1)")
     parser.add_argument("--out", type=Path, default=Path("docs/measurements/growth.jsonl"), metavar="FILE")
     return parser.parse_args()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.run(main))

@@ -19,8 +19,9 @@ from locust import events
 from locust.env import Environment
 from locust.runners import WorkerRunner
 
-from loadtest import photos, report
-from loadtest.report import Panel, Verdict
+from loadtest import photos, plots, report
+from loadtest.plots import Panel
+from loadtest.report import Verdict
 from loadtest.sampling import Sample, Sampler
 from loadtest.scenarios import LOST, SCENARIOS, UNSENT, Bad, Phases, Ramp, Scenario, Sizes, Soak, Spike, Steady, Visitor
 
@@ -157,12 +158,16 @@ class _Run:
         errors = {text: (at, [float(moment[3][text]) for moment in moments]) for text in texts}
         pss = [moment[4].pss_bytes for moment in moments]
         return [
-            Panel("requests a second", {"answered": (at, [moment[1] for moment in moments])}),
-            Panel(
+            plots.over_time("requests a second", {"answered": (at, [moment[1] for moment in moments])}),
+            plots.over_time(
                 "latency of the last ten seconds, ms",
                 {f"p{100 * one:g}": (at, [moment[2][i] for moment in moments]) for i, one in enumerate(PERCENTILES)},
             ),
-            Panel("errors so far, by code", errors or {"none": (at, [0.0] * len(at))}),
-            Panel("images in a batch", {"mean": (at[1:], [now[4].mean_batch_since(was[4]) for was, now in pairs])}),
-            Panel("memory of the server, MiB", {"PSS": (at, [one / 2**20 if one else math.nan for one in pss])}),
+            plots.over_time("errors so far, by code", errors or {"none": (at, [0.0] * len(at))}),
+            plots.over_time(
+                "images in a batch", {"mean": (at[1:], [now[4].mean_batch_since(was[4]) for was, now in pairs])}
+            ),
+            plots.over_time(
+                "memory of the server, MiB", {"PSS": (at, [one / 2**20 if one else math.nan for one in pss])}
+            ),
         ]

@@ -1,7 +1,8 @@
-"""Plots as files: SVG, which is the same bytes for the same figures, or PNG."""
+"""Plots as SVG, which is the same bytes for the same figures, or PNG."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 import matplotlib as mpl
@@ -9,8 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 mpl.rcParams["svg.hashsalt"] = "resnet-serving"  # else each file has ids of its own
-_WIDTH_IN, _HEIGHT_IN = 5.0, 3.6
+_SIZE_IN = (5.0, 3.6)
+_LONG_SIZE_IN = (9.0, 2.6)
 _DPI = 120
+
+Points = tuple[Sequence[float], Sequence[float]]
+"""Seconds of a run, and values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +42,35 @@ class Panel:
     log_x: bool = False
     log_y: bool = False
     right_label: str = ""
+    title: str = ""
+    marks: Sequence[tuple[float, str]] = ()
+    """where, and in which colour, something happened"""
+
+
+def over_time(title: str, lines: Mapping[str, Points], marks: Sequence[tuple[float, str]] = ()) -> Panel:
+    """A long panel."""
+    return Panel(
+        "seconds", "", [Line(label, *points, style="-") for label, points in lines.items()], title=title, marks=marks
+    )
 
 
 def save(panels: Sequence[Panel], path: Path) -> None:
     """Draw panels beside each other; the file's suffix says the format."""
-    figure = Figure(figsize=(_WIDTH_IN * len(panels), _HEIGHT_IN), layout="constrained")
+    figure = Figure(figsize=(_SIZE_IN[0] * len(panels), _SIZE_IN[1]), layout="constrained")
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         _draw(axes, panel)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=_DPI, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def svg(panels: Sequence[Panel]) -> str:
+    """Long panels below each other, as an element for a page."""
+    figure = Figure(figsize=(_LONG_SIZE_IN[0], _LONG_SIZE_IN[1] * len(panels)), layout="constrained")
+    for axes, panel in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
+        _draw(axes, panel)
+    stream = StringIO()
+    figure.savefig(stream, format="svg", metadata={"Date": None})
+    return stream.getvalue()[stream.getvalue().index("<svg") :]
 
 
 def _draw(axes: Axes, panel: Panel) -> None:
@@ -55,6 +80,9 @@ def _draw(axes: Axes, panel: Panel) -> None:
         onto = right if right is not None and line.right else axes
         colour = f"C{number if line.colour is None else line.colour}"
         onto.plot([x for x, _ in points], [y for _, y in points], line.style, label=line.label, color=colour, ms=4)
+    for x, colour in panel.marks:
+        axes.axvline(x, color=colour, alpha=0.4, lw=0.8)
+    axes.set_title(panel.title, loc="left", fontsize="medium")
     axes.set_xlabel(panel.x_label)
     axes.set_ylabel(panel.y_label)
     axes.grid(visible=True, alpha=0.3)
@@ -75,9 +103,9 @@ def _draw(axes: Axes, panel: Panel) -> None:
     axes.legend(  # above, where it hides nothing
         handles,
         labels,
-        loc="lower center",
-        bbox_to_anchor=(0.5, 1.0),
-        ncols=min(3, len(labels)),
+        loc="lower right" if panel.title else "lower center",
+        bbox_to_anchor=(1.0 if panel.title else 0.5, 1.0),
+        ncols=max(1, min(3, len(labels))),
         fontsize="small",
         frameon=False,
     )

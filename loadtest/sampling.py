@@ -10,6 +10,8 @@ from urllib.request import urlopen
 
 import psutil
 
+from loadtest.processes import pss_bytes, tree
+
 _TIMEOUT_S = 5.0
 
 
@@ -44,8 +46,13 @@ class Sampler:
         return Sample(
             _total(text, "serving_batch_size_sum"),
             _total(text, "serving_batch_size_count"),
-            pss_bytes(self.server) if self.server else None,
+            self._pss_bytes(),
         )
+
+    def _pss_bytes(self) -> int | None:
+        with suppress(psutil.NoSuchProcess):
+            return pss_bytes(tree(self.server)) if self.server else None
+        return None
 
     @cached_property
     def server(self) -> psutil.Process | None:
@@ -72,13 +79,6 @@ def _oldest(process: psutil.Process, port: int) -> psutil.Process:
 
 def _listens(connection: Any, port: int) -> bool:
     return bool(connection.status == psutil.CONN_LISTEN and connection.laddr[1:2] == (port,))
-
-
-def pss_bytes(server: psutil.Process) -> int | None:
-    """Of a process and its descendants; None where one of them has just ended."""
-    with suppress(psutil.Error):
-        return sum(int(one.memory_full_info().pss) for one in (server, *server.children(recursive=True)))
-    return None
 
 
 def _total(text: str, name: str) -> float | None:

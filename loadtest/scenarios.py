@@ -4,22 +4,19 @@ One user of a scenario is one request a second on average, so the number of user
 locust processes share it.
 """
 
-import json
 import random
 from argparse import Namespace
 from collections.abc import Sequence
 from functools import cache
-from io import BytesIO
 from pathlib import Path
 from typing import Any, ClassVar
 
 from gevent.pool import Pool
 from locust import FastHttpUser, LoadTestShape, User, task
-from PIL import Image
 
-from loadtest import answers, mistakes, photos
+from loadtest import answers, invalid_requests, photos
 from loadtest.answers import WrongAnswerError
-from loadtest.mistakes import Mistake
+from loadtest.invalid_requests import InvalidRequest
 
 REFUSED = {"overloaded", "queue_full", "engine_unavailable"}
 """Codes of a server that is busy: counted for themselves."""
@@ -42,15 +39,7 @@ def load(folder: str) -> list[bytes]:
 @cache
 def resized(photo: bytes) -> list[bytes]:
     """A photo as JPEGs of all SIDES."""
-    found = []
-    for side in SIDES:
-        with Image.open(BytesIO(photo)) as image:
-            scale = side / max(image.size)
-            scaled = image.convert("RGB").resize((int(image.width * scale), int(image.height * scale)))
-        stream = BytesIO()
-        scaled.save(stream, "JPEG", quality=90)
-        found.append(stream.getvalue())
-    return found
+    return [photos.resized(photo, side, side * 3 // 4) for side in SIDES]
 
 
 class Poster(FastHttpUser):
@@ -66,22 +55,22 @@ class Poster(FastHttpUser):
         """Any of them."""
         return random.choice(self.photos)  # noqa: S311
 
-    def post(self, name: str, body: bytes, content_type: str = _BYTES, mistake: Mistake | None = None) -> None:
+    def post(self, name: str, body: bytes, content_type: str = _BYTES, invalid: InvalidRequest | None = None) -> None:
         """Post once; the failure's text is the code of a refusal, LOST, or what is wrong with the answer."""
-        path = f"/classify{mistake.query if mistake else ''}"
+        path = f"/classify{invalid.query if invalid else ''}"
         headers = {"Content-Type": content_type}
         data: Any = body  # bytes are fine, though locust declares str alone
         with self.client.post(path, name=name, data=data, headers=headers, catch_response=True) as response:
             status, content = response.status_code, response.content or b""
-            code = _code(content)
+            code = answers.code(content)
             if not status:
                 response.failure(LOST)
             elif code in REFUSED:
                 response.failure(code)
-            elif mistake and (status, code) == (mistake.status, mistake.code):
+            elif invalid and (status, code) == (invalid.status, invalid.code):
                 response.success()
-            elif mistake:
-                response.failure(f"wrong: {status} {code} instead of {mistake.status} {mistake.code}")
+            elif invalid:
+                response.failure(f"wrong: {status} {code} instead of {invalid.status} {invalid.code}")
             else:
                 try:
                     answers.parse(status, content)
@@ -163,21 +152,21 @@ class Spike(Scenario):
 
 
 class Soak(Scenario):
-    """Half an hour of half the rate; every fifth request is a mistake."""
+    """Half an hour of half the rate; every fifth request is invalid."""
 
     phases = ((1800, 0.5),)
 
     def send(self) -> None:
-        """A photo or a mistake."""
+        """A photo or an invalid request."""
         if random.random() < 0.8:  # noqa: S311
             super().send()
         else:
-            self.send_mistake()
+            self.send_invalid()
 
-    def send_mistake(self) -> None:
+    def send_invalid(self) -> None:
         """Any of them."""
-        mistake = random.choice(mistakes.of(self.a_photo()))  # noqa: S311
-        self.post(f"/classify ({mistake.name})", mistake.body, mistake=mistake)
+        invalid = random.choice(invalid_requests.of(self.a_photo()))  # noqa: S311
+        self.post(f"/classify ({invalid.name})", invalid.body, invalid=invalid)
 
 
 class Sizes(Scenario):
@@ -195,13 +184,13 @@ class Sizes(Scenario):
 
 
 class Bad(Soak):
-    """Nothing but mistakes: each must get its own problem document."""
+    """Invalid requests only: each must get its own problem document."""
 
     phases = ((60, 1),)
 
     def send(self) -> None:
-        """A mistake."""
-        self.send_mistake()
+        """An invalid request."""
+        self.send_invalid()
 
 
 SCENARIOS: dict[str, type[Scenario]] = {one.__name__.lower(): one for one in (Steady, Ramp, Spike, Soak, Sizes, Bad)}
@@ -226,11 +215,3 @@ class Phases(LoadTestShape):
                 users = max(1, round(share * self._options.rate))
                 return users, float(max(users, 100)), [self._scenario]
         return None
-
-
-def _code(body: bytes) -> str:
-    """The `code` of a problem document; "" where it is none."""
-    try:
-        return str(json.loads(body)["code"])
-    except (ValueError, LookupError, TypeError):
-        return ""

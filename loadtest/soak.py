@@ -12,27 +12,30 @@ import asyncio
 import json
 import os
 import random
-import re
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import cycle, pairwise
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 import numpy as np
 import psutil
 
-from loadtest import mistakes, photos, report
-from loadtest.report import Panel, Verdict
+from loadtest import answers, command, invalid_requests, photos, plots, processes, report
+from loadtest.answers import WrongAnswerError
+from loadtest.command import LoadTestError
+from loadtest.connection import Connection, connect, request
+from loadtest.loops import poisson
+from loadtest.processes import Serving
+from loadtest.report import Verdict
 from loadtest.sampling import Sample, Sampler
 
 ATTEMPTS = 20
@@ -48,13 +51,10 @@ SAMPLE_S = 2.0
 LEAVER_EVERY = 40
 """One request in so many is left by its client as soon as it is sent."""
 PATIENCE_S = 120.0
+POLL_S = 0.05
 MOST_FAULTS = 20
 """Kept of those that differ."""
 COLOURS = {"engine killed": "red", "worker killed": "orange", "reloaded": "green"}
-
-
-class SoakError(Exception):
-    """The run cannot go on; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,93 +87,26 @@ class Outcomes:
             self.faults[text] += 1
 
 
-class Server:
-    """A server of our own, whose processes can be told apart by its log."""
-
-    def __init__(self, repository: Path, flags: Sequence[str]) -> None:
-        command = [sys.executable, "-m", "server", "--port", "0", "--repository", str(repository)]
-        self._process = subprocess.Popen([*command, *flags], stderr=subprocess.PIPE, text=True)  # noqa: S603
-        self.process = psutil.Process(self._process.pid)
-        self._pids: dict[str, int] = {}
-        self._starts: Counter[str] = Counter()
-        self._url = ""
-        self._serving = ""
-        self._tail: deque[str] = deque(maxlen=30)
-        self._heard = threading.Condition()
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def _read(self) -> None:
-        for line in self._process.stderr or ():
-            with self._heard:
-                self._tail.append(line)
-                if ready := re.search(r"(\S+) is ready, process (\d+)", line):
-                    self._pids[ready[1]] = int(ready[2])
-                    self._starts[ready[1]] += 1
-                if url := re.search(r"ready on (http://\S+)", line):
-                    self._url = url[1]
-                if served := re.search(r"serving (.*)", line):
-                    self._serving = served[1]
-                self._heard.notify_all()
-
-    def _wait(self, condition: Callable[[], bool]) -> None:
-        with self._heard:
-            if not self._heard.wait_for(lambda: condition() or self._process.poll() is not None, PATIENCE_S):
-                raise SoakError(f"the server does not recover:\n{''.join(self._tail)}")
-        if self._process.poll() is not None:
-            raise SoakError(f"the server has ended:\n{''.join(self._tail)}")
-
-    def url(self) -> str:
-        """Where it is, once it is ready."""
-        self._wait(lambda: bool(self._url))
-        return self._url
-
-    def kill(self, name: str) -> None:
-        """SIGKILL to a child, "engine" or "http-0"; returns when its successor is ready."""
-        starts = self._starts[name]
-        os.kill(self._pids[name], signal.SIGKILL)
-        self._wait(lambda: self._starts[name] > starts)
-
-    def wait_until_serving(self, *models: str) -> None:
-        """Wait until the log says that these are served, and no others."""
-        self._wait(lambda: set(self._serving.split(", ")) == set(models))
-
-    def stop(self) -> int:
-        """Drain it; the exit code."""
-        self._process.terminate()
-        try:
-            return self._process.wait(PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            return self._process.wait()
-
-
 def main() -> int:
     """Run the soak and write its report; 0: every promise was kept."""
     options = _parse()
-    try:
-        with _server(options) as (server, repository):
-            outcomes = asyncio.run(_soak(server, repository, options))
-    except (SoakError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    with _server(options) as (server, repository):
+        outcomes = asyncio.run(_soak(server, repository, options))
     return _report(outcomes, options)
 
 
 @contextmanager
-def _server(options: argparse.Namespace) -> Generator[tuple[Server, Path]]:
+def _server(options: argparse.Namespace) -> Generator[tuple[Serving, Path]]:
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         repository = Path(folder) / "repository"
         shutil.copytree(options.repository / options.model, repository / options.model)
-        flags = ["--http-workers", "2", "--reload-ms", "500", *options.flags.split()]
-        server = Server(repository, flags)
-        try:
+        flags = ["--repository", str(repository), "--http-workers", "2", "--reload-ms", "500", *options.flags.split()]
+        with processes.serve(*flags, quiet=True) as server:
             yield server, repository
-        finally:
-            server.stop()
 
 
-async def _soak(server: Server, repository: Path, options: argparse.Namespace) -> Outcomes:
-    url = await asyncio.to_thread(server.url)
+async def _soak(server: Serving, repository: Path, options: argparse.Namespace) -> Outcomes:
+    url = f"{server.url}/classify"
     outcomes = Outcomes()
     kinds = await _first_answers(url, [path.read_bytes() for path in photos.find(options.photos)])
     started_s = time.monotonic()
@@ -182,7 +115,7 @@ async def _soak(server: Server, repository: Path, options: argparse.Namespace) -
         asyncio.create_task(_send(url, kinds, options.rate / options.connections, number, outcomes, stop))
         for number in range(options.connections)
     ]
-    watch = asyncio.create_task(_watch(Sampler(url), server.process, started_s, outcomes, stop))
+    watch = asyncio.create_task(_watch(server, started_s, outcomes, stop))
     trouble = cycle(_troubles(server, repository, options.model))
     try:
         while time.monotonic() - started_s < 60 * options.minutes:
@@ -199,22 +132,27 @@ async def _soak(server: Server, repository: Path, options: argparse.Namespace) -
 async def _first_answers(url: str, images: Sequence[bytes]) -> list[Kind]:
     """Every kind of request; what a photo is found to be, alone and undisturbed, must not change."""
     learned: list[Kind] = []
-    for content in (_request(url, image) for image in images):
-        status, body = await _ask(url, content)
-        if status != 200:
-            raise SoakError(f"a first photo is answered {status}: {body[:200]!r}")
-        learned.append(Kind("photo", content, 200, int(json.loads(body)["predictions"][0]["class_id"])))
-    bad = [Kind(one.name, _request(url, one.body, one.query), one.status, one.code) for one in mistakes.of(images[0])]
+    async with connect(url) as connection:
+        for image in images:
+            content = request(url, image, {})
+            learned.append(Kind("photo", content, 200, answers.parse(*await connection.ask(content)).top1))
+    bad = [
+        Kind(one.name, request(url + one.query, one.body, {}), one.status, one.code)
+        for one in invalid_requests.of(images[0])
+    ]
     return [kind for one in learned for kind in (one, one, one)] + bad
 
 
 async def _send(
     url: str, kinds: Sequence[Kind], per_s: float, number: int, outcomes: Outcomes, stop: asyncio.Event
 ) -> None:
-    """One client: a request at a time, by the exponential distribution, each until it has its answer."""
+    """One client: a request at a time, each until it has its answer; what is due meanwhile comes late."""
     chance = random.Random(number)  # noqa: S311
-    while not stop.is_set():
-        await asyncio.sleep(chance.expovariate(per_s))
+    started_s = time.monotonic()
+    for due_s in poisson(per_s, random.Random(number)):  # noqa: S311
+        await asyncio.sleep(max(0.0, started_s + due_s - time.monotonic()))
+        if stop.is_set():
+            return
         kind = chance.choice(kinds)
         if chance.randrange(LEAVER_EVERY) == 0:
             await _leave(url, kind.content, outcomes)
@@ -225,21 +163,23 @@ async def _send(
 async def _until_answered(url: str, kind: Kind, outcomes: Outcomes) -> None:
     for _ in range(ATTEMPTS):
         try:
-            async with asyncio.timeout(ANSWER_S):
-                status, body = await _ask(url, kind.content)
+            # A connection of its own, so that workers share the load also after one was restarted.
+            async with asyncio.timeout(ANSWER_S), connect(url) as connection:
+                status, body = await connection.ask(kind.content)
         except TimeoutError:
             outcomes.lost += 1
             outcomes.fault(f"{kind.name}: no answer in {ANSWER_S:g} s")
             return
-        except (OSError, EOFError) as error:
+        except OSError as error:
             outcomes.again[f"connection broken ({type(error).__name__})"] += 1
             await asyncio.sleep(0.2)
             continue
-        found, code = _read_answer(status, body)
+        code = answers.code(body)
         if (status, code) in REFUSED_WHILE_RESTARTING:
             outcomes.again[code] += 1
             await asyncio.sleep(1)
             continue
+        found = _found(status, body, code)
         if (status, found) == (kind.status, kind.due):
             outcomes.answered[kind.name] += 1
         else:
@@ -250,73 +190,76 @@ async def _until_answered(url: str, kind: Kind, outcomes: Outcomes) -> None:
     outcomes.fault(f"{kind.name}: refused or cut off {ATTEMPTS} times")
 
 
-def _read_answer(status: int, body: bytes) -> tuple[int | str, str]:
-    """The class or the code that it has, and the code again, "" where there is none."""
+def _found(status: int, body: bytes, code: str) -> int | str:
+    """The class that a photo is found to show, the code of a refusal, or what else it is."""
     try:
-        document = json.loads(body)
-        if status == 200:
-            return int(document["predictions"][0]["class_id"]), ""
-        return str(document["code"]), str(document["code"])
-    except (ValueError, LookupError, TypeError):
-        return f"unreadable: {body[:100]!r}", ""
+        return answers.parse(status, body).top1
+    except WrongAnswerError as error:
+        return code or str(error)
 
 
 async def _leave(url: str, content: bytes, outcomes: Outcomes) -> None:
     try:
-        _, writer = await _connect(url)
-        writer.write(content)
-        writer.close()
-        outcomes.left += 1
+        connection = await Connection.open(url)
     except OSError:
         outcomes.again["connection broken (leaving)"] += 1
+        return
+    connection.transport.write(content)
+    connection.transport.close()
+    outcomes.left += 1
 
 
-async def _ask(url: str, content: bytes) -> tuple[int, bytes]:
-    """Status and body; on a connection of its own, so that workers share the load also after one was restarted."""
-    reader, writer = await _connect(url)
-    try:
-        writer.write(content)  # a refusal may come before the last byte is sent
-        head = await reader.readuntil(b"\r\n\r\n")
-        length = re.search(rb"\r\ncontent-length: *(\d+)", head, re.IGNORECASE)
-        if length is None:
-            raise ConnectionError(f"an answer without a length: {head[:200]!r}")
-        return int(head[9:12]), await reader.readexactly(int(length[1]))
-    finally:
-        writer.close()
-
-
-async def _connect(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    parts = urlsplit(url)
-    return await asyncio.open_connection(parts.hostname, parts.port or 80)
-
-
-def _request(url: str, body: bytes, query: str = "") -> bytes:
-    head = f"POST /classify{query} HTTP/1.1\r\nHost: {urlsplit(url).netloc}\r\nContent-Length: {len(body)}\r\n\r\n"
-    return head.encode() + body
-
-
-async def _watch(
-    sampler: Sampler, server: psutil.Process, started_s: float, outcomes: Outcomes, stop: asyncio.Event
-) -> None:
-    sampler.server = server
+async def _watch(server: Serving, started_s: float, outcomes: Outcomes, stop: asyncio.Event) -> None:
+    sampler = Sampler(server.url)
+    sampler.server = psutil.Process(server.running.process.pid)
     while not stop.is_set():
         sample = await asyncio.to_thread(sampler.look)
         outcomes.samples.append((time.monotonic() - started_s, sample))
         await asyncio.sleep(SAMPLE_S)
 
 
-def _troubles(server: Server, repository: Path, model: str) -> list[tuple[str, Callable[[], None]]]:
+def _troubles(server: Serving, repository: Path, model: str) -> list[tuple[str, Callable[[], None]]]:
     """What is done in turns; each returns when the server has recovered."""
     versions = _versions(server, repository, model)
     return [
-        ("engine killed", lambda: server.kill("engine")),
-        ("worker killed", lambda: server.kill("http-0")),
+        ("engine killed", lambda: _kill(server, "engine")),
+        ("worker killed", lambda: _kill(server, "http-0")),
         ("reloaded", lambda: next(versions)),
-        ("worker killed", lambda: server.kill("http-1")),
+        ("worker killed", lambda: _kill(server, "http-1")),
     ]
 
 
-def _versions(server: Server, repository: Path, model: str) -> Iterator[None]:
+def _kill(server: Serving, name: str) -> None:
+    """SIGKILL to a child; returns when its successor is ready."""
+    _wait(server, lambda: name in server.children)
+    killed = server.children[name]
+    os.kill(killed, signal.SIGKILL)
+    _wait(server, lambda: server.children.get(name, killed) != killed)
+
+
+def _serves(server: Serving, versions: set[int]) -> bool:
+    """An HTTP worker serves these versions, and no others."""
+    try:
+        with urlopen(f"{server.url}/models", timeout=PATIENCE_S) as answer:  # noqa: S310
+            return {int(one["version"]) for one in json.load(answer)["models"]} == versions
+    except OSError:
+        return False
+
+
+def _wait(server: Serving, condition: Callable[[], bool]) -> None:
+    """Wait until it holds.
+
+    Raises:
+        LoadTestError: it does not, or the server has ended.
+    """
+    give_up_s = time.monotonic() + PATIENCE_S
+    while not condition():
+        if server.running.has_ended or time.monotonic() > give_up_s:
+            raise LoadTestError(f"the server does not recover:\n{server.running.log_tail()}")
+        time.sleep(POLL_S)
+
+
+def _versions(server: Serving, repository: Path, model: str) -> Iterator[None]:
     """Publish the newest version again under the next number, and remove the older ones once it is served."""
     folder = repository / model
     while True:
@@ -326,9 +269,9 @@ def _versions(server: Server, repository: Path, model: str) -> Iterator[None]:
         manifest = json.loads((draft / "manifest.json").read_text())
         (draft / "manifest.json").write_text(json.dumps(manifest | {"version": newest + 1}))
         draft.rename(folder / str(newest + 1))
-        server.wait_until_serving(f"{model} version {newest}", f"{model} version {newest + 1}")
+        _wait(server, partial(_serves, server, {newest, newest + 1}))
         shutil.rmtree(folder / str(newest))
-        server.wait_until_serving(f"{model} version {newest + 1}")
+        _wait(server, partial(_serves, server, {newest + 1}))
         yield
 
 
@@ -370,12 +313,12 @@ def _report(outcomes: Outcomes, options: argparse.Namespace) -> int:
     per_s = [((b.images or 0) - (a.images or 0)) / (at - was) for (was, a), (at, b) in pairs]
     rate = [(at, value) for ((_, _), (at, _)), value in zip(pairs, per_s, strict=True) if value >= 0]
     panels = [
-        Panel("images a second", {"inferred": _columns(rate)}, marks),
-        Panel("memory, MiB", {"PSS": _columns([(at, size / 2**20) for at, size in known])}, marks),
+        plots.over_time("images a second", {"inferred": _columns(rate)}, marks),
+        plots.over_time("memory, MiB", {"PSS": _columns([(at, size / 2**20) for at, size in known])}, marks),
     ]
     if options.write:
         report.write(options.write.with_suffix(".html"), report.html(title, verdicts, figures, panels))
-        options.write.with_suffix(".svg").write_text(report.svg(panels))
+        options.write.with_suffix(".svg").write_text(plots.svg(panels))
         rows = "\n".join(f"| {name} | {value} |" for name, value in figures.items())
         lines = "\n".join(f"- {verdict}" for verdict in verdicts)
         command = f"python loadtest/soak.py {' '.join(sys.argv[1:])}"
@@ -396,18 +339,15 @@ def _listed(counts: Counter[str]) -> str:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="soak.py", description=__doc__)
+    parser = command.parser("soak.py", __doc__, model="efficientnet_lite0")
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--rate", type=float, default=20, metavar="N", help="requests a second (default 20)")
     parser.add_argument("--connections", type=int, default=16, metavar="N", help="requests at one time (default 16)")
     parser.add_argument("--every", type=float, default=10, metavar="S", help="seconds between troubles (default 10)")
-    parser.add_argument("--repository", type=Path, default=Path("model_repository"), metavar="FOLDER")
-    parser.add_argument("--model", default="efficientnet_lite0", metavar="NAME")
-    parser.add_argument("--photos", type=Path, default=photos.FOLDER, metavar="FOLDER")
     parser.add_argument("--flags", default="", help="more of the server's flags, in one string")
     parser.add_argument("--write", type=Path, metavar="FILE", help="FILE.md, FILE.svg and FILE.html")
     return parser.parse_args()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.run(main))

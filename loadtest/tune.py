@@ -8,6 +8,7 @@ settings for `python -m server --env-file FILE`, or for a container's env_file.
 """
 
 import argparse
+import math
 import os
 import shlex
 import sys
@@ -18,16 +19,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
-import numpy as np
 import psutil
 import uvloop
 
-from loadtest import client, photos, running
-from loadtest.answers import WrongAnswerError
-from loadtest.client import ClosedLoop, Photo
+from loadtest import command, loops, photos, processes
+from loadtest.command import LoadTestError
 from loadtest.descent import Candidate, Descent
-from loadtest.openloop import OpenLoop
-from loadtest.running import StartError
+from loadtest.loops import OpenLoop, Photo, Target
+from loadtest.processes import StartError
+from loadtest.results import percentiles_ms
+from loadtest.turns import in_turns
 
 CONNECTIONS = (1, 2, 4, 8, 16, 32, 64, 128)
 MISSES = 2
@@ -38,10 +39,6 @@ OPEN_LOAD = 0.8
 OPEN_DEADLINE_S = 10.0
 MIN_ANSWERS = 20
 """A percentile of fewer says nothing."""
-
-
-class TuneError(Exception):
-    """Nothing can be tuned; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,17 +61,8 @@ class Score:
 
 
 def main() -> int:
-    """Search, compare, print, write; 0 is success, 1 an error that was reported in one line."""
+    """Search, compare, print, write; 0 is success."""
     options = _parse()
-    try:
-        _tune(options)
-    except (TuneError, StartError, WrongAnswerError, OSError, EOFError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def _tune(options: argparse.Namespace) -> None:
     images = [path.read_bytes() for path in photos.find(options.photos)]
     axes = dict(options.axes) if options.axes else _axes(_default_model(options, images), options)
     give_up_s = time.monotonic() + 60 * options.minutes
@@ -100,6 +88,7 @@ def _tune(options: argparse.Namespace) -> None:
         lines += [f"{name}={value}" for name, value in _environment(best).items()]
         options.write.write_text("\n".join(lines) + "\n")
         print(f"\npython -m server --env-file {shlex.quote(str(options.write))}")
+    return 0
 
 
 def _default_model(options: argparse.Namespace, images: Sequence[bytes]) -> str:
@@ -108,8 +97,8 @@ def _default_model(options: argparse.Namespace, images: Sequence[bytes]) -> str:
     Raises:
         StartError: the server does not start.
     """
-    with running.server(*_flags({}, options), quiet=True) as (url, _):
-        model, _ = uvloop.run(client.ask_alone(f"{url}/classify", images[:1]))
+    with processes.serve(*_flags({}, options), quiet=True) as server:
+        model, _ = uvloop.run(loops.ask_alone(Target(f"{server.url}/classify"), images[:1]))
     return model
 
 
@@ -135,20 +124,20 @@ def _axes(model: str, options: argparse.Namespace) -> dict[str, list[str]]:
 def _score(candidate: Candidate, images: Sequence[bytes], options: argparse.Namespace) -> Score:
     """Start the server once and climb."""
     try:
-        with running.server(*_flags(candidate, options), quiet=True) as (url, _):
-            return uvloop.run(_climb(f"{url}/classify", images, options))
+        with processes.serve(*_flags(candidate, options), quiet=True) as server:
+            return uvloop.run(_climb(Target(f"{server.url}/classify"), images, options))
     except StartError:
-        return Score(0.0, np.inf, 0, "does not start")
-    except (WrongAnswerError, OSError, EOFError) as error:
-        return Score(0.0, np.inf, 0, f"failed: {error}")
+        return Score(0.0, math.inf, 0, "does not start")
+    except (LoadTestError, OSError) as error:
+        return Score(0.0, math.inf, 0, f"failed: {error}")
 
 
-async def _climb(url: str, images: Sequence[bytes], options: argparse.Namespace) -> Score:
+async def _climb(target: Target, images: Sequence[bytes], options: argparse.Namespace) -> Score:
     """The most images a second within the target, over more and more connections."""
-    _, sent = await client.ask_alone(url, images)
-    best, misses = Score(0.0, np.inf, 0), 0
+    _, sent = await loops.ask_alone(target, images)
+    best, misses = Score(0.0, math.inf, 0), 0
     for connections in CONNECTIONS:
-        per_s, p99_ms = await _closed(url, sent, connections, options.seconds)
+        per_s, p99_ms = await _closed(target, sent, connections, options.seconds)
         if p99_ms > options.p99_ms:
             misses += 1
             if not best.images_per_s and p99_ms < best.p99_ms:
@@ -162,33 +151,31 @@ async def _climb(url: str, images: Sequence[bytes], options: argparse.Namespace)
     return best
 
 
-async def _closed(url: str, sent: Sequence[Photo], connections: int, seconds: float) -> tuple[float, float]:
+async def _closed(target: Target, sent: Sequence[Photo], connections: int, seconds: float) -> tuple[float, float]:
     """Images a second, and the 99th percentile of the latency in ms: infinite where any answer was not right."""
-    window = await ClosedLoop(url, sent).run(connections, WARM_UP_S, seconds, lambda: None)
+    window = await loops.closed_loop(target, sent, connections, WARM_UP_S, seconds, lambda: None)
     if window.faults or len(window.latencies_s) < MIN_ANSWERS:
-        return 0.0, np.inf
-    return len(window.latencies_s) / window.seconds, 1e3 * float(np.percentile(window.latencies_s, 99))
+        return 0.0, math.inf
+    return len(window.latencies_s) / window.seconds, percentiles_ms(window.latencies_s, 99)[0]
 
 
 def _compare(found: Candidate, images: Sequence[bytes], options: argparse.Namespace) -> tuple[str, bool]:
     """Closed loops in turns, then open loops in turns at one rate: a line for each, and whether `found` answers more.
 
     Raises:
-        TuneError: the target is out of reach.
+        LoadTestError: the target is out of reach.
     """
     candidates = {"defaults": {}, "found": found} if found else {"defaults": {}}
     scores: dict[str, list[Score]] = {name: [] for name in candidates}
-    for _ in range(options.repeats):
-        for name, candidate in candidates.items():
-            scores[name].append(_score(candidate, images, options))
+    for _, name in in_turns(list(candidates), options.repeats):
+        scores[name].append(_score(candidates[name], images, options))
     per_s = {name: median(score.images_per_s for score in several) for name, several in scores.items()}
     rate = OPEN_LOAD * max(per_s.values())
     if not rate:
-        raise TuneError(f"p99 within {options.p99_ms:g} ms is not met: {scores['defaults'][-1]}; allow more")
+        raise LoadTestError(f"p99 within {options.p99_ms:g} ms is not met: {scores['defaults'][-1]}; allow more")
     p99s: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(options.repeats):
-        for name, candidate in candidates.items():
-            p99s[name].append(_open_p99_ms(candidate, images, rate, options))
+    for _, name in in_turns(list(candidates), options.repeats):
+        p99s[name].append(_open_p99_ms(candidates[name], images, rate, options))
     summary = "\n".join(
         f"{name:8} {per_s[name]:7.1f} images/s with p99 within {options.p99_ms:g} ms;"
         f" in an open loop at {rate:.0f}/s p99 {median(p99s[name]):.1f} ms"
@@ -200,14 +187,14 @@ def _compare(found: Candidate, images: Sequence[bytes], options: argparse.Namesp
 def _open_p99_ms(candidate: Candidate, images: Sequence[bytes], per_s: float, options: argparse.Namespace) -> float:
     """Of right answers; infinite where there was any other."""
 
-    async def run(url: str) -> float:
-        _, sent = await client.ask_alone(url, images)
-        loop = OpenLoop(url, sent, OPEN_DEADLINE_S)
+    async def run(target: Target) -> float:
+        _, sent = await loops.ask_alone(target, images)
+        loop = OpenLoop(target, sent, OPEN_DEADLINE_S)
         found = (await loop.run(per_s, WARM_UP_S, options.seconds, lambda: None, tail_s=0.0)).outcomes
-        return 1e3 * float(np.percentile(found.good_s, 99)) if len(found.good_s) == found.due else np.inf
+        return percentiles_ms(found.good_s, 99)[0] if len(found.good_s) == found.due else math.inf
 
-    with running.server(*_flags(candidate, options), quiet=True) as (url, _):
-        return uvloop.run(run(f"{url}/classify"))
+    with processes.serve(*_flags(candidate, options), quiet=True) as server:
+        return uvloop.run(run(Target(f"{server.url}/classify")))
 
 
 def _flags(candidate: Candidate, options: argparse.Namespace) -> list[str]:
@@ -225,11 +212,8 @@ def _text(candidate: Candidate) -> str:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m server tune", description=__doc__)
+    parser = command.parser("python -m server tune", __doc__, seconds=2)
     parser.add_argument("--p99-ms", type=float, required=True, metavar="MS", help="the target")
-    parser.add_argument("--repository", type=Path, default=Path("model_repository"), metavar="FOLDER")
-    parser.add_argument("--model", metavar="NAME", help="if not the server's default; NAME-... are tried as well")
-    parser.add_argument("--photos", type=Path, default=photos.FOLDER, metavar="FOLDER")
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the best settings here")
     parser.add_argument(
         "--try",
@@ -239,7 +223,6 @@ def _parse() -> argparse.Namespace:
         metavar="SETTING=V,V,…",
         help="search only these settings; repeatable, in the order of importance",
     )
-    parser.add_argument("--seconds", type=float, default=2, metavar="S", help="of each measurement (default 2)")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="of each comparison (default 3)")
     parser.add_argument("--minutes", type=float, default=20, metavar="M", help="for the search, at most (default 20)")
     return parser.parse_args()
@@ -253,4 +236,4 @@ def _axis(text: str) -> tuple[str, list[str]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.run(main))

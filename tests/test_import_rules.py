@@ -12,6 +12,8 @@ ROOT = Path(__file__).parents[1]
 OURS = {"models", "export", "server", "client", "loadtest", "deploy", "tests"}
 WEB = {"fastapi", "starlette", "uvicorn", "multipart", "python_multipart", "httptools", "uvloop"}
 COMMANDS = ("to_onnx", "to_torch", "verify", "quantize", "to_trt", "ensemble")
+NEED_NO_SERVER = {f"loadtest.{name}" for name in ("baseline", "engine", "simulate", "capacity")}
+"""They measure or simulate what the server is made of; all else in loadtest loads a server that runs."""
 RUNTIMES = {"onnxruntime", "cuda", "openvino", "tensorrt", "tensorrt_rtx", "torch"}
 
 
@@ -37,6 +39,11 @@ def offences(folder: str, forbidden: set[str], *, but: str | None = None) -> lis
 def offends(name: str, forbidden: set[str]) -> bool:
     """Whether a module is one of `forbidden`, or in one."""
     return any(f"{name}.".startswith(f"{one}.") for one in forbidden)
+
+
+def module(offence: str) -> str:
+    """Who imports."""
+    return offence.partition(".py imports ")[0].replace("/", ".")
 
 
 @pytest.mark.parametrize("folder", ["models", "export", "server", "client", "loadtest"])
@@ -135,7 +142,24 @@ def test_the_engine_core_knows_neither_processes_nor_sockets() -> None:
 
 @pytest.mark.parametrize("folder", ["client", "loadtest"])
 def test_clients_speak_http_only(folder: str) -> None:
-    assert offences(folder, OURS - {folder}) == []
+    found = offences(folder, OURS - {folder}) + offences("loadtest", NEED_NO_SERVER)
+    assert [line for line in found if module(line) not in NEED_NO_SERVER] == []
+
+
+def test_what_measures_without_a_server_knows_the_engine_and_nothing_of_processes_or_http() -> None:
+    known = {"models.manifest", "server.engine.admission", "server.engine.backends", "server.engine.scheduler"}
+    known |= {f"server.{name}" for name in ("cpus", "errors", "images", "repository", "settings")}
+    names = [line.split()[2] for line in offences("loadtest", OURS - {"loadtest"})]
+    assert [name for name in names if not any(f"{name}.".startswith(f"{one}.") for one in known)] == []
+
+
+def test_locust_needs_no_more_than_its_image_has() -> None:
+    program = (
+        "import sys, loadtest.locustfile\n"
+        "print(sorted({'pydantic', 'uvloop', 'msgspec', 'server', 'models'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
 
 
 def test_a_serving_process_loads_neither_torch_nor_onnx() -> None:

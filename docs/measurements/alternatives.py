@@ -29,9 +29,11 @@ import uvloop
 from numpy.typing import NDArray
 from PIL import Image
 
-from loadtest import client, machine, photos
+from loadtest import loops, machine, photos, processes
 from loadtest.answers import Answer
-from loadtest.client import ClosedLoop, Photo
+from loadtest.connection import connect, request
+from loadtest.loops import Photo, Target
+from loadtest.results import Figures
 from models.manifest import INPUT_NAME, Preprocessing
 from server.images.decode import decode
 from server.images.preprocess import crop_boxes, resample
@@ -196,7 +198,7 @@ def _sessions(path: Path) -> None:
 
 def _servers(folder: Path) -> None:
     url = f"http://127.0.0.1:{PORT}/"
-    sent = [Photo(client.request(url, photo), 0) for photo in _photos(folder)]
+    sent = [Photo(request(url, photo), 0) for photo in _photos(folder)]
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in SERVERS}
     for _ in range(3):
         for name, command in SERVERS.items():
@@ -213,7 +215,7 @@ def _uploads(folder: Path) -> None:
             url = f"http://127.0.0.1:{PORT}/{path}"
             kind = photos.FORM_TYPE if path == "form" else "image/jpeg"
             bodies = map(photos.form, images) if path == "form" else images
-            sent = [Photo(client.request(url, body, {"Content-Type": kind}), 0) for body in bodies]
+            sent = [Photo(request(url, body, {"Content-Type": kind}), 0) for body in bodies]
             found[name].append(_serve(command, FASTAPI_APP, url, sent))
     _show("FastAPI route", found)
 
@@ -241,16 +243,17 @@ async def _load(process: psutil.Process, url: str, sent: list[Photo]) -> tuple[f
 
     while process.status() != psutil.STATUS_ZOMBIE:
         try:
-            async with client.connect(url, parse) as ask:
-                await ask(sent[0].request)
+            async with connect(url) as connection:
+                await connection.ask(sent[0].request)
             break
         except OSError:
             await asyncio.sleep(0.05)
-    window = await ClosedLoop(url, sent, parse).run(
-        CONNECTIONS, 1, SECONDS, lambda: machine.read_meters([process, *process.children(recursive=True)])
+    target = Target(url, parse=parse)
+    window = await loops.closed_loop(
+        target, sent, CONNECTIONS, 1, SECONDS, lambda: machine.read_meters(processes.tree(process))
     )
-    answered = len(window.latencies_s)
-    return answered / window.seconds, 1e3 * window.after.since(window.before).server / answered
+    figures = Figures.of(window)
+    return figures.images_per_s, figures.server_cpu_ms or 0.0
 
 
 if __name__ == "__main__":

@@ -17,8 +17,10 @@ from urllib.request import urlopen
 import psutil
 import uvloop
 
-from loadtest import client, photos, running
-from loadtest.client import ClosedLoop, Photo
+from loadtest import loops, photos, processes
+from loadtest.connection import JPEG
+from loadtest.loops import Target
+from loadtest.processes import Serving
 
 CONNECTIONS, WARM_UP_S, SECONDS = 32, 2.0, 10.0
 THREADS = ("HTTP loop", "decoding", "engine loop", "inference", "the rest")
@@ -44,15 +46,15 @@ def main() -> None:
     asked = parser.parse_args()
     images = [path.read_bytes() for path in photos.find(asked.photos)]
     ways = {
-        "body": (images, client.JPEG),
+        "body": (images, JPEG),
         "form": ([photos.form(image) for image in images], {"Content-Type": photos.FORM_TYPE}),
     }
     print(f"| CPU-ms an image | images/s | {' | '.join(THREADS)} | all |\n|{' --- |' * (len(THREADS) + 3)}")
     stages: list[str] = []
     for model in asked.models:
-        with running.server("--repository", str(asked.repository), "--models", model, quiet=True) as (url, process):
+        with processes.serve("--repository", str(asked.repository), "--models", model, quiet=True) as server:
             for way, (bodies, headers) in ways.items():
-                cpu_ms, wall_ms, per_s = uvloop.run(_measure(url, process, bodies, headers))
+                cpu_ms, wall_ms, per_s = uvloop.run(_measure(server, bodies, headers))
                 print(_row(f"{model}, {way}", f"{per_s:.0f}", [*cpu_ms, sum(cpu_ms)], 2), flush=True)
                 stages.append(_row(f"{model}, {way}", None, [*wall_ms, wall_ms[-1] - sum(wall_ms[:-1])], 1))
     print(f"\n| wall ms | {' | '.join(STAGES)} | in none of the stages |\n|{' --- |' * (len(STAGES) + 2)}")
@@ -65,12 +67,12 @@ def _row(name: str, rate: str | None, values: Sequence[float], digits: int) -> s
 
 
 async def _measure(
-    url: str, process: psutil.Process, bodies: Sequence[bytes], headers: Mapping[str, str]
+    server: Serving, bodies: Sequence[bytes], headers: Mapping[str, str]
 ) -> tuple[list[float], list[float], float]:
     """CPU and wall milliseconds of an image, by THREADS and STAGES, and images a second."""
-    _, sent = await client.ask_alone(f"{url}/classify", bodies, headers)
-    loop = ClosedLoop(f"{url}/classify", [Photo(photo.request, photo.top1) for photo in sent])
-    window = await loop.run(CONNECTIONS, WARM_UP_S, SECONDS, lambda: _read(url, process))
+    target = Target(f"{server.url}/classify", headers)
+    _, sent = await loops.ask_alone(target, bodies)
+    window = await loops.closed_loop(target, sent, CONNECTIONS, WARM_UP_S, SECONDS, lambda: _read(server))
     if window.faults:
         raise SystemExit(f"error: {window.faults}")
     before, after, done = window.before, window.after, len(window.latencies_s)
@@ -79,14 +81,14 @@ async def _measure(
     return cpu_ms, [1e3 * spent[f"{stage}_sum"] / spent[f"{stage}_count"] for stage in STAGES], done / window.seconds
 
 
-def _read(url: str, process: psutil.Process) -> Reading:
+def _read(server: Serving) -> Reading:
     cpu_s: dict[str, float] = defaultdict(float)
-    for each in running.tree(process):
+    for each in server.members():
         name = _role(each)
         for thread in each.threads():
             mine = THREADS.index(name) + (thread.id != each.pid and name != "the rest")
             cpu_s[THREADS[mine]] += thread.user_time + thread.system_time
-    with urlopen(f"{url}/metrics") as answer:  # noqa: S310
+    with urlopen(f"{server.url}/metrics") as answer:  # noqa: S310
         text = answer.read().decode()
     stages: dict[str, float] = defaultdict(float)
     for stage, kind, value in _STAGE.findall(text):

@@ -8,11 +8,14 @@ import sys
 import venv
 from pathlib import Path
 
+from loadtest.command import LoadTestError
+from loadtest.processes import ROOT
+
 RIVALS = Path(__file__).with_name("rivals")
-FOLDER = Path(__file__).parents[2] / ".compare" / "environments"
+FOLDER = ROOT / ".compare" / "environments"
 
 
-class InstallError(Exception):
+class InstallError(LoadTestError):
     """A rival cannot be installed; the message says why."""
 
 
@@ -43,12 +46,7 @@ def ensure(rival: str, folder: Path) -> Path:
         # -I: a package that PYTHONPATH offers here is not there when the rival runs
         pip = [
             str(environment / "bin" / "python"),
-            "-I",
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
+            *["-I", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"],
         ]
         ended = subprocess.run([*pip, "--requirement", str(pins)], stderr=subprocess.PIPE, text=True, check=False)  # noqa: S603
         if ended.returncode:

@@ -17,14 +17,16 @@ import onnx
 from onnx import GraphProto, ModelProto, helper, numpy_helper
 from onnx.utils import Extractor
 
-ROOT = Path(__file__).parents[2]
+from loadtest.command import LoadTestError
+from loadtest.processes import ROOT
+
 TINY = "tiny"
 _SEED = 0
 _SPREAD = 5.0
 """Of the tiny network's weights: large enough that photos differ in their best class."""
 
 
-class PrepareError(Exception):
+class PrepareError(LoadTestError):
     """A model cannot be had; the message says why."""
 
 

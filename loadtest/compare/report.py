@@ -1,11 +1,12 @@
 """Rows to tables and plots."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from loadtest.compare.rows import Limits, Measured, Row
+from loadtest import tables
+from loadtest.compare.rows import Around, Measured, Row
 from loadtest.compare.servers import OURS, SERVERS
 
 TITLES = {(server.name, server.variant): server.title for server in SERVERS}
@@ -19,11 +20,10 @@ class Summary:
     server: str
     variant: str
     connections: int
-    images_per_s: tuple[float, ...]
-    """of each round"""
-    of_limit: float | None
-    measured: Measured
-    """medians, but for errors, which are added up"""
+    measured: Sequence[Measured]
+    """by round"""
+    of_baseline: float | None
+    """median"""
 
     @property
     def title(self) -> str:
@@ -33,7 +33,11 @@ class Summary:
     @property
     def pace(self) -> float:
         """Images per second, the median of the rounds."""
-        return median(self.images_per_s)
+        return self.median("images_per_s")
+
+    def median(self, name: str) -> float:
+        """Of a figure, over the rounds."""
+        return float(median(getattr(one, name) for one in self.measured))
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +45,12 @@ class Part:
     """Everything about one network."""
 
     work: str
-    summaries: tuple[Summary, ...]
-    limits: Limits | None
+    summaries: Sequence[Summary]
+    baseline: Around | None
     """medians"""
     others_share: float
     """of the machine's CPUs, taken by neither server nor client; median"""
-    failures: tuple[str, ...]
+    failures: Sequence[str]
 
     @property
     def loads(self) -> list[int]:
@@ -105,13 +109,13 @@ def plot(part: Part, path: Path) -> None:
             places = [place + 0.4 - height * (number + 0.5) for place in range(len(names))]
             paces = [one.pace if (one := found.get((*name, load))) else 0.0 for name in names]
             left.barh(places, paces, height, label=_connections(load))
-        right.barh(titles, [found[*name, loads[-1]].measured.cpu_ms for name in names], 0.6, color="gray")
+        right.barh(titles, [found[*name, loads[-1]].median("server_cpu_ms") for name in names], 0.6, color="gray")
         left.set_yticks(range(len(names)), titles)
         left.set_xlabel("images/s")
         right.set_xlabel(f"CPU-ms an image, {_connections(loads[-1])}")
-        if part.limits:
-            left.axvline(part.limits.images_per_s, color="black", linestyle="--", label="limit")
-            right.axvline(part.limits.cpu_ms, color="black", linestyle="--")
+        if part.baseline:
+            left.axvline(part.baseline.images_per_s, color="black", linestyle="--", label="baseline")
+            right.axvline(part.baseline.cpu_ms, color="black", linestyle="--")
         left.legend()
         figure.suptitle(part.work)
         figure.savefig(path, format="svg", metadata={"Date": None})
@@ -126,65 +130,44 @@ def _part(work: str, rows: Sequence[Row]) -> Part:
     failures = {
         f"{TITLES[row.server, row.variant]}, {row.variant}: {_shortly(row.failure)}" for row in rows if row.failure
     }
+    around = [row.baseline for row in rows if row.baseline]
+    middle = {name: median(getattr(one, name) for one in around) for name in Around.model_fields} if around else None
     return Part(
         work,
-        summaries=tuple(_summary(*key, groups[key]) for key in ordered),
-        limits=_medians([row.limits for row in rows if row.limits]),
-        others_share=median([row.measured.others_share for row in rows if row.measured] or [0.0]),
-        failures=tuple(sorted(failures)),
+        summaries=[_summary(*key, groups[key]) for key in ordered],
+        baseline=Around(**middle) if middle else None,
+        others_share=median([row.measured.others_share or 0.0 for row in rows if row.measured] or [0.0]),
+        failures=sorted(failures),
     )
 
 
 def _summary(server: str, variant: str, connections: int, rows: Sequence[Row]) -> Summary:
+    shares = [row.measured.images_per_s / row.baseline.images_per_s for row in rows if row.measured and row.baseline]
     measured = [row.measured for row in rows if row.measured]
-    shares = [row.measured.images_per_s / row.limits.images_per_s for row in rows if row.measured and row.limits]
-    middle = {
-        name: median(getattr(one, name) for one in measured)
-        for name in Measured.model_fields
-        if name not in ("errors", "faults", "processes")
-    }
-    return Summary(
-        server,
-        variant,
-        connections,
-        images_per_s=tuple(one.images_per_s for one in measured),
-        of_limit=median(shares) if shares else None,
-        measured=Measured(
-            **middle,
-            processes=measured[-1].processes,
-            errors=sum(one.errors for one in measured),
-            faults={fault: count for one in measured for fault, count in one.faults.items()},
-        ),
-    )
-
-
-def _medians(limits: Sequence[Limits]) -> Limits | None:
-    if not limits:
-        return None
-    return Limits(**{name: median(getattr(one, name) for one in limits) for name in Limits.model_fields})
+    return Summary(server, variant, connections, measured, median(shares) if shares else None)
 
 
 def _table(part: Part, load: int) -> str:
     best = part.best(load)
     ours = next((one.pace for one in best if (one.server, one.variant) == (OURS, "onnx")), None)
-    columns: dict[str, Callable[[Summary], str]] = {
+    columns: tables.Columns[Summary] = {
         "server": lambda one: f"**{one.title}**" if one.server == OURS else one.title,
         "images/s": lambda one: f"{one.pace:.1f}",
         "of ours": lambda one: f"{one.pace / ours:.2f}" if ours else "",
-        "of the limit": lambda one: "" if one.of_limit is None else f"{one.of_limit:.0%}",
-        "p50 ms": lambda one: f"{one.measured.p50_ms:.1f}",
-        "p99 ms": lambda one: f"{one.measured.p99_ms:.1f}",
-        "CPU-ms": lambda one: f"{one.measured.cpu_ms:.1f}",
-        "memory MB": lambda one: f"{one.measured.memory_mb:.0f}",
-        "start s": lambda one: f"{one.measured.start_s:.1f}",
-        "same class": lambda one: f"{one.measured.same_class:.0%}",
-        "errors": lambda one: str(one.measured.errors),
+        "of baseline": lambda one: tables.percent(one.of_baseline),
+        "p50 ms": lambda one: f"{one.median('p50_ms'):.1f}",
+        "p99 ms": lambda one: f"{one.median('p99_ms'):.1f}",
+        "CPU-ms": lambda one: f"{one.median('server_cpu_ms'):.1f}",
+        "memory MB": lambda one: f"{one.median('memory_mb'):.0f}",
+        "start s": lambda one: f"{one.median('start_s'):.1f}",
+        "same class": lambda one: f"{one.median('same_class'):.0%}",
+        "errors": lambda one: str(sum(each.errors for each in one.measured)),
     }
     lines = [[text(one) for text in columns.values()] for one in best]
-    if part.limits:
-        alone = f"{part.limits.lone_ms:.1f}" if load == 1 else ""
-        lines.append(["limit", f"{part.limits.images_per_s:.1f}", "", "", alone, "", f"{part.limits.cpu_ms:.1f}"])
-    return _lines(list(columns), lines)
+    if known := part.baseline:
+        alone = f"{known.lone_ms:.1f}" if load == 1 else ""
+        lines.append(["baseline", f"{known.images_per_s:.1f}", "", "", alone, "", f"{known.cpu_ms:.1f}"])
+    return tables.lines(list(columns), lines)
 
 
 def _variants(part: Part) -> str:
@@ -192,10 +175,11 @@ def _variants(part: Part) -> str:
     found = {(one.server, one.variant, one.connections): one for one in part.summaries}
 
     def cell(one: Summary | None) -> str:
-        return f"{one.pace:.1f} ({min(one.images_per_s):.1f} to {max(one.images_per_s):.1f})" if one else ""
+        paces = sorted(each.images_per_s for each in one.measured) if one else []
+        return f"{median(paces):.1f} ({paces[0]:.1f} to {paces[-1]:.1f})" if paces else ""
 
     head = ["server", *map(_connections, part.loads)]
-    return _lines(
+    return tables.lines(
         head, [[title, *(cell(found.get((*name, load))) for load in part.loads)] for name, title in titles.items()]
     )
 
@@ -208,8 +192,3 @@ def _shortly(failure: str) -> str:
 
 def _connections(load: int) -> str:
     return f"{load} connection{'s' if load > 1 else ''}"
-
-
-def _lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    full = [head, ["---"] * len(head), *([*row, *[""] * (len(head) - len(row))] for row in rows)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in full)

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from loadtest import answers, client
-from loadtest.answers import Answer
-from loadtest.client import Parse
+from loadtest import answers
+from loadtest.answers import Answer, Parse
 from loadtest.compare import environments
+from loadtest.connection import JPEG
+from loadtest.loops import Target
 
 if TYPE_CHECKING:
     from loadtest.compare.networks import Work
@@ -35,7 +36,7 @@ class Server:
     program: tuple[str, ...] = ()
     """of a rival, in its virtual environment"""
     environment: Mapping[str, str] = field(default_factory=dict)
-    headers: Mapping[str, str] = field(default_factory=lambda: client.JPEG)
+    headers: Mapping[str, str] = field(default_factory=lambda: JPEG)
     parse: Parse = answers.parse
 
     @property
@@ -58,6 +59,10 @@ class Server:
         program = [part.format(port=port) for part in self.program]
         variables = {"PORT": str(port), "COMPARE_WORK": json.dumps(described), **self.environment}
         return [str(folder / program[0]), *program[1:]], variables
+
+    def target(self, port: int) -> Target:
+        """Where it will answer."""
+        return Target(f"http://127.0.0.1:{port}{self.path}", self.headers, self.parse)
 
     def can_run(self, work: "Work") -> bool:
         """There is a model for it."""
@@ -108,13 +113,8 @@ _RIVALS = (
     replace(
         _rival("bentoml", "BentoML", "bentoml"),
         program=(
-            "bentoml",
-            "serve",
-            "loadtest.compare.rivals.bentoml:Classifier",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            "{port}",
+            *("bentoml", "serve", "loadtest.compare.rivals.bentoml:Classifier"),
+            *("--host", "127.0.0.1", "--port", "{port}"),
         ),
         environment={"BENTOML_DO_NOT_TRACK": "True"},
     ),

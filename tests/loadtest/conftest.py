@@ -1,11 +1,9 @@
-import re
-import subprocess
-import sys
-import threading
 from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+
+from loadtest import processes
 
 
 @pytest.fixture(scope="session")
@@ -17,11 +15,5 @@ def environments(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def server_url(model_repository: Path) -> Generator[str]:
     """A real server of efficientnet_lite0 on a free port."""
-    command = [sys.executable, "-m", "server", "--port", "0", "--repository", str(model_repository)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr
-        ready = next((found for line in process.stderr if (found := re.search(r"ready on (\S+)", line))), None)
-        assert ready, "the server did not start"
-        threading.Thread(target=process.stderr.read, daemon=True).start()
-        yield ready[1]
-        process.terminate()
+    with processes.serve("--repository", str(model_repository), quiet=True) as server:
+        yield server.url

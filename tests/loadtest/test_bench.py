@@ -14,22 +14,22 @@ PHOTOS = 3  # in export/photos
 
 def bench(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, ROOT / "loadtest" / "bench.py", *SHORT, *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
-def test_right_answers_are_measured_against_the_limit(model_repository: Path, tmp_path: Path) -> None:
+def test_right_answers_are_measured_against_the_baseline(model_repository: Path, tmp_path: Path) -> None:
     result = tmp_path / "result.json"
     done = bench("--repository", model_repository, "--json", result)
     assert done.returncode == 0, done.stderr
     measured = json.loads(result.read_text())
     assert measured["model"] == "efficientnet_lite0"
     assert measured["photos"] == PHOTOS
-    assert all(limit["images_per_s"] > 1 for limit in measured["limits"])
+    assert all(one["images_per_s"] > 1 for one in measured["baselines"])
     assert [step["connections"] for step in measured["steps"]] == [1, 4]
     for step in measured["steps"]:
         assert step["images_per_s"] > 1
         assert 0 < step["p50_ms"] <= step["p95_ms"] <= step["p99_ms"] < 10_000
-        assert 0 < step["share_of_limit"] < 1.5  # over 1 where the machine was freer than when the limit was measured
+        assert 0 < step["share_of_baseline"] < 1.5  # over 1 where the machine was freer than for the baseline
         assert 1 < step["server_cpu_ms"] < 1000
         assert 0 < step["useful_cpu"] < 1.5
         assert 0 <= step["client_share"] < 0.5
@@ -59,7 +59,7 @@ def test_wrong_under_load_fails(later: tuple[int, bytes], reason: str, tmp_path:
         done = bench("--url", url, "--repository", tmp_path, "--connections", "2")
     assert done.returncode == 1
     assert reason in done.stderr
-    assert "the limit was not measured" in done.stdout
+    assert "the baseline was not measured" in done.stdout
 
 
 def test_server_that_does_not_start_fails(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 def locust(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     locustfile = str(ROOT / "loadtest" / "locustfile.py")
     command = [sys.executable, "-m", "locust", "-f", locustfile, "--headless", "-u", "4", "-r", "4", "--host", url]
-    return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=60)
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ PHOTOS = 3  # in export/photos
 
 def overload(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, ROOT / "loadtest" / "overload.py", *SHORT, *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
 def test_this_server_is_measured_and_plotted(model_repository: Path, tmp_path: Path) -> None:

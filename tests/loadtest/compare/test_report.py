@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 import pytest
 
 from loadtest.compare import report
-from loadtest.compare.rows import Limits, Measured, Row
+from loadtest.compare.rows import Around, Measured, Row
 
 
 def row(
@@ -19,20 +19,25 @@ def row(
         round=number,
         run=datetime(2026, 1, 1, tzinfo=UTC),
         seconds=1,
-        limits=Limits(images_per_s=400, cpu_ms=5, lone_ms=6),
+        baseline=Around(images_per_s=400, cpu_ms=5, lone_ms=6),
         measured=Measured(
+            images=10,
             images_per_s=images_per_s,
             p50_ms=10,
+            p95_ms=18,
             p99_ms=20,
-            cpu_ms=8,
+            mean_batch=1,
+            server_cpu_ms=8,
+            client_cpu_ms=0.1,
+            client_share=0.05,
+            server_share=0.7,
+            others_share=0.25,
+            errors=errors,
+            faults={"status 503": errors} if errors else {},
             memory_mb=200,
             processes=3,
             start_s=1.5,
             same_class=1,
-            errors=errors,
-            faults={"status 503": errors} if errors else {},
-            client_cpu_ms=0.1,
-            others_share=0.25,
         ),
     )
 
@@ -67,7 +72,7 @@ def test_table_has_medians_ratios_and_all_errors() -> None:
     assert cells(text, ", no spinning")[1:5] == ["140.0", "0.70", "35%", "10.0"]
     assert cells(text, "**this server**")[1:4] == ["200.0", "1.00", "50%"]
     assert cells(text, "LitServe")[-1] == "3"
-    assert cells(text, "| limit |")[1] == "400.0"
+    assert cells(text, "| baseline |")[1] == "400.0"
     assert "140.0 (120.0 to 150.0)" in text
     assert "Other programs took 25%" in text
 

@@ -6,8 +6,9 @@ from tests.loadtest.compare.test_report import FAILED, ROWS
 
 def test_rows_come_back_and_failures_are_tried_again(tmp_path: Path) -> None:
     file = tmp_path / "compare.jsonl"
-    rows.write(file, ROWS[:2], append=False)
-    rows.write(file, [FAILED, *ROWS[2:]], append=True)
+    rows.write(file, ROWS[:2])
+    for row in (FAILED, *ROWS[2:]):
+        row.append(file)
     assert len(file.read_text().splitlines()) == len(ROWS) + 1
     assert rows.read(file) == ROWS
 
@@ -18,6 +19,6 @@ def test_no_file_is_no_rows(tmp_path: Path) -> None:
 
 def test_writing_anew_forgets_the_old(tmp_path: Path) -> None:
     file = tmp_path / "compare.jsonl"
-    rows.write(file, ROWS, append=True)
-    rows.write(file, ROWS[:1], append=False)
+    rows.write(file, ROWS)
+    rows.write(file, ROWS[:1])
     assert rows.read(file) == ROWS[:1]

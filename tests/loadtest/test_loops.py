@@ -1,10 +1,14 @@
+import random
 import threading
-from itertools import count
+from itertools import count, islice, pairwise
+from statistics import mean, stdev
 
+import pytest
 import uvloop
 
-from loadtest import client
-from loadtest.openloop import OpenLoop, OpenWindow
+from loadtest import loops
+from loadtest.connection import request
+from loadtest.loops import OpenLoop, OpenWindow, Photo, Target, poisson
 from tests.loadtest.serving import answer, fake_server
 
 FULL = (429, b'{"code": "queue_full"}')
@@ -15,9 +19,9 @@ PATIENT_S = 30.0
 def send(base_url: str, per_s: float, *, deadline_s: float = PATIENT_S, sockets: int = 64) -> OpenWindow[int]:
     """About `per_s` requests within a second; they go on for another deadline, but no longer than a test may take."""
     url = f"{base_url}/classify"
-    photo = client.Photo(client.request(url, b"photo"), top1=7)
+    photo = Photo(request(url, b"photo"), top1=7)
     readings = count()
-    loop = OpenLoop(url, [photo], deadline_s, sockets)
+    loop = OpenLoop(Target(url), [photo], deadline_s, sockets)
     return uvloop.run(loop.run(per_s, 0.0, 1.0, lambda: next(readings)))
 
 
@@ -80,3 +84,27 @@ def test_no_server_is_lost_requests() -> None:
     window = send(url, 20, deadline_s=0.1)
     assert window.outcomes.lost == window.outcomes.due > 0
     assert "no connection" in next(iter(window.faults))
+
+
+def test_requests_come_at_the_rate_and_as_chance_has_it() -> None:
+    due_s = list(islice(poisson(50.0, random.Random(0)), 20_000))
+    gaps_s = [later - earlier for earlier, later in pairwise(due_s)]
+    assert mean(gaps_s) == pytest.approx(1 / 50, rel=0.03)
+    assert stdev(gaps_s) == pytest.approx(1 / 50, rel=0.03)  # as large as the mean: exponential
+    assert due_s == list(islice(poisson(50.0, random.Random(0)), 20_000))
+
+
+def test_a_closed_loop_counts_right_answers_and_names_the_others() -> None:
+    outcomes = {1: (200, answer(8)), 2: (500, b"?"), 3: None}
+    with fake_server(lambda n: outcomes.get(n, (200, answer(7)))) as url:
+        target = Target(f"{url}/classify")
+        photo = Photo(request(target.url, b"photo"), top1=7)
+        readings = count()
+        window = uvloop.run(loops.closed_loop(target, [photo], 2, 0.0, 0.5, lambda: next(readings)))
+    assert (window.before, window.after) == (0, 1)
+    assert len(window.latencies_s) == len(window.batch_sizes) > 0
+    assert set(window.faults) == {
+        "class 8 for a photo that was first found to be 7",
+        "status 500: ?",
+        "connection lost: ConnectionError('the server has closed the connection')",
+    }

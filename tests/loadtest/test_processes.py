@@ -1,10 +1,13 @@
 import sys
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
-from loadtest.compare import processes
+from loadtest import processes
+from loadtest.processes import StartError
+from tests import tiny
 from tests.server.running import until
 
 DAEMON = """
@@ -29,7 +32,7 @@ def test_a_daemon_that_left_the_tree_is_counted_and_ended(tmp_path: Path) -> Non
         members = running.members()
         assert len(members) == 2
         assert psutil.Process(running.process.pid).children() == []
-        assert running.memory_mb() > 1
+        assert processes.pss_bytes(members) > 2**20
     assert running.has_ended
     psutil.wait_procs(members, timeout=10)
     assert not any(member.is_running() and member.status() != psutil.STATUS_ZOMBIE for member in members)
@@ -50,3 +53,24 @@ def test_home_and_temporary_files_are_in_its_folder(tmp_path: Path) -> None:
     with processes.start(command, {}, tmp_path, tmp_path) as running:
         until(lambda: running.has_ended)
     assert running.log_tail() == f"{tmp_path} {tmp_path}"
+
+
+def test_our_own_server_is_where_it_says_until_it_ends(tmp_path: Path) -> None:
+    tiny.write(tmp_path)
+    with processes.serve("--repository", str(tmp_path), "--http-workers", "1", quiet=True) as server:
+        members = server.members()
+        assert set(server.children) == {"engine", "http-0"}
+        assert set(server.children.values()) <= {member.pid for member in members}
+        assert httpx.get(f"{server.url}/readyz").status_code == 200
+        server.running.stop()
+        with pytest.raises(StartError, match="has ended"):
+            server.children  # noqa: B018
+    assert psutil.wait_procs(members, timeout=10)[1] == []
+
+
+def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
+    with (
+        pytest.raises(StartError, match=r"(?s)did not start:.*no model in"),
+        processes.serve("--repository", str(tmp_path), quiet=True),
+    ):
+        pass

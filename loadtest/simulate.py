@@ -1,27 +1,29 @@
-"""`python -m server.simulate COSTS`: how many machines would do, at loads that no single machine can be put under.
+"""`python loadtest/simulate.py COSTS`: how many machines would do, at loads that no single machine can be put under.
 
 A discrete-event simulation that drives the engine's own scheduler and the HTTP worker's own admission. Around them are
-a model of a machine (decoders and inferences share its CPUs; what is measured are their costs, see `python -m
-server.limit`), Poisson arrivals, and a balancer before several machines. The settings are the server's own
-(`SERVER_...` in the environment).
+a model of a machine (decoders and inferences share its CPUs; their costs are measured, see `loadtest/baseline.py`),
+Poisson arrivals, and a balancer before several machines. The settings are the server's own (`SERVER_...` in the
+environment).
 
 Not in it: the network, restarts, and other load on the machines. All HTTP workers of one machine count as one.
 """
 
 import argparse
 import heapq
-import json
 import random
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, get_args
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field
 
+from loadtest import command
+from loadtest.loops import poisson
+from loadtest.results import Record, percentiles_ms, read
 from server.engine.admission import Admission
 from server.engine.scheduler import Job, Limits, Scheduler
 from server.errors import ServiceError
@@ -39,20 +41,18 @@ WARM_UP = 0.2
 """Share of the requests, the first, that do not count."""
 
 
-class Inference(BaseModel):
+class Inference(Record):
     """One batch size, measured with nothing else on the machine."""
-
-    model_config = ConfigDict(frozen=True)
 
     images_per_s: Annotated[float, Field(gt=0)]
     cpu_ms: Annotated[float, Field(ge=0)]
     """of all threads, for one image; 0 where a device does it that the CPUs do not slow down"""
 
 
-class Costs(BaseModel):
+class Costs(Record):
     """What one image costs one machine."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(extra="forbid")
 
     cpus: Annotated[float, Field(gt=0)]
     decode_ms: Annotated[tuple[float, ...], Field(min_length=1)]
@@ -100,8 +100,7 @@ class Shape(NamedTuple):
         return cls(limits, settings.timeout_ms / 1e3, settings.http_workers * settings.decode_threads)
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(Record):
     """Of the requests that count."""
 
     machines: int
@@ -241,17 +240,14 @@ class Machine:
 
 
 def main() -> int:
-    """Simulate and print a report as JSON; 0 is success, 1 an error that was reported in one line."""
+    """Simulate and print a report as JSON; 0 is success."""
     options = _parse()
-    try:
-        costs = Costs.model_validate_json(options.costs.read_bytes())
-        shape = Shape.of(Settings())
-    except (OSError, ValidationError) as error:
-        print(f"error: {options.costs}: {str(error).replace(chr(10), ' ')}", file=sys.stderr)
-        return 1
-    requests, machines = max(MIN_REQUESTS, int(options.per_s * options.seconds)), options.machines
-    report = simulate(costs, shape, options.per_s, requests, machines, options.balancer, options.seed)
-    print(json.dumps(asdict(report)))
+    requests = max(MIN_REQUESTS, int(options.per_s * options.seconds))
+    shape = Shape.of(Settings())
+    report = simulate(
+        read(Costs, options.costs), shape, options.per_s, requests, options.machines, options.balancer, options.seed
+    )
+    print(report.model_dump_json())
     return 0
 
 
@@ -269,7 +265,8 @@ def simulate(
     fleet = [Machine(costs, shape, chosen) for _ in range(machines)]
     turns = _turns(fleet, balancer, chosen)
     asked: list[_Request] = []
-    arrival_s = chosen.expovariate(per_s)
+    arrivals = poisson(per_s, chosen)
+    arrival_s = next(arrivals)
     events: list[tuple[float, int]] = []  # when a machine said it would do something; what it said before is void
     said: list[float | None] = [None] * machines
 
@@ -290,7 +287,7 @@ def simulate(
         else:
             asked.append(_Request(len(asked), arrival_s))
             move(next(turns), arrival_s, asked[-1])
-            arrival_s += chosen.expovariate(per_s)
+            arrival_s = next(arrivals)
     return _report(asked, fleet)
 
 
@@ -313,7 +310,7 @@ def _report(asked: Sequence[_Request], fleet: Sequence[Machine]) -> Report:
     seconds = asked[-1].arrived_s - counted[0].arrived_s
     idle_or_busy_s = fleet[0].costs.cpus * sum(machine.now_s for machine in fleet)
     refused = sum(one.refused for one in counted)
-    p50_s, p99_s = np.percentile(latencies_s, (50, 99)).tolist() if latencies_s else (np.nan, np.nan)
+    p50_ms, p99_ms = percentiles_ms(latencies_s, 50, 99)
     return Report(
         machines=len(fleet),
         offered_per_s=len(counted) / seconds,
@@ -321,15 +318,15 @@ def _report(asked: Sequence[_Request], fleet: Sequence[Machine]) -> Report:
         refused=refused / len(counted),
         expired=(len(counted) - refused - len(latencies_s)) / len(counted),
         mean_s=float(np.mean(latencies_s)) if latencies_s else np.nan,
-        p50_s=p50_s,
-        p99_s=p99_s,
+        p50_s=p50_ms / 1e3,
+        p99_s=p99_ms / 1e3,
         mean_batch=float(np.mean(sizes)) if sizes else 0.0,
         busy=sum(machine.busy_s for machine in fleet) / idle_or_busy_s if idle_or_busy_s else 0.0,
     )
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m server.simulate", description=__doc__)
+    parser = argparse.ArgumentParser(prog="simulate.py", description=__doc__)
     parser.add_argument("costs", type=Path, metavar="COSTS", help="JSON: cpus, decode_ms, overhead_ms, inference")
     parser.add_argument("--per-s", type=_positive, required=True, metavar="R", help="requests a second, all together")
     parser.add_argument("--machines", type=int, choices=range(1, 10_001), default=1, metavar="N", help="default 1")
@@ -347,4 +344,4 @@ def _positive(text: str) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.run(main))

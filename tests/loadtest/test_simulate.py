@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from loadtest.simulate import Balancer, Costs, Inference, Report, Shape, simulate
 from server.engine.scheduler import Limits, Scheduler
-from server.simulate import Balancer, Costs, Inference, Report, Shape, simulate
+from tests.conftest import ROOT
 
 NOTHING = 1e-6  # milliseconds: a cost that is as good as none
 SERVICE_S = 0.01
@@ -105,9 +106,8 @@ def test_the_same_seed_gives_the_same_report() -> None:
 
 
 def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "server.simulate", *arguments], capture_output=True, text=True, timeout=60
-    )
+    command = [sys.executable, ROOT / "loadtest" / "simulate.py", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
 def test_command_prints_a_report(tmp_path: Path) -> None:

@@ -1,0 +1,24 @@
+"""Requests that must be refused, each with the one answer that is right for it."""
+
+from typing import NamedTuple
+
+
+class InvalidRequest(NamedTuple):
+    """What is sent to `/classify`, and the status and code of the problem document that is due."""
+
+    name: str
+    body: bytes
+    query: str
+    status: int
+    code: str
+
+
+def of(photo: bytes) -> list[InvalidRequest]:
+    """What clients get wrong with a photo."""
+    return [
+        InvalidRequest("no image", b"not an image", "", 415, "not_an_image"),
+        InvalidRequest("cut off", photo[: len(photo) // 2], "", 422, "broken_image"),
+        InvalidRequest("empty", b"", "", 400, "empty_body"),
+        InvalidRequest("unknown model", photo, "?model=none", 404, "unknown_model"),
+        InvalidRequest("bad parameter", photo, "?top_k=0", 400, "invalid_parameter"),
+    ]

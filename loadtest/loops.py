@@ -1,0 +1,312 @@
+"""Load on a server: a closed loop waits for each answer before it sends the next request, an open loop does not.
+
+A closed loop waits for a slow server and so never overloads it. In an open loop requests come when they come (Poisson),
+and the latency of an answer counts from the moment at which its request was due, so that a late generator cannot hide
+waiting. Every answer is checked.
+"""
+
+import asyncio
+import random
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import cycle, takewhile
+from typing import Generic, NamedTuple, TypeVar
+
+from loadtest import answers
+from loadtest.answers import Parse, WrongAnswerError
+from loadtest.connection import JPEG, Connection, connect, request
+
+LAST_ANSWERS_S = 60.0
+"""What the server is given for what is under way when a closed loop ends."""
+IDLE_S = 2.0
+"""A connection that was idle for longer is not used again: the server may just be closing it."""
+PATIENCE_S = 15.0
+"""How long after its deadline an answer is still waited for; then the request counts as lost."""
+
+Reading = TypeVar("Reading")
+
+
+class Target(NamedTuple):
+    """Where photos are posted, and how the answers are read."""
+
+    url: str
+    headers: Mapping[str, str] = JPEG
+    parse: Parse = answers.parse
+
+
+@dataclass(slots=True)
+class Photo:
+    """A photo as a whole HTTP request, and what it was first found to show."""
+
+    request: bytes
+    top1: int
+
+
+class Window(NamedTuple, Generic[Reading]):
+    """What was answered between two readings of the caller's meters."""
+
+    before: Reading
+    after: Reading
+    seconds: float
+    latencies_s: list[float]
+    batch_sizes: list[int]
+    faults: Counter[str]
+    """Also those of the warm-up and of what was under way at the end."""
+
+
+def poisson(per_s: float, chance: random.Random) -> Iterator[float]:
+    """Seconds from now at which requests are due, without end: the gaps between them are exponential."""
+    at_s = 0.0
+    while True:
+        at_s += chance.expovariate(per_s)
+        yield at_s
+
+
+async def ask_alone(target: Target, images: Iterable[bytes]) -> tuple[str, list[Photo]]:
+    """Send each photo once, alone: what it is found to be must not change under load. Also, the model that answers.
+
+    Raises:
+        WrongAnswerError: see `Target.parse`.
+        OSError: the connection is broken.
+    """
+    sent: list[Photo] = []
+    model = ""
+    async with connect(target.url) as connection:
+        for image in images:
+            content = request(target.url, image, target.headers)
+            answer = target.parse(*await connection.ask(content))
+            sent.append(Photo(content, answer.top1))
+            model = answer.model
+    return model, sent
+
+
+async def closed_loop(
+    target: Target,
+    photos: Iterable[Photo],
+    connections: int,
+    warm_up_s: float,
+    seconds: float,
+    read_meters: Callable[[], Reading],
+) -> Window[Reading]:
+    """Each connection sends the next photo as soon as it has its last answer; counts those in `seconds` after warm-up.
+
+    Raises:
+        TimeoutError: the last answers do not come.
+    """
+    latencies_s: list[float] = []
+    batch_sizes: list[int] = []
+    faults: Counter[str] = Counter()
+    ending = asyncio.Event()
+    turns = cycle(photos)
+
+    async def send() -> None:
+        try:
+            async with connect(target.url) as connection:
+                while not ending.is_set():
+                    photo, started_s = next(turns), time.perf_counter()
+                    response = await connection.ask(photo.request)
+                    try:
+                        answer = target.parse(*response)
+                    except WrongAnswerError as error:
+                        faults[str(error)] += 1
+                        continue
+                    latencies_s.append(time.perf_counter() - started_s)
+                    batch_sizes.append(answer.batch_size)
+                    if answer.top1 != photo.top1:
+                        faults[_other_class(answer.top1, photo)] += 1
+        except OSError as error:
+            faults[f"connection lost: {error!r}"] += 1
+
+    sending = asyncio.gather(*(send() for _ in range(connections)))
+    await asyncio.sleep(warm_up_s)
+    latencies_s.clear()
+    batch_sizes.clear()
+    before, started_s = read_meters(), time.perf_counter()
+    await asyncio.sleep(seconds)
+    after, took_s = read_meters(), time.perf_counter() - started_s
+    window = Window(before, after, took_s, latencies_s.copy(), batch_sizes.copy(), faults)
+    ending.set()
+    await asyncio.wait_for(sending, LAST_ANSWERS_S)
+    return window
+
+
+@dataclass(slots=True)
+class Outcomes:
+    """What became of the requests that were due in the window; each has exactly one outcome."""
+
+    due: int = 0
+    good_s: list[float] = field(default_factory=list)
+    """latencies of right answers within the deadline"""
+    late_s: list[float] = field(default_factory=list)
+    """latencies of right answers after it"""
+    refused_s: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    """by code, latencies of errors; only they count from the moment of sending: how soon does the server say no?"""
+    wrong: int = 0
+    lost: int = 0
+    """sent, and never answered"""
+    unsent: int = 0
+    """no socket was free: the client's bound, not the server's answer"""
+    lateness_s: list[float] = field(default_factory=list)
+    """by which requests were sent, or a connection for them was opened, after they were due"""
+
+
+class OpenWindow(NamedTuple, Generic[Reading]):
+    """What was measured between two readings of the caller's meters."""
+
+    before: Reading
+    after: Reading
+    seconds: float
+    outcomes: Outcomes
+    most_sockets: int
+    faults: Counter[str]
+    """Wrong answers and lost connections, also outside the window."""
+
+
+@dataclass(slots=True)
+class OpenLoop:
+    """Sends at a rate over at most `sockets` keep-alive connections; the last one used is used first."""
+
+    target: Target
+    photos: Iterable[Photo]
+    deadline_s: float
+    sockets: int = 512
+    _idle: list[Connection] = field(default_factory=list)
+    _open: set[Connection] = field(default_factory=set)
+    _opening: set[asyncio.Task[None]] = field(default_factory=set)
+    _waiting: deque[asyncio.Future[Connection]] = field(default_factory=deque)  # each for one that is being opened
+    _most: int = 0
+    _faults: Counter[str] = field(default_factory=Counter)
+
+    async def run(
+        self,
+        per_s: float,
+        warm_up_s: float,
+        seconds: float,
+        read_meters: Callable[[], Reading],
+        *,
+        seed: int = 0,
+        tail_s: float | None = None,
+    ) -> OpenWindow[Reading]:
+        """Run once, and count the requests that are due in the `seconds` after the warm-up.
+
+        Requests go on for `tail_s` after that, if not for a deadline, so that the last that count meet the same load as
+        the first.
+        """
+        counted, others = Outcomes(), Outcomes()
+        ends_s = warm_up_s + seconds
+        last_s = ends_s + (self.deadline_s if tail_s is None else tail_s)
+        photos, calls, started_s = cycle(self.photos), set[asyncio.Task[None]](), time.perf_counter()
+        reading = asyncio.create_task(_read_twice(read_meters, started_s + warm_up_s, seconds))
+        for at_s in takewhile(lambda at_s: at_s < last_s, poisson(per_s, random.Random(seed))):  # noqa: S311
+            # Also where it is late: answers must be read, too.
+            await asyncio.sleep(max(0.0, started_s + at_s - time.perf_counter()))
+            outcomes = counted if warm_up_s <= at_s < ends_s else others
+            call = asyncio.create_task(self._call(next(photos), started_s + at_s, outcomes))
+            calls.add(call)
+            call.add_done_callback(calls.discard)
+        before, after = await reading
+        await self._end(calls)
+        return OpenWindow(before, after, seconds, counted, self._most, self._faults)
+
+    async def _call(self, photo: Photo, due_s: float, outcomes: Outcomes) -> None:
+        """One request, which adds itself to exactly one outcome."""
+        outcomes.due += 1
+        outcomes.lateness_s.append(time.perf_counter() - due_s)
+        try:
+            connection = await self._take()
+        except OSError as error:
+            outcomes.lost += 1
+            self._faults[f"no connection: {error!r}"] += 1
+            return
+        except asyncio.CancelledError:
+            connection = None
+        if connection is None:
+            outcomes.unsent += 1
+            return
+        sent_s = time.perf_counter()
+        try:
+            response = await connection.ask(photo.request)
+        except (OSError, asyncio.CancelledError) as error:
+            outcomes.lost += 1
+            self._faults[f"connection lost: {error!r}"] += 1
+            return
+        self._give(connection)
+        now_s = time.perf_counter()
+        if response.status != 200:
+            code = answers.code(response.body) or f"status {response.status}"
+            outcomes.refused_s[code].append(now_s - sent_s)
+            return
+        try:
+            top1 = self.target.parse(*response).top1
+            if top1 != photo.top1:
+                raise WrongAnswerError(_other_class(top1, photo))
+        except WrongAnswerError as error:
+            outcomes.wrong += 1
+            self._faults[str(error)] += 1
+            return
+        took_s = now_s - due_s
+        (outcomes.good_s if took_s <= self.deadline_s else outcomes.late_s).append(took_s)
+
+    async def _take(self) -> Connection | None:
+        """A connection that is free, or the first to be: one is opened. None: to wait would make it late by our doing.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.is_usable and time.perf_counter() - connection.idle_since_s < IDLE_S:
+                return connection
+            connection.transport.abort()
+        if len(self._open) + len(self._opening) >= self.sockets:
+            return None
+        opening = asyncio.create_task(self._connect())
+        self._opening.add(opening)
+        opening.add_done_callback(self._opening.discard)
+        self._most = max(self._most, len(self._open) + len(self._opening))
+        free: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
+        self._waiting.append(free)
+        return await free
+
+    async def _connect(self) -> None:
+        try:
+            connection = await Connection.open(self.target.url)
+        except OSError as error:
+            if self._waiting:
+                self._waiting.popleft().set_exception(error)
+            return
+        self._open.add(connection)
+        connection.closed.add_done_callback(lambda _: self._open.discard(connection))
+        self._give(connection)
+
+    def _give(self, connection: Connection) -> None:
+        """A connection can be used, for the first time or again."""
+        if self._waiting and connection.is_usable:
+            self._waiting.popleft().set_result(connection)
+        else:
+            self._idle.append(connection)
+
+    async def _end(self, calls: set[asyncio.Task[None]]) -> None:
+        """Wait for what is under way; what then has no answer is lost."""
+        if calls:
+            _, pending = await asyncio.wait(calls, timeout=self.deadline_s + PATIENCE_S)
+            self._waiting.clear()
+            for call in pending:
+                call.cancel()
+            await asyncio.gather(*pending)
+        for connection in self._open:
+            connection.transport.abort()
+        await asyncio.gather(*(connection.closed for connection in self._open), *self._opening)
+
+
+def _other_class(found: int, photo: Photo) -> str:
+    return f"class {found} for a photo that was first found to be {photo.top1}"
+
+
+async def _read_twice(read_meters: Callable[[], Reading], at_s: float, seconds: float) -> tuple[Reading, Reading]:
+    await asyncio.sleep(at_s - time.perf_counter())
+    before = read_meters()
+    await asyncio.sleep(at_s + seconds - time.perf_counter())
+    return before, read_meters()

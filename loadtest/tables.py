@@ -1,0 +1,35 @@
+"""Tables of figures, for a terminal and in Markdown."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
+
+Row = TypeVar("Row")
+Columns = Mapping[str, Callable[[Row], str]]
+"""Titles, and how each reads its cell from a row."""
+
+
+def line(columns: Columns[Row], row: Row | None) -> str:
+    """A line of a table in a terminal, which is printed line by line; None: its head."""
+    cells = (text(row) if row is not None else title for title, text in columns.items())
+    return "  ".join(cell.rjust(max(6, len(title))) for cell, title in zip(cells, columns, strict=True))
+
+
+def markdown(columns: Columns[Row], rows: Iterable[Row]) -> str:
+    """A whole table, aligned to the right."""
+    return lines(list(columns), [[text(row) for text in columns.values()] for row in rows], "---:")
+
+
+def lines(head: Sequence[str], rows: Iterable[Sequence[str]], rule: str = "---") -> str:
+    """A whole table in Markdown; rows may be shorter than its head."""
+    full = [head, [rule] * len(head), *([*row, *[""] * (len(head) - len(row))] for row in rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in full)
+
+
+def percent(share: float | None) -> str:
+    """A share; "-" where it is not known."""
+    return "-" if share is None else f"{share:.0%}"
+
+
+def decimal(value: float | None, digits: int = 1) -> str:
+    """A number; "-" where it is not known."""
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,64 @@
+import argparse
+import signal
+from collections.abc import Callable, Generator
+
+import pytest
+
+from loadtest import command
+from loadtest.command import LoadTestError
+
+
+@pytest.fixture(autouse=True)
+def _handlers() -> Generator[None]:
+    """A command handles signals for the whole process."""
+    before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for one, handler in before.items():
+        signal.signal(one, handler)
+
+
+def raising(error: BaseException) -> Callable[[], int]:
+    def main() -> int:
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize("error", [LoadTestError("why"), OSError("why"), ValueError("why"), KeyError("why")])
+def test_what_is_foreseen_is_one_line(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.run(raising(error), KeyError) == 1
+    assert "why" in (said := capsys.readouterr().err)
+    assert (said[:7], said.count("\n")) == ("error: ", 1)
+
+
+def test_what_is_not_foreseen_is_a_traceback() -> None:
+    with pytest.raises(KeyError):
+        command.run(raising(KeyError()))
+
+
+def test_an_error_without_words_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.run(raising(TimeoutError())) == 1
+    assert "TimeoutError" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_command_that_is_told_to_end_cleans_up(number: signal.Signals) -> None:
+    ended = []
+
+    def main() -> int:
+        try:
+            signal.raise_signal(number)
+        finally:
+            ended.append(number)
+        return 0
+
+    assert command.run(main) == 130
+    assert ended == [number]
+
+
+def test_numbers_and_names_are_lists_of_what_is_known() -> None:
+    assert command.numbers(float)("1,2.5") == [1, 2.5]
+    assert command.names(["a", "b"])("b,a") == ["b", "a"]
+    for wrong in (lambda: command.numbers(int)("1;2"), lambda: command.names(["a"])("c")):
+        with pytest.raises(argparse.ArgumentTypeError):
+            wrong()

@@ -1,0 +1,35 @@
+import math
+from pathlib import Path
+
+import pytest
+
+from loadtest.command import LoadTestError
+from loadtest.results import Pace, percentiles_ms, read, read_lines
+
+PACES = [Pace(images_per_s=1, cpu_ms=2), Pace(images_per_s=3, cpu_ms=4)]
+
+
+def test_lines_come_back_and_one_that_was_cut_off_is_forgotten(tmp_path: Path) -> None:
+    path = tmp_path / "paces.jsonl"
+    assert read_lines(Pace, path) == []
+    PACES[0].append(path)
+    with path.open("a") as file:
+        file.write('{"images_per_s": 3')
+    assert read_lines(Pace, path) == PACES[:1]
+    PACES[1].append(path)
+    assert read_lines(Pace, path) == PACES
+
+
+def test_a_file_of_something_else_is_named_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "other.json"
+    path.write_text('{"images_per_s": "many"}\n')
+    for reading in (lambda: read(Pace, path), lambda: read_lines(Pace, path)):
+        with pytest.raises(LoadTestError) as raised:
+            reading()
+        assert str(raised.value).startswith(f"{path}: ")
+        assert "\n" not in str(raised.value)
+
+
+def test_percentiles_are_milliseconds_and_of_nothing_no_number() -> None:
+    assert percentiles_ms([0.001, 0.003], 50, 100) == pytest.approx([2, 3])
+    assert all(math.isnan(value) for value in percentiles_ms([], 50, 99))
