@@ -27,9 +27,18 @@ class RunFolder:
     """A new folder, the run's own; what dead runs have left is removed."""
 
     def __init__(self) -> None:
+        """Make it.
+
+        Raises:
+            OSError: there is no folder for temporary files, or no room in it.
+        """
         remove_stale()
         self.path = Path(tempfile.mkdtemp(prefix=PREFIX))
-        self._owner = _claim(self.path)
+        try:
+            self._owner = _claim(self.path)
+        except OSError:
+            shutil.rmtree(self.path, ignore_errors=True)
+            raise
 
     def remove(self) -> None:
         """Remove it with all that is in it."""
