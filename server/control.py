@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from server.engine.slots import Slots
 from server.errors import ServiceError
 from server.keys import Key
 from server.repository import Catalogue, Model
 from server.settings import Settings
+from server.slots import Slots
 from server.tls import Certificate
 
 

@@ -11,7 +11,6 @@ from typing import Self
 
 from server import keys, metrics
 from server.child import keep_socket_in
-from server.engine.slots import Slots
 from server.errors import StartupError
 from server.images import jpeg
 from server.listeners import Listeners
@@ -21,6 +20,7 @@ from server.ready_file import ReadyFile
 from server.repository import Catalogue
 from server.run_folder import RunFolder
 from server.settings import Settings
+from server.slots import Slots
 from server.usage import Usage
 
 ENGINES = ("engine",)

@@ -28,10 +28,10 @@ from server.engine.core import Engine, Outcome
 from server.engine.loading import Warm, give_memory_back, load
 from server.engine.messages import Answer, Cancel, Dropped, Failure, Reply, Submit, decode_request, encode
 from server.engine.scheduler import Job
-from server.engine.slots import Slots
 from server.errors import Code, ServiceError
 from server.repository import Model
 from server.settings import Settings
+from server.slots import Slots
 
 log = logging.getLogger(__name__)
 
