@@ -23,8 +23,8 @@ from server.settings import Settings
 from server.slots import Slots
 from server.usage import Usage
 
-ENGINES = ("engine",)
-"""Names of the engine processes."""
+ENGINE_NAME = "engine"
+"""Of the one engine process."""
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class Resources:
                 usage = keys.usage_table(folder, settings.http_workers) if settings.api_keys else None
             keep_socket_in(folder)
             with _room_for("metrics", folder):
-                metrics.use_directory(folder, ["supervisor", *ENGINES, *worker_names(settings)])
+                metrics.use_directory(folder, ["supervisor", ENGINE_NAME, *worker_names(settings)])
             slots = _slots(settings, catalogue)
             ready_file = _ready_file(held, settings)
             resources = cls(settings, protection, listeners, folder, usage, Metrics("supervisor"), slots, ready_file)

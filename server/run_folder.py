@@ -34,11 +34,10 @@ class RunFolder:
         """
         remove_stale()
         self.path = Path(tempfile.mkdtemp(prefix=PREFIX))
-        try:
+        with contextlib.ExitStack() as unclaimed:
+            unclaimed.callback(shutil.rmtree, self.path, ignore_errors=True)
             self._owner = _claim(self.path)
-        except OSError:
-            shutil.rmtree(self.path, ignore_errors=True)
-            raise
+            unclaimed.pop_all()
 
     def remove(self) -> None:
         """Remove it with all that is in it."""

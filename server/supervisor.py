@@ -39,7 +39,7 @@ from server.fleet import Action, Announce, BeginDrain, Fleet, GiveUp, KillProces
 from server.listeners import Listeners
 from server.model_control import ModelControl, TellEngine, TellWorker, TellWorkers
 from server.repository import Catalogue, Watch
-from server.resources import ENGINES, Resources, worker_names
+from server.resources import ENGINE_NAME, Resources, worker_names
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class Supervisor:
         self._resources = resources
         self._children = children
         self._fleet = Fleet(
-            ENGINES,
+            [ENGINE_NAME],
             worker_names(settings),
             stall_s=settings.stall_timeout_ms / 1e3,
             drain_delay_s=settings.drain_delay_ms / 1e3,
@@ -121,25 +121,23 @@ class Supervisor:
                 assert_never(action)
 
     def _start(self, name: str) -> None:
-        failure = None
         try:
-            if name in ENGINES:
+            if name == ENGINE_NAME:
                 self._children.start_engine(name, self._models.start_engine())
             else:
-                engine = self._engine_up or EngineDown(self._fleet.is_recovering(*ENGINES))
+                engine = self._engine_up or EngineDown(self._fleet.is_recovering(ENGINE_NAME))
                 draining = [Draining()] if self._fleet.draining else []
                 self._children.start_worker(name, self._models.serve, engine, *draining)
                 self._models.worker_started(name)
         except (OSError, EOFError) as error:
-            failure = repr(error)
-        now_s = time.monotonic()
-        if failure is None:
-            self._fleet.started(name, now_s)
-            return
-        log.error(
-            "%s cannot be started: %s: restart in %g s", name, failure, self._fleet.not_started(name, failure, now_s)
-        )
-        if name in ENGINES:
+            self._handle_failed_start(name, repr(error))
+        else:
+            self._fleet.started(name, time.monotonic())
+
+    def _handle_failed_start(self, name: str, why: str) -> None:
+        delay_s = self._fleet.not_started(name, why, time.monotonic())
+        log.error("%s cannot be started: %s: restart in %g s", name, why, delay_s)
+        if name == ENGINE_NAME:
             self._children.tell_workers(EngineDown(self._fleet.is_recovering(name)))
 
     def _handle(self, event: Event, now_s: float) -> None:
