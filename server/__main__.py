@@ -9,8 +9,9 @@ import sys
 
 from models.manifest import ManifestError
 from server import logs, repository
+from server.errors import StartupError
 from server.settings import WrongSettingsError, read, unknown_variables
-from server.supervisor import StartupError, Supervisor
+from server.supervisor import supervise
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ def main() -> int:
         log.warning("%s is no setting of the server", name)
     try:
         catalogue = repository.scan(settings.repository, settings.models, settings.default_model)
-        Supervisor(settings, catalogue).run()
+        supervise(settings, catalogue)
     except (ManifestError, StartupError) as error:
         if settings.log_format == "json":
             log.critical("%s", error)

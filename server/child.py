@@ -5,13 +5,11 @@ that one's memory.
 """
 
 import contextlib
-import math
 import multiprocessing
 import os
 import signal
 import socket
 import threading
-import time
 from dataclasses import dataclass, field
 from importlib import import_module
 from multiprocessing import resource_tracker
@@ -19,13 +17,13 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Literal, cast
+from typing import Generic, Literal, Self, TypeVar, cast
 
 from server import logs
 from server.settings import Settings
 
 STOP_S = 5.0
-"""What a process is given to end by itself."""
+"""Grace period before SIGKILL."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 ENGINE, WORKER = "server.engine.process", "server.http.worker"
 """What runs in children: modules with a `main`. The supervisor itself needs none of what they import."""
@@ -41,23 +39,18 @@ def keep_socket_in(folder: Path) -> None:
 
 _END = object()
 
+Told = TypeVar("Told")
+Said = TypeVar("Said")
+
 
 @dataclass(slots=True)
-class Child:
-    """One process."""
+class Child(Generic[Told, Said]):
+    """One process, with what it is told and what it says."""
 
     process: ForkServerProcess
     control: Connection
     life: Connection
     """Says nothing, and is at its end when the process is, whatever has become of the fork server."""
-    heard_s: float
-    ready_s: float = math.inf
-    serving: int = 0
-    """of an HTTP worker: the generation of the catalogue that it serves"""
-    settled: int = 0
-    """of an HTTP worker: the generation of the newest catalogue than which it needs nothing older"""
-    connected: bool = False
-    """of an HTTP worker: to an engine, at some time"""
     _outbox: "SimpleQueue[object]" = field(default_factory=SimpleQueue)
     _sender: threading.Thread = field(init=False)
 
@@ -66,7 +59,7 @@ class Child:
         self._sender.start()
 
     @classmethod
-    def start(cls, name: str, settings: Settings, module: str, *args: object) -> "Child":
+    def start(cls, name: str, settings: Settings, module: str, *args: object) -> Self:
         """Run the module's `main(*args, pipe)` in a process of its own.
 
         Raises:
@@ -85,14 +78,14 @@ class Child:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
             theirs.close()
             its_life.close()
-        return cls(process, control, life, time.monotonic())
+        return cls(process, control, life)
 
     @property
     def name(self) -> str:
         """Such as "http-0"."""
         return self.process.name
 
-    def tell(self, message: object) -> None:
+    def tell(self, message: Told) -> None:
         """Send it a message, without waiting for it: it may hang, and its pipe be full."""
         self._outbox.put(message)
 
@@ -107,13 +100,11 @@ class Child:
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self.control.fileno())) as pipe:
             pipe.shutdown(socket.SHUT_RDWR)
 
-    def hear(self) -> object | None:
+    def hear(self) -> Said | None:
         """One message; None where there is none."""
         with contextlib.suppress(OSError, EOFError):
             if self.control.poll():
-                message: object = self.control.recv()
-                self.heard_s = time.monotonic()
-                return message
+                return cast("Said", self.control.recv())
         return None
 
     def kill(self) -> None:

@@ -1,15 +1,18 @@
-"""What the supervisor and its children tell each other, over one pipe for each child. A closed pipe means: stop."""
+"""What the supervisor and its children tell each other, over one pipe for each child. A closed pipe means: stop.
+
+Each direction is a closed union, at the end of this file; who hears one matches all of it (`assert_never`).
+"""
 
 import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from server.engine.slots import Slots
 from server.errors import ServiceError
 from server.keys import Key
 from server.repository import Catalogue, Model
 from server.settings import Settings
+from server.slots import Slots
 from server.tls import Certificate
 
 
@@ -89,7 +92,7 @@ class Serving(NamedTuple):
     generation: int
 
 
-class Settled(NamedTuple):
+class Drained(NamedTuple):
     """HTTP worker to supervisor: no request of its own needs a model that is not in this or a newer catalogue."""
 
     generation: int
@@ -134,3 +137,9 @@ class Draining(NamedTuple):
 
 class Finish(NamedTuple):
     """Supervisor to HTTP workers: accept no more, answer what was accepted, end."""
+
+
+ToWorker = EngineUp | EngineDown | Serve | Changed | Authorise | Renew | Draining | Finish
+FromWorker = Heartbeat | WorkerReady | Connected | Serving | Drained | Change
+ToEngine = Load | Unload
+FromEngine = Heartbeat | EngineReady | Loaded

@@ -29,11 +29,11 @@ from models.manifest import Manifest, ManifestError
 from server import VERSION, gpus, repository, tracing
 from server.cpus import available_cpus, cgroup_quota
 from server.engine.backends import inventory
-from server.engine.slots import SHARED, needed_bytes
 from server.images import jpeg
 from server.metrics import ROOM_BYTES
 from server.run_folder import longest_socket_path
 from server.settings import Settings, WrongSettingsError, read, unknown_variables
+from server.slots import SHARED, needed_bytes
 
 PACKAGES = (
     "onnxruntime",

@@ -1,6 +1,11 @@
-"""The failures a client can be told of: a stable code each. Whoever carries the answer gives it its status."""
+"""The failures a client can be told of: a stable code each. Whoever carries the answer gives it its status.
+
+And the one that only the operator is told of: that the server cannot start.
+"""
 
 from enum import StrEnum
+
+from models.errors import ExpectedError
 
 CLIENT_CLOSED = "client_closed"
 """Code in the metrics of requests that nobody waits for any more; none is told it."""
@@ -46,3 +51,7 @@ class ServiceError(Exception):
     def __reduce__(self) -> tuple[type["ServiceError"], tuple[Code, str]]:
         """Exceptions are pickled by the arguments of `Exception.__init__`, which are others."""
         return ServiceError, (self.code, self.detail)
+
+
+class StartupError(ExpectedError):
+    """The server cannot start; the message says why and what to do."""

@@ -43,7 +43,7 @@ class Key(BaseModel):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     role: RoleName = "classify"
     rate: Annotated[float, Field(ge=1e-6, le=1e6)] = math.inf
-    """requests per second, as long as it may go on"""
+    """sustained requests per second"""
     burst: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     """requests at once after a pause; None: those of one second, at least one"""
     concurrent: Annotated[int, Field(ge=1, le=1_000_000)] | None = None

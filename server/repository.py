@@ -2,7 +2,8 @@
 
 import contextlib
 import hashlib
-from collections.abc import Mapping, Set
+import math
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -154,8 +155,66 @@ def _catalogue(
     return Catalogue(folder, models, whole, {**refused, **broken}, default_model)
 
 
-def scan(folder: Path, names: tuple[str, ...] = (), default_model: str | None = None) -> Catalogue:
+class Watch:
+    """A repository that is read again when something in it has changed."""
+
+    def __init__(self, folder: Path, names: Sequence[str], every_s: float, now_s: float) -> None:
+        """Take what is there by now as seen.
+
+        Args:
+            folder: of the repository.
+            names: the models to serve; none: all.
+            every_s: how often to look; 0: never.
+            now_s: the caller's clock.
+
+        Raises:
+            OSError: the folder cannot be listed.
+        """
+        self._folder = folder
+        self._names = tuple(names)
+        self._every_s = every_s or math.inf
+        self._look_s = now_s + self._every_s
+        self._seen = signature(folder)
+
+    def look(self, now_s: float, asked_for: Iterable[str] = ()) -> tuple[Catalogue, Set[ModelKey]] | None:
+        """What it holds, and the versions whose files have changed; None: nothing has, or it is too soon to look.
+
+        What cannot be served is not read again until a file changes once more.
+
+        Raises:
+            ManifestError, OSError: as `scan`.
+        """
+        if now_s < self._look_s:
+            return None
+        self._look_s = now_s + self._every_s
+        seen = signature(self._folder)
+        if seen == self._seen:
+            return None
+        changed = (path.relative_to(self._folder).parts for path in seen if seen[path] != self._seen.get(path))
+        versions = {ModelKey(name, int(number)) for name, number, *_ in changed if number.isdecimal()}
+        try:
+            found = self.scan(asked_for)
+        except ManifestError:
+            self._seen = seen
+            raise
+        self._seen = seen
+        return found, versions
+
+    def scan(self, asked_for: Iterable[str] = ()) -> Catalogue:
+        """Read it as it is now: the models to serve, and those that were asked for later, while they are there.
+
+        Raises:
+            ManifestError, OSError: as the function `scan`.
+        """
+        return scan(self._folder, self._names, also=asked_for)
+
+
+def scan(
+    folder: Path, names: tuple[str, ...] = (), default_model: str | None = None, also: Iterable[str] = ()
+) -> Catalogue:
     """Read all manifests of a repository, or those of the models in `names` and of their members.
+
+    Where there are `names`, those of the models in `also` are read, too; unlike the others these need not be there.
 
     Raises:
         ManifestError: there is no model to serve, or one that was asked for is missing.
@@ -172,8 +231,9 @@ def scan(folder: Path, names: tuple[str, ...] = (), default_model: str | None = 
             refused[ModelKey(path.parent.name, int(path.name))] = str(error)
     ensembles = {key: found for key, found in entries.items() if isinstance(found, Ensemble)}
     if names:
-        ensembles = {key: found for key, found in ensembles.items() if key.name in names}
-        wanted = {*names, *(member.name for found in ensembles.values() for member in found.members)}
+        asked_for = {*names, *also}
+        ensembles = {key: found for key, found in ensembles.items() if key.name in asked_for}
+        wanted = {*asked_for, *(member.name for found in ensembles.values() for member in found.members)}
         refused = {key: reason for key, reason in refused.items() if key.name in wanted}
         entries = {key: found for key, found in entries.items() if key.name in wanted}
     models: dict[ModelKey, Model] = {}

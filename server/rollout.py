@@ -12,7 +12,7 @@ from server.errors import Code, ServiceError
 from server.repository import Catalogue, Model, ModelKey
 
 MAX_CRASHES = 2
-"""A model that so many engines died of while they loaded it is refused."""
+"""Refuse a model after this many engines crashed loading it."""
 
 
 class Rollout:

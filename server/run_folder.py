@@ -27,9 +27,17 @@ class RunFolder:
     """A new folder, the run's own; what dead runs have left is removed."""
 
     def __init__(self) -> None:
+        """Make it.
+
+        Raises:
+            OSError: there is no folder for temporary files, or no room in it.
+        """
         remove_stale()
         self.path = Path(tempfile.mkdtemp(prefix=PREFIX))
-        self._owner = _claim(self.path)
+        with contextlib.ExitStack() as unclaimed:
+            unclaimed.callback(shutil.rmtree, self.path, ignore_errors=True)
+            self._owner = _claim(self.path)
+            unclaimed.pop_all()
 
     def remove(self) -> None:
         """Remove it with all that is in it."""

@@ -192,7 +192,7 @@ def read(arguments: Sequence[str]) -> Settings:
 
 
 def unknown_variables() -> list[str]:
-    """Variables of the environment that look like settings and are none."""
+    """`SERVER_*` variables of the environment that match no setting."""
     prefix = Settings.model_config["env_prefix"]
     known = {prefix + name.upper() for name in Settings.model_fields}
     return sorted(name for name in os.environ if name.startswith(prefix) and name not in known)

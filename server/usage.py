@@ -23,7 +23,7 @@ class Usage:
     """
 
     def __init__(self, path: Path, rows: int, workers: int) -> None:
-        """Open the table, or make it; who makes it must be done before others begin.
+        """Open the table, which the supervisor creates before any HTTP worker opens it.
 
         Raises:
             OSError: there is no room.

@@ -140,6 +140,23 @@ def test_the_engine_core_knows_neither_processes_nor_sockets() -> None:
     assert found == []
 
 
+def test_what_the_supervisor_decides_by_knows_neither_processes_nor_the_time() -> None:
+    world = {
+        "multiprocessing",
+        "socket",
+        "threading",
+        "signal",
+        "time",
+        "os",
+        "logging",
+        "server.child",
+        "server.children",
+    }
+    deciding = {"server/fleet.py", "server/model_control.py", "server/rollout.py"}
+    found = [line for line in offences("server", world) if line.split()[0] in deciding]
+    assert found == []
+
+
 @pytest.mark.parametrize("folder", ["client", "loadtest"])
 def test_clients_speak_http_only(folder: str) -> None:
     found = offences(folder, OURS - {folder}) + offences("loadtest", NEED_NO_SERVER)

@@ -89,7 +89,8 @@ class LocalEngine:
         self._timer: asyncio.TimerHandle | None = None
         self._engine: Engine[_Crop] = Engine(wake=lambda: self._call_in_loop(self._step), on_start=self._started)
         for model in catalogue.models.values():
-            self._engine.add_model(model.id, *loading.load(catalogue.folder, model, settings))
+            warm = loading.load(catalogue.folder, model, settings)
+            self._engine.add_model(model.id, warm.backend, warm.limits, latency_s=warm.latency_s)
         metrics.engine_ready.set(1)
 
     def check_admission(self, permits: int = 1, within_s: float = math.inf) -> None:

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class Warm(NamedTuple):
-    """What `Engine.add_model` needs of a model, in its order."""
+    """What `Engine.add_model` needs of a model."""
 
     backend: Backend
     limits: Limits

@@ -13,14 +13,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, assert_never
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.manifest import ManifestError
 from server import logs, metrics
-from server.control import HEARTBEAT_S, EngineReady, Heartbeat, Load, Loaded, Unload
+from server.control import HEARTBEAT_S, EngineReady, FromEngine, Heartbeat, Load, Loaded, ToEngine, Unload
 from server.engine import backends
 from server.engine.backends import DeviceLostError
 from server.engine.channel import Channel
@@ -28,10 +28,10 @@ from server.engine.core import Engine, Outcome
 from server.engine.loading import Warm, give_memory_back, load
 from server.engine.messages import Answer, Cancel, Dropped, Failure, Reply, Submit, decode_request, encode
 from server.engine.scheduler import Job
-from server.engine.slots import Slots
 from server.errors import Code, ServiceError
 from server.repository import Model
 from server.settings import Settings
+from server.slots import Slots
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ class _Process:
         refused: dict[str, str] = {}
         for model in models:
             try:
-                self.add(model, self.load(model, lambda: self._control.send(Heartbeat())))
+                self.add(model, self.load(model, lambda: self._tell(Heartbeat())))
             except (DeviceLostError, BrokenPipeError):
                 raise  # this process is of no use to any model
             except Exception as error:  # whatever is wrong with one model must not take the others down
@@ -117,7 +117,7 @@ class _Process:
             self._page_locked = True
             self._held.enter_context(backends.page_locked(self._slots.memory))
         self._models[model.id] = model
-        self._engine.add_model(model.id, *warm)
+        self._engine.add_model(model.id, warm.backend, warm.limits, latency_s=warm.latency_s)
 
     def serve(self, ready: EngineReady) -> None:
         """Say that the engine is ready, then turn the loop until the supervisor closes its end of the pipe."""
@@ -127,12 +127,12 @@ class _Process:
     def _turn(self, ready: EngineReady) -> None:
         for source in (self._listener.fileno(), self._wake, self._control.fileno()):
             self._poll.register(source, select.EPOLLIN)
-        self._control.send(ready)
+        self._tell(ready)
         heartbeat_s = time.monotonic()
         while True:
             now_s = time.monotonic()
             if now_s >= heartbeat_s and now_s - (self._engine.oldest_start_s() or now_s) < self._stall_s:
-                self._control.send(Heartbeat())
+                self._tell(Heartbeat())
                 heartbeat_s = now_s + HEARTBEAT_S
                 self._show_queues()
             due_s = min(self._engine.next_event_s() or math.inf, now_s + HEARTBEAT_S)
@@ -153,6 +153,9 @@ class _Process:
             replies += map(self._reply, self._engine.step())
             self._send(replies)
 
+    def _tell(self, message: FromEngine) -> None:
+        self._control.send(message)
+
     def _accept(self) -> None:
         worker = Channel(self._listener.accept()[0])
         self._workers[worker.fileno()] = worker
@@ -165,7 +168,7 @@ class _Process:
         for name, length in lengths.items():
             self._metrics.queue_length.labels(name).set(length)
 
-    def _obey(self, message: object) -> list[Outcome[_Crop]]:
+    def _obey(self, message: ToEngine) -> list[Outcome[_Crop]]:
         """What the supervisor wants; the outcomes are of what waited for a model that it takes away."""
         match message:
             case Load(model):
@@ -178,6 +181,8 @@ class _Process:
                     gc.collect()
                     give_memory_back()
                     return outcomes
+            case _:
+                assert_never(message)
         return []
 
     def _finish_loading(self) -> None:
@@ -190,7 +195,7 @@ class _Process:
             except Exception as error:  # as at the start
                 reason = str(error)
                 log.warning("%s is refused: %s", model.key, error)
-            self._control.send(Loaded(model.id, reason))
+            self._tell(Loaded(model.id, reason))
 
     def _receive(self, worker: Channel, events: int) -> list[tuple[Channel, Reply]]:
         """Take all requests that have arrived; the replies are to those that end at once."""

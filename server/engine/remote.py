@@ -20,9 +20,9 @@ from server.engine.classes import Classes
 from server.engine.decoding import Decoded, Decoders, Image
 from server.engine.messages import Answer, Cancel, Submit, decode_replies, encode
 from server.engine.scheduler import Priority
-from server.engine.slots import Slots
 from server.engine.tickets import Action, Ended, Ticket, Tickets
 from server.repository import Model
+from server.slots import Slots
 
 
 class RemoteEngine:

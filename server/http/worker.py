@@ -8,7 +8,7 @@ import threading
 from collections.abc import Generator
 from functools import partial
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, assert_never
 
 import uvicorn
 import uvloop
@@ -20,16 +20,18 @@ from server.control import (
     Authorise,
     Changed,
     Connected,
+    Drained,
     Draining,
     EngineDown,
     EngineUp,
     Finish,
+    FromWorker,
     Heartbeat,
     Renew,
     Serve,
     Serving,
-    Settled,
     Start,
+    ToWorker,
     WorkerReady,
 )
 from server.engine.decoding import Decoders
@@ -129,7 +131,7 @@ class _Supervised:
     def _exit(self) -> None:
         self._server.should_exit = self._server.force_exit = True
 
-    def _obey(self, message: object) -> None:
+    def _obey(self, message: ToWorker) -> None:
         service = self._service
         match message:
             case EngineUp(address):
@@ -142,7 +144,7 @@ class _Supervised:
                 service.catalogue = catalogue
                 self._tell(Serving(generation))
                 kept = {model.id for model in catalogue.models.values()}
-                service.leases.when_drained(kept, partial(self._tell, Settled(generation)))
+                service.leases.when_drained(kept, partial(self._tell, Drained(generation)))
             case Changed(change_id, error):
                 service.changes.done(change_id, error)
             case Authorise(keys):
@@ -154,6 +156,8 @@ class _Supervised:
                 service.draining = True
             case Finish():
                 self._server.should_exit = True
+            case _:
+                assert_never(message)
         service.metrics.engine_ready.set(self._engine.connected)
 
     def _connect(self, address: str) -> None:
@@ -172,7 +176,7 @@ class _Supervised:
             self._tell(Heartbeat())
         self._loop.call_later(HEARTBEAT_S, self._beat)
 
-    def _tell(self, message: object) -> None:
+    def _tell(self, message: FromWorker) -> None:
         with contextlib.suppress(OSError):  # it is gone, which the other direction tells
             self._control.send(message)
 

@@ -15,7 +15,7 @@ def main(control: Connection) -> None:
 
 
 def test_who_hears_nothing_holds_nobody_up() -> None:
-    child = Child.start("deaf", Settings(), __name__)
+    child = Child[object, object].start("deaf", Settings(), __name__)
     child.tell("hello")
     assert child.control.poll(STOP_S)
     assert child.hear() == "hello"
@@ -26,7 +26,7 @@ def test_who_hears_nothing_holds_nobody_up() -> None:
 
 
 def test_a_child_ends_when_it_is_hung_up_on_and_has_heard_all_before() -> None:
-    child = Child.start("obedient", Settings(), __name__)
+    child = Child[object, object].start("obedient", Settings(), __name__)
     for number in range(100):
         child.tell(number)
     heard: list[object] = []

@@ -72,6 +72,39 @@ def test_a_temporary_folder_with_too_long_a_path_is_one_line(tmp_path: Path, mon
     assert line == "python -m server: http-0 cannot be started: OSError('AF_UNIX path too long')"
 
 
+@pytest.mark.parametrize(
+    ("room_kib", "line"),  # for one file; the table of what keys have used needs some more
+    [
+        (0, r"no folder for sockets and metrics can be made: .*No usable temporary directory.*; set TMPDIR"),
+        (200, r"no room for the use of API keys in \S+: File too large; set TMPDIR"),
+        (500, r"no room for metrics in \S+: File too large; set TMPDIR"),
+    ],
+)
+def test_a_temporary_folder_without_room_is_one_line(
+    room_kib: int, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.write(tmp_path / "repository")
+    keys = tmp_path / "keys"
+    keys.write_text(f"one {'0' * 64} concurrent=1\n")
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    command: list[str | Path] = [
+        "bash",
+        "-c",
+        f'ulimit -f {room_kib} && exec "$@"',
+        "bash",
+        sys.executable,
+        "-m",
+        "server",
+    ]
+    command += ["--port", "0", "--repository", tmp_path / "repository", "--api-keys", keys]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.returncode == 1
+    assert re.fullmatch(f"python -m server: {line}\n", done.stderr)
+    assert list(folder.iterdir()) == []
+
+
 def test_an_engine_that_never_starts_is_given_up(tmp_path: Path) -> None:
     code, output = run_without_engine(tmp_path)
     assert code == 1

@@ -7,7 +7,7 @@ import pytest
 
 from models.manifest import ManifestError, Profile, TensorRT
 from server.errors import Code, ServiceError
-from server.repository import Catalogue, ModelKey, scan, signature
+from server.repository import Catalogue, ModelKey, Watch, scan, signature
 from server.settings import Settings
 from tests import tiny
 
@@ -155,8 +155,8 @@ def test_a_version_in_a_folder_that_is_not_its_own_is_refused(tmp_path: Path, mo
     (tmp_path / "a" / "2").rename(tmp_path / moved)
     catalogue = scan(tmp_path)
     assert set(catalogue.models) == {ModelKey("a", 1)}
-    name, version = moved.split("/")
-    assert "describes a version 2, not this folder" in catalogue.refused[ModelKey(name, int(version))]
+    name, _, number = moved.partition("/")
+    assert "describes a version 2, not this folder" in catalogue.refused[ModelKey(name, int(number))]
 
 
 def test_exports_in_progress_and_other_things_are_not_looked_at(tmp_path: Path) -> None:
@@ -256,3 +256,46 @@ def test_the_end_of_a_removal_is_noticed_too(tmp_path: Path) -> None:
     emptied = signature(tmp_path)
     version.rmdir()
     assert signature(tmp_path) != emptied
+
+
+def test_a_repository_is_read_again_when_it_has_changed_and_it_is_time(tmp_path: Path) -> None:
+    tiny.write(tmp_path, "a")
+    watch = Watch(tmp_path, (), every_s=5, now_s=100)
+    tiny.write(tmp_path, "b")
+    assert watch.look(104) is None
+    found, changed = watch.look(105) or (None, None)
+    assert (found, changed) == (scan(tmp_path), {ModelKey("b", 1)})
+    assert watch.look(111) is None
+    (tmp_path / "b" / "1" / "manifest.json").write_text("{")
+    found, changed = watch.look(117) or (None, None)
+    assert found
+    assert (set(found.refused), changed) == ({ModelKey("b", 1)}, {ModelKey("b", 1)})
+
+
+def test_a_repository_that_cannot_be_served_is_not_read_again_until_it_changes(tmp_path: Path) -> None:
+    tiny.write(tmp_path, "a")
+    watch = Watch(tmp_path, ("a",), every_s=1, now_s=0)
+    (tmp_path / "a" / "1").rename(tmp_path / "a" / ".gone")
+    with pytest.raises(ManifestError, match="'a' is not in"):
+        watch.look(1)
+    assert watch.look(2) is None
+    (tmp_path / "a" / ".gone").rename(tmp_path / "a" / "1")
+    assert watch.look(3)
+
+
+def test_a_repository_that_is_never_to_be_looked_at_is_not(tmp_path: Path) -> None:
+    tiny.write(tmp_path, "a")
+    watch = Watch(tmp_path, (), every_s=0, now_s=0)
+    tiny.write(tmp_path, "b")
+    assert watch.look(1e9) is None
+    assert set(watch.scan().versions) == {"a", "b"}  # unless somebody asks
+
+
+def test_of_models_that_were_asked_for_later_none_must_be_there(tmp_path: Path) -> None:
+    for name in ("a", "b", "c", "d"):
+        tiny.write(tmp_path, name)
+    change(tmp_path / "c" / "1", version="broken")
+    watch = Watch(tmp_path, ("a",), every_s=0, now_s=0)
+    assert set(watch.scan().versions) == {"a"}
+    found = watch.scan(("b", "c", "none", "../a"))
+    assert (set(found.versions), set(found.refused), found.default_model) == ({"a", "b"}, {ModelKey("c", 1)}, "a")

@@ -26,9 +26,9 @@ from server.engine.classes import Classes, average
 from server.engine.decoding import Decoders
 from server.engine.messages import Answer, Cancel, Dropped, Failure, Reply, Submit, decode_request, encode
 from server.engine.remote import RemoteEngine
-from server.engine.slots import Slots
 from server.errors import Code, ServiceError
 from server.repository import Model
+from server.slots import Slots
 from tests import tiny
 
 PATIENCE_S = 10.0

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.engine.slots import Slots
+from server.slots import Slots
 
 
 def test_new_slots_are_not_running() -> None:

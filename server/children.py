@@ -1,0 +1,153 @@
+"""The processes that are there: how each kind is started, what they are told, and what happens to them."""
+
+import socket
+from collections.abc import Generator, Sequence
+from multiprocessing.connection import Connection, wait
+from typing import NamedTuple, Self
+
+from server.child import ENGINE, WORKER, Child
+from server.control import FromEngine, FromWorker, Serve, Start, ToEngine, ToWorker
+from server.repository import Model
+from server.resources import Resources, worker_names
+
+Engine = Child[ToEngine, FromEngine]
+Worker = Child[ToWorker, FromWorker]
+
+
+class Signalled(NamedTuple):
+    """The server was told to end."""
+
+
+class WorkerSaid(NamedTuple):
+    """An HTTP worker has sent a message."""
+
+    name: str
+    message: FromWorker
+
+
+class EngineSaid(NamedTuple):
+    """The engine has sent a message."""
+
+    name: str
+    message: FromEngine
+
+
+class WorkerEnded(NamedTuple):
+    """An HTTP worker is gone; who asked for that may have been anybody."""
+
+    name: str
+    exit_code: int | None
+
+
+class EngineEnded(NamedTuple):
+    """The engine is gone."""
+
+    name: str
+    exit_code: int | None
+
+
+Event = Signalled | WorkerSaid | EngineSaid | WorkerEnded | EngineEnded
+
+
+class Children:
+    """The HTTP workers and the engine, while they run. What is told to one that hangs, or is gone, holds up nobody."""
+
+    def __init__(self, resources: Resources) -> None:
+        self._resources = resources
+        self._worker_names = worker_names(resources.settings)
+        self._workers: dict[str, Worker] = {}
+        self._engine: Engine | None = None
+        self._engine_starts = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Have all of them end."""
+        for child in self._all():
+            child.stop()
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """Ids by name."""
+        return {child.name: child.pid for child in self._all()}
+
+    def start_worker(self, name: str, serve: Serve, *told: ToWorker) -> None:
+        """Start an HTTP worker that serves this catalogue, and tell it these first.
+
+        Raises:
+            OSError, EOFError: the system gives no process.
+        """
+        held, number = self._resources, self._worker_names.index(name)
+        start = Start(
+            number=number,
+            settings=held.settings,
+            serve=serve,
+            slots=held.slots,
+            listener=held.listeners.sockets[number],
+            keys=held.protection.keys,
+            certificate=held.protection.certificate,
+            folder=held.folder,
+        )
+        self._workers[name] = worker = Worker.start(name, held.settings, WORKER, start)
+        for message in told:
+            worker.tell(message)
+
+    def start_engine(self, name: str, models: Sequence[Model]) -> None:
+        """Start an engine, at an address of its own, so that nothing meant for a dead one reaches its successor.
+
+        Raises:
+            OSError, EOFError: the system gives no process.
+        """
+        self._engine_starts += 1
+        held, settings = self._resources, self._resources.settings
+        address = str(held.folder / f"engine-{self._engine_starts}")
+        self._engine = Engine.start(name, settings, ENGINE, settings, settings.repository, models, held.slots, address)
+
+    def tell_worker(self, name: str, message: ToWorker) -> None:
+        """Send a message to one HTTP worker."""
+        self._workers[name].tell(message)
+
+    def tell_workers(self, message: ToWorker) -> None:
+        """Send a message to every HTTP worker."""
+        for worker in self._workers.values():
+            worker.tell(message)
+
+    def tell_engine(self, message: ToEngine) -> None:
+        """Send a message to the engine, if there is one."""
+        if self._engine:
+            self._engine.tell(message)
+
+    def kill(self, name: str) -> None:
+        """End one, however it is; `wait` tells when it has ended."""
+        for child in self._all():
+            if child.name == name:
+                child.kill()
+
+    def wait(self, signals: socket.socket, timeout_s: float) -> Generator[Event]:
+        """What happens next: nothing, if nothing does in this time. A child is there until its end was told."""
+        workers, engine = list(self._workers.values()), self._engine
+        sources: list[Connection | socket.socket] = [signals]
+        for child in self._all():
+            sources += child.control, child.life
+        happened = wait(sources, timeout_s)
+        if signals in happened:
+            yield from (Signalled() for _ in signals.recv(64))
+        for worker in workers:
+            if worker.control in happened and (from_worker := worker.hear()) is not None:
+                yield WorkerSaid(worker.name, from_worker)
+        if engine and engine.control in happened and (from_engine := engine.hear()) is not None:
+            yield EngineSaid(engine.name, from_engine)
+        for worker in workers:
+            if worker.life in happened:
+                worker.stop()
+                del self._workers[worker.name]
+                yield WorkerEnded(worker.name, worker.process.exitcode)
+        if engine and engine.life in happened:
+            engine.stop()
+            self._engine = None
+            (self._resources.folder / f"engine-{self._engine_starts}").unlink(missing_ok=True)
+            yield EngineEnded(engine.name, engine.process.exitcode)
+
+    def _all(self) -> list[Worker | Engine]:
+        return [*self._workers.values(), *([self._engine] if self._engine else [])]

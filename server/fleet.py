@@ -1,0 +1,248 @@
+"""Which processes there must be, and until when: a state machine without any I/O.
+
+It is told what happens and what time it is, and says what is to be done. A process that ends is started again, at once
+or after a wait that doubles with each failure in a row; one that shows no progress is killed. A first signal begins the
+drain: for `drain_delay_s` all goes on as before, then the HTTP workers finish what they have accepted and are replaced
+no more, while an engine still is. A second signal, or `drain_timeout_s`, ends that wait.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from server.errors import StartupError
+
+HEALTHY_S = 10.0
+"""A process that has been ready for this long has recovered: its next crash counts as the first again."""
+FIRST_DELAY_S = 0.5
+"""Wait before the second restart in a row; it doubles with each. The first restart is at once."""
+ENGINE_DELAY_S, WORKER_DELAY_S = 30.0, 1.0
+"""The most that it comes to. An engine has models to load; an HTTP worker costs little, and while it is away the kernel
+goes on giving it its share of the connections."""
+MAX_RECOVERIES = 5
+"""After more crashes of an engine in a row than this, requests no longer wait for it."""
+MAX_FAILED_STARTS = 3
+"""A process that dies so often before the server is ready for the first time never will be."""
+CHECK_S = 1.0
+"""How often the clock is looked at where nothing else happens."""
+SUSPENDED_S = 2.0
+"""Where it was not looked at for this long, the supervisor itself was suspended: silence is not held against others."""
+
+
+class StartProcess(NamedTuple):
+    """Start this process; `Fleet.started` or `Fleet.not_started` is told how that went."""
+
+    name: str
+
+
+class KillProcess(NamedTuple):
+    """It has shown no progress for so long."""
+
+    name: str
+    silent_s: float
+
+
+class Announce(NamedTuple):
+    """For the first time, every process is ready: the server is."""
+
+
+class BeginDrain(NamedTuple):
+    """Fail the readiness probe and go on serving."""
+
+
+class StopAccepting(NamedTuple):
+    """From now on; the server ends once what was accepted is answered."""
+
+
+class GiveUp(NamedTuple):
+    """End without waiting for what is still under way."""
+
+
+Action = StartProcess | KillProcess | Announce | BeginDrain | StopAccepting | GiveUp
+
+
+@dataclass(slots=True)
+class _Process:
+    """A process that must always be there, and how often it has failed to."""
+
+    longest_delay_s: float
+    running: bool = False
+    restart_s: float = -math.inf  # when to start it, while it does not run
+    crashes: int = 0  # in a row
+    heard_s: float = 0.0
+    ready_s: float = math.inf
+    connected: bool = False  # of an HTTP worker: to an engine, at some time
+    recovering: bool = True  # of an engine: requests wait for it
+
+    def failed(self, now_s: float) -> float:
+        """Plan the next start, in so many seconds."""
+        self.running = False
+        self.crashes += 1
+        delay_s = 0.0 if self.crashes == 1 else min(FIRST_DELAY_S * 2.0 ** (self.crashes - 2), self.longest_delay_s)
+        self.restart_s = now_s + delay_s
+        return delay_s
+
+
+class Fleet:
+    """The engines and the HTTP workers, by name, from the start of the server to its end."""
+
+    def __init__(
+        self,
+        engines: Sequence[str],
+        workers: Sequence[str],
+        *,
+        stall_s: float,
+        drain_delay_s: float,
+        drain_timeout_s: float,
+        now_s: float,
+    ) -> None:
+        self._engines = {name: _Process(ENGINE_DELAY_S) for name in engines}
+        self._workers = {name: _Process(WORKER_DELAY_S) for name in workers}
+        self._all = self._workers | self._engines
+        self._stall_s = stall_s
+        self._drain_delay_s = drain_delay_s
+        self._drain_timeout_s = drain_timeout_s
+        self._checked_s = now_s
+        self._finish_s = math.inf  # when to stop accepting
+        self._give_up_s = math.inf  # when to stop waiting for what was accepted
+        self.announced = False
+        """The server has been ready."""
+
+    @property
+    def draining(self) -> bool:
+        """The server is to end."""
+        return self._finish_s < math.inf
+
+    @property
+    def finishing(self) -> bool:
+        """It accepts nothing any more."""
+        return self._give_up_s < math.inf
+
+    @property
+    def ready(self) -> list[str]:
+        """The processes that are ready now."""
+        return [name for name, process in self._all.items() if process.running and process.ready_s < math.inf]
+
+    def is_over(self, now_s: float) -> bool:
+        """Nothing is left to wait for."""
+        return self.finishing and (
+            now_s >= self._give_up_s or not any(worker.running for worker in self._workers.values())
+        )
+
+    def is_recovering(self, engine: str) -> bool:
+        """Requests wait for this engine; else they are refused until it is there."""
+        return self._engines[engine].recovering
+
+    def next_s(self, now_s: float) -> float:
+        """How long nothing is to be done unless something happens."""
+        due_s = [process.restart_s for process in self._kept_alive.values() if not process.running]
+        if not self.finishing:
+            due_s.append(self._finish_s)
+        return max(0.0, min(CHECK_S, min(due_s, default=math.inf) - now_s))
+
+    def due(self, now_s: float) -> list[Action]:
+        """What is to be done now; each thing is said once."""
+        actions: list[Action] = [*self._stalled(now_s)]
+        if self._is_ready_for_the_first_time():
+            self.announced = True
+            actions.append(Announce())
+        if now_s >= self._finish_s and not self.finishing:
+            self._give_up_s = now_s + self._drain_timeout_s
+            actions.append(StopAccepting())
+        if now_s >= self._give_up_s:
+            return [*actions, GiveUp()]
+        if self.is_over(now_s):
+            return actions
+        restarts = self._kept_alive.items()
+        actions += [StartProcess(name) for name, it in restarts if not it.running and now_s >= it.restart_s]
+        return actions
+
+    def signalled(self, now_s: float) -> list[Action]:
+        """The server was told to end; told so again, it does at once."""
+        if self.draining:
+            self._give_up_s = -math.inf
+            return []
+        self._finish_s = now_s + self._drain_delay_s
+        return [BeginDrain()]
+
+    def started(self, name: str, now_s: float) -> None:
+        """The process runs by now, and will be ready."""
+        process = self._all[name]
+        process.running, process.connected = True, False
+        process.heard_s, process.ready_s = now_s, math.inf
+
+    def not_started(self, name: str, why: str, now_s: float) -> float:
+        """The system gave no process; it is asked again in so many seconds.
+
+        Raises:
+            StartupError: the server was never ready.
+        """
+        if not self.announced:
+            raise StartupError(f"{name} cannot be started: {why}")
+        delay_s = self._all[name].failed(now_s)
+        if name in self._engines:
+            self._expect(self._engines[name], recovering=self._engines[name].recovering)
+        return delay_s
+
+    def heard(self, name: str, now_s: float) -> None:
+        """The process has said something."""
+        self._all[name].heard_s = now_s
+
+    def became_ready(self, name: str, now_s: float) -> None:
+        """The process does its work by now."""
+        self._all[name].ready_s = now_s
+
+    def connected(self, worker: str) -> None:
+        """An HTTP worker can have images classified."""
+        self._workers[worker].connected = True
+
+    def ended(self, name: str, now_s: float) -> float | None:
+        """The process has ended, and is started again in so many seconds; None: it is not.
+
+        Raises:
+            StartupError: the server was never ready, and will not be.
+        """
+        process = self._all[name]
+        if name in self._workers and self.finishing:
+            process.running = False
+            return None
+        if now_s - process.ready_s > HEALTHY_S:
+            process.crashes = 0
+        was_ready = process.ready_s < math.inf
+        delay_s = process.failed(now_s)
+        if not self.announced and process.crashes >= MAX_FAILED_STARTS:
+            what = "the engine" if name in self._engines else name
+            raise StartupError(f"{what} cannot start; its error is above")
+        if name in self._engines:
+            self._expect(process, recovering=was_ready)
+        return delay_s
+
+    @property
+    def _kept_alive(self) -> dict[str, _Process]:
+        """Those that are started again; in the end HTTP workers are no longer."""
+        return self._engines if self.finishing else self._all
+
+    def _stalled(self, now_s: float) -> list[KillProcess]:
+        suspended_s, self._checked_s = now_s - self._checked_s, now_s
+        stalled = []
+        for name, process in self._all.items():
+            if not process.running:
+                continue
+            if suspended_s > SUSPENDED_S:
+                process.heard_s = min(now_s, process.heard_s + suspended_s)
+            if (silent_s := now_s - process.heard_s) > self._stall_s:
+                process.heard_s = now_s  # it takes a moment to end
+                stalled.append(KillProcess(name, silent_s))
+        return stalled
+
+    def _is_ready_for_the_first_time(self) -> bool:
+        """Every engine is ready, and every HTTP worker accepts connections and can have images classified."""
+        return not (self.announced or self.draining) and all(
+            process.running and process.ready_s < math.inf and (process.connected or name in self._engines)
+            for name, process in self._all.items()
+        )
+
+    def _expect(self, engine: _Process, *, recovering: bool) -> None:
+        """Have requests wait for the next engine, or refuse them where failures follow each other."""
+        engine.recovering = recovering and engine.crashes <= MAX_RECOVERIES

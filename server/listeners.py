@@ -1,0 +1,90 @@
+"""The ports that a server listens on. The supervisor holds them open, whatever becomes of the HTTP workers."""
+
+import contextlib
+import socket
+from collections.abc import Generator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Self
+
+from server.errors import StartupError
+from server.settings import Settings
+
+BACKLOG = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Listeners:
+    """One listening socket for each HTTP worker, all on one port: the kernel spreads connections over them.
+
+    Connections that arrive while a worker is restarted wait for it. The port of gRPC is only kept: that library opens
+    its listening sockets itself, in each HTTP worker.
+    """
+
+    sockets: tuple[socket.socket, ...]
+    url: str
+    grpc_port: int | None
+    grpc_address: str | None
+    """Host and port."""
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, settings: Settings) -> Generator[Self]:
+        """Hold the ports until the block ends.
+
+        Raises:
+            StartupError: one cannot be had, or gRPC is not installed.
+        """
+        host = settings.host
+        with ExitStack() as held:
+            grpc_port = None if settings.grpc_port is None else _reserve(held, host, settings.grpc_port)
+            with _taking(host, settings.port, "--port"):
+                family, port = _free_port(host, settings.port)
+                sockets = tuple(
+                    held.enter_context(
+                        socket.create_server((host, port), family=family, reuse_port=True, backlog=BACKLOG)
+                    )
+                    for _ in range(settings.http_workers)
+                )
+            host = sockets[0].getsockname()[0]
+            scheme = "https" if settings.tls_certificate else "http"
+            grpc_address = None if grpc_port is None else _shown(host, grpc_port)
+            yield cls(sockets, f"{scheme}://{_shown(host, port)}", grpc_port, grpc_address)
+
+    def close(self) -> None:
+        """Accept no more over HTTP; the workers close their own."""
+        for listener in self.sockets:
+            listener.close()
+
+
+def _reserve(held: ExitStack, host: str, port: int) -> int:
+    """Hold a port without listening; its number."""
+    if find_spec("grpc") is None:
+        raise StartupError("gRPC is not installed: pip install '.[grpc]', or leave --grpc-port out")
+    with _taking(host, port, "--grpc-port"):
+        family, port = _free_port(host, port)
+        reserved = held.enter_context(socket.socket(family))
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        reserved.bind((host, port))
+        return port
+
+
+def _free_port(host: str, port: int) -> tuple[socket.AddressFamily, int]:
+    """Alone first: SO_REUSEPORT would let a second server of the same user share the port without a word."""
+    family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+    with socket.create_server((host, port), family=family) as alone:
+        return family, alone.getsockname()[1]
+
+
+@contextlib.contextmanager
+def _taking(host: str, port: int, flag: str) -> Generator[None]:
+    try:
+        yield
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise StartupError(f"cannot listen on {host} port {port}: {reason}; choose another --host or {flag}") from error
+
+
+def _shown(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

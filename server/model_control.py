@@ -1,0 +1,158 @@
+"""Who is told what while the models change: a state machine without any I/O, above `Rollout`.
+
+The engine loads what is missing. The HTTP workers get what is served as one catalogue, each of which has a generation:
+its number. Once all of them say that no request of theirs needs an older one, the engine unloads the rest. Who asked
+for a model is answered when every worker serves the outcome, so that he finds it whichever he connects to.
+"""
+
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from server.control import Change, Changed, Load, Serve, Unload
+from server.errors import Code, ServiceError
+from server.repository import Catalogue, Model, ModelKey
+from server.rollout import Rollout
+
+
+class TellEngine(NamedTuple):
+    """Send this to the engine."""
+
+    message: Load | Unload
+
+
+class TellWorkers(NamedTuple):
+    """Send this to every HTTP worker."""
+
+    message: Serve
+
+
+class TellWorker(NamedTuple):
+    """Send this to one HTTP worker."""
+
+    worker: str
+    message: Changed
+
+
+Step = TellEngine | TellWorkers | TellWorker
+
+
+@dataclass(slots=True)
+class _Worker:
+    """The generations that an HTTP worker has come to."""
+
+    serving: int
+    drained: int
+    """It needs nothing of any older one."""
+
+
+class ModelControl:
+    """From what the repository holds, and what is asked for, to what engine and HTTP workers are told."""
+
+    def __init__(self, catalogue: Catalogue, default_model: str | None = None) -> None:
+        """Begin with what a first scan found; `default_model` is the one that was asked for."""
+        self._rollout = Rollout(catalogue, default_model)
+        self._engine_is_up = False
+        self._workers: dict[str, _Worker] = {}
+        self._asked_for: dict[str, None] = {}
+        self._changes: list[tuple[str, Change]] = []  # under way, with the workers that are to be answered
+        self._answers: list[TellWorker] = []
+        self.serve = Serve(catalogue, 0)
+        """The newest that HTTP workers were told to serve."""
+
+    @property
+    def served(self) -> Catalogue:
+        """What requests may name."""
+        return self._rollout.served
+
+    @property
+    def asked_for(self) -> list[str]:
+        """Names of models that were loaded on request."""
+        return list(self._asked_for)
+
+    def worker_started(self, worker: str) -> None:
+        """It was started with `serve`."""
+        self._workers[worker] = _Worker(self.serve.generation, self.serve.generation)
+
+    def worker_ended(self, worker: str) -> None:
+        """Nobody waits for it any more, nor for its answers."""
+        self._workers.pop(worker, None)
+        self._changes = [(asking, change) for asking, change in self._changes if asking != worker]
+        self._answers = [answer for answer in self._answers if answer.worker != worker]
+
+    def serving(self, worker: str, generation: int) -> None:
+        """Requests to this worker name this generation by now."""
+        self._workers[worker].serving = generation
+
+    def drained(self, worker: str, generation: int) -> None:
+        """No request of this worker needs anything older."""
+        known = self._workers[worker]
+        known.drained = max(known.drained, generation)
+
+    def start_engine(self) -> list[Model]:
+        """What a new engine loads before it is ready."""
+        return self._rollout.start_engine()
+
+    def engine_ready(self, refused: Mapping[str, str]) -> None:
+        """It has what it was started with, but for what it refused, by id."""
+        self._engine_is_up = True
+        self._rollout.engine_ready(refused)
+
+    def engine_ended(self) -> None:
+        """The next one gets what is served."""
+        self._engine_is_up = False
+        self._rollout.engine_lost()
+
+    def loaded(self, model_id: str, reason: str | None) -> None:
+        """The engine has loaded a model, or refused it for a reason."""
+        self._rollout.loaded(model_id, reason)
+
+    def scanned(self, catalogue: Catalogue, changed: Set[ModelKey] = frozenset()) -> None:
+        """The repository holds this by now; of the versions `changed`, the files are others."""
+        self._rollout.scanned(catalogue, changed)
+
+    def asked(self, worker: str, change: Change) -> None:
+        """An HTTP worker wants a model loaded, as the newest scan found it, or unloaded; it will get one answer."""
+        try:
+            if change.action == "load":
+                self._rollout.load(change.name)
+                self._asked_for[change.name] = None
+            else:
+                self._rollout.unload(change.name)
+        except ServiceError as error:
+            self.refuse(worker, change, error)
+        else:
+            self._changes.append((worker, change))
+
+    def refuse(self, worker: str, change: Change, error: ServiceError) -> None:
+        """It cannot be done."""
+        self._answers.append(TellWorker(worker, Changed(change.id, error)))
+
+    def steps(self) -> list[Step]:
+        """What follows from all this, in the order in which it is to be told; each step is said once."""
+        steps: list[Step] = [*self._answers]
+        self._answers.clear()
+        if self._engine_is_up:
+            steps += [TellEngine(Load(model)) for model in self._rollout.take_missing()]
+        if self._rollout.served != self.serve.catalogue:
+            self.serve = Serve(self._rollout.served, self.serve.generation + 1)
+            steps.append(TellWorkers(self.serve))
+        workers = self._workers.values()
+        if self._engine_is_up and all(worker.drained >= self.serve.generation for worker in workers):
+            steps += [TellEngine(Unload(model_id)) for model_id in self._rollout.take_surplus()]
+        if all(worker.serving >= self.serve.generation for worker in workers):
+            steps += self._take_outcomes()
+        return steps
+
+    def _take_outcomes(self) -> list[TellWorker]:
+        """Answers to the changes that are done."""
+        answers, waiting = [], []
+        for worker, change in self._changes:
+            outcome = self._rollout.outcome(change.name) if change.action == "load" else ""
+            if outcome is None:
+                waiting.append((worker, change))
+            else:
+                error = ServiceError(Code.MODEL_REFUSED, outcome) if outcome else None
+                answers.append(TellWorker(worker, Changed(change.id, error)))
+        self._changes = waiting
+        return answers

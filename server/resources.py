@@ -1,0 +1,142 @@
+"""What outlives any child: the ports, the slots of shared memory, the folder of the run and what is in it."""
+
+import contextlib
+import logging
+import math
+from collections.abc import Generator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from server import keys, metrics
+from server.child import keep_socket_in
+from server.errors import StartupError
+from server.images import jpeg
+from server.listeners import Listeners
+from server.metrics import Metrics
+from server.protection import Protection
+from server.ready_file import ReadyFile
+from server.repository import Catalogue
+from server.run_folder import RunFolder
+from server.settings import Settings
+from server.slots import Slots
+from server.usage import Usage
+
+ENGINE_NAME = "engine"
+"""Of the one engine process."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """Held from before the first child is started until the last has ended."""
+
+    settings: Settings
+    """With the ports that are really taken."""
+    protection: Protection
+    listeners: Listeners
+    folder: Path
+    """The run's."""
+    usage: Usage | None
+    """What API keys have used, where there are any."""
+    metrics: Metrics
+    slots: Slots
+    ready_file: ReadyFile | None
+
+    def keep_usage(self) -> None:
+        """Count what the keys that there are now use."""
+        if self.usage:
+            self.usage.keep([key.sha256 for key in self.protection.keys or ()])
+
+    def forget_usage(self, worker: str) -> None:
+        """Of an HTTP worker that has ended: nothing is under way in it."""
+        if self.usage:
+            self.usage.clear(worker_names(self.settings).index(worker))
+
+    def tell_ready(self, processes: Mapping[str, int]) -> None:
+        """Write the ready file, where one is asked for; one that cannot be written is logged."""
+        if not self.ready_file:
+            return
+        try:
+            self.ready_file.write(self.listeners.url, self.listeners.grpc_address, processes)
+        except OSError as error:
+            log.warning("--ready-file %s: %s", self.settings.ready_file, error.strerror)
+
+    @classmethod
+    @contextlib.contextmanager
+    def hold(cls, settings: Settings, catalogue: Catalogue) -> Generator[Self]:
+        """Take all of it until the block ends.
+
+        Raises:
+            StartupError: something cannot be had, or the settings name what is not installed.
+        """
+        protection = Protection(settings)
+        _check_installed(settings)
+        with ExitStack() as held:
+            listeners = held.enter_context(Listeners.open(settings))
+            settings = settings.model_copy(update={"grpc_port": listeners.grpc_port})
+            folder = _run_folder(held)
+            with _room_for("the use of API keys", folder):
+                usage = keys.usage_table(folder, settings.http_workers) if settings.api_keys else None
+            keep_socket_in(folder)
+            with _room_for("metrics", folder):
+                metrics.use_directory(folder, ["supervisor", ENGINE_NAME, *worker_names(settings)])
+            slots = _slots(settings, catalogue)
+            ready_file = _ready_file(held, settings)
+            resources = cls(settings, protection, listeners, folder, usage, Metrics("supervisor"), slots, ready_file)
+            resources.keep_usage()
+            yield resources
+
+
+def worker_names(settings: Settings) -> list[str]:
+    """Of the HTTP workers, in their order."""
+    return [f"http-{number}" for number in range(settings.http_workers)]
+
+
+def _check_installed(settings: Settings) -> None:
+    if settings.otlp_endpoint:
+        from server import tracing  # with OpenTelemetry, which nothing else here needs
+
+        if not tracing.is_installed():
+            raise StartupError("tracing is not installed: pip install '.[tracing]', or leave --otlp-endpoint out")
+    if refused := jpeg.why_not(settings):
+        raise StartupError(refused)
+
+
+def _run_folder(held: ExitStack) -> Path:
+    try:
+        folder = RunFolder()
+    except OSError as error:
+        raise StartupError(f"no folder for sockets and metrics can be made: {error}; set TMPDIR") from error
+    held.callback(folder.remove)
+    return folder.path
+
+
+@contextlib.contextmanager
+def _room_for(what: str, folder: Path) -> Generator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StartupError(f"no room for {what} in {folder.parent}: {error.strerror}; set TMPDIR") from error
+
+
+def _slots(settings: Settings, catalogue: Catalogue) -> Slots:
+    largest = max(math.prod(model.manifest.input_shape) for model in catalogue.models.values())
+    try:
+        return Slots(settings.slots_per_worker * settings.http_workers, largest)
+    except OSError as error:
+        detail = f"shared memory for {settings.queue_size} images cannot be had: {error.strerror}"
+        raise StartupError(f"{detail}; lower --queue-size, or give /dev/shm more room (docker: --shm-size)") from error
+
+
+def _ready_file(held: ExitStack, settings: Settings) -> ReadyFile | None:
+    if not settings.ready_file:
+        return None
+    try:
+        ready_file = ReadyFile(settings.ready_file)
+    except OSError as error:
+        raise StartupError(f"--ready-file {settings.ready_file}: {error.strerror}") from error
+    held.callback(ready_file.remove)
+    return ready_file
