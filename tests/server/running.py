@@ -229,12 +229,13 @@ class RunningServer:
         """Images that have a slot now."""
         return self.metric("serving_pending_requests")
 
-    def post_and_keep_open(self, image: bytes) -> socket.socket:
+    def post_and_keep_open(self, image: bytes, **fields: str) -> socket.socket:
         """Send a whole request, and read nothing."""
         address = urlsplit(self.url)
+        fields = {"Host": address.netloc, "Content-Length": str(len(image)), **fields}
+        head = "\r\n".join(["POST /classify HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())])
         connection = socket.create_connection((address.hostname, address.port), timeout=PATIENCE_S)
-        head = f"POST /classify HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Length: {len(image)}\r\n\r\n"
-        connection.sendall(head.encode() + image)
+        connection.sendall(f"{head}\r\n\r\n".encode() + image)
         return connection
 
     def metric(self, name: str, **labels: str) -> float:
