@@ -1,19 +1,78 @@
 """Fixtures that more than one part of the tests uses. Each network is exported once, by the real command."""
 
+import faulthandler
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests import processes
 
 ROOT = Path(__file__).parents[1]
 
 # A shell has what it starts in the background ignore Ctrl-C, and so would all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+END_S, EXIT_S = 5.0, 60.0
+"""What a test that has run out of time has, to end what it started before that is killed; and what it has after that,
+or pytest itself once all tests have ended, before all is given up: a thread that hangs could hold it up for ever."""
+_over = pytest.StashKey[threading.Event]()
+_stderr = pytest.StashKey[int]()
+"""The descriptor of what pytest does not capture."""
+
+
+SLOW_S, SLOWEST_S = 600, 3000
+"""The limits of tests that are marked as such, instead of that in pyproject.toml."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_stderr] = os.dup(2)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        marks = {mark.name for mark in item.iter_markers()}
+        if "timeout" not in marks and marks & {"slow", "containers", "ray"}:
+            item.add_marker(pytest.mark.timeout(SLOWEST_S if marks & {"containers", "ray"} else SLOW_S))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> Generator[None, object, object]:
+    item.stash[_over] = threading.Event()
+    watching = item.stash[_over], settings.timeout, item.config.stash[_stderr]
+    threading.Thread(target=_watch, args=watching, daemon=True).start()
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """The test is over once its fixtures are, also after a failure, when pytest-timeout no longer watches."""
+    try:
+        return (yield)
+    finally:
+        if over := item.stash.get(_over, None):
+            over.set()
+
+
+def _watch(over: threading.Event, limit_s: float, stderr: int) -> None:
+    """In a thread: free a test that has run out of time of what it may wait for."""
+    if over.wait(limit_s + END_S):
+        return
+    processes.end_all()
+    if not over.wait(EXIT_S):
+        faulthandler.dump_traceback(stderr)
+        os._exit(1)
+
+
+def pytest_unconfigure() -> None:
+    faulthandler.dump_traceback_later(EXIT_S, exit=True)
 
 
 def run_to_onnx(*arguments: str | Path, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:

@@ -10,13 +10,15 @@ import subprocess
 import sys
 import termios
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
-from tests import tiny
-from tests.server.running import PATIENCE_S, ROOT, RunningServer, red_image, until
+from tests import processes, tiny
+from tests.server.running import PATIENCE_S, ROOT, GatedServer, RunningServer, red_image, until
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +90,9 @@ def test_choices_reach_the_service(server: RunningServer, folder: Path) -> None:
 
 
 def test_standard_input_is_an_image(server: RunningServer) -> None:
-    done = subprocess.run(command(server.url, "-"), cwd=ROOT, input=red_image(9), capture_output=True)
+    done = subprocess.run(
+        command(server.url, "-"), cwd=ROOT, input=red_image(9), capture_output=True, timeout=PATIENCE_S
+    )
     assert done.returncode == 0, done.stderr
     assert b"red 9" in done.stdout
 
@@ -98,23 +102,38 @@ def test_an_address_is_an_image(server: RunningServer) -> None:
     assert (done.returncode, "(not_an_image)" in done.stderr) == (1, True)
 
 
+def all_of(terminal: BinaryIO) -> bytes:
+    """What is written to it until nobody can write any more, which is an error to Linux."""
+    read = b""
+    with suppress(OSError):
+        while part := terminal.read(1 << 16):
+            read += part
+    return read
+
+
 def test_progress_is_shown_on_a_terminal_only(server: RunningServer, folder: Path) -> None:
     assert "images/s" not in classify(server, folder).stderr
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 80))
-    done = subprocess.run(command(server.url, folder), cwd=ROOT, stdout=subprocess.PIPE, stderr=theirs, text=True)
-    os.close(theirs)
-    assert "0/21 [" in os.read(ours, 1 << 20).decode()
-    os.close(ours)
+    with os.fdopen(ours, "rb", buffering=0) as terminal, ThreadPoolExecutor(1) as aside:
+        shown = aside.submit(all_of, terminal)
+        try:
+            done = subprocess.run(
+                command(server.url, folder), cwd=ROOT, stdout=subprocess.PIPE, stderr=theirs, text=True
+            )
+        finally:
+            os.close(theirs)
+        assert b"0/21 [" in shown.result()
     assert done.stdout.count("classified by") == 20
 
 
 def test_a_server_that_dies_spares_what_was_answered(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     repository = tmp_path_factory.mktemp("slow")
-    tiny.write(repository, work=400)
+    tiny.write(repository)
     with (
-        RunningServer(repository, max_batch=1) as server,
-        subprocess.Popen(
+        GatedServer(repository, max_batch=1) as server,
+        server.hold(20),
+        processes.started(
             command(server.url, "--in-flight", "4", folder),
             cwd=ROOT,
             stdout=subprocess.PIPE,
@@ -134,7 +153,7 @@ def test_a_server_that_dies_spares_what_was_answered(folder: Path, tmp_path_fact
 def test_an_interrupt_ends_it(folder: Path, server: RunningServer) -> None:
     os.kill(server.pid("engine"), signal.SIGSTOP)
     try:
-        with subprocess.Popen(command(server.url, folder), cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        with processes.started(command(server.url, folder), cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
             until(lambda: server.metric("serving_pending_requests") > 0)
             process.send_signal(signal.SIGINT)
             _, err = process.communicate(timeout=PATIENCE_S)

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from typing import Any
 
@@ -13,8 +14,8 @@ import pytest
 
 from server.errors import Code
 from server.http.problems import STATUS
-from tests import tiny
-from tests.server.running import PATIENCE_S, ROOT, RunningServer, red_image, until
+from tests import processes, tiny
+from tests.server.running import PATIENCE_S, ROOT, GatedServer, RunningServer, red_image, until
 
 MONITORING = ROOT / "deploy" / "monitoring"
 DASHBOARD = json.loads((MONITORING / "grafana" / "dashboards" / "serving.json").read_text())
@@ -40,11 +41,15 @@ def promtool() -> str:
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Generator[tuple[RunningServer, RunningServer]]:
     """One that answers some requests and refuses others, and one that answers none in time."""
     slow, quick = tmp_path_factory.mktemp("slow"), tmp_path_factory.mktemp("quick")
-    tiny.write(slow, work=400)
-    tiny.write(quick)
-    with RunningServer(slow, queue_size=1) as full, RunningServer(quick, timeout_ms=0.001) as late:
-        statuses = {answer.status_code for answer in full.classify_all([red_image(1)] * 16, 8)}
-        assert statuses == {200, 429}
+    for repository in (slow, quick):
+        tiny.write(repository)
+    with GatedServer(slow, queue_size=1) as full, RunningServer(quick, timeout_ms=0.001) as late:
+        with ThreadPoolExecutor(1) as aside, full.hold(1):
+            answered = aside.submit(full.classify, red_image(1))
+            until(lambda: full.pending() == 1)
+            assert {answer.status_code for answer in full.classify_all([red_image(1)] * 8, 8)} == {429}
+        assert answered.result().status_code == 200
+        assert {answer.status_code for answer in full.classify_all([red_image(2)] * 8, 1)} == {200}
         assert late.classify(red_image(1)).status_code == 504
         yield full, late
 
@@ -64,18 +69,15 @@ def prometheus(
     shutil.copy(MONITORING / "alerts.yml", folder)
     command = ["prometheus", f"--config.file={config}", f"--storage.tsdb.path={folder}/data"]
     command += ["--web.listen-address=127.0.0.1:0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stderr
-            address = next(
-                found[1] for line in process.stderr if (found := re.search(r'"Listening on" address=(\S+)', line))
-            )
-            with httpx.Client(base_url=f"http://{address}", timeout=PATIENCE_S) as client:
-                scraped = f"min(count_over_time(serving_engine_ready[1m])) >= {SCRAPES}"
-                until(lambda: len(ask(client, scraped)) == 1 and len(ask(client, "up == 1")) == len(servers))
-                yield client
-        finally:
-            process.kill()
+    with processes.started(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        address = next(
+            found[1] for line in process.stderr if (found := re.search(r'"Listening on" address=(\S+)', line))
+        )
+        with httpx.Client(base_url=f"http://{address}", timeout=PATIENCE_S) as client:
+            scraped = f"min(count_over_time(serving_engine_ready[1m])) >= {SCRAPES}"
+            until(lambda: len(ask(client, scraped)) == 1 and len(ask(client, "up == 1")) == len(servers))
+            yield client
 
 
 def ask(client: httpx.Client, expression: str) -> list[Any]:

@@ -57,9 +57,11 @@ def origin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Origin]:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         monkeypatch.setenv(MIRROR_VARIABLE, f"http://127.0.0.1:{server.server_port}/models")
-        yield served
-        server.shutdown()
-        thread.join()
+        try:
+            yield served
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def files(folder: Path) -> list[str]:

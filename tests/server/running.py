@@ -1,25 +1,31 @@
 """A real `python -m server` in processes of its own, and what tests do to it."""
 
+import fcntl
+import json
 import os
 import re
 import signal
+import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 import httpx
 import psutil
 from PIL import Image
 
-from tests import tiny
+from tests import processes, tiny
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 60.0
@@ -31,6 +37,13 @@ def red_image(red: int) -> bytes:
     stream = BytesIO()
     Image.new("RGB", (32, 32), (red, 0, 0)).save(stream, "PNG")
     return stream.getvalue()
+
+
+def top1(response: httpx.Response) -> int:
+    """The best class of an answer."""
+    assert response.status_code == 200, response.text
+    class_id: int = response.json()["predictions"][0]["class_id"]
+    return class_id
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -74,19 +87,50 @@ def run_without_engine(folder: Path, **environment: str) -> tuple[int, str]:
 class RunningServer:
     """Starts on a free port with one HTTP worker; flags are the server's own, `max_batch=1` for `--max-batch 1`."""
 
+    program = "server"
+    """What `python -m` runs."""
+    waits = True
+    """until it is ready, when it is made"""
+
     def __init__(self, repository: Path, **flags: object) -> None:
-        command = [sys.executable, "-m", "server", "--port", "0", "--repository", str(repository)]
-        for name, value in {"http_workers": 1, **flags}.items():
-            command += [f"--{name.replace('_', '-')}", str(value)]
-        self.process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        self._held = ExitStack()
         self.lines: list[str] = []
         self._heard = threading.Condition()
+        try:
+            self._start(repository, flags)
+            if self.waits:
+                self.wait_until_ready()
+        except BaseException:
+            self._held.close()
+            raise
+
+    def _start(self, repository: Path, flags: Mapping[str, object]) -> None:
+        self._folder = Path(self._held.enter_context(tempfile.TemporaryDirectory()))
+        self._ready_file = Path(str(flags.get("ready_file", self._folder / "ready.json")))
+        self._certificate = flags.get("tls_certificate")
+        given = {"port": 0, "repository": repository, "http_workers": 1, **flags, "ready_file": self._ready_file}
+        command = [sys.executable, "-m", self.program]
+        for name, value in given.items():
+            command += [f"--{name.replace('_', '-')}", str(value)]
+        self.process: subprocess.Popen[str] = self._held.enter_context(
+            processes.started(command, cwd=ROOT, env=self.environment(), stderr=subprocess.PIPE, text=True)
+        )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        self.url = self.wait_for_line(r"ready on (https?://[^\s\"]+)")[1]
-        certificate = flags.get("tls_certificate")
-        trust = ssl.create_default_context(cafile=str(certificate)) if certificate else True
-        self.client = httpx.Client(base_url=self.url, timeout=PATIENCE_S, verify=trust)
+
+    def wait_until_ready(self) -> None:
+        """Return when it can classify; its log is in the error where it never can."""
+        with suppress(TimeoutError):
+            until(lambda: self._ready_file.exists() or not self._reader.is_alive())
+        if not self._ready_file.exists():
+            raise AssertionError("\n".join(["it is not ready:", *self.lines]))
+        self.url: str = self._ready()["url"]
+        trust = ssl.create_default_context(cafile=str(self._certificate)) if self._certificate else True
+        self.client = self._held.enter_context(httpx.Client(base_url=self.url, timeout=PATIENCE_S, verify=trust))
+
+    def environment(self) -> Mapping[str, str]:
+        """Of its processes."""
+        return os.environ
 
     def __enter__(self) -> Self:
         return self
@@ -94,8 +138,9 @@ class RunningServer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.client.close()
-        self.kill()
+        with self._held:  # which ends whatever is left
+            if error is None:
+                self.kill()
 
     def _read(self) -> None:
         assert self.process.stderr
@@ -120,21 +165,36 @@ class RunningServer:
             raise AssertionError("\n".join([f"no line matches {pattern!r}:", *self.lines]))
         return found
 
+    def _ready(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self._ready_file.read_bytes())
+        return found
+
     @property
     def grpc_address(self) -> str:
         """Where it was started with `grpc_port`."""
-        return self.wait_for_line(r"gRPC on (\S+)")[1]
+        address: str = self._ready()["grpc"]
+        return address
 
     def pid(self, name: str) -> int:
-        """Process id of the newest child of that name: "engine", "http-0"."""
-        pids = [match[1] for line in self.lines if (match := re.search(rf"{name} is ready, process (\d+)", line))]
-        return int(pids[-1])
+        """Process id of the child of that name, "engine" or "http-0", once one is ready."""
+        return self._successor(name, None)
+
+    def _successor(self, name: str, old: int | None) -> int:
+        """Once another child of that name is ready than `old`."""
+        found: list[int] = []
+
+        def look() -> bool:
+            found[:] = [pid for child, pid in self._ready()["processes"].items() if child == name and pid != old]
+            return bool(found)
+
+        until(look)
+        return found[0]
 
     def kill_child(self, name: str) -> None:
         """SIGKILL, and wait until its successor is ready."""
-        start = len(self.lines)
-        os.kill(self.pid(name), signal.SIGKILL)
-        self.wait_for_line(rf"{name} is ready", start)
+        old = self.pid(name)
+        os.kill(old, signal.SIGKILL)
+        self._successor(name, old)
 
     def terminate(self) -> int:
         """SIGTERM; the exit code once it has ended."""
@@ -142,13 +202,11 @@ class RunningServer:
         return self.process.wait(PATIENCE_S)
 
     def kill(self) -> None:
-        """End it at once, however it is."""
+        """SIGKILL of the supervisor, which all its children must notice."""
         self.process.kill()
         self.process.wait()
         self._reader.join(PATIENCE_S)
         assert not self._reader.is_alive(), "a child of the server outlives it"
-        assert self.process.stderr
-        self.process.stderr.close()
 
     def tree(self) -> list[psutil.Process]:
         """The supervisor and all its descendants."""
@@ -163,6 +221,23 @@ class RunningServer:
         with ThreadPoolExecutor(clients) as pool:
             return list(pool.map(self.classify, images))
 
+    def batches(self) -> float:
+        """That have started so far."""
+        return self.metric("serving_batch_size_count")
+
+    def pending(self) -> float:
+        """Images that have a slot now."""
+        return self.metric("serving_pending_requests")
+
+    def post_and_keep_open(self, image: bytes, **fields: str) -> socket.socket:
+        """Send a whole request, and read nothing."""
+        address = urlsplit(self.url)
+        fields = {"Host": address.netloc, "Content-Length": str(len(image)), **fields}
+        head = "\r\n".join(["POST /classify HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())])
+        connection = socket.create_connection((address.hostname, address.port), timeout=PATIENCE_S)
+        connection.sendall(f"{head}\r\n\r\n".encode() + image)
+        return connection
+
     def metric(self, name: str, **labels: str) -> float:
         """The sum of all samples of that name with those labels."""
         total = 0.0
@@ -171,3 +246,39 @@ class RunningServer:
             if re.fullmatch(rf"{name}(\{{.*\}})?", sample) and all(f'{k}="{v}"' in sample for k, v in labels.items()):
                 total += float(value)
         return total
+
+
+class Gates:
+    """Keeps images from running, by their class, in a server that is `gated`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @contextmanager
+    def hold(self, *reds: int) -> Generator[Callable[[], None]]:
+        """Hold batches with these until the block ends, or what it is given is called. Those of warm-ups have 0."""
+        with ExitStack() as held:
+            for red in reds:
+                gate = held.enter_context((self.folder / str(red)).open("x"))
+                held.callback(os.unlink, gate.name)
+                fcntl.flock(gate, fcntl.LOCK_EX)
+            yield held.close
+
+
+class GatedServer(RunningServer):
+    """Does not run what the test holds: what must be slow takes as long as the test wants, on any machine."""
+
+    program = "tests.server.gated"
+
+    def __init__(self, repository: Path, *, gates: Gates | None = None, **flags: object) -> None:
+        self._gates = gates
+        super().__init__(repository, **flags)
+
+    def environment(self) -> Mapping[str, str]:
+        self._gates = self._gates or Gates(self._folder)
+        return {**os.environ, "GATES": str(self._gates.folder)}
+
+    def hold(self, *reds: int) -> AbstractContextManager[Callable[[], None]]:
+        """As `Gates.hold` does."""
+        assert self._gates
+        return self._gates.hold(*reds)

@@ -25,12 +25,10 @@ from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 from tritonclient.utils import InferenceServerException
 
 from tests import tiny
-from tests.server.running import PATIENCE_S, ROOT, RunningServer, red_image, until
+from tests.server.running import PATIENCE_S, ROOT, GatedServer, RunningServer, red_image, until
 
 MAX_BODY_BYTES = 2**20
 QUEUE_SIZE = 16
-SLOW = 2000
-"""`work` of a tiny model whose batches take some tenths of a second."""
 
 
 @pytest.fixture(scope="module")
@@ -278,46 +276,57 @@ def test_a_message_that_does_not_come_is_not_waited_for(server: RunningServer) -
 
 
 def test_a_client_that_leaves_frees_its_places(tmp_path: Path) -> None:
-    tiny.write(tmp_path, work=SLOW)
+    tiny.write(tmp_path)
+    reds = range(1, 9)
     with (
-        RunningServer(tmp_path, grpc_port=0, max_batch=1, queue_size=8) as server,
+        GatedServer(tmp_path, grpc_port=0, max_batch=1, queue_size=8) as server,
         triton.InferenceServerClient(server.grpc_address) as client,
+        server.hold(*reds) as let_go,
     ):
-        asked = client.async_infer("tiny", [pixels(*range(8))], lambda result, error: None)  # noqa: ARG005
-        until(lambda: server.metric("serving_batch_size_count") >= 1)
+        asked = client.async_infer("tiny", [pixels(*reds)], lambda result, error: None)  # noqa: ARG005
+        until(lambda: server.batches() == 1 and server.pending() == 8)
         with pytest.raises(InferenceServerException) as raised:
-            client.infer("tiny", [pixels(1)])
+            client.infer("tiny", [pixels(9)])
         assert raised.value.status() == "StatusCode.RESOURCE_EXHAUSTED"
         asked.cancel()
-        until(lambda: server.metric("serving_pending_requests") == 0)
-        assert server.metric("serving_batch_size_count") < 8
+        until(lambda: server.pending() == 1)
+        let_go()
+        until(lambda: server.pending() == 0)
+        assert server.batches() == 1
         assert server.metric("serving_requests_total", code="client_closed") == 1
 
 
 def test_sigterm_answers_what_was_accepted(tmp_path: Path) -> None:
-    tiny.write(tmp_path, work=SLOW)
-    reds = list(range(6))
-    with RunningServer(tmp_path, grpc_port=0, max_batch=2) as server, ThreadPoolExecutor(1) as aside:
-        with triton.InferenceServerClient(server.grpc_address) as client:
+    tiny.write(tmp_path)
+    reds = list(range(1, 7))
+    with GatedServer(tmp_path, grpc_port=0, max_batch=2) as server, ThreadPoolExecutor(1) as aside:
+        host, port = server.grpc_address.split(":")
+        with triton.InferenceServerClient(server.grpc_address) as client, server.hold(*reds) as let_go:
             answer = aside.submit(client.infer, "tiny", [pixels(*reds)])
-            until(lambda: server.metric("serving_batch_size_count") >= 1)
-            assert server.terminate() == 0
+            until(lambda: server.batches() >= 1)
+            server.process.terminate()
+            server.wait_for_line("draining")
+            let_go()
+            assert server.process.wait(PATIENCE_S) == 0
             assert best(answer.result()) == reds
         with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(server.grpc_address.split(":"))  # type: ignore[arg-type]
+            socket.create_connection((host, int(port)))
 
 
 def test_a_killed_engine_loses_no_accepted_call(tmp_path: Path) -> None:
-    tiny.write(tmp_path, work=SLOW)
+    tiny.write(tmp_path)
+    reds = list(range(1, 7))
     with (
-        RunningServer(tmp_path, grpc_port=0, max_batch=2) as server,
+        GatedServer(tmp_path, grpc_port=0, max_batch=2) as server,
         ThreadPoolExecutor(1) as aside,
         triton.InferenceServerClient(server.grpc_address) as client,
+        server.hold(*reds) as let_go,
     ):
-        answer = aside.submit(client.infer, "tiny", [pixels(*range(6))])
-        until(lambda: server.metric("serving_batch_size_count") >= 1)
+        answer = aside.submit(client.infer, "tiny", [pixels(*reds)])
+        until(lambda: server.batches() >= 1)
         server.kill_child("engine")
-        assert best(answer.result()) == list(range(6))
+        let_go()
+        assert best(answer.result()) == reds
 
 
 def test_a_restarted_worker_takes_calls_again(tmp_path: Path) -> None:

@@ -18,11 +18,9 @@ from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 from client import Client, RejectedError
 from client.__main__ import API_KEY_VARIABLE
 from tests import tiny
-from tests.server.running import PATIENCE_S, ROOT, RunningServer, red_image, until
+from tests.server.running import PATIENCE_S, ROOT, GatedServer, RunningServer, red_image, until
 
 PAGE = "https://page.example"
-SLOW = 2000
-"""`work` of a tiny model whose batches take some tenths of a second."""
 
 
 def line(name: str, options: str = "") -> str:
@@ -41,11 +39,11 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, keys: Path) -> Iterator[RunningServer]:
+def server(tmp_path_factory: pytest.TempPathFactory, keys: Path) -> Iterator[GatedServer]:
     repository = tmp_path_factory.mktemp("repository")
     tiny.write(repository)
-    tiny.write(repository, "slow", work=SLOW)
-    with RunningServer(
+    tiny.write(repository, "other")
+    with GatedServer(
         repository,
         default_model="tiny",
         grpc_port=0,
@@ -113,7 +111,7 @@ def test_a_body_is_not_waited_for(server: RunningServer) -> None:
 
 
 @pytest.mark.parametrize("action", ["load", "unload"])
-@pytest.mark.parametrize("model", ["slow", "%73low", "slow%2F..%2Fslow"])
+@pytest.mark.parametrize("model", ["other", "%6fther", "other%2F..%2Fother"])
 def test_only_an_admin_changes_what_is_served(server: RunningServer, model: str, action: str) -> None:
     path = f"/v2/repository/models/{model}/{action}"
     response = server.client.post(path, headers=of("shop"))
@@ -141,27 +139,26 @@ def test_a_rate_is_one_for_all_workers(tmp_path: Path) -> None:
     assert statuses == [200] * 5 + [429] * 15
 
 
-def test_requests_at_one_time_are_bounded_and_end_with_their_answer(server: RunningServer) -> None:
-    with ThreadPoolExecutor() as pool:
-        running = pool.submit(classify, server, of("single"), model="slow")
-        until(lambda: server.metric("serving_pending_requests") == 1)
+def test_requests_at_one_time_are_bounded_and_end_with_their_answer(server: GatedServer) -> None:
+    with ThreadPoolExecutor() as pool, server.hold(9) as let_go:
+        running = pool.submit(classify, server, of("single"))
+        until(lambda: server.pending() == 1)
         assert refusal(classify(server, of("single"))) == (429, "rate_limited")
+        let_go()
         assert running.result().status_code == 200
     assert classify(server, of("single")).status_code == 200
 
 
-def test_a_client_that_leaves_leaves_its_place(server: RunningServer) -> None:
-    with pytest.raises(httpx.ReadTimeout):
-        server.client.post(
-            "/classify", content=red_image(1), params={"model": "slow"}, headers=of("single"), timeout=0.1
-        )
+def test_a_client_that_leaves_leaves_its_place(server: GatedServer) -> None:
+    with server.hold(1), server.post_and_keep_open(red_image(1), Authorization="Bearer single"):
+        until(lambda: server.pending() == 1)
     until(lambda: classify(server, of("single")).status_code == 200)
 
 
-def test_a_worker_that_dies_gives_its_places_back(server: RunningServer) -> None:
-    with ThreadPoolExecutor() as pool:
-        running = pool.submit(classify, server, of("single"), model="slow")
-        until(lambda: server.metric("serving_pending_requests") == 1)
+def test_a_worker_that_dies_gives_its_places_back(server: GatedServer) -> None:
+    with ThreadPoolExecutor() as pool, server.hold(9):
+        running = pool.submit(classify, server, of("single"))
+        until(lambda: server.pending() == 1)
         server.kill_child("http-0")
         with pytest.raises(httpx.TransportError):
             running.result()

@@ -19,7 +19,7 @@ from selenium.webdriver.support.select import Select
 from models.manifest import FILE_NAME
 from server.http.page import HEADERS, PAGES
 from tests import tiny
-from tests.server.running import RunningServer, red_image, until
+from tests.server.running import GatedServer, RunningServer, red_image, until
 
 PHONES = [(320, 568), (390, 844)]
 LOCAL = "127.0.0.1"
@@ -105,8 +105,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 @pytest.fixture(scope="module")
 def one_browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     browser = Browser(tmp_path_factory.mktemp("chromium"))
-    yield browser
-    browser.driver.quit()
+    try:
+        yield browser
+    finally:
+        browser.driver.quit()
 
 
 @pytest.fixture
@@ -222,13 +224,18 @@ def test_an_upload_that_is_too_large_has_its_problem_shown(browser: Browser, tmp
 
 
 def test_a_refused_image_is_tried_again_on_demand(one_browser: Browser, tmp_path: Path) -> None:
-    tiny.write(tmp_path / "models", work=4000)
-    with RunningServer(tmp_path / "models", queue_size=1) as server, ThreadPoolExecutor(1) as aside:
+    tiny.write(tmp_path / "models")
+    with (
+        GatedServer(tmp_path / "models", queue_size=1) as server,
+        ThreadPoolExecutor(1) as aside,
+        server.hold(1) as let_go,
+    ):
         browser = opened(one_browser, server)
         other = aside.submit(server.classify, red_image(1))
-        until(lambda: server.metric("serving_pending_requests") == 1)
+        until(lambda: server.pending() == 1)
         browser.choose(image(tmp_path, 90))
         until(lambda: "queue_full" in browser.text("problem"))
+        let_go()
         other.result()
         browser.by_id("again").click()
         until(lambda: browser.sees(90))

@@ -25,12 +25,10 @@ from tritonclient.utils import InferenceServerException
 
 from server.http.v2 import HEADER_LENGTH, MAX_JSON_BYTES
 from tests import tiny
-from tests.server.running import RunningServer, red_image, until
+from tests.server.running import GatedServer, RunningServer, red_image, until
 
 MAX_BODY_BYTES = 6 * 2**20
 QUEUE_SIZE = 16
-SLOW = 2000
-"""`work` of a tiny model whose batches take some tenths of a second."""
 ROOT = Path(__file__).parents[3]
 
 
@@ -397,17 +395,19 @@ def test_a_content_encoding_is_bounded(
 
 
 def test_a_client_that_leaves_frees_its_places(tmp_path: Path) -> None:
-    tiny.write(tmp_path, work=SLOW)
-    with RunningServer(tmp_path, max_batch=1, queue_size=8) as server:
+    tiny.write(tmp_path)
+    with GatedServer(tmp_path, max_batch=1, queue_size=8) as server, server.hold(1) as let_go:
         connection = http.client.HTTPConnection(urlsplit(server.url).netloc)
         image = base64.b64encode(red_image(1)).decode()
         tensor = {"name": "encoded", "datatype": "BYTES", "shape": [8], "data": [image] * 8}
         connection.request("POST", "/v2/models/tiny/infer", json.dumps({"inputs": [tensor]}))
-        until(lambda: server.metric("serving_batch_size_count") >= 1)
+        until(lambda: server.batches() == 1 and server.pending() == 8)
         assert server.client.post("/v2/models/tiny/infer", json=infer_json()).status_code == 429
         connection.close()
-        until(lambda: server.metric("serving_pending_requests") == 0)
-        assert server.metric("serving_batch_size_count") < 8
+        until(lambda: server.pending() == 1)
+        let_go()
+        until(lambda: server.pending() == 0)
+        assert server.batches() == 1
         assert server.metric("serving_requests_total", code="client_closed") == 1
 
 
