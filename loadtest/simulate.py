@@ -91,7 +91,7 @@ class Shape(NamedTuple):
     limits: Limits
     timeout_s: float
     decoders: int
-    lanes: int = 1
+    instances: int = 1
 
     @classmethod
     def of(cls, settings: Settings) -> "Shape":
@@ -193,7 +193,7 @@ class Machine:
             else:
                 self._start(self.costs.image(self.chosen), [job], is_batch=False)
         while True:
-            taken = self.scheduler.take(self.now_s, instance_free=self._lane_free)
+            taken = self.scheduler.take(self.now_s, instance_free=self._instance_free)
             self._end(taken.expired)
             if not taken.batch:
                 return
@@ -203,12 +203,12 @@ class Machine:
         """When to `step` next if nothing arrives; None: never."""
         speed = self._speed()
         times = [self.now_s + going.left_s / (speed if going.task.cpus else 1.0) for going in self._going]
-        event_s = self.scheduler.next_event_s(instance_free=self._lane_free)
+        event_s = self.scheduler.next_event_s(instance_free=self._instance_free)
         return min(times if event_s is None else [*times, max(event_s, self.now_s)], default=None)
 
     @property
-    def _lane_free(self) -> bool:
-        return self._count(is_batch=True) < self.shape.lanes
+    def _instance_free(self) -> bool:
+        return self._count(is_batch=True) < self.shape.instances
 
     def _count(self, *, is_batch: bool) -> int:
         return sum(going.is_batch is is_batch for going in self._going)

@@ -25,7 +25,7 @@ def device(images_per_s: float, limits: Limits = ENDLESS, timeout_s: float = 1e9
 
 
 @pytest.mark.parametrize("load", [0.3, 0.6, 0.8])
-def test_one_lane_without_batches_waits_as_the_m_d_1_queue(load: float) -> None:
+def test_one_instance_without_batches_waits_as_the_m_d_1_queue(load: float) -> None:
     costs, shape = device(1 / SERVICE_S)
     report = simulate(costs, shape, load / SERVICE_S, 30_000)
     wait_s = load * SERVICE_S / (2 * (1 - load))  # Pollaczek and Khinchine
