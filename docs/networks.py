@@ -43,13 +43,13 @@ def main() -> None:
     """Print each row as soon as it is known."""
     print("| network | parameters, millions | multiply-adds, billions | top-1, % | logit error | images/s a core |")
     print("| --- | --- | --- | --- | --- | --- |")
-    for name, entry in zoo.ENTRIES.items():
+    for name, entry in zoo.NETWORKS.items():
         if "@" not in name:
             exported = _export(name) if name in sys.argv[1:] else ("", "")
             print("|", " | ".join([f"`{name}`", *_count(entry), _accuracy(entry), *exported]), "|", flush=True)
 
 
-def _count(entry: zoo.Entry) -> tuple[str, str]:
+def _count(entry: zoo.Pretrained) -> tuple[str, str]:
     """Count parameters, and the multiply-adds of convolutions and matrix products for one image."""
     crop = entry.preprocessing.crop
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
@@ -59,7 +59,7 @@ def _count(entry: zoo.Entry) -> tuple[str, str]:
     return f"{parameters / 1e6:.2f}", f"{counter.get_total_flops() / 2e9:.2f}"
 
 
-def _accuracy(entry: zoo.Entry) -> str:
+def _accuracy(entry: zoo.Pretrained) -> str:
     """Say what is published: of the zoo's weights, otherwise in the paper."""
     if entry.accuracy:
         return f"{entry.accuracy.top1:.2f}"

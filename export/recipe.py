@@ -1,4 +1,4 @@
-"""What to export: a zoo entry, its parameters and its classes. All of it is decided before torch is even imported."""
+"""What to export: a network of the zoo, its parameters and its classes, decided before torch is even imported."""
 
 import hashlib
 import json
@@ -35,7 +35,7 @@ class RecipeError(ExpectedError):
 class Recipe:
     """One network with its parameters and classes, to be exported."""
 
-    entry: zoo.Entry
+    pretrained: zoo.Pretrained
     shortcut: Shortcut | None
     """None: the architecture's own."""
     stride_in: StrideIn | None
@@ -63,12 +63,12 @@ class Recipe:
         """The architecture in words, for the manifest."""
         changes = [f"shortcuts {self.shortcut}"] if self.shortcut else []
         changes += [f"stride in the {self.stride_in}"] if self.stride_in else []
-        return " with ".join([self.entry.architecture, *filter(None, [" and ".join(changes)])])
+        return " with ".join([self.pretrained.architecture, *filter(None, [" and ".join(changes)])])
 
     @property
     def published_accuracy(self) -> Accuracy | None:
         """The accuracy published for the zoo's weights; nothing is known of other parameters."""
-        return None if self.random or self.checkpoint else self.entry.accuracy
+        return None if self.random or self.checkpoint else self.pretrained.accuracy
 
     def fingerprint(self) -> str:
         """Digest all that determines the exported file. Nothing is fetched: the zoo's weights are known by name."""
@@ -77,12 +77,12 @@ class Recipe:
         elif self.checkpoint:
             parameters = weights.sha256_of(self.checkpoint) + (" averaged" if self.averaged else "")
         else:
-            parameters = repr(self.entry.weights)
+            parameters = repr(self.pretrained.weights)
         root = Path(__file__).parents[1]
         ingredients = {
             "architecture": self.architecture,
             "parameters": parameters,
-            "preprocessing": self.entry.preprocessing.model_dump(),
+            "preprocessing": self.pretrained.preprocessing.model_dump(),
             "labels": [label.model_dump() for label in self.labels],
             "top_k": self.top_k,
             "opset": OPSET,
@@ -97,9 +97,9 @@ class Recipe:
         Raises:
             WeightsError: it is not to be had.
         """
-        if self.random or self.entry.weights is None:
+        if self.random or self.pretrained.weights is None:
             return self.checkpoint
-        return self.checkpoint or weights.obtain(self.entry.weights, folder)
+        return self.checkpoint or weights.obtain(self.pretrained.weights, folder)
 
     def build(self, weights_file: Path | None) -> "nn.Module":
         """Build the network in evaluation mode, with the parameters of `weights_file` or random ones.
@@ -118,7 +118,7 @@ class Recipe:
                 f" give its own with --labels FILE, or number them with --num-classes {num_classes}"
             )
         network = networks.build(
-            self.entry.architecture, self.num_classes, self.shortcut, RANDOM_SEED, stride_in=self.stride_in
+            self.pretrained.architecture, self.num_classes, self.shortcut, RANDOM_SEED, stride_in=self.stride_in
         )
         if state is not None:
             checkpoint.load(network, state, str(weights_file))
@@ -128,7 +128,7 @@ class Recipe:
         """Say in the manifest where the parameters came from."""
         if weights_file is None:
             return Weights(source=f"random, seed {RANDOM_SEED}", sha256=None, random=True)
-        official = self.checkpoint is None and isinstance(self.entry.weights, zoo.OfficialWeights)
+        official = self.checkpoint is None and isinstance(self.pretrained.weights, zoo.OfficialWeights)
         source = weights.OFFICIAL_URL + weights_file.name if official else weights_file.name
         if self.averaged:
             source += ", moving averages"
@@ -152,10 +152,10 @@ def plan(
         RecipeError: there is no such network, it has no weights, or labels and classes differ in number.
         LabelsError: the labels file is none.
     """
-    entry = zoo.ENTRIES.get(name)
-    if entry is None:
-        raise RecipeError(f"there is no network {name}; there are {', '.join(zoo.ENTRIES)}")
-    residual = ARCHITECTURES.get(entry.architecture)
+    pretrained = zoo.NETWORKS.get(name)
+    if pretrained is None:
+        raise RecipeError(f"there is no network {name}; there are {', '.join(zoo.NETWORKS)}")
+    residual = ARCHITECTURES.get(pretrained.architecture)
     if shortcut and (residual is None or residual.style == "plain"):
         raise RecipeError(f"{name} has no shortcuts to choose")
     if stride_in and (residual is None or residual.block != "bottleneck"):
@@ -164,16 +164,16 @@ def plan(
         raise RecipeError("--ema chooses from your own checkpoint: give it with --weights FILE")
     if checkpoint and not checkpoint.is_file():
         raise RecipeError(f"{checkpoint}: there is no such file")
-    if entry.weights is None and not checkpoint and not random:
+    if pretrained.weights is None and not checkpoint and not random:
         raise RecipeError(
             f"{name} has no published weights: give your own with --weights FILE,"
             f" or export an untrained network with --random-weights"
         )
     if num_classes is not None and num_classes < 1:
         raise RecipeError(f"{num_classes} classes are none to choose from")
-    classes = labels.read(labels_file) if labels_file else entry.labels()
+    classes = labels.read(labels_file) if labels_file else pretrained.labels()
     if num_classes not in (None, len(classes)):
         if labels_file:
             raise RecipeError(f"{labels_file} has {len(classes)} labels, not {num_classes}: give one for each class")
         classes = labels.numbered(num_classes)
-    return Recipe(entry, shortcut, stride_in, checkpoint, averaged, random, classes)
+    return Recipe(pretrained, shortcut, stride_in, checkpoint, averaged, random, classes)

@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
         "network",
         nargs="?",
         metavar="NAME",
-        help=f"one of {', '.join(zoo.ENTRIES)}; {zoo.DEFAULT} if not given ({zoo.OFFLINE_DEFAULT} if that is offline)",
+        help=f"one of {', '.join(zoo.NETWORKS)}; {zoo.DEFAULT} if not given ({zoo.OFFLINE_DEFAULT} if that is offline)",
     )
     command.add_recipe(parser)
     return parser

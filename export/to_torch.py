@@ -29,7 +29,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Export a network as a program of PyTorch (torch.export), compare it with the network itself, and"
         " add it to the model repository as NAME-torch. A server needs torch to run it.",
     )
-    parser.add_argument("network", metavar="NAME", help=f"one of {', '.join(zoo.ENTRIES)}")
+    parser.add_argument("network", metavar="NAME", help=f"one of {', '.join(zoo.NETWORKS)}")
     parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp32", help="fp32 if not given")
     command.add_recipe(parser)
     return parser

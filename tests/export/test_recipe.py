@@ -21,7 +21,7 @@ def checkpoint_of_seven(tmp_path: Path) -> Path:
 def test_zoo_name_is_enough() -> None:
     recipe = plan("resnet50")
     assert (recipe.num_classes, recipe.top_k, recipe.architecture) == (1000, 100, "resnet50")
-    assert recipe.published_accuracy == recipe.entry.accuracy
+    assert recipe.published_accuracy == recipe.pretrained.accuracy
 
 
 def test_unknown_network_is_answered_with_what_there_is() -> None:

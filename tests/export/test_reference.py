@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.zoo import ENTRIES
+from models.zoo import NETWORKS
 from tests.reference import reference_pixels
 
-IMAGENET = ENTRIES["resnet50"].preprocessing
-CIFAR = ENTRIES["cifar_resnet20"].preprocessing
+IMAGENET = NETWORKS["resnet50"].preprocessing
+CIFAR = NETWORKS["cifar_resnet20"].preprocessing
 
 
 @pytest.mark.parametrize("size", [(500, 375), (375, 500), (97, 135), (232, 232), (1, 40)])

@@ -14,7 +14,7 @@ from export.repository import RepositoryError
 from models import manifest
 from models.labels import cifar10
 from models.manifest import Manifest, ModelFile, Weights
-from models.zoo import ENTRIES
+from models.zoo import NETWORKS
 
 MODEL = b"a model"
 
@@ -28,7 +28,7 @@ def draft(fingerprint: int = 0, name: str = "cifar_resnet20") -> Manifest:
         parameters=269_722,
         weights=Weights(source="random, seed 0", sha256=None, random=True),
         published_accuracy=None,
-        preprocessing=ENTRIES["cifar_resnet20"].preprocessing,
+        preprocessing=NETWORKS["cifar_resnet20"].preprocessing,
         num_classes=10,
         top_k=10,
         backend="onnx",

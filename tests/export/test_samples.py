@@ -7,12 +7,12 @@ from PIL import ExifTags, Image
 
 from export.samples import CROPS, PHOTOS, ImagesError, classes, image_paths, photos, pixels
 from models.manifest import CropCount, Label, Preprocessing
-from models.zoo import ENTRIES
+from models.zoo import NETWORKS
 from server.images.decode import decode
 from server.settings import Settings
 from tests.reference import reference_pixels
 
-IMAGENET = ENTRIES["resnet50"].preprocessing
+IMAGENET = NETWORKS["resnet50"].preprocessing
 
 LABELS = (
     Label(label="cat", wordnet_id="n1"),
@@ -61,14 +61,14 @@ def as_people_have_them(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("crops", CROPS)
 @pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet50", "cifar_resnet20"])
 def test_photos_are_read_as_the_server_reads_them(as_people_have_them: Path, name: str, crops: CropCount) -> None:
-    preprocessing = ENTRIES[name].preprocessing
+    preprocessing = NETWORKS[name].preprocessing
     paths = [*image_paths(as_people_have_them), *image_paths(PHOTOS)]
     for path, images in zip(paths, pixels(paths, preprocessing, crops), strict=True):
         np.testing.assert_array_equal(images, served(path.read_bytes(), preprocessing, crops), str(path))
 
 
 def test_photos_are_upright_and_what_is_transparent_is_white(as_people_have_them: Path) -> None:
-    preprocessing = ENTRIES["resnet50"].preprocessing
+    preprocessing = NETWORKS["resnet50"].preprocessing
     paths = image_paths(as_people_have_them)
     read = dict(zip((path.name for path in paths), pixels(paths, preprocessing)[:, 0].astype(int), strict=True))
     assert read["drawing.png"][0, 0].tolist() == [255, 255, 255]
@@ -79,7 +79,7 @@ def test_photos_are_upright_and_what_is_transparent_is_white(as_people_have_them
 
 @pytest.mark.parametrize("crops", CROPS)
 def test_centre_crop_is_nearly_the_references(crops: CropCount) -> None:
-    preprocessing = ENTRIES["efficientnet_lite0"].preprocessing
+    preprocessing = NETWORKS["efficientnet_lite0"].preprocessing
     paths = image_paths(PHOTOS)
     for path, images in zip(paths, pixels(paths, preprocessing, crops), strict=True):
         error = np.abs(images[0].astype(int) - reference_pixels(path, preprocessing))

@@ -123,7 +123,7 @@ def test_official_weights_are_downloaded_and_exported(
     digest = sha256_of(home / "weights")
     official = OfficialWeights(f"resnet18-{digest[:8]}.pth")
     (home / "weights").rename(home / official.file_name)
-    monkeypatch.setitem(zoo.ENTRIES, "resnet18", replace(zoo.ENTRIES["resnet18"], weights=official))
+    monkeypatch.setitem(zoo.NETWORKS, "resnet18", replace(zoo.NETWORKS["resnet18"], weights=official))
     handler = partial(QuietHandler, directory=home)
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
@@ -136,7 +136,7 @@ def test_official_weights_are_downloaded_and_exported(
     assert done == 0, capsys.readouterr().err
     known = manifest.read(tmp_path / "repository" / "resnet18" / "1")
     assert (known.weights.source, known.weights.sha256) == (OFFICIAL_URL + official.file_name, digest)
-    assert known.published_accuracy == zoo.ENTRIES["resnet18"].accuracy
+    assert known.published_accuracy == zoo.NETWORKS["resnet18"].accuracy
     assert [path.name for path in (tmp_path / "weights").iterdir()] == [official.file_name]
 
 

@@ -22,7 +22,7 @@ def torchvision_models() -> ModuleType:
 
 @pytest.mark.parametrize(
     "architecture",
-    sorted({entry.architecture for entry in zoo.ENTRIES.values() if isinstance(entry.weights, OfficialWeights)}),
+    sorted({entry.architecture for entry in zoo.NETWORKS.values() if isinstance(entry.weights, OfficialWeights)}),
 )
 def test_network_is_torchvisions(torchvision_models: ModuleType, architecture: str) -> None:
     theirs = getattr(torchvision_models, architecture)(weights=None).eval()
@@ -34,9 +34,9 @@ def test_network_is_torchvisions(torchvision_models: ModuleType, architecture: s
         torch.testing.assert_close(ours(images), theirs(images), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name, entry in zoo.ENTRIES.items() if entry.accuracy and "@" not in name])
+@pytest.mark.parametrize("name", [name for name, entry in zoo.NETWORKS.items() if entry.accuracy and "@" not in name])
 def test_zoo_says_what_torchvision_says(torchvision_models: ModuleType, name: str) -> None:
-    entry = zoo.ENTRIES[name]
+    entry = zoo.NETWORKS[name]
     if not isinstance(entry.weights, OfficialWeights):
         pytest.skip("not of torchvision")
     newest = torchvision_models.get_model_weights(entry.architecture).DEFAULT

@@ -169,7 +169,7 @@ def test_folder_that_cannot_be_written_is_said(origin: Origin, tmp_path: Path) -
 
 
 def test_packaged_weights_have_the_promised_digest(tmp_path: Path) -> None:
-    packaged = zoo.ENTRIES["efficientnet_lite0"].weights
+    packaged = zoo.NETWORKS["efficientnet_lite0"].weights
     assert packaged is not None
     assert weights.sha256_of(obtain(packaged, tmp_path)).startswith("57934424")
 

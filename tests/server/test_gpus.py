@@ -11,7 +11,7 @@ from tests.server.test_metrics import run
 def test_a_gpu_is_in_the_metrics(tmp_path: Path) -> None:
     program = (
         "from server import gpus\n"
-        "gpus.show(Metrics('supervisor'), gpus.Gpu(0, 'NVIDIA T4', '580', 0.25, 2**30, 2**34, '7.5'))\n"
+        "gpus.show(Metrics('supervisor'), gpus.GpuState(0, 'NVIDIA T4', '580', 0.25, 2**30, 2**34, '7.5'))\n"
         "print(exposition()[0].decode())"
     )
     lines = run(tmp_path, program).splitlines()
