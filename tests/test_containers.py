@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests import processes
 from tests.server.running import PATIENCE_S, ROOT, until
 
 ENGINE = ROOT.parent / "shared" / "containers" / "engine.sh"
@@ -35,7 +36,7 @@ def environment() -> Generator[dict[str, str]]:
     # It runs until its input is closed.
     program = "import json, os, sys; print(json.dumps(dict(os.environ)), flush=True); sys.stdin.read()"
     command = [str(ENGINE), "python3", "-c", program]
-    with subprocess.Popen(
+    with processes.started(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdin
@@ -46,9 +47,11 @@ def environment() -> Generator[dict[str, str]]:
             reason = process.stderr.read()
             assert process.wait(PATIENCE_S) == NO_ENGINE, reason
             pytest.skip(reason)
-        yield json.loads(line)
-        process.stdin.close()
-        process.wait(PATIENCE_S)
+        try:
+            yield json.loads(line)
+        finally:
+            process.stdin.close()
+            process.wait(PATIENCE_S)
 
 
 class Project:

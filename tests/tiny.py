@@ -59,6 +59,13 @@ def write(
     return found
 
 
+def publish(repository: Path, version: int, **options: int) -> None:
+    """Write a new version in one step, as an export does it."""
+    aside = repository.parent / f"aside-{version}"
+    write(aside, "tiny", version, **options)
+    (aside / "tiny" / str(version)).rename(repository / "tiny" / str(version))
+
+
 def write_torch(repository: Path, name: str = "tiny", *, crop: int = 32) -> Manifest:
     """Write the same classifier as a program of PyTorch."""
     import torch

@@ -4,7 +4,6 @@
 """
 
 import json
-import re
 import statistics
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import ray
@@ -68,12 +68,15 @@ def plain_server(repository: str) -> Generator[str]:
     """The server as it is, with as many threads as one replica has."""
     command = [sys.executable, "-m", "server", "--port", "0", "--repository", repository]
     command += ["--inference-threads", "1", "--decode-threads", "1"]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:  # noqa: S603
-        assert process.stderr  # noqa: S101
-        url = next(match[1] for line in process.stderr if (match := re.search(r"ready on (\S+)", line)))
-        threading.Thread(target=process.stderr.read, daemon=True).start()
-        yield url
-        process.terminate()
+    with TemporaryDirectory() as folder:
+        ready = Path(folder, "ready.json")
+        process = subprocess.Popen([*command, "--ready-file", str(ready)], cwd=ROOT)  # noqa: S603
+        try:
+            until(ready.exists)
+            yield json.loads(ready.read_text())["url"]
+        finally:
+            process.terminate()
+            process.wait()
 
 
 @contextmanager

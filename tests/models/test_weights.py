@@ -2,7 +2,6 @@ import fcntl
 import hashlib
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -137,12 +136,13 @@ def closed_port() -> int:
 
 
 @pytest.mark.parametrize("host", [f"127.0.0.1:{closed_port()}", "weights.invalid"], ids=["closed", "unresolvable"])
-def test_unreachable_is_known_within_seconds(host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_is_known_without_waiting_for_an_answer(
+    host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(MIRROR_VARIABLE, f"http://{host}")
-    started = time.monotonic()
+    monkeypatch.setattr(weights, "CONNECT_TIMEOUT_S", 1e6)  # which nobody waits for
     with pytest.raises(UnreachableError, match="cannot be reached"):
         obtain(FILE, tmp_path)
-    assert time.monotonic() - started < weights.CONNECT_TIMEOUT_S
     assert files(tmp_path) == []
 
 

@@ -59,6 +59,13 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+def run_server(*arguments: object) -> tuple[int, str]:
+    """Exit code and standard error of a server that does not start."""
+    command = [sys.executable, "-m", "server", *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S)
+    return done.returncode, done.stderr.strip()
+
+
 _WITHOUT_ENGINE = """
 import sys
 from server import __main__
@@ -82,6 +89,19 @@ def run_without_engine(folder: Path, **environment: str) -> tuple[int, str]:
     variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=PATIENCE_S)
     return done.returncode, done.stderr
+
+
+def run_with_metrics(directory: Path, program: str) -> str:
+    """What a process of its own prints that keeps its metrics in `directory`."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"from server.metrics import Metrics, exposition\n{program}"],
+        cwd=ROOT,
+        env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(directory)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 class RunningServer:

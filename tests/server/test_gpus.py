@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from server import gpus
-from tests.server.test_metrics import run
+from tests.server.running import run_with_metrics
 
 
 def test_a_gpu_is_in_the_metrics(tmp_path: Path) -> None:
@@ -14,7 +14,7 @@ def test_a_gpu_is_in_the_metrics(tmp_path: Path) -> None:
         "gpus.show(Metrics('supervisor'), gpus.GpuState(0, 'NVIDIA T4', '580', 0.25, 2**30, 2**34, '7.5'))\n"
         "print(exposition()[0].decode())"
     )
-    lines = run(tmp_path, program).splitlines()
+    lines = run_with_metrics(tmp_path, program).splitlines()
     assert 'serving_gpu_utilization_ratio{gpu="0",name="NVIDIA T4"} 0.25' in lines
     assert 'serving_gpu_memory_used_bytes{gpu="0",name="NVIDIA T4"} 1.073741824e+09' in lines
     assert 'serving_gpu_memory_total_bytes{gpu="0",name="NVIDIA T4"} 1.7179869184e+10' in lines
@@ -29,7 +29,7 @@ def test_without_a_gpu_nothing_watches_and_nothing_is_told(tmp_path: Path) -> No
         "gpus.watch(Metrics('supervisor'), threading.Event()).join()\n"
         "print(exposition()[0].decode())"
     )
-    assert "serving_gpu" not in run(tmp_path, program)
+    assert "serving_gpu" not in run_with_metrics(tmp_path, program)
 
 
 @pytest.mark.gpu

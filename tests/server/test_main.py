@@ -9,14 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests import tiny
-from tests.server.running import PATIENCE_S, ROOT, run_without_engine
-
-
-def run(*arguments: object) -> tuple[int, str]:
-    """Exit code and standard error."""
-    command = [sys.executable, "-m", "server", *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S)
-    return done.returncode, done.stderr.strip()
+from tests.server.running import PATIENCE_S, ROOT, run_server, run_without_engine
 
 
 @pytest.mark.parametrize(
@@ -33,19 +26,19 @@ def run(*arguments: object) -> tuple[int, str]:
     ],
 )
 def test_a_wrong_setting_is_one_line(arguments: list[str], exit_code: int, line: str) -> None:
-    code, output = run(*arguments)
+    code, output = run_server(*arguments)
     assert code == exit_code
     assert re.fullmatch(line + ".*", output)
 
 
 def test_an_unknown_flag_is_refused() -> None:
-    code, output = run("--colour", "red")
+    code, output = run_server("--colour", "red")
     assert (code, "unrecognized arguments: --colour" in output) == (2, True)
 
 
 def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
     tiny.write(tmp_path)
-    code, output = run("--repository", tmp_path, "--models", "tiny,resnet18")
+    code, output = run_server("--repository", tmp_path, "--models", "tiny,resnet18")
     assert code == 1
     assert re.fullmatch(r"python -m server: model 'resnet18' is not in \S+: python export/to_onnx.py resnet18", output)
 
@@ -54,7 +47,7 @@ def test_a_port_in_use_is_one_line_also_where_it_is_our_own(tmp_path: Path) -> N
     tiny.write(tmp_path)
     with socket.create_server(("127.0.0.1", 0), reuse_port=True) as taken:
         port = taken.getsockname()[1]
-        code, output = run("--repository", tmp_path, "--port", port)
+        code, output = run_server("--repository", tmp_path, "--port", port)
     assert code == 1
     assert re.fullmatch(
         rf"python -m server: cannot listen on 127.0.0.1 port {port}: .*; choose another --host or --port", output
@@ -66,7 +59,7 @@ def test_a_temporary_folder_with_too_long_a_path_is_one_line(tmp_path: Path, mon
     folder = tmp_path / ("x" * 100)  # too long for the address of a Unix socket
     folder.mkdir()
     monkeypatch.setenv("TMPDIR", str(folder))
-    code, output = run("--repository", tmp_path / "repository", "--port", "0")
+    code, output = run_server("--repository", tmp_path / "repository", "--port", "0")
     assert code == 1
     line = output.splitlines()[-1]
     assert line == "python -m server: http-0 cannot be started: OSError('AF_UNIX path too long')"
@@ -115,7 +108,7 @@ def test_an_engine_that_never_starts_is_given_up(tmp_path: Path) -> None:
 def test_without_any_good_model_it_ends_and_says_why(tmp_path: Path) -> None:
     tiny.write(tmp_path)
     (tmp_path / "tiny/1/model.onnx").write_bytes(b"not a model")
-    code, output = run("--repository", tmp_path, "--port", "0")
+    code, output = run_server("--repository", tmp_path, "--port", "0")
     assert code == 1
     assert "its SHA-256 is not the manifest's; export the model again" in output.splitlines()[-1]
 
@@ -132,7 +125,7 @@ def test_a_wrong_env_file_is_one_line(content: str | None, line: str, tmp_path: 
     path = tmp_path / "serving.env"
     if content:
         path.write_text(content)
-    code, output = run("--env-file", path)
+    code, output = run_server("--env-file", path)
     assert code == 2
     assert re.fullmatch(line + ".*", output)
 
@@ -142,7 +135,7 @@ def test_flags_win_over_the_environment_and_that_over_the_env_file(
 ) -> None:
     path = tmp_path / "serving.env"
     path.write_text("SERVER_REPOSITORY=file\n")
-    assert "no model in file" in run("--env-file", path)[1]
+    assert "no model in file" in run_server("--env-file", path)[1]
     monkeypatch.setenv("SERVER_REPOSITORY", "environment")
-    assert "no model in environment" in run("--env-file", path)[1]
-    assert "no model in flag" in run("--env-file", path, "--repository", "flag")[1]
+    assert "no model in environment" in run_server("--env-file", path)[1]
+    assert "no model in flag" in run_server("--env-file", path, "--repository", "flag")[1]

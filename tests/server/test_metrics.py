@@ -1,37 +1,20 @@
 """Metrics of several processes, each of which opens its files as a real process does."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 from server import metrics
-
-ROOT = Path(__file__).parents[2]
-
-
-def run(directory: Path, program: str) -> str:
-    """What a process of its own prints that keeps its metrics in `directory`."""
-    done = subprocess.run(
-        [sys.executable, "-c", f"from server.metrics import Metrics, exposition\n{program}"],
-        cwd=ROOT,
-        env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(directory)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+from tests.server.running import run_with_metrics
 
 
 def test_processes_add_up_and_a_restarted_one_goes_on_where_it_was(tmp_path: Path) -> None:
     count = "metrics.requests.labels('a', 'ok').inc(); metrics.pending.set({pending})"
     for identity, pending in (("http-0", 9), ("http-1", 2), ("http-0", 3)):
-        run(tmp_path, f"metrics = Metrics('{identity}'); {count.format(pending=pending)}")
+        run_with_metrics(tmp_path, f"metrics = Metrics('{identity}'); {count.format(pending=pending)}")
     files = {path.name for path in tmp_path.iterdir()}
-    lines = run(tmp_path, "print(exposition()[0].decode())").splitlines()
+    lines = run_with_metrics(tmp_path, "print(exposition()[0].decode())").splitlines()
     assert 'serving_requests_total{code="ok",model="a"} 3.0' in lines
     assert "serving_pending_requests 5.0" in lines  # the newest of each process
-    run(tmp_path, "Metrics('http-0')")
+    run_with_metrics(tmp_path, "Metrics('http-0')")
     assert {path.name for path in tmp_path.iterdir()} == files
 
 
@@ -39,6 +22,6 @@ def test_the_room_for_metrics_is_taken_at_the_start_and_is_enough(tmp_path: Path
     metrics.use_directory(tmp_path, ["http-0"])
     before = {path.name: path.stat().st_blocks for path in tmp_path.iterdir()}
     models = "for n in range(80): metrics.count_decoding(f'some-model-{n}', 0.1, 0.1)"
-    run(tmp_path, f"metrics = Metrics('http-0')\n{models}\nmetrics.requests.labels('a', 'ok').inc()")
+    run_with_metrics(tmp_path, f"metrics = Metrics('http-0')\n{models}\nmetrics.requests.labels('a', 'ok').inc()")
     assert {path.name: path.stat().st_blocks for path in tmp_path.iterdir()} == before
     assert sum(before.values()) * 512 >= sum(metrics.ROOM_BYTES.values())

@@ -9,8 +9,7 @@ import psutil
 import pytest
 
 from tests import tiny
-from tests.server.running import RunningServer, until
-from tests.server.test_main import run
+from tests.server.running import RunningServer, run_server, until
 
 
 def test_it_is_there_while_the_server_is_ready_and_names_its_newest_processes(tmp_path: Path) -> None:
@@ -43,18 +42,18 @@ def test_it_is_there_while_the_server_is_ready_and_names_its_newest_processes(tm
 def test_what_a_killed_server_has_left_is_gone_before_the_next_is_ready(tmp_path: Path) -> None:
     path = tmp_path / "ready.json"
     path.write_text("{}")
-    code, _ = run("--repository", tmp_path, "--ready-file", path)  # there is no model
+    code, _ = run_server("--repository", tmp_path, "--ready-file", path)  # there is no model
     assert (code, path.exists()) == (1, True)
     tiny.write(tmp_path)
     (tmp_path / "tiny/1/model.onnx").write_bytes(b"not a model")
-    code, _ = run("--repository", tmp_path, "--port", "0", "--ready-file", path)
+    code, _ = run_server("--repository", tmp_path, "--port", "0", "--ready-file", path)
     assert (code, path.exists()) == (1, False)
 
 
 @pytest.mark.parametrize("where", ["nowhere/ready.json", "."])
 def test_a_file_that_cannot_be_written_is_one_line(where: str, tmp_path: Path) -> None:
     tiny.write(tmp_path)
-    code, output = run("--repository", tmp_path, "--port", "0", "--ready-file", tmp_path / where)
+    code, output = run_server("--repository", tmp_path, "--port", "0", "--ready-file", tmp_path / where)
     assert code == 1
     assert output.startswith(f"python -m server: --ready-file {(tmp_path / where)}: ")
     assert len(output.splitlines()) == 1

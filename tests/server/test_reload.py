@@ -20,13 +20,6 @@ def versions(server: RunningServer) -> list[int]:
     return [model["version"] for model in server.client.get("/models").json()["models"]]
 
 
-def publish(repository: Path, version: int, **options: int) -> None:
-    """A new version, in one step, as an export does it."""
-    aside = repository.parent / f"aside-{version}"
-    tiny.write(aside, "tiny", version, **options)
-    (aside / "tiny" / str(version)).rename(repository / "tiny" / str(version))
-
-
 def test_a_reload_under_load_loses_no_request(tmp_path: Path) -> None:
     repository = tmp_path / "repository"
     tiny.write(repository, work=20)
@@ -42,7 +35,7 @@ def test_a_reload_under_load_loses_no_request(tmp_path: Path) -> None:
 
         asked = [clients.submit(ask, red) for red in range(8)]
         for version in range(2, 6):
-            publish(repository, version, work=20)
+            tiny.publish(repository, version, work=20)
             until(lambda version=version: max(versions(server)) == version)  # type: ignore[misc]
             shutil.rmtree(repository / "tiny" / str(version - 1))
             until(lambda version=version: versions(server) == [version])  # type: ignore[misc]
@@ -89,7 +82,7 @@ def test_settings_of_a_model_take_effect_while_it_is_served(tmp_path: Path) -> N
 def test_an_engine_that_dies_comes_back_with_what_was_served_last(tmp_path: Path) -> None:
     tiny.write(tmp_path)
     with RunningServer(tmp_path, reload_ms=OFTEN_MS) as server:
-        publish(tmp_path, 2)
+        tiny.publish(tmp_path, 2)
         until(lambda: versions(server) == [1, 2])
         server.kill_child("engine")
         assert server.classify(red_image(9)).json()["version"] == 2
@@ -108,7 +101,7 @@ def test_the_memory_of_an_unloaded_model_is_given_back(model_repository: Path, t
 def test_a_model_larger_than_any_at_the_start_is_refused(tmp_path: Path) -> None:
     tiny.write(tmp_path)
     with RunningServer(tmp_path, reload_ms=OFTEN_MS) as server:
-        publish(tmp_path, 2, crop=64)
+        tiny.publish(tmp_path, 2, crop=64)
         until(lambda: "tiny version 2" in server.client.get("/models").json()["refused"])
         assert "restart the server" in server.client.get("/models").json()["refused"]["tiny version 2"]
         assert server.classify(red_image(9)).json()["version"] == 1

@@ -52,11 +52,14 @@ def test_another_process_sees_the_same_memory_and_does_not_take_it_along_when_it
     slots.running[0] = True
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe()
-    process = spawn.Process(target=other_process, args=(slots, theirs))
+    process = spawn.Process(target=other_process, args=(slots, theirs), daemon=True)
     process.start()
-    with ours, theirs:
-        assert ours.recv() == (np.full((2, 2, 3), 55).tolist(), [True, False, False])
-    process.join()
+    try:
+        with ours, theirs:
+            assert ours.recv() == (np.full((2, 2, 3), 55).tolist(), [True, False, False])
+        process.join()
+    finally:
+        process.kill()
     assert process.exitcode == 0
     assert (slots.pixels(2, (2, 2, 3)) == 77).all()
     assert slots.running.tolist() == [True, False, True]

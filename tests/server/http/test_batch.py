@@ -14,8 +14,7 @@ import pytest
 
 from tests import tiny
 from tests.server.http.test_archives import tarred, zipped
-from tests.server.running import RunningServer, red_image, until
-from tests.server.test_reload import publish
+from tests.server.running import GatedServer, RunningServer, red_image, until
 
 MAX_BODY_BYTES = 200_000
 MAX_IMAGES = 40
@@ -39,11 +38,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 
 
 @pytest.fixture(scope="module")
-def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """Has eight places, of which batches take four, and takes some hundredths of a second for an image."""
-    repository = tmp_path_factory.mktemp("slow")
-    tiny.write(repository, work=100)
-    with RunningServer(repository, queue_size=8, max_batch=1, decode_threads=8) as running:
+def eight(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatedServer]:
+    """Has eight places, of which batches take four, and runs one image at a time."""
+    repository = tmp_path_factory.mktemp("eight")
+    tiny.write(repository)
+    with GatedServer(repository, queue_size=8, max_batch=1, decode_threads=8) as running:
         yield running
 
 
@@ -161,84 +160,85 @@ def batch(reds: Sequence[int]) -> bytes:
     return zipped([(str(red), red_image(red)) for red in reds])
 
 
-def test_batches_keep_no_single_request_out(slow: RunningServer) -> None:
-    reds = list(range(30))
+def test_batches_keep_no_single_request_out(eight: GatedServer) -> None:
+    reds, over = list(range(30)), threading.Event()
+
+    def post_until_over() -> list[list[tuple[str, int | str]]]:
+        found = []
+        while not over.is_set():
+            found.append(classes(post(eight, batch(reds))))
+        return found
+
     with ThreadPoolExecutor(3) as aside:
-        batches = [aside.submit(post, slow, batch(reds)) for _ in range(3)]
-        singles = 0
-        while not all(answer.done() for answer in batches):
-            response = slow.classify(red_image(200))
-            assert response.status_code == 200, response.text
-            singles += 1
-        assert singles > 3
-        assert [classes(answer.result()) for answer in batches] == [[(str(red), red) for red in reds]] * 3
+        batches = [aside.submit(post_until_over) for _ in range(3)]
+        try:
+            until(lambda: eight.pending() == 4)
+            for _ in range(20):
+                response = eight.classify(red_image(200))
+                assert response.status_code == 200, response.text
+        finally:
+            over.set()
+        for answers in batches:
+            assert all(answer == [(str(red), red) for red in reds] for answer in answers.result())
 
 
-def test_single_requests_keep_no_batch_out(slow: RunningServer) -> None:
-    with ThreadPoolExecutor(2) as aside:
-        singles = aside.submit(slow.classify_all, [red_image(9)] * 150, 16)
-        until(lambda: slow.metric("serving_requests_total", code="queue_full") > 0)
-        assert classes(post(slow, batch(range(20)))) == [(str(red), red) for red in range(20)]
+def test_single_requests_keep_no_batch_out(eight: GatedServer) -> None:
+    def refused() -> float:
+        return eight.metric("serving_requests_total", code="queue_full")
+
+    before = refused()
+    with ThreadPoolExecutor(2) as aside, eight.hold(9) as let_go:
+        singles = aside.submit(eight.classify_all, [red_image(9)] * 150, 16)
+        until(lambda: refused() > before)
+        answer = aside.submit(post, eight, batch(range(20, 40)))
+        let_go()
+        assert classes(answer.result()) == [(str(red), red) for red in range(20, 40)]
         assert {answer.status_code for answer in singles.result()} == {200, 429}
 
 
-def test_what_comes_too_late_is_that_images_problem(slow: RunningServer) -> None:
-    until(lambda: slow.metric("serving_pending_requests") == 0)  # else all of it might be refused at the door
-    response = slow.client.post("/classify/batch", content=batch(range(60)), headers={"X-Request-Timeout": "0.1"})
+def test_what_comes_too_late_is_that_images_problem(eight: GatedServer) -> None:
+    until(lambda: eight.pending() == 0)  # else all of it might be refused at the door
+    with eight.hold(30):
+        response = eight.client.post("/classify/batch", content=batch(range(60)), headers={"X-Request-Timeout": "0.5"})
     outcomes = [outcome for _, outcome in classes(response)]
     assert len(outcomes) == 60
     assert set(outcomes) & {"deadline_exceeded", "overloaded"}
     assert {code for code in outcomes if isinstance(code, str)} <= {"deadline_exceeded", "overloaded"}
-    until(lambda: slow.metric("serving_pending_requests") == 0)
+    until(lambda: eight.pending() == 0)
 
 
-def test_a_client_that_leaves_gives_every_image_up(slow: RunningServer) -> None:
+def test_a_client_that_leaves_gives_every_image_up(eight: GatedServer) -> None:
     def count(code: str) -> float:
-        return slow.metric("serving_requests_total", code=code)
+        return eight.metric("serving_requests_total", code=code)
 
     answered, left, body = count("ok"), count("client_closed"), batch(range(60))
-    address = urlsplit(slow.url)
-    with socket.create_connection((address.hostname, address.port or 80)) as connection:
-        head = f"POST /classify/batch HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n"
-        connection.sendall(head.encode() + body)
-        until(lambda: count("ok") > answered)
-    until(lambda: count("client_closed") > left)
-    until(lambda: slow.metric("serving_pending_requests") == 0)
+    address = urlsplit(eight.url)
+    with eight.hold(20):
+        with socket.create_connection((address.hostname, address.port or 80)) as connection:
+            head = f"POST /classify/batch HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n"
+            connection.sendall(head.encode() + body)
+            until(lambda: count("ok") > answered)
+        until(lambda: count("client_closed") > left)
+    until(lambda: eight.pending() == 0)
     assert (count("ok") - answered) + (count("client_closed") - left) == 60
     assert count("client_closed") - left > 30
 
 
 def test_a_model_may_be_replaced_while_a_batch_runs(tmp_path: Path) -> None:
     repository = tmp_path / "repository"
-    tiny.write(repository, work=20)
-    found: list[list[dict[str, Any]]] = []
+    tiny.write(repository)
     with (
-        RunningServer(repository, reload_ms=100, queue_size=2, max_batch=1) as server,
+        GatedServer(repository, reload_ms=100, queue_size=2, max_batch=1) as server,
         ThreadPoolExecutor(1) as aside,
+        server.hold(30) as let_go,
     ):
-
-        def post_until(done: threading.Event) -> None:
-            while not done.is_set():
-                found.append(post(server, batch(range(60))).json()["results"])
-
-        def replace_by(version: int) -> None:
-            publish(repository, version, work=20)
-            (repository / "tiny" / str(version - 1)).rename(tmp_path / str(version - 1))
-            until(lambda: [model["version"] for model in server.client.get("/models").json()["models"]] == [version])
-
-        done = threading.Event()
-        posting = aside.submit(post_until, done)
-        try:
-            until(lambda: server.metric("serving_requests_total", code="ok") > 0)
-            for version in range(2, 50):
-                replace_by(version)
-                if any(len({each["classification"]["version"] for each in results}) == 2 for results in found):
-                    break
-            else:
-                pytest.fail("no batch was under way when a version came")
-        finally:
-            done.set()
-        posting.result()
-    for results in found:
-        assert [each["problem"] for each in results] == [None] * 60
-        assert [each["classification"]["predictions"][0]["class_id"] for each in results] == list(range(60))
+        answer = aside.submit(post, server, batch(range(60)))
+        until(lambda: server.metric("serving_requests_total", code="ok") > 0)
+        tiny.publish(repository, 2)
+        (repository / "tiny" / "1").rename(tmp_path / "1")
+        until(lambda: [model["version"] for model in server.client.get("/models").json()["models"]] == [2])
+        let_go()
+        results = answer.result().json()["results"]
+    assert [each["problem"] for each in results] == [None] * 60
+    assert [each["classification"]["predictions"][0]["class_id"] for each in results] == list(range(60))
+    assert {each["classification"]["version"] for each in results} == {1, 2}

@@ -55,8 +55,8 @@ def server(tmp_path_factory: pytest.TempPathFactory, certificate: Path) -> Itera
         grpc_port=0,
         tls_certificate=certificate,
         tls_key=certificate.with_name("key.pem"),
-        header_timeout_ms=500,
-        body_timeout_ms=500,
+        header_timeout_ms=1000,
+        body_timeout_ms=1000,
     ) as running:
         yield running
 

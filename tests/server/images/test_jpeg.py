@@ -9,7 +9,7 @@ from server.engine.backends import device
 from server.images import jpeg
 from server.settings import Settings
 from tests import tiny
-from tests.server.test_main import run
+from tests.server.running import run_server
 
 without_gpu = pytest.mark.skipif(device.find_gpu() is not None, reason="there is a GPU here")
 
@@ -18,7 +18,7 @@ without_gpu = pytest.mark.skipif(device.find_gpu() is not None, reason="there is
 def test_a_server_that_is_to_decode_on_a_gpu_that_is_not_there_does_not_start(tmp_path: Path) -> None:
     tiny.write(tmp_path)
     line = "python -m server: there is no NVIDIA GPU to decode on, or no driver: leave --decoder out"
-    assert run("--repository", tmp_path, "--port", 0, "--decoder", "nvimagecodec") == (1, line)
+    assert run_server("--repository", tmp_path, "--port", 0, "--decoder", "nvimagecodec") == (1, line)
 
 
 def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from server.errors import Code, ServiceError
 from server.images.decode import decode
 from server.images.nvimagecodec import MAX_PIXELS, NvImageCodec, _address
 from tests import tiny
-from tests.server.images.test_decode import (
+from tests.server.images.pictures import (
     SAMPLES,
     TURNED_FROM_UPRIGHT,
     Pixels,
@@ -29,7 +29,7 @@ from tests.server.images.test_decode import (
     picture,
     preprocessing,
 )
-from tests.server.running import RunningServer, until
+from tests.server.running import PATIENCE_S, RunningServer, until
 
 PHOTOS = sorted(Path("export/photos").glob("*.jpg"))
 
@@ -167,7 +167,7 @@ def test_photos_that_wait_are_decoded_together_and_each_gets_its_own_answer(monk
 
     def gated(photos: Any) -> None:
         sizes.append(len(photos))
-        gate.wait()
+        assert gate.wait(PATIENCE_S)
         decode_batch(photos)
 
     monkeypatch.setattr(decoder, "_decode", gated)
