@@ -8,6 +8,7 @@ import socket
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -76,6 +77,9 @@ def post(red: int, *fields: bytes, query: bytes = b"") -> bytes:
     return b"\r\n".join([*head, b"", image])
 
 
+NOTHING = hashlib.sha256().digest()
+
+
 def digest_of(red: int) -> bytes:
     return hashlib.sha256(red_image(red)).digest()
 
@@ -130,6 +134,19 @@ def test_large_heads_and_many_chunks_within_the_limits_are_served(server: Runnin
     trailed = chunked(3) + b"Content-Type: image/none\r\n\r\n"
     with Connection(server, post(1, *many), post(2, large), trailed) as connection:
         assert [class_of(answer) for answer in connection.answers(3)] == [1, 2, 3]
+
+
+def test_trailers_are_no_headers() -> None:
+    async def fields(scope: Scope, receive: Receive, send: Send) -> None:
+        await Request(scope, receive).body()
+        await Response(hashlib.sha256(b"".join(name for name, _ in scope["headers"])).digest())(scope, receive, send)
+
+    async def talk() -> None:
+        async with InProcess(fields) as connection:
+            sent = chunked(3) + b"X-Trailer: 1\r\n\r\n"
+            assert await connection.answer(sent) == hashlib.sha256(b"hosttransfer-encoding").digest()
+
+    uvloop.run(talk())
 
 
 def test_an_answer_leaves_in_one_piece(server: RunningServer) -> None:
@@ -195,27 +212,33 @@ async def _checksum(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 class HeldUp:
-    """The same app, which takes the body and then waits until it may `go_on`."""
+    """The same app, which takes each body and then waits until it may `go_on` with so many."""
 
     def __init__(self) -> None:
-        self.begun = asyncio.Event()
-        self.go_on = asyncio.Event()
+        self.begun = asyncio.Semaphore(0)
+        self.go_on = asyncio.Semaphore(0)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await Request(scope, receive).body()
-        self.begun.set()
-        await self.go_on.wait()
+        self.begun.release()
+        await self.go_on.acquire()
         await Response(hashlib.sha256(body).digest())(scope, receive, send)
 
 
+def allow(app: HeldUp, answers: int) -> None:
+    for _ in range(answers):
+        app.go_on.release()
+
+
+@dataclass(eq=False)
 class Timer:
-    def __init__(self, due_s: float, callback: Callable[[], object]) -> None:
-        self.due_s = due_s
-        self.callback = callback
-        self.is_over = False
+    due_s: float
+    callback: Callable[[], object]
+    timers: list["Timer"]
 
     def cancel(self) -> None:
-        self.is_over = True
+        if self in self.timers:
+            self.timers.remove(self)
 
 
 class Clock:
@@ -227,13 +250,14 @@ class Clock:
         self._timers: list[Timer] = []
 
     def call_later(self, delay_s: float, callback: Callable[..., object], *arguments: object) -> Timer:
-        self._timers.append(Timer(self._now_s + delay_s, partial(callback, *arguments)))
-        return self._timers[-1]
+        timer = Timer(self._now_s + delay_s, partial(callback, *arguments), self._timers)
+        self._timers.append(timer)
+        return timer
 
     def advance(self, seconds: float) -> None:
         self._now_s += seconds
-        while due := [timer for timer in self._timers if not timer.is_over and timer.due_s <= self._now_s]:
-            due[0].is_over = True
+        while due := [timer for timer in self._timers if timer.due_s <= self._now_s]:
+            due[0].cancel()
             due[0].callback()
 
     def __getattr__(self, name: str) -> object:
@@ -248,6 +272,7 @@ class InProcess:
         self._sent_bytes = self._heard_bytes = 0
         self._heard = asyncio.Event()
         self.writing_is_paused = asyncio.Event()
+        self.lost = asyncio.Event()
 
     async def __aenter__(self) -> "InProcess":
         test = self
@@ -261,6 +286,10 @@ class InProcess:
             def pause_writing(self) -> None:
                 super().pause_writing()
                 test.writing_is_paused.set()
+
+            def connection_lost(self, exc: Exception | None) -> None:
+                super().connection_lost(exc)
+                test.lost.set()
 
         self.clock = Clock()
         ours, theirs = socket.socketpair()
@@ -321,13 +350,17 @@ def test_a_body_arrives_as_it_was_sent(pieces: list[bytes], cut: bool) -> None:
     assert uvloop.run(talk()) == hashlib.sha256(body).digest()
 
 
-def test_a_request_leaves_nothing_to_the_garbage_collector() -> None:
+def test_neither_request_nor_connection_leaves_anything_to_the_garbage_collector() -> None:
     async def talk() -> None:
         async with InProcess() as connection:
             await connection.answer(post(1))
             first = weakref.ref(connection.protocol.cycle)
             await connection.answer(post(2))
             assert first() is None
+        await connection.lost.wait()
+        protocol = weakref.ref(connection.protocol)
+        del connection.protocol
+        assert protocol() is None
 
     gc.disable()
     try:
@@ -391,9 +424,11 @@ def test_a_head_in_time_may_be_followed_by_a_slow_answer() -> None:
         async with InProcess(app) as connection:
             await connection.deliver(post(1) * 3 + GET)
             connection.clock.advance(10 * connection.protocol.header_timeout_s)
-            app.go_on.set()
+            allow(app, 4)
             for _ in range(3):
                 assert await connection.answer() == digest_of(1)
+            # Nor is the time counted in which the server reads nothing.
+            assert await connection.answer(b"\r\n") == NOTHING
 
     uvloop.run(talk())
 
@@ -433,13 +468,16 @@ def test_of_pipelined_requests_only_some_are_read_ahead() -> None:
     async def talk() -> None:
         app = HeldUp()
         async with InProcess(app) as connection:
-            await connection.deliver(post(1))
-            await app.begun.wait()
-            await connection.deliver(post(1))
-            assert connection.protocol.reading_is_paused
-            connection.send(post(1) * 18)
-            app.go_on.set()
-            for _ in range(20):
+            await connection.deliver(post(1) * 4)
+            for waiting in (3, 2, 1):
+                await app.begun.acquire()
+                assert connection.protocol.waiting == waiting
+                assert connection.protocol.reading_is_paused == (waiting > 1)
+                allow(app, 1)
+                await connection.answer()
+            connection.send(*[post(1)] * 20)
+            allow(app, 21)
+            for _ in range(21):
                 await connection.answer()
 
     uvloop.run(talk())
@@ -450,10 +488,10 @@ def test_requests_beyond_the_limit_end_the_connection_after_the_answers_to_those
         app = HeldUp()
         async with InProcess(app) as connection:
             await connection.deliver(post(9) + (GET + b"\r\n") * (MAX_PIPELINED + 1))
-            app.go_on.set()
+            allow(app, 1 + MAX_PIPELINED)
             assert await connection.answer() == digest_of(9)
             for _ in range(MAX_PIPELINED):
-                assert await connection.answer() == hashlib.sha256().digest()
+                assert await connection.answer() == NOTHING
             assert await connection.is_closed()
 
     uvloop.run(talk())
@@ -468,7 +506,7 @@ def test_a_broken_body_leaves_the_answers_to_earlier_requests(earlier: int) -> N
         app = HeldUp()
         async with InProcess(app) as connection:
             await connection.deliver(post(4) * earlier + BROKEN_CHUNK)
-            app.go_on.set()
+            allow(app, earlier)
             for _ in range(earlier):
                 assert await connection.answer() == digest_of(4)
             assert await connection.is_closed()
@@ -486,21 +524,17 @@ def test_a_broken_body_behind_its_own_answer_gets_no_second_one(server: RunningS
 
 def test_who_reads_nothing_of_an_answer_loses_the_connection() -> None:
     async def talk() -> None:
-        lost = asyncio.Event()
-
         async def talkative(scope: Scope, receive: Receive, send: Send) -> None:
             await Response(bytes(2**26))(scope, receive, send)
-            while (await receive())["type"] != "http.disconnect":
-                pass
-            lost.set()
 
         async with InProcess(talkative) as connection:
             connection.read_nothing()
             connection.send(post(1))
             await connection.writing_is_paused.wait()
+            assert not connection.lost.is_set()
             for _ in range(2):  # what has filled the socket's buffers meanwhile was progress
                 connection.clock.advance(connection.protocol.stalled_s)
-            await asyncio.wait_for(lost.wait(), PATIENCE_S)
+            await asyncio.wait_for(connection.lost.wait(), PATIENCE_S)
 
     uvloop.run(talk())
 
