@@ -57,6 +57,7 @@ def _add_arguments(parser: ArgumentParser) -> None:
 @events.init.add_listener
 def _set_up(environment: Environment, **_: object) -> None:
     """Choose the scenario; workers have what their master chooses."""
+    gevent.get_hub().loop.update_now()  # loading took seconds, by which locust's timers would be early
     options: Any = environment.parsed_options
     if isinstance(environment.runner, WorkerRunner):
         environment.stop_timeout = environment.stop_timeout or STOP_S

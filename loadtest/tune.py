@@ -98,8 +98,7 @@ def _default_model(options: argparse.Namespace, images: Sequence[bytes]) -> str:
         StartError: the server does not start.
     """
     with processes.serve(*_flags({}, options), quiet=True) as server:
-        model, _ = uvloop.run(loops.ask_alone(Target(f"{server.url}/classify"), images[:1]))
-    return model
+        return uvloop.run(loops.ask_alone(Target(f"{server.url}/classify"), images[:1]))[0]
 
 
 def _axes(model: str, options: argparse.Namespace) -> dict[str, list[str]]:

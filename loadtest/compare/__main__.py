@@ -1,9 +1,9 @@
 """`python loadtest/compare`: this server and its rivals at the same work, in one run.
 
 Each server classifies the same photos, sent in a closed loop over keep-alive connections by the same client. The
-networks: a real one (exported with random weights where the repository lacks it), and one of the same shapes that costs
-next to nothing, so that the server is what is left. Rivals
-are installed into virtual environments of their own, each server runs alone, and nothing is left running at the end.
+networks: a real one, exported with random weights where the repository lacks it, and one of the same shapes that costs
+next to nothing, so that the server is what is left. Rivals are installed into virtual environments of their own, each
+server runs alone, and nothing is left running at the end.
 This server takes its settings, as always, from `SERVER_...` in the environment.
 
 Writes compare.jsonl (every row), compare.md (tables) and compare-*.svg (plots).
@@ -42,7 +42,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="compare-networks-") as folder:
             return _compare(options, Path(folder))
     except KeyboardInterrupt:
-        print("\ngo on with --resume:", file=sys.stderr)
+        print("\n--resume goes on from here", file=sys.stderr)
         raise
 
 

@@ -25,10 +25,12 @@ from loadtest.compare.rows import Around, Key, Measured, Row
 from loadtest.compare.servers import Server
 from loadtest.connection import connect, request
 from loadtest.loops import Photo, Target
-from loadtest.processes import POLL_S, ROOT, START_S, Running, StartError
+from loadtest.processes import POLL_S, ROOT, Running, StartError
 from loadtest.results import Baseline, Figures
 from loadtest.turns import in_turns
 
+START_S = 180.0
+"""What a server is given until its first right answer."""
 ANSWER_S = 20.0
 """What a server is given for one answer while it starts."""
 
