@@ -4,6 +4,7 @@ Each is the leader of a session of its own, which is killed as a whole. A guard,
 beginning and end; once pytest is gone, however it went, the guard kills what is left.
 """
 
+import atexit
 import os
 import signal
 import subprocess
@@ -30,13 +31,15 @@ for group in left:
 @cache
 def _guard() -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-IS", "-c", _GUARD]
-    return subprocess.Popen(
+    guard = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
+    atexit.register(guard.communicate)  # which closes its input, and waits
+    return guard
 
 
 _running: set[int] = set()
