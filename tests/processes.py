@@ -15,6 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 _GUARD = """
 import os, signal, sys
 left = set()
@@ -56,6 +58,10 @@ def start(command: Sequence[str | Path], **options: Any) -> "subprocess.Popen[An
 def end(process: "subprocess.Popen[Any]") -> None:
     """Kill what is left of it and of what it started; its pipes stay open."""
     if process.pid in _running:
+        with suppress(psutil.NoSuchProcess):
+            for other in psutil.Process(process.pid).children(recursive=True):  # also those with sessions of their own
+                with suppress(psutil.NoSuchProcess):
+                    other.kill()
         _kill(process.pid)
         process.wait()
         _running.remove(process.pid)
