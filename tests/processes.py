@@ -4,6 +4,7 @@ Each is the leader of a session of its own, which is killed as a whole. A guard,
 beginning and end; once pytest is gone, however it went, the guard kills what is left.
 """
 
+import atexit
 import os
 import signal
 import subprocess
@@ -13,6 +14,8 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 _GUARD = """
 import os, signal, sys
@@ -30,13 +33,15 @@ for group in left:
 @cache
 def _guard() -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-IS", "-c", _GUARD]
-    return subprocess.Popen(
+    guard = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
+    atexit.register(guard.communicate)  # which closes its input, and waits
+    return guard
 
 
 _running: set[int] = set()
@@ -53,6 +58,10 @@ def start(command: Sequence[str | Path], **options: Any) -> "subprocess.Popen[An
 def end(process: "subprocess.Popen[Any]") -> None:
     """Kill what is left of it and of what it started; its pipes stay open."""
     if process.pid in _running:
+        with suppress(psutil.NoSuchProcess):
+            for other in psutil.Process(process.pid).children(recursive=True):  # also those with sessions of their own
+                with suppress(psutil.NoSuchProcess):
+                    other.kill()
         _kill(process.pid)
         process.wait()
         _running.remove(process.pid)

@@ -1,6 +1,7 @@
 """Who may import whom. What the layers do not know, they cannot come to depend on."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -207,3 +208,8 @@ def test_the_server_reads_no_clock_that_can_be_set() -> None:
     ]
     assert found == []
     assert offences("server", {"time.time", "time.time_ns"}) == []
+
+
+def test_no_test_imports_another() -> None:
+    found = [f"{file} imports {name}" for file, name in imports("tests") if re.search(r"\btests\.(\w+\.)*test_", name)]
+    assert found == []

@@ -18,7 +18,7 @@ from models import manifest
 from models.manifest import LOGITS_NAME, QuantizationTarget
 from models.weights import sha256_of
 from tests.export.conftest import Exported
-from tests.export.test_repository import everything
+from tests.export.drafts import everything
 
 NAME = "cifar_resnet20"
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)

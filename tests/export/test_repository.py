@@ -1,10 +1,8 @@
-import hashlib
 import resource
 import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -12,38 +10,7 @@ import pytest
 from export import repository
 from export.repository import RepositoryError
 from models import manifest
-from models.labels import cifar10
-from models.manifest import Manifest, ModelFile, Weights
-from models.zoo import NETWORKS
-
-MODEL = b"a model"
-
-
-def draft(fingerprint: int = 0, name: str = "cifar_resnet20") -> Manifest:
-    return Manifest(
-        name=name,
-        version=1,
-        created=datetime.now(UTC),
-        architecture="cifar_resnet20",
-        parameters=269_722,
-        weights=Weights(source="random, seed 0", sha256=None, random=True),
-        published_accuracy=None,
-        preprocessing=NETWORKS["cifar_resnet20"].preprocessing,
-        num_classes=10,
-        top_k=10,
-        backend="onnx",
-        precision="fp32",
-        opset=20,
-        file=ModelFile(name="model.onnx", sha256=hashlib.sha256(MODEL).hexdigest(), size_bytes=len(MODEL)),
-        parity=None,
-        tools={},
-        fingerprint=f"{fingerprint:064x}",
-        labels=cifar10(),
-    )
-
-
-def everything(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+from tests.export.drafts import MODEL, draft, everything
 
 
 def test_published_version_is_whole_and_alone(tmp_path: Path) -> None:
@@ -84,7 +51,7 @@ def test_exporters_at_the_same_time_lose_nothing(tmp_path: Path) -> None:
 KILLED_BEFORE_THE_RENAME = """
 import os, pathlib, signal
 from export import repository
-from tests.export.test_repository import MODEL, draft
+from tests.export.drafts import MODEL, draft
 pathlib.Path.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 repository.publish(pathlib.Path({folder!r}), draft(), MODEL)
 """

@@ -15,7 +15,7 @@ from models import manifest, networks, zoo
 from models.weights import MIRROR_VARIABLE, OFFICIAL_URL, sha256_of
 from models.zoo import OfficialWeights
 from tests.conftest import run_to_onnx
-from tests.export.test_repository import MODEL, draft
+from tests.export.drafts import MODEL, draft
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from models.manifest import Calibration, Conversion, Manifest, ManifestError, Mo
 from server.engine.backends.device import Gpu
 from server.engine.backends.tensorrt import TITLES
 from tests.export.conftest import export
-from tests.export.test_repository import everything
+from tests.export.drafts import everything
 
 pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed")
 

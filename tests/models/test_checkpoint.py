@@ -66,7 +66,7 @@ def test_checkpoint_loads_however_it_was_wrapped(
 PREFIXES = ("module.", "model.", "_orig_mod.", "net.", "backbone.", "encoder.", "network.resnet.")
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     prefixes=st.lists(st.sampled_from(PREFIXES), max_size=4),
     key=st.sampled_from([None, "state_dict", "model", "model_state_dict", "net"]),

@@ -115,7 +115,7 @@ def test_what_is_opened_is_noticed(watched: Watched) -> None:
     assert {path for path in opened if path.endswith("server/http/page/page.js")}  # by the HTTP worker
 
 
-EXAMPLES = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+EXAMPLES = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @EXAMPLES

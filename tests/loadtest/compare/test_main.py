@@ -9,6 +9,7 @@ import psutil
 import pytest
 
 from loadtest.compare import rows
+from tests import processes
 
 ROOT = Path(__file__).parents[3]
 PHOTOS = ROOT / "export" / "photos"
@@ -55,7 +56,7 @@ def test_ours_and_a_rival_are_measured_and_told_of(model_repository: Path, envir
 def test_an_interrupted_run_ends_its_processes_and_is_resumed(model_repository: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     arguments = command(model_repository, tmp_path, "--servers", "ours", "--rounds", "2")
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    with processes.started(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout
         next(line for line in process.stdout if "images/s" in line)
         children = psutil.Process(process.pid).children(recursive=True)

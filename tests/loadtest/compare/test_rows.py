@@ -1,7 +1,7 @@
 from pathlib import Path
 
 from loadtest.compare import rows
-from tests.loadtest.compare.test_report import FAILED, ROWS
+from tests.loadtest.compare.measured import FAILED, ROWS
 
 
 def test_rows_come_back_and_failures_are_tried_again(tmp_path: Path) -> None:

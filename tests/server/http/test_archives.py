@@ -6,9 +6,8 @@ import io
 import lzma
 import stat
 import tarfile
-import warnings
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pytest
 from hypothesis import assume, given, settings
@@ -16,28 +15,7 @@ from hypothesis import strategies as st
 
 from server.errors import Code, ServiceError
 from server.http import archives
-
-Members = Sequence[tuple[str, bytes]]
-
-
-def zipped(members: Members, method: int = zipfile.ZIP_DEFLATED) -> bytes:
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", method) as archive, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of names that come twice
-        for name, content in members:
-            archive.writestr(zipfile.ZipInfo(name), content, compress_type=method)
-    return stream.getvalue()
-
-
-def tarred(members: Members, form: int = tarfile.PAX_FORMAT) -> bytes:
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w", format=form) as archive:
-        for name, content in members:
-            entry = tarfile.TarInfo(name)
-            entry.size = len(content)
-            archive.addfile(entry, io.BytesIO(content))
-    return stream.getvalue()
-
+from tests.server.http.packing import Members, tarred, zipped
 
 PACKERS = [
     pytest.param(zipped, id="deflated"),

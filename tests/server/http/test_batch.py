@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from tests import tiny
-from tests.server.http.test_archives import tarred, zipped
+from tests.server.http.packing import tarred, zipped
 from tests.server.running import GatedServer, RunningServer, red_image, until
 
 MAX_BODY_BYTES = 200_000

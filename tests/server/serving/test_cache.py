@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from server.engine.classes import Classes
 from server.serving.cache import Cache, Key
 from tests import tiny
-from tests.server.http.test_archives import zipped
+from tests.server.http.packing import zipped
 from tests.server.running import RunningServer, red_image, until
 
 
