@@ -1,15 +1,17 @@
 """`POST /classify`: one image in, its classes out. `POST /classify/batch`: the same for several."""
 
+import difflib
 import math
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from enum import IntEnum
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from models.manifest import MAX_TOP_K
 from server.engine.scheduler import Priority
@@ -22,7 +24,7 @@ from server.http.request_ids import request_id_of
 from server.http.responses import Classification, ClassificationBatch, ImageProblem, ImageResult
 from server.http.uploads import Uploads
 from server.serving.outcomes import counted, counted_if_refused
-from server.serving.plan import DEFAULT_TOP_K, Answer, Ask
+from server.serving.plan import DEFAULT_TOP_K, Answer, Ask, Plan
 from server.serving.service import Service
 from server.serving.several import classify_each
 from server.settings import PriorityName
@@ -38,7 +40,9 @@ class Crops(IntEnum):
 
 
 class Parameters(BaseModel):
-    """What the query says, of one image or of all images of a batch."""
+    """What the query or the fields of a form say, of one image or of all images of a batch."""
+
+    model_config = ConfigDict(extra="forbid")
 
     top_k: int = Field(DEFAULT_TOP_K, ge=1, le=MAX_TOP_K, description="classes wanted; at most the model's")
     model: str | None = Field(None, description="name; without it the default model")
@@ -62,19 +66,49 @@ class _Route(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         async def handle(request: Request) -> Response:
-            where = "query"
+            parameters = _parameters(request, ())
             try:
-                parameters = Parameters.model_validate(dict(request.query_params))
-                where = "header"
                 timeout = request.headers.get(TIMEOUT_HEADER)
                 timeout_s = None if timeout is None else _TIMEOUT.validate_python(timeout)
             except ValidationError as error:
-                errors = [{**each, "loc": (where, *(each["loc"] or [TIMEOUT_HEADER]))} for each in error.errors()]
-                raise RequestValidationError(errors) from None
+                raise _invalid("header", TIMEOUT_HEADER, error.errors()[0]["msg"]) from None
             response: Response = await self.endpoint(request, parameters, timeout_s)
             return response
 
         return handle
+
+
+def _parameters(request: Request, fields: Sequence[tuple[str, str]]) -> Parameters:
+    """Those of the query and those of a form; each may be given once.
+
+    A form may have fields of other programs, but none that looks like one of ours misspelt.
+
+    Raises:
+        RequestValidationError: one is wrong, or none of ours.
+    """
+    known = Parameters.model_fields
+    given: dict[str, str] = {}
+    queried = [("query", *each) for each in request.query_params.multi_items()]
+    for where, name, value in [*queried, *(("form", *each) for each in fields)]:
+        if name not in known:
+            meant = difflib.get_close_matches(name, known, 1, cutoff=0.8)
+            if where == "query" or meant:
+                there_is = ", ".join(meant or known)
+                raise _invalid(where, name[:100], f"there is no such parameter; there is {there_is}")
+            continue
+        if name in given:
+            raise _invalid(where, name, "it is given twice")
+        given[name] = value
+    try:
+        return Parameters.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise _invalid("query", ".".join(map(str, first["loc"])), first["msg"]) from None
+
+
+def _invalid(where: str, name: str, message: str) -> RequestValidationError:
+    """The error as FastAPI would have found it."""
+    return RequestValidationError([{"loc": (where, name), "msg": message}])
 
 
 def router(service: Service, uploads: Uploads) -> APIRouter:
@@ -107,8 +141,9 @@ def router(service: Service, uploads: Uploads) -> APIRouter:
             plan = service.admit(ask, outcome)
             async with uploads.image(request) as image:
                 received_s = time.monotonic()
+                plan = _plan(service, plan, request, image.fields)
                 async with cancelled_when_gone(request):
-                    answer = await service.classify(plan, image, received_s)
+                    answer = await service.classify(plan, image.content, received_s)
             outcome.answered(answer.plan.entry.name, answer.total_s)
         headers = {CACHE_HEADER: "hit" if answer.remembered else "miss"} if service.cache else None
         return responses.response(request, responses.classification(answer, request_id), headers)
@@ -136,14 +171,26 @@ def router(service: Service, uploads: Uploads) -> APIRouter:
         request_id = request_id_of(request)
         with counted_if_refused(service.metrics) as outcome:
             plan = service.admit(ask, outcome, patient=True)
-            async with uploads.files(request, service.settings.max_batch_images) as files:
+            async with uploads.files(request, service.settings.max_batch_images) as (files, fields):
                 received_s = time.monotonic()
+                plan = _plan(service, plan, request, fields)
                 async with cancelled_when_gone(request):
                     answers = await classify_each(service, plan, [file.read for file in files], received_s)
         results = [_result(file, answer, request_id) for file, answer in zip(files, answers, strict=True)]
         return responses.response(request, ClassificationBatch(results, request_id))
 
     return routes
+
+
+def _plan(service: Service, plan: Plan, request: Request, fields: Sequence[tuple[str, str]]) -> Plan:
+    """The plan, or another where the fields of a form change what is asked for."""
+    if not fields:
+        return plan
+    try:
+        parameters = _parameters(request, fields)
+    except RequestValidationError as error:
+        raise problems.invalid_parameter(error) from None
+    return service.plan(replace(_ask(parameters, None), patience_s=plan.ask.patience_s))
 
 
 def _ask(parameters: Parameters, timeout_s: float | None) -> Ask:

@@ -89,6 +89,13 @@ def service_problem(request: Request, error: ServiceError) -> Response:
     return problem(request, error.code, STATUS[error.code], error.detail, RETRY_AFTER_S.get(error.code))
 
 
+def invalid_parameter(error: RequestValidationError) -> ServiceError:
+    """What FastAPI found wrong with a parameter, as a failure of ours."""
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"][1:])
+    return ServiceError(Code.INVALID_PARAMETER, f"{name}: {first['msg']}")
+
+
 def install(app: FastAPI, metrics: Metrics) -> None:
     """Have every error of the app, also those of the framework, answered by a problem document.
 
@@ -102,9 +109,7 @@ def install(app: FastAPI, metrics: Metrics) -> None:
     @app.exception_handler(RequestValidationError)
     async def on_invalid(request: Request, error: RequestValidationError) -> Response:
         metrics.requests.labels("", Code.INVALID_PARAMETER).inc()
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"][1:])
-        return service_problem(request, ServiceError(Code.INVALID_PARAMETER, f"{name}: {first['msg']}"))
+        return service_problem(request, invalid_parameter(error))
 
     @app.exception_handler(ClientDisconnect)
     async def on_leaver(_request: Request, _error: ClientDisconnect) -> Response:

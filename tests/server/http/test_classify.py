@@ -7,6 +7,7 @@ from io import BytesIO
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 from PIL import Image
 
@@ -108,6 +109,9 @@ def _encoded(image_format: str, size: tuple[int, int]) -> bytes:
         (red_image(1), {"top_k": "many"}, 400, "invalid_parameter"),
         (red_image(1), {"version": -1}, 400, "invalid_parameter"),
         (red_image(1), {"crops": 5}, 400, "invalid_parameter"),
+        (red_image(1), {"topk": 1}, 400, "invalid_parameter"),
+        (red_image(1), {"top_k": [1, 2]}, 400, "invalid_parameter"),
+        (red_image(1), {"_": 1}, 400, "invalid_parameter"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -136,6 +140,39 @@ def test_a_form_without_one_file_is_malformed(server: RunningServer, form: bytes
     headers = {"Content-Type": "multipart/form-data; boundary=b"}
     response = server.client.post("/classify", content=form, headers=headers)
     assert (response.status_code, response.json()["code"]) == (400, "malformed_multipart")
+
+
+def test_an_unknown_parameter_is_told_which_was_meant(server: RunningServer) -> None:
+    detail = server.classify(red_image(1), topk=1).json()["detail"]
+    assert detail == "topk: there is no such parameter; there is top_k"
+    batch = server.client.post("/classify/batch", files=[("file", ("a.png", red_image(1)))], params={"modle": "tiny"})
+    assert (batch.status_code, batch.json()["detail"]) == (400, "modle: there is no such parameter; there is model")
+
+
+def test_fields_of_a_form_are_parameters(server: RunningServer) -> None:
+    files = {"file": ("a.png", red_image(7))}
+
+    def sent(path: str = "/classify", *, params: dict[str, str] | None = None, **fields: str) -> httpx.Response:
+        return server.client.post(path, files=files, data=fields, params=params)
+
+    assert len(sent(top_k="3").json()["predictions"]) == 3
+    assert len(sent(params={"top_k": "2"}, version="1").json()["predictions"]) == 2
+    assert sent(model="none").json()["code"] == "unknown_model"
+    assert sent(comment="of another program").status_code == 200
+    assert sent(topk="1").json()["detail"] == "topk: there is no such parameter; there is top_k"
+    assert sent(params={"top_k": "2"}, top_k="2").json()["detail"] == "top_k: it is given twice"
+    (result,) = sent("/classify/batch", top_k="4").json()["results"]
+    assert len(result["classification"]["predictions"]) == 4
+
+
+def test_a_form_that_says_two_things_is_refused(server: RunningServer) -> None:
+    form = b"".join(b'--b\r\nContent-Disposition: form-data; name="top_k"\r\n\r\n%d\r\n' % top_k for top_k in (1, 2))
+    form += (
+        b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + red_image(1) + b"\r\n--b--\r\n"
+    )
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    response = server.client.post("/classify", content=form, headers=headers)
+    assert (response.status_code, response.json()["code"]) == (400, "invalid_parameter")
 
 
 def test_a_body_that_is_too_long_is_refused_though_it_never_said_so(server: RunningServer) -> None:

@@ -1,0 +1,134 @@
+"""Forms (multipart/form-data): the files in them, and the fields beside those."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from server.errors import Code, ServiceError
+
+MAX_PARTS = 100
+"""Each costs the event loop some microseconds, and one is needed for each image."""
+
+
+class FormFile(NamedTuple):
+    """A part with a file name, which may be empty."""
+
+    name: str
+    content: bytes
+
+
+class Form(NamedTuple):
+    """What a form holds."""
+
+    files: list[FormFile]
+    fields: Sequence[tuple[str, str]]
+    """Names and values."""
+
+
+def boundary_of(content_type: str | None) -> bytes | None:
+    """If the body is a form; None if not. Any other content type is ignored: the bytes tell."""
+    kind, options = parse_options_header(content_type)
+    return options.get(b"boundary", b"") if kind == b"multipart/form-data" else None
+
+
+def read(body: bytes, boundary: bytes, max_files: int) -> Form:
+    """The files, at most `max_files` and some more parts, and the fields.
+
+    Some clients send a file without a file name if they have it in memory. So where no part has one, what is no text is
+    a file.
+
+    Raises:
+        ServiceError: MALFORMED_MULTIPART.
+    """
+    parts = _parts(body, boundary, max_files + MAX_PARTS)
+    files = [FormFile(part.filename, part.content) for part in parts if part.filename is not None]
+    others = [part for part in parts if part.filename is None]
+    if not files:
+        files = [FormFile("", part.content) for part in others if part.text is None]
+    return Form(files, [(part.name, part.text) for part in others if part.text is not None])
+
+
+class _Part:
+    """One part, as far as it has been read."""
+
+    def __init__(self) -> None:
+        self.name = ""
+        self.filename: str | None = None
+        self.chunks: list[bytes] = []
+
+    @property
+    def content(self) -> bytes:
+        return b"".join(self.chunks)
+
+    @property
+    def text(self) -> str | None:
+        """None: it is no text."""
+        try:
+            text = self.content.decode()
+        except UnicodeDecodeError:
+            return None
+        return None if "\0" in text else text
+
+
+def _parts(body: bytes, boundary: bytes, max_parts: int) -> list[_Part]:
+    """All parts of a form.
+
+    Raises:
+        ServiceError: MALFORMED_MULTIPART.
+    """
+    if not boundary:
+        raise ServiceError(Code.MALFORMED_MULTIPART, "the form's content type names no boundary")
+    if body.count(b"--" + boundary) > max_parts:
+        raise ServiceError(Code.MALFORMED_MULTIPART, f"the form has more than {max_parts} parts")
+    parts: list[_Part] = []
+    names: list[bytes] = []
+    values: list[bytes] = []
+    ended = False
+
+    def on_part_begin() -> None:
+        parts.append(_Part())
+
+    def on_header_field(data: bytes, start: int, end: int) -> None:
+        names.append(data[start:end])
+
+    def on_header_value(data: bytes, start: int, end: int) -> None:
+        values.append(data[start:end])
+
+    def on_header_end() -> None:
+        name, value = b"".join(names).lower(), b"".join(values)
+        names.clear()
+        values.clear()
+        if name == b"content-disposition":
+            _, options = parse_options_header(value)
+            parts[-1].name = options.get(b"name", b"").decode("utf-8", "replace")
+            if b"filename" in options:
+                parts[-1].filename = options[b"filename"].decode("utf-8", "replace")
+
+    def on_part_data(data: bytes, start: int, end: int) -> None:
+        parts[-1].chunks.append(data[start:end])
+
+    def on_end() -> None:
+        nonlocal ended
+        ended = True
+
+    try:
+        parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": on_part_begin,
+                "on_header_field": on_header_field,
+                "on_header_value": on_header_value,
+                "on_header_end": on_header_end,
+                "on_part_data": on_part_data,
+                "on_end": on_end,
+            },
+        )
+        parser.write(body)
+        parser.finalize()
+    except FormParserError as error:
+        raise ServiceError(Code.MALFORMED_MULTIPART, f"the form cannot be read: {error}") from None
+    if not ended:
+        raise ServiceError(Code.MALFORMED_MULTIPART, "the form ends before its closing boundary")
+    return parts
