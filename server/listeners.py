@@ -41,9 +41,12 @@ class Listeners:
             grpc_port = None if settings.grpc_port is None else _reserve(held, host, settings.grpc_port)
             with _taking(host, settings.port, "--port"):
                 family, port = _free_port(host, settings.port)
+                both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
                 sockets = tuple(
                     held.enter_context(
-                        socket.create_server((host, port), family=family, reuse_port=True, backlog=BACKLOG)
+                        socket.create_server(
+                            (host, port), family=family, reuse_port=True, backlog=BACKLOG, dualstack_ipv6=both
+                        )
                     )
                     for _ in range(settings.http_workers)
                 )

@@ -103,6 +103,8 @@ class Settings(BaseSettings):
     """from the last byte of an upload to its answer; later is 504"""
     header_timeout_ms: Annotated[float, Field(gt=0, le=3_600_000)] = 10_000
     """from a connection, or the first byte of a request, to the end of its headers; later is closed"""
+    keep_alive_ms: Annotated[float, Field(ge=1_000, le=3_600_000)] = 75_000
+    """from an answer to the next request on its connection; then it is closed"""
     body_timeout_ms: Annotated[float, Field(gt=0, le=3_600_000)] = 30_000
     """from the first to the last byte of an upload; later is 408"""
     max_body_bytes: Annotated[int, Field(ge=1)] = 16 * 2**20

@@ -14,7 +14,7 @@ from collections.abc import Generator
 from typing import assert_never
 
 from models.manifest import ManifestError
-from server import gpus
+from server import descriptors, gpus
 from server.child import STOP_S, STOP_SIGNALS
 from server.children import Children, EngineEnded, EngineSaid, Event, Signalled, WorkerEnded, WorkerSaid
 from server.control import (
@@ -51,6 +51,7 @@ def supervise(settings: Settings, catalogue: Catalogue) -> None:
     Raises:
         StartupError: a resource cannot be had, no model can be loaded, or a process cannot even start.
     """
+    settings = descriptors.provide(settings)
     with Resources.hold(settings, catalogue) as resources, contextlib.ExitStack() as running:
         stopped = threading.Event()
         gpus.watch(resources.metrics, stopped)

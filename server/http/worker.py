@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import math
 import socket
 import threading
 from collections.abc import Generator
@@ -198,6 +199,7 @@ class _Server(uvicorn.Server):
                 access_log=False,
                 proxy_headers=False,
                 server_header=False,
+                timeout_keep_alive=math.ceil(settings.keep_alive_ms / 1e3),
                 timeout_graceful_shutdown=max(1, round(settings.drain_timeout_ms / 1e3)),
             )
         )

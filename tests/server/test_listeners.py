@@ -55,3 +55,10 @@ def test_an_address_of_version_6_is_shown_in_brackets() -> None:
     with Listeners.open(Settings(host="::1", port=0, grpc_port=0)) as listeners:
         assert listeners.url.startswith("http://[::1]:")
         assert listeners.grpc_address == f"[::1]:{listeners.grpc_port}"
+
+
+def test_the_address_of_all_interfaces_of_version_6_is_that_of_version_4_as_well() -> None:
+    if not socket.has_dualstack_ipv6():
+        pytest.skip("this machine has no IPv6")
+    with Listeners.open(Settings(host="::", port=0)) as listeners:
+        assert taken(listeners.sockets[0].getsockname()[1])

@@ -3,6 +3,7 @@
 import http.client
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from io import BytesIO
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tests import tiny
-from tests.server.running import RunningServer, red_image
+from tests.server.running import PATIENCE_S, RunningServer, red_image
 
 MAX_BODY_BYTES = 200_000
 MAX_PIXELS = 1_000_000
@@ -246,3 +247,15 @@ def test_several_workers_share_the_port(tmp_path: Path) -> None:
             answers.append(server.classify(red_image(red)).json()["predictions"][0]["class_id"])
         assert answers == reds
         assert server.metric("serving_requests_total", code="ok") == len(reds)
+
+
+def test_an_idle_connection_is_kept_for_as_long_as_the_setting_says(tmp_path: Path) -> None:
+    tiny.write(tmp_path)
+    with RunningServer(tmp_path, keep_alive_ms=1000) as server:
+        address = urlsplit(server.url)
+        connection = http.client.HTTPConnection(str(address.hostname), address.port, timeout=PATIENCE_S)
+        with closing(connection):
+            for _ in range(2):
+                connection.request("POST", "/classify", red_image(1))
+                assert connection.getresponse().read()
+            assert connection.sock.recv(1) == b""  # closed by the server; if it never is, this waits in vain

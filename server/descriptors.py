@@ -1,0 +1,41 @@
+"""Open files that the system allows a process: each connection is one."""
+
+import logging
+import resource
+
+from server.errors import StartupError
+from server.settings import Settings
+
+OTHERS = 256
+"""Files, sockets and pipes of an HTTP worker beside its connections."""
+
+log = logging.getLogger(__name__)
+
+
+def provide(settings: Settings) -> Settings:
+    """Raise the limit for this process and its children to what `max_connections` needs.
+
+    An HTTP worker answers up to twice that many before it closes any. If the system allows fewer, `max_connections` is
+    lowered, so that what is too much is refused with its code, rather than never accepted and without a word.
+
+    Raises:
+        StartupError: the limit has no room for connections at all.
+    """
+    needed = 2 * settings.max_connections + OTHERS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed == needed:
+        return settings
+    fitting = (allowed - OTHERS) // 2
+    if fitting < 1:
+        raise StartupError(f"only {hard} open files are allowed (ulimit -Hn): at least {OTHERS + 2} are needed")
+    log.warning(
+        "max_connections is %d, not %d: %d open files are allowed (ulimit -Hn), which takes %d",
+        fitting,
+        settings.max_connections,
+        hard,
+        needed,
+    )
+    return settings.model_copy(update={"max_connections": fitting})
