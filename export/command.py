@@ -129,10 +129,5 @@ _SHARED: Mapping[str, dict[str, Any]] = {
         "help": "where the images' classes are known from: their folders' names, or WordNet ids that begin their own",
     },
     "--threads": {"type": int, "metavar": "N", "default": available_cpus(), "help": "of one inference"},
-    "--seconds": {
-        "type": float,
-        "metavar": "S",
-        "default": 10,
-        "help": "for measuring speed, in all; 0 leaves it out",
-    },
+    "--seconds": {"type": float, "metavar": "S", "default": 10, "help": "for measuring speed, in all; 0 leaves it out"},
 }
