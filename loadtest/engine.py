@@ -195,7 +195,7 @@ def table(result: Result) -> str:
         f" {best.copy_gb_per_s:.0f} GB/s. The bound is the roofline of the network's convolutions and matrix"
         " products; `-` where there is no ONNX file to count them in, or no peak for the precision.",
         *(["\n".join(work)] if work else []),
-        tables.markdown(columns, result.rows),
+        tables.markdown(columns, result.rows, texts=3),
         *(["Not measured, and why:", "\n".join(refused)] if refused else []),
     ]
     return "\n\n".join(parts) + "\n"

@@ -14,14 +14,15 @@ def line(columns: Columns[Row], row: Row | None) -> str:
     return "  ".join(cell.rjust(max(6, len(title))) for cell, title in zip(cells, columns, strict=True))
 
 
-def markdown(columns: Columns[Row], rows: Iterable[Row]) -> str:
-    """A whole table, aligned to the right."""
-    return lines(list(columns), [[text(row) for text in columns.values()] for row in rows], "---:")
+def markdown(columns: Columns[Row], rows: Iterable[Row], texts: int = 0) -> str:
+    """A whole table; all but the first `texts` columns are aligned to the right."""
+    rules = ["---"] * texts + ["---:"] * (len(columns) - texts)
+    return lines(list(columns), [rules, *([text(row) for text in columns.values()] for row in rows)])
 
 
-def lines(head: Sequence[str], rows: Iterable[Sequence[str]], rule: str = "---") -> str:
-    """A whole table in Markdown; rows may be shorter than its head."""
-    full = [head, [rule] * len(head), *([*row, *[""] * (len(head) - len(row))] for row in rows)]
+def lines(head: Sequence[str], below: Iterable[Sequence[str]]) -> str:
+    """A whole table, with what is below its head; lines may be shorter than that."""
+    full = [head, *([*cells, *[""] * (len(head) - len(cells))] for cells in below)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in full)
 
 

@@ -167,7 +167,7 @@ def _table(part: Part, load: int) -> str:
     if known := part.baseline:
         alone = f"{known.lone_ms:.1f}" if load == 1 else ""
         lines.append(["baseline", f"{known.images_per_s:.1f}", "", "", alone, "", f"{known.cpu_ms:.1f}"])
-    return tables.lines(list(columns), lines)
+    return tables.lines(list(columns), [["---"] * len(columns), *lines])
 
 
 def _variants(part: Part) -> str:
@@ -179,9 +179,8 @@ def _variants(part: Part) -> str:
         return f"{median(paces):.1f} ({paces[0]:.1f} to {paces[-1]:.1f})" if paces else ""
 
     head = ["server", *map(_connections, part.loads)]
-    return tables.lines(
-        head, [[title, *(cell(found.get((*name, load))) for load in part.loads)] for name, title in titles.items()]
-    )
+    rows = [[title, *(cell(found.get((*name, load))) for load in part.loads)] for name, title in titles.items()]
+    return tables.lines(head, [["---"] * len(head), *rows])
 
 
 def _shortly(failure: str) -> str:
