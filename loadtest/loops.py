@@ -9,7 +9,7 @@ import asyncio
 import random
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle, takewhile
 from typing import Generic, NamedTuple, TypeVar
@@ -197,15 +197,13 @@ class OpenLoop:
         counted, others = Outcomes(), Outcomes()
         ends_s = warm_up_s + seconds
         last_s = ends_s + (self.deadline_s if tail_s is None else tail_s)
-        photos, calls, started_s = cycle(self.photos), set[asyncio.Task[None]](), time.perf_counter()
+        photos, calls, started_s = cycle(self.photos), list[asyncio.Task[None]](), time.perf_counter()
         reading = asyncio.create_task(_read_twice(read_meters, started_s + warm_up_s, seconds))
         for at_s in takewhile(lambda at_s: at_s < last_s, poisson(per_s, random.Random(seed))):  # noqa: S311
             # Also where it is late: answers must be read, too.
             await asyncio.sleep(max(0.0, started_s + at_s - time.perf_counter()))
             outcomes = counted if warm_up_s <= at_s < ends_s else others
-            call = asyncio.create_task(self._call(next(photos), started_s + at_s, outcomes))
-            calls.add(call)
-            call.add_done_callback(calls.discard)
+            calls.append(asyncio.create_task(self._call(next(photos), started_s + at_s, outcomes)))
         before, after = await reading
         await self._end(calls)
         return OpenWindow(before, after, seconds, counted, self._most, self._faults)
@@ -288,7 +286,7 @@ class OpenLoop:
         else:
             self._idle.append(connection)
 
-    async def _end(self, calls: set[asyncio.Task[None]]) -> None:
+    async def _end(self, calls: Sequence[asyncio.Task[None]]) -> None:
         """Wait for what is under way; what then has no answer is lost."""
         if calls:
             _, pending = await asyncio.wait(calls, timeout=self.deadline_s + PATIENCE_S)
