@@ -293,7 +293,7 @@ class OpenLoop:
             self._waiting.clear()
             for call in pending:
                 call.cancel()
-            await asyncio.gather(*pending)
+            await asyncio.gather(*calls)  # raises what nobody foresaw
         for connection in self._open:
             connection.transport.abort()
         await asyncio.gather(*(connection.closed for connection in self._open), *self._opening)
