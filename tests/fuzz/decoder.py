@@ -24,7 +24,7 @@ import numpy as np
 from models.manifest import Preprocessing
 from tests.fuzz.seeds import seeds
 
-LIMITS = ("-timeout=5", "-rss_limit_mb=400", "-max_len=8192", "-print_final_stats=1")
+LIMITS = ("-timeout=20", "-rss_limit_mb=400", "-max_len=8192", "-print_final_stats=1")
 MAX_PIXELS = 2**16
 """Small, so that a run is about parsing; that large images are refused has tests of its own."""
 _PREPROCESSING = Preprocessing(resize=32, crop=32, interpolation="bilinear", mean=(0, 0, 0), std=(1, 1, 1))
