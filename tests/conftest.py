@@ -37,6 +37,8 @@ _stderr = pytest.StashKey[int]()
 
 SLOW_S, SLOWEST_S = 600, 3000
 """The limits of tests that are marked as such, instead of that in pyproject.toml."""
+EXPORTS = {"model_repository", "cifar_repository"}
+"""Fixtures of the whole session: the first test that uses one pays for its exports, and counts as slow."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -46,7 +48,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         marks = {mark.name for mark in item.iter_markers()}
-        if "timeout" not in marks and marks & {"slow", "containers", "ray"}:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if "timeout" not in marks and (marks & {"slow", "containers", "ray"} or fixtures & EXPORTS):
             item.add_marker(pytest.mark.timeout(SLOWEST_S if marks & {"containers", "ray"} else SLOW_S))
 
 
