@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, IPvAnyNetwork, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 from models.errors import ExpectedError, first_mistake
@@ -145,6 +145,8 @@ class Settings(BaseSettings):
     """text for people, or one JSON object a line"""
     access_log: bool = False
     """one log line for each HTTP request"""
+    trusted_proxies: Annotated[tuple[IPvAnyNetwork, ...], NoDecode, CommaSeparated] = ()
+    """addresses or networks, comma-separated, whose X-Forwarded-For says in the access log who the client is"""
     ready_file: Path | None = None
     """written once the server is ready, removed when it ends: JSON with its url, gRPC address and process ids"""
     otlp_endpoint: Annotated[str, Field(pattern="^https?://.")] | None = None

@@ -3,11 +3,13 @@
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 
 from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import logs, tracing
+from server.http.peers import Network, client_of
 from server.http.request_ids import request_id_of
 
 MAX_PATH = 256
@@ -19,8 +21,9 @@ log = logging.getLogger(__name__)
 class AccessLog:
     """Around the whole app, so that it sees what is sent, whoever answers."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, trusted_proxies: Sequence[Network]) -> None:
         self._app = app
+        self._trusted_proxies = trusted_proxies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, then log it, also where its client has gone."""
@@ -61,6 +64,7 @@ class AccessLog:
                     bytes_out=bytes_out,
                     request_id=request_id_of(request),
                     trace_id=trace_id,
+                    client=client_of(scope, self._trusted_proxies),
                     key=getattr(request.state, "key_name", None),
                 ),
             )

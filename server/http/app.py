@@ -4,7 +4,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server import VERSION
 from server.http import classify, operations, page, problems, request_ids, responses, tracing, v2
@@ -24,6 +24,7 @@ def create_app(service: Service) -> ASGIApp:
         docs_url=None,  # FastAPI's own load scripts from elsewhere; ours is in page
         redoc_url=None,
         telemetry=tracing.OF_REQUESTS,
+        servers=[{"url": ".", "description": "where this document is: also behind a proxy that adds a prefix"}],
     )
     problems.install(app, service.metrics)
     uploads = Uploads(service.buffers, service.settings.max_body_bytes, service.settings.body_timeout_ms / 1e3)
@@ -31,7 +32,7 @@ def create_app(service: Service) -> ASGIApp:
     app.include_router(operations.router(service))
     app.include_router(v2.router(service, uploads))
     page.install(app)
-    return _guarded(LoadShedding(app, service), service)
+    return _guarded(_Head(LoadShedding(app, service)), service)
 
 
 def _guarded(app: ASGIApp, service: Service) -> ASGIApp:
@@ -47,6 +48,18 @@ def _guarded(app: ASGIApp, service: Service) -> ASGIApp:
             expose_headers=[request_ids.HEADER, v2.HEADER_LENGTH, classify.CACHE_HEADER, "Retry-After"],
         )
     return app
+
+
+class _Head:
+    """Answers HEAD as it does GET (RFC 9110, 9.3.2). The HTTP server leaves the body out."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
+        await self._app(scope, receive, send)
 
 
 class _App(FastAPI):

@@ -63,12 +63,10 @@ def router(service: Service) -> APIRouter:
         refused = {str(key): reason for key, reason in catalogue.refused.items()}
         return Models(models=[_shown(found, found is default) for found in served], refused=refused)
 
-    @routes.head("/livez", include_in_schema=False)
     @routes.get("/livez", summary="The process answers", response_class=PlainTextResponse)
     async def livez() -> str:
         return "ok"
 
-    @routes.head("/readyz", include_in_schema=False)
     @routes.get(
         "/readyz",
         summary="Requests can be answered",

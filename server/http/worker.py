@@ -99,7 +99,7 @@ def _observed(app: ASGIApp, settings: Settings) -> ASGIApp:
     """The app, and around it what the settings want to be seen of it."""
     if tracing.is_on():
         app = TraceResponse(app)
-    return AccessLog(app) if settings.access_log else app
+    return AccessLog(app, settings.trusted_proxies) if settings.access_log else app
 
 
 class _Supervised:

@@ -60,8 +60,8 @@ def test_every_line_of_every_process_is_one_json_object(server: RunningServer) -
         assert line["logger"]
     answered, refused = [line for line in lines if "status" in line]
     assert answered["ms"] > 0
-    names = ("method", "path", "status", "bytes_in", "request_id")
-    assert [answered[name] for name in names] == ["POST", "/classify", 200, len(red_image(3)), "mine"]
+    names = ("method", "path", "status", "bytes_in", "request_id", "client")
+    assert [answered[name] for name in names] == ["POST", "/classify", 200, len(red_image(3)), "mine", "127.0.0.1"]
     assert answered["bytes_out"] > 100
     assert (refused["status"], "trace_id" in refused) == (415, False)
 
@@ -79,6 +79,13 @@ def test_a_path_is_logged_as_it_came_without_its_query_and_only_so_far(server: R
     assert "/models%0Aforged" in paths
     assert max(len(path) for path in paths if path) == 256
     assert not [line for line in server.lines if "secret" in line]
+
+
+def test_the_client_is_whom_a_trusted_proxy_names(tmp_path: Path) -> None:
+    tiny.write(tmp_path)
+    with RunningServer(tmp_path, access_log=True, trusted_proxies="127.0.0.0/8,::1") as server:
+        server.client.get("/livez", headers={"X-Forwarded-For": "1.2.3.4, 198.51.100.1"})
+        server.wait_for_line(r"GET /livez .*client=198\.51\.100\.1")
 
 
 def test_a_client_that_leaves_is_logged(tmp_path: Path) -> None:

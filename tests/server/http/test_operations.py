@@ -52,6 +52,21 @@ def test_the_probes_answer(server: RunningServer) -> None:
     assert server.client.head("/readyz").status_code == 200
 
 
+@pytest.mark.parametrize(
+    "path", ["/", "/docs", "/models", "/livez", "/metrics", "/openapi.json", "/v2", "/v2/models/good"]
+)
+def test_head_is_answered_as_get_is_without_the_content(server: RunningServer, path: str) -> None:
+    head, get = server.client.head(path), server.client.get(path)
+    assert (head.status_code, head.content) == (get.status_code, b"") == (200, b"")
+    assert head.headers["content-type"] == get.headers["content-type"]
+    if path != "/metrics":  # which has changed meanwhile
+        assert head.headers["content-length"] == get.headers["content-length"]
+
+
+def test_what_has_no_get_has_no_head(server: RunningServer) -> None:
+    assert server.client.head("/classify").status_code == 405
+
+
 def test_a_server_is_not_ready_without_a_model_that_must_be_there(tmp_path: Path) -> None:
     tiny.write(tmp_path, "good")
     tiny.write(tmp_path, "tampered")
