@@ -86,11 +86,11 @@ class Settings(BaseSettings):
     backend: Literal["onnx", "openvino"] | None = None
     """what runs ONNX files: ONNX Runtime or OpenVINO; not given: what each model's manifest names"""
     providers: Annotated[tuple[str, ...], NoDecode, CommaSeparated] = ("CPUExecutionProvider",)
-    """ONNX Runtime execution providers, comma-separated, the preferred first"""
+    """ONNX Runtime execution providers, comma-separated, the preferred first; those of GPUs were not run on a GPU"""
     cuda_graph: bool = False
-    """CUDAExecutionProvider: start each batch as one recorded graph"""
+    """CUDAExecutionProvider: start each batch as one recorded graph; not run on a GPU"""
     tf32: bool = False
-    """CUDAExecutionProvider and torch on a GPU: compute FP32 with 10 bits of mantissa, faster"""
+    """CUDAExecutionProvider and torch on a GPU: compute FP32 with 10 bits of mantissa, faster; not run on a GPU"""
     torch_compile: bool = False
     """programs of torch are compiled when they are loaded"""
     max_batch: MaxBatch = 8
@@ -128,7 +128,7 @@ class Settings(BaseSettings):
     )
     """images decoded at one time by one HTTP worker; default: the CPUs shared out to the workers, at most 4"""
     decoder: Literal["pillow", "nvimagecodec", "nvimagecodec-cpu"] = "pillow"
-    """of JPEG: nvimagecodec on the GPU, as nvimagecodec-cpu for comparison; what it refuses, Pillow decodes"""
+    """of JPEG: nvimagecodec on the GPU (not run on one), -cpu for comparison; what it refuses, Pillow decodes"""
     inference_threads: Annotated[int, Field(ge=1, le=256)] = Field(default_factory=available_cpus)
     """threads of one inference on the CPU; default: the CPUs"""
     instances: Annotated[int, Field(ge=1, le=8)] = 1

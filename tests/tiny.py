@@ -66,8 +66,12 @@ def publish(repository: Path, version: int, **options: int) -> None:
     (aside / "tiny" / str(version)).rename(repository / "tiny" / str(version))
 
 
-def write_torch(repository: Path, name: str = "tiny", *, crop: int = 32) -> Manifest:
-    """Write the same classifier as a program of PyTorch."""
+def write_torch(repository: Path, name: str = "tiny", *, crop: int = 32, poisonous: bool = False) -> Manifest:
+    """Write the same classifier as a program of PyTorch.
+
+    `poisonous`: an image whose first pixel has 255 green has it read far outside of a tensor. On a GPU that loses the
+    device, on a CPU it is an error of that batch.
+    """
     import torch
 
     from export.program import to_program
@@ -77,6 +81,9 @@ def write_torch(repository: Path, name: str = "tiny", *, crop: int = 32) -> Mani
             red = images[..., :1].float().mean((1, 2))
             classes = torch.arange(CLASSES, dtype=torch.float32)
             logits = 2 * red * classes - classes**2
+            if poisonous:
+                outside = (images[:, 0, 0, 1] == 255).long() * 2**40
+                logits = logits + torch.zeros(1)[outside][:, None]
             probabilities, indices = logits.softmax(1).topk(TOP_K)
             return probabilities, indices.int(), logits
 

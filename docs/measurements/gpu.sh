@@ -1,154 +1,50 @@
 #!/usr/bin/env bash
-# Build, check and measure everything that a machine with an NVIDIA GPU can show, in one run:
+# What only a machine with an NVIDIA GPU can show, part by part, in order of value.
 #
-#   docs/measurements/gpu.sh [FOLDER]      results go to FOLDER (default gpu-measurements)
+#   docs/measurements/gpu.sh                       all parts; those that have a result are not run again
+#   docs/measurements/gpu.sh right service         these, and all whose names begin so: service-onnx, service-decoder
+#   docs/measurements/gpu.sh --within 480          begins nothing that would not end in so many seconds
+#   docs/measurements/gpu.sh --again service       although it has a result
+#   docs/measurements/gpu.sh --rehearse            every part with small sizes, on the CPU where there is no GPU
 #
-# The Python that is named by PYTHON (default python3) has PyTorch for CUDA, and keeps its own version of it. What is
-# missing beside it is installed into FOLDER/venv: from the package index, or, on a machine that reaches none, from the
-# folder of wheels that WHEELS names. Each part that fails is named at the end, and the others run nevertheless.
+# PYTHON (default python3) has PyTorch for CUDA, and keeps its own version of it. What is missing beside it is installed
+# into gpu-measurements/venv from gpu-parts/1, 2, …, which were made elsewhere by
 #
-#   NETWORKS  default "resnet50 resnet152"    WEIGHTS  --random-weights where the official ones cannot be had (default)
-#   BATCHES   default 1,2,4,8,16,32,64,128,256         SECONDS_EACH  for each figure, default 2
-#   HTTP_WORKERS  default "1 2 4 8"           CONNECTIONS  default 1,32,256
-#   PHOTOS        JPEGs for the decoders, default export/photos
+#   python -m docs.measurements.gpu.wheels
+#
+# and come in any order and one by one. A part that needs what has not come yet waits for it. Each part writes its result
+# at once to gpu-measurements/NAME.json and its log to NAME.log, and all of them to results.json and logs.tar.gz in
+# --results FOLDER (default $OUT). A part that fails or takes longer than its limit is ended, and the next one begins.
+#
+# The plan, for a machine that is rented for 15 minutes, start included, without a network, to which files come in pieces
+# of at most 60 MiB. Six calls, each with the next folder of gpu-parts (what came before may be gone by then):
+#
+#   folder  seconds to bring it, to unpack and install  then runs                            seconds
+#           90 to start the machine
+#   1       10 + 15                                     machine to service                       300
+#   2       10 + 5                                      build-rest, engines                      110
+#   3       10 + 5                                      cores                                     60
+#   4, 5    2 x (10 + 5)                                nothing new
+#   6       10 + 15                                     what needs onnxruntime-gpu               215
+#   in all  90 + 110                                                                             685  = 885 s
+#
+# engines-compiled is for whatever is left. --within of each call is what is left of the 15 minutes by then.
+#
+# part                plan   limit  proves
+# machine              5 s    20 s  card, driver, versions; the roofline of all later figures
+# build               40 s    90 s  this machine's PyTorch exports the programs
+# right               60 s   110 s  tests marked gpu, torchvision; EfficientNet FP16 and CIFAR over HTTP as the CPU
+# safe                75 s   120 s  engine killed, memory gone, device lost: nothing lost, /readyz 503 in between
+# service            120 s   170 s  JPEG to top-5, ResNet-50 FP16: connections, HTTP workers, what bounds it
+# build-rest          50 s   100 s  and the ONNX files, FP16 and INT8, and the deeper network
+# engines             60 s   100 s  PyTorch with CUDA graphs of the roofline, FP32 and FP16, batch 1 to 256
+# cores               60 s    90 s  the CPUs alone: EfficientNet-Lite0, ResNet-50 INT8, by HTTP workers
+# right-onnx          45 s    90 s  the same by ONNX Runtime's CUDA provider, all 250 photos
+# service-onnx        50 s    90 s  the service by ONNX Runtime with CUDA graphs
+# service-decoder     60 s    90 s  the service, JPEG decoded on the GPU
+# engines-onnx        60 s    90 s  ONNX Runtime's CUDA provider of the roofline
+# engines-compiled    90 s   150 s  what torch.compile adds: FP16, batch 1 to 128
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
-
-out=$(realpath -m "${1:-gpu-measurements}")
-python=${PYTHON:-python3}
-read -ra networks <<<"${NETWORKS:-resnet50 resnet152}"
-read -ra weights <<<"${WEIGHTS---random-weights}"
-read -ra http_workers <<<"${HTTP_WORKERS:-1 2 4 8}"
-repository=$out/model_repository
-failed=()
-
-part() { # NAME COMMAND...: its output goes to the screen and to a file
-    local name=$1 started=$SECONDS
-    shift
-    echo "== $name"
-    if "$@" 2>&1 | tee "$out/$name.log"; then
-        echo "== $name: $((SECONDS - started)) s"
-    else
-        echo "== $name FAILED"
-        failed+=("$name")
-    fi
-}
-
-install() {
-    local from=() site base
-    [[ -z ${WHEELS-} ]] || from=(--no-index --find-links "$WHEELS")
-    base=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-    "$python" -m venv "$out/venv" || return 1
-    python=$out/venv/bin/python
-    # Not --system-site-packages: where PYTHON is itself of a virtual environment, that would not be its packages.
-    site=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-    echo "$base" >"$site/base.pth"
-    # What is there stays, whatever its version: PyTorch above all, and the ONNX Runtime that was built for this GPU.
-    "$python" - >"$out/missing.txt" <<'PYTHON' || return 1
-import re, subprocess, sys
-from importlib.metadata import distributions
-
-def plain(name):
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-there = {plain(found.name) for found in distributions()}
-if "onnxruntime-gpu" in there:
-    there.add("onnxruntime")  # which is imported by the same name
-command = [sys.executable, "deploy/requirements.py", "export", "loadtest", "nvimagecodec", "--without", "locust"]
-found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-for line in (*found, "pytest", "httpx", "hypothesis"):
-    if plain(re.split(r"[^\w.-]", line)[0]) not in there:
-        print(line)
-PYTHON
-    [[ ! -s $out/missing.txt ]] ||
-        "$python" -m pip install --disable-pip-version-check "${from[@]}" --requirement "$out/missing.txt"
-}
-
-machine() {
-    nvidia-smi || echo "no nvidia-smi"
-    nproc
-    "$python" - <<'PYTHON'
-import sys
-from importlib.metadata import PackageNotFoundError, version
-
-print("python", sys.version)
-for name in ("torch", "torchvision", "onnxruntime", "onnxruntime-gpu", "tensorrt", "cuda-bindings"):
-    try:
-        print(name, version(name))
-    except PackageNotFoundError:
-        print(name, "is not there")
-PYTHON
-}
-
-build() {
-    local network status=0
-    for network in "${networks[@]}"; do
-        "$python" export/to_onnx.py "$network" "${weights[@]}" --repository "$repository" || status=1
-        for precision in fp32 fp16; do
-            "$python" export/to_torch.py "$network" "${weights[@]}" --precision "$precision" \
-                --repository "$repository" || status=1
-        done
-        "$python" export/quantize.py "$network" --precision fp16 --seconds 0 --repository "$repository" || status=1
-        # Three photos calibrate for speed, not for accuracy.
-        "$python" export/quantize.py "$network" --precision int8 --target gpu --calibration export/photos --seconds 0 \
-            --min-agreement 0 --method minmax --repository "$repository" || status=1
-    done
-    return $status
-}
-
-engines() {
-    local network precision status=0
-    for network in "${networks[@]}"; do
-        for precision in fp32 fp16 int8; do
-            "$python" export/to_trt.py "$network" --precision "$precision" --max-batch 256 \
-                --repository "$repository" || status=1
-        done
-    done
-    return $status
-}
-
-measure_engine() {
-    "$python" loadtest/engine.py --repository "$repository" --output "$out" --seconds "${SECONDS_EACH:-2}" \
-        --batches "${BATCHES:-1,2,4,8,16,32,64,128,256}"
-}
-
-measure_decoders() {
-    "$python" docs/measurements/decoders.py nvimagecodec "${PHOTOS:-export/photos}" --repository "$repository" \
-        --model "${networks[0]}"
-}
-
-measure_service() { # DECODER DECODE_THREADS: the whole way of a JPEG, for the first network and its fastest program
-    local workers status=0
-    for workers in "${http_workers[@]}"; do
-        SERVER_HTTP_WORKERS=$workers SERVER_MAX_BATCH=64 SERVER_QUEUE_SIZE=1024 SERVER_STALL_TIMEOUT_MS=600000 \
-            SERVER_DECODER=$1 SERVER_DECODE_THREADS=$2 \
-            "$python" loadtest/bench.py --repository "$repository" --model "${networks[0]}-torch-fp16" \
-            --connections "${CONNECTIONS:-1,32,256}" --seconds "${SECONDS_EACH:-2}" --warm-up 1 \
-            --json "$out/service-$1-$workers-workers.json" || status=1
-    done
-    return $status
-}
-
-mkdir -p "$out"
-export PYTHONPATH=$PWD
-install >"$out/install.log" 2>&1 || { # in this shell, whose Python it changes
-    tail "$out/install.log"
-    exit 1
-}
-part machine machine
-part build build
-if "$python" -c 'import tensorrt' 2>"$out/tensorrt.log"; then
-    part tensorrt engines
-else
-    echo "== tensorrt is not installed: its engines are left out"
-fi
-part tests "$python" -m pytest -p no:cacheprovider -m "gpu or torchvision" -ra tests/server/engine tests/server/images \
-    tests/models tests/export
-part engine measure_engine
-part decoders measure_decoders
-part service measure_service pillow 4
-part service-decoding-on-the-gpu measure_service nvimagecodec 32
-if ((${#failed[@]})); then
-    echo "failed: ${failed[*]}; what they said is in $out/NAME.log" >&2
-    exit 1
-fi
+export PYTHONPATH=$PWD PYTHONDONTWRITEBYTECODE=1
+exec "${PYTHON:-python3}" -m docs.measurements.gpu "$@"

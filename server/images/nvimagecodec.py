@@ -141,6 +141,7 @@ class NvImageCodec:
             "arena_extend_strategy": "kSameAsRequested",
         }
         providers = [("CUDAExecutionProvider", cuda), "CPUExecutionProvider"]
+        ort.preload_dlls()  # as the backend does
         session = ort.InferenceSession(graph, options, providers=providers, enable_fallback=0)
         if session.get_providers()[0] != "CUDAExecutionProvider":  # left out with no more than a line of its log
             raise RuntimeError("this ONNX Runtime cannot use CUDA (docs/providers.md)")

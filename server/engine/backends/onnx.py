@@ -151,6 +151,7 @@ def load(found: Manifest, content: bytes, settings: Settings) -> OnnxBackend | O
             "this machine has no NVIDIA GPU that CUDA can use, or lacks its driver or cuda-bindings:"
             " set providers to CPUExecutionProvider"
         )
+    ort.preload_dlls()  # CUDA and cuDNN where they came as packages: their folders are on no loader's path
     stream = device.create_stream()
     sizes = buckets(settings.max_batch)
     options = {CUDA: _cuda_options(settings, stream), TENSORRT: _tensorrt_options(found, settings, stream, sizes[-1])}

@@ -192,6 +192,25 @@ def test_provider_without_a_gpu_is_refused(model: tuple[Manifest, bytes], monkey
         backends.load(*model, Settings(providers=(CUDA,)))
 
 
+def test_cuda_that_came_as_packages_is_loaded_before_the_session_needs_it(
+    model: tuple[Manifest, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    def opened(*_: object) -> None:
+        done.append("opened")
+        raise InterruptedError
+
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [CUDA, "CPUExecutionProvider"])
+    monkeypatch.setattr(ort, "preload_dlls", lambda: done.append("preloaded"))
+    monkeypatch.setattr(device, "find_gpu", lambda: Gpu("a GPU", "sm90"))
+    monkeypatch.setattr(device, "create_stream", lambda: 1)
+    monkeypatch.setattr(onnx, "_open", opened)
+    with pytest.raises(InterruptedError):
+        backends.load(*model, Settings(providers=(CUDA,)))
+    assert done == ["preloaded", "opened"]
+
+
 def test_one_cuda_graph_for_all_batch_sizes_is_refused(
     model: tuple[Manifest, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:

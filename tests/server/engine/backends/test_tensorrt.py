@@ -1,5 +1,6 @@
 """What is decided about an engine before and beside its GPU; on a GPU, that it answers as its ONNX file does."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ RTX4090 = Gpu("NVIDIA GeForce RTX 4090", "sm89")
 H100 = Gpu("NVIDIA H100 80GB HBM3", "sm90")
 H200 = Gpu("NVIDIA H200", "sm90")
 NO_GPU = device.find_gpu() is None
+NO_TENSORRT = not any(map(find_spec, ("tensorrt", "tensorrt_rtx")))
 
 
 def describe(folder: Path, flavour: Flavour, *, on: Gpu, compatibility: tuple[Compatibility, ...] = ()) -> Manifest:
@@ -101,7 +103,7 @@ def test_without_a_gpu_the_server_is_told_to_serve_the_onnx_model(tmp_path: Path
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(NO_GPU, reason="there is no GPU here")
+@pytest.mark.skipif(NO_GPU or NO_TENSORRT, reason="no GPU, or no TensorRT, here")
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_engine_answers_as_its_onnx_file_does(precision: str, tmp_path: Path) -> None:
     from export import to_onnx, to_trt

@@ -1,0 +1,139 @@
+"""Right: the tests that need a GPU, and real photos through HTTP that get the classes PyTorch finds on the CPU in FP32.
+
+`torch` are the programs on the GPU, `onnx` ONNX Runtime's CUDA provider, with and without CUDA graphs, and the programs
+once more with all photos there.
+"""
+
+import asyncio
+import json
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import uvloop
+from numpy.typing import NDArray
+
+from docs.measurements.gpu.part import REAL_PHOTOS, ROOT, Context, context
+from docs.measurements.gpu.serving import serving
+from export.reference import reference_logits
+from loadtest.loops import Target, ask_alone
+from tests.reference import load_network, reference_pixels
+
+EFFICIENTNET = "efficientnet_lite0"
+CLIENTS, BATCH = 8, 25
+MARKED = re.compile(r"mark\.(gpu|torchvision)\b")
+CUDA = {"providers": "CUDAExecutionProvider,CPUExecutionProvider"}
+
+
+def main() -> int:
+    """Do all checks; 0: all are right."""
+    ctx = context(("torch", "onnx"))
+    cifar = list(ctx.cifar())
+    programs = [f"{EFFICIENTNET}-torch-fp16", *(f"{name}-torch" for name in cifar)]
+    files = [EFFICIENTNET, *cifar]
+    if ctx.variant == "torch":
+        _served(ctx, "torch", programs, {})
+    else:
+        for graph in ("false", "true"):
+            _served(ctx, f"onnx, cuda_graph {graph}", files, CUDA | {"cuda_graph": graph} if ctx.on_gpu else {})
+        _served(ctx, "torch", programs[:1], {})
+        if not ctx.rehearse:
+            ctx.result.check("all photos were there", lambda: _all_there(ctx))
+    ctx.result.check("tests", lambda: _tests(ctx))
+    return ctx.result.exit_code()
+
+
+def _tests(ctx: Context) -> str:
+    report = ctx.folder / f"tests-{ctx.variant}.xml"
+    # Those files alone: others may need what is not on the machine.
+    found = [path for path in sorted((ROOT / "tests").rglob("test_*.py")) if MARKED.search(path.read_text())]
+    paths = [str(path) for path in found if ctx.variant == "torch" or path.is_relative_to(ROOT / "tests" / "server")]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu or torchvision", "-rsfE"]
+    done = subprocess.run([*command, f"--junitxml={report}", *paths], cwd=ROOT, check=False)  # noqa: S603
+    suites = ElementTree.parse(report).getroot().findall("testsuite")  # noqa: S314
+    counts = {
+        name: sum(int(suite.get(name, 0)) for suite in suites) for name in ("tests", "skipped", "failures", "errors")
+    }
+    ctx.result.put("tests", counts)
+    if done.returncode:
+        raise RuntimeError(f"pytest ended with {done.returncode}: {counts}")
+    return str(counts)
+
+
+def _served(ctx: Context, title: str, models: list[str], flags: dict[str, str]) -> None:
+    def serve() -> str:
+        with serving(ctx.repository, {"models": ",".join(models), "stall_timeout_ms": 120_000, **flags}) as server:
+            for model in models:
+                ctx.result.check(f"{model} by {title}", partial(_compare, ctx, server.url, model))
+        return f"{len(models)} models served"
+
+    ctx.result.check(f"server: {title}", serve)
+
+
+def _compare(ctx: Context, url: str, model: str) -> str:
+    network = model.partition("-torch")[0]
+    paths = ctx.photos() if network == EFFICIENTNET else ctx.cifar_images()
+    served = uvloop.run(_served_top1(f"{url}/classify?model={model}", [path.read_bytes() for path in paths]))
+    expected = reference_top1(ctx, network, paths)
+    same = int((served == expected).sum())
+    allowed = (
+        1 if network == EFFICIENTNET else 2
+    )  # of 250 photos, and of 1,000 small images, which JPEG decoders tell apart
+    row = {"model": model, "images": len(paths), "same_class": same, "right": _right(network, paths, served.tolist())}
+    ctx.result.add("agreement", row)
+    if same < len(paths) - allowed:
+        raise RuntimeError(f"{same} of {len(paths)} images have the class that PyTorch finds on the CPU")
+    return f"{same} of {len(paths)}"
+
+
+async def _served_top1(url: str, images: list[bytes]) -> NDArray[np.int64]:
+    """From several clients at a time, so that there are batches."""
+    shares = await asyncio.gather(
+        *(ask_alone(Target(url), images[at::CLIENTS]) for at in range(min(CLIENTS, len(images))))
+    )
+    found = np.zeros(len(images), np.int64)
+    for at, (_, photos) in enumerate(shares):
+        found[at::CLIENTS] = [photo.top1 for photo in photos]
+    return found
+
+
+def reference_top1(ctx: Context, network: str, paths: list[Path]) -> NDArray[np.int64]:
+    """What plain Pillow and PyTorch make of the same files on the CPU, kept for other parts."""
+    kept = ctx.folder / f"reference-{network}.json"
+    known: dict[str, int] = json.loads(kept.read_text()) if kept.exists() else {}
+    fresh = [path for path in paths if str(path) not in known]
+    if fresh:
+        module, preprocessing, _ = load_network(network, ctx.cifar().get(network))
+        for at in range(0, len(fresh), BATCH):
+            some = fresh[at : at + BATCH]
+            pixels = np.stack([reference_pixels(path, preprocessing) for path in some])
+            best = reference_logits(module, pixels, preprocessing).argmax(1).tolist()
+            known |= dict(zip(map(str, some), best, strict=True))
+        kept.write_text(json.dumps(known))
+    return np.array([known[str(path)] for path in paths], np.int64)
+
+
+def _right(network: str, paths: list[Path], served: list[int]) -> int | None:
+    """How many answers are true; None where the files do not tell."""
+    if network != EFFICIENTNET:
+        names = sorted({path.parent.name for path in paths})
+        return sum(names.index(path.parent.name) == best for path, best in zip(paths, served, strict=True))
+    # One photo for every fourth class, in the order of the classes; a folder's first ones when there are fewer.
+    if len(paths) != REAL_PHOTOS:
+        return None
+    return sum(best == 4 * at for at, best in enumerate(served))
+
+
+def _all_there(ctx: Context) -> str:
+    count = len(ctx.photos())
+    if count != REAL_PHOTOS:
+        raise RuntimeError(f"only {count} of {REAL_PHOTOS}")
+    return f"{count}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
