@@ -4,9 +4,9 @@ with Client("http://127.0.0.1:8000") as client:
     print(client.classify(Path("cat.jpg").read_bytes()).predictions[0].label)
 """
 
-from client.answers import Classification, Model, Prediction, Timings
 from client.clients import DEFAULT_DEADLINE_S, DEFAULT_URL, AsyncClient, Client
 from client.errors import BusyError, ClientError, FailedError, NoAnswerError, ProblemError, RejectedError
+from client.responses import Classification, Model, Prediction, Timings
 
 __all__ = [
     "DEFAULT_DEADLINE_S",

@@ -21,9 +21,9 @@ import httpx
 from tqdm import tqdm
 
 from client import sources
-from client.answers import Classification
 from client.clients import DEFAULT_DEADLINE_S, DEFAULT_URL, AsyncClient
 from client.errors import ClientError, ProblemError
+from client.responses import Classification
 from client.sources import SourceError
 
 API_KEY_VARIABLE = "CLASSIFY_API_KEY"

@@ -9,9 +9,9 @@ from typing import Any, Literal, Self, TypeVar
 import httpx
 import msgspec
 
-from client.answers import Classification, Model, Models
 from client.attempts import Attempts
 from client.errors import ClientError, NoAnswerError, error_of
+from client.responses import Classification, Model, Models
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_DEADLINE_S = 60.0

@@ -3,7 +3,7 @@
 import httpx
 import msgspec
 
-from client.answers import Problem
+from client.responses import Problem
 
 BUSY = {429, 503}
 

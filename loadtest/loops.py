@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from itertools import cycle, takewhile
 from typing import Generic, NamedTuple, TypeVar
 
-from loadtest import answers
-from loadtest.answers import Parse, WrongAnswerError
+from loadtest import responses
 from loadtest.connection import JPEG, Connection, connect, request
+from loadtest.responses import Parse, WrongAnswerError
 
 LAST_ANSWERS_S = 60.0
 """What the server is given for what is under way when a closed loop ends."""
@@ -33,7 +33,7 @@ class Target(NamedTuple):
 
     url: str
     headers: Mapping[str, str] = JPEG
-    parse: Parse = answers.parse
+    parse: Parse = responses.parse
 
 
 @dataclass(slots=True)
@@ -233,7 +233,7 @@ class OpenLoop:
         self._give(connection)
         now_s = time.perf_counter()
         if response.status != 200:
-            code = answers.code(response.body) or f"status {response.status}"
+            code = responses.code(response.body) or f"status {response.status}"
             outcomes.refused_s[code].append(now_s - sent_s)
             return
         try:

@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 from gevent.pool import Pool
 from locust import FastHttpUser, LoadTestShape, User, task
 
-from loadtest import answers, invalid_requests, photos
-from loadtest.answers import WrongAnswerError
+from loadtest import invalid_requests, photos, responses
 from loadtest.invalid_requests import InvalidRequest
+from loadtest.responses import WrongAnswerError
 
 REFUSED = {"overloaded", "queue_full", "engine_unavailable"}
 """Codes of a server that is busy: counted for themselves."""
@@ -62,7 +62,7 @@ class Poster(FastHttpUser):
         data: Any = body  # bytes are fine, though locust declares str alone
         with self.client.post(path, name=name, data=data, headers=headers, catch_response=True) as response:
             status, content = response.status_code, response.content or b""
-            code = answers.code(content)
+            code = responses.code(content)
             if not status:
                 response.failure(LOST)
             elif code in REFUSED:
@@ -73,7 +73,7 @@ class Poster(FastHttpUser):
                 response.failure(f"wrong: {status} {code} instead of {invalid.status} {invalid.code}")
             else:
                 try:
-                    answers.parse(status, content)
+                    responses.parse(status, content)
                 except WrongAnswerError as error:
                     response.failure(f"wrong: {code or error}")
 

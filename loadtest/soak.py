@@ -29,13 +29,13 @@ from urllib.request import urlopen
 import numpy as np
 import psutil
 
-from loadtest import answers, command, invalid_requests, photos, plots, processes, report
-from loadtest.answers import WrongAnswerError
+from loadtest import command, invalid_requests, photos, plots, processes, report, responses
 from loadtest.command import LoadTestError
 from loadtest.connection import Connection, connect, request
 from loadtest.loops import poisson
 from loadtest.processes import Serving
 from loadtest.report import Verdict
+from loadtest.responses import WrongAnswerError
 from loadtest.sampling import Sample, Sampler
 
 ATTEMPTS = 20
@@ -135,7 +135,7 @@ async def _first_answers(url: str, images: Sequence[bytes]) -> list[Kind]:
     async with connect(url) as connection:
         for image in images:
             content = request(url, image, {})
-            learned.append(Kind("photo", content, 200, answers.parse(*await connection.ask(content)).top1))
+            learned.append(Kind("photo", content, 200, responses.parse(*await connection.ask(content)).top1))
     bad = [
         Kind(one.name, request(url + one.query, one.body, {}), one.status, one.code)
         for one in invalid_requests.of(images[0])
@@ -174,7 +174,7 @@ async def _until_answered(url: str, kind: Kind, outcomes: Outcomes) -> None:
             outcomes.again[f"connection broken ({type(error).__name__})"] += 1
             await asyncio.sleep(0.2)
             continue
-        code = answers.code(body)
+        code = responses.code(body)
         if (status, code) in REFUSED_WHILE_RESTARTING:
             outcomes.again[code] += 1
             await asyncio.sleep(1)
@@ -193,7 +193,7 @@ async def _until_answered(url: str, kind: Kind, outcomes: Outcomes) -> None:
 def _found(status: int, body: bytes, code: str) -> int | str:
     """The class that a photo is found to show, the code of a refusal, or what else it is."""
     try:
-        return answers.parse(status, body).top1
+        return responses.parse(status, body).top1
     except WrongAnswerError as error:
         return code or str(error)
 

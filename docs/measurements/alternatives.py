@@ -30,9 +30,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from loadtest import loops, machine, photos, processes
-from loadtest.answers import Answer
 from loadtest.connection import connect, request
 from loadtest.loops import Photo, Target
+from loadtest.responses import Answer
 from loadtest.results import Figures
 from models.manifest import INPUT_NAME, Preprocessing
 from server.images.decode import decode

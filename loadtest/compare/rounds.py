@@ -18,7 +18,6 @@ from statistics import mean
 import uvloop
 
 from loadtest import loops, machine, processes
-from loadtest.answers import WrongAnswerError
 from loadtest.command import LoadTestError
 from loadtest.compare.networks import Work
 from loadtest.compare.rows import Around, Key, Measured, Row
@@ -26,6 +25,7 @@ from loadtest.compare.servers import Server
 from loadtest.connection import connect, request
 from loadtest.loops import Photo, Target
 from loadtest.processes import POLL_S, ROOT, Running, StartError
+from loadtest.responses import WrongAnswerError
 from loadtest.results import Baseline, Figures
 from loadtest.turns import in_turns
 

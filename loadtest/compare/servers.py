@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from loadtest import answers
-from loadtest.answers import Answer, Parse
+from loadtest import responses
 from loadtest.compare import environments
 from loadtest.connection import JPEG
 from loadtest.loops import Target
+from loadtest.responses import Answer, Parse
 
 if TYPE_CHECKING:
     from loadtest.compare.networks import Work
@@ -37,7 +37,7 @@ class Server:
     """of a rival, in its virtual environment"""
     environment: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=lambda: JPEG)
-    parse: Parse = answers.parse
+    parse: Parse = responses.parse
 
     @property
     def is_ours(self) -> bool:
@@ -71,29 +71,29 @@ class Server:
 
 def _parse_json(status: int, body: bytes) -> Answer:
     """An answer as `rivals.work.answers` makes it. How large a batch was, no rival says."""
-    answers.check_status(status, body)
+    responses.check_status(status, body)
     try:
         content = json.loads(body)
         classes, probabilities = content["classes"], content["probabilities"]
     except (ValueError, LookupError, TypeError) as error:
-        raise answers.unreadable(body, error) from error
+        raise responses.unreadable(body, error) from error
     return _answer(classes, probabilities)
 
 
 def _parse_triton(status: int, body: bytes) -> Answer:
     """A JSON head and the tensors after it: int32[5], float32[5]."""
-    answers.check_status(status, body)
+    responses.check_status(status, body)
     try:
         _, end = json.JSONDecoder().raw_decode(body.decode("latin-1"))
-        classes = np.frombuffer(body, "<i4", answers.TOP_K, end)
-        probabilities = np.frombuffer(body, "<f4", answers.TOP_K, end + classes.nbytes)
+        classes = np.frombuffer(body, "<i4", responses.TOP_K, end)
+        probabilities = np.frombuffer(body, "<f4", responses.TOP_K, end + classes.nbytes)
     except ValueError as error:
-        raise answers.unreadable(body, error) from error
+        raise responses.unreadable(body, error) from error
     return _answer(classes.tolist(), probabilities.tolist())
 
 
 def _answer(classes: Sequence[int], probabilities: Sequence[float]) -> Answer:
-    answers.check_probabilities(probabilities)
+    responses.check_probabilities(probabilities)
     return Answer("", classes[0], batch_size=1)
 
 

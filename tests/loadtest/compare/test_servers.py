@@ -4,9 +4,9 @@ import re
 import numpy as np
 import pytest
 
-from loadtest.answers import WrongAnswerError
 from loadtest.compare import environments
 from loadtest.compare.servers import RIVALS, SERVERS, Server
+from loadtest.responses import WrongAnswerError
 
 CLASSES = [7, 1, 2, 3, 4]
 PROBABILITIES = [0.5, 0.25, 0.125, 0.0625, 0.0]

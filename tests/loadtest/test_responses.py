@@ -3,8 +3,8 @@ from typing import Any
 
 import pytest
 
-from loadtest import answers
-from loadtest.answers import Answer, WrongAnswerError
+from loadtest import responses
+from loadtest.responses import Answer, WrongAnswerError
 
 
 def body(*probabilities: float, **changes: Any) -> bytes:
@@ -13,7 +13,7 @@ def body(*probabilities: float, **changes: Any) -> bytes:
 
 
 def test_right_answer_is_read() -> None:
-    assert answers.parse(200, body(0.5, 0.2, 0.2, 0.1, 0.0)) == Answer("m", 0, 2)
+    assert responses.parse(200, body(0.5, 0.2, 0.2, 0.1, 0.0)) == Answer("m", 0, 2)
 
 
 @pytest.mark.parametrize(
@@ -30,4 +30,4 @@ def test_right_answer_is_read() -> None:
 )
 def test_wrong_answer_is_named(status: int, content: bytes, reason: str) -> None:
     with pytest.raises(WrongAnswerError, match=reason):
-        answers.parse(status, content)
+        responses.parse(status, content)
