@@ -23,8 +23,8 @@ MAX_JPEG_PIXELS = 200_000_000
 
 _MAX_SCANS = 100
 """A JPEG scan of 30 bytes makes the decoder visit every pixel; encoders write about ten scans."""
-_MAX_SCANNED_PIXELS = 5_000_000_000
-"""Pixels of all scans together: a hundred times 50 megapixels."""
+_MAX_SCANNED_PIXELS = 2_500_000_000
+"""Pixels of all scans together: 50 times 50 megapixels, or ten times more than 200."""
 
 # Pillow reads what comes before the pixels in Python, holding the GIL, so a flood of tiny parts would stop the server.
 _MAX_JPEG_SEGMENTS = 500
