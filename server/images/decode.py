@@ -142,8 +142,10 @@ def _variant(data: bytes, format_name: str, error: Exception) -> str | None:
             return jpeg_repair.variant(data)
         case "BMP" if str(error).startswith("Unsupported BMP "):
             return f"BMP of a variant ({str(error).removeprefix('Unsupported BMP ')})"
+        case "PNG" if data[12:16] == b"CgBI":
+            return "PNG of Apple's own kind (CgBI)"
         case "AVIF" | "HEIF":
-            return iso_media.variant(data)
+            return iso_media.variant(data, format_name)
         case _:
             return None
 

@@ -8,6 +8,8 @@ _MAX_BOXES = 1000
 _MAX_INDEX_BYTES = 2**17
 """Some 50 bytes an item; a picture has a few, a large one an item for each tile of its grid."""
 _CODECS = {
+    b"hvc1": "HEVC",
+    b"av01": "AV1",
     b"avc1": "AVC (H.264)",
     b"vvc1": "VVC (H.266)",
     b"evc1": "EVC",
@@ -15,7 +17,8 @@ _CODECS = {
     b"j2k1": "JPEG 2000",
     b"unci": "uncompressed samples",
 }
-"""What HEIF may hold beside HEVC, by its item types."""
+"""Item types of pictures."""
+_DECODED = {"AVIF": b"av01", "HEIF": b"hvc1"}
 
 
 def check(data: bytes, format_name: str) -> None:
@@ -47,16 +50,13 @@ def _boxes(data: bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
         at = max(start, stop)
 
 
-def variant(data: bytes) -> str | None:
+def variant(data: bytes, format_name: str) -> str | None:
     """What a file is whose pictures are not of the codec that its format is decoded with."""
-    inner = {kind: (start, end) for kind, start, end in _boxes(data, 0, len(data))}
-    if b"meta" not in inner:
-        return "a video or an image sequence without a still image" if b"moov" in inner else None
-    start, end = inner[b"meta"]
-    index = next((data[begin:stop] for kind, begin, stop in _boxes(data, start + 4, end) if kind == b"iinf"), b"")
-    found = [name for kind, name in _CODECS.items() if kind in index]
-    return (
-        f"HEIF of {found[0]}"
-        if found and not {b"hvc1", b"av01"} & {index[at : at + 4] for at in range(len(index))}
-        else None
-    )
+    found = {kind: (start, end) for kind, start, end in _boxes(data, 0, len(data))}
+    if b"meta" not in found:
+        return "a video or an image sequence without a still image" if b"moov" in found else None
+    start, end = found[b"meta"]
+    items = next((data[begin:stop] for kind, begin, stop in _boxes(data, start + 4, end) if kind == b"iinf"), b"")
+    if _DECODED[format_name] in items:
+        return None
+    return next((f"{format_name} of {name}" for kind, name in _CODECS.items() if kind in items), None)

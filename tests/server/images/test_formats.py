@@ -34,6 +34,14 @@ def jpeg(frame: int, bits: int, components: int) -> bytes:
     return b"\xff\xd8" + head + body + b"\xff\xda\0\x08\1\0\0\0\0\0\xff\xd9"
 
 
+def apples_png() -> bytes:
+    """As Xcode packs it into applications: with a chunk before the header, and deflated without zlib's own."""
+    data = encoded(picture(), "PNG")
+    deflated = data[data.index(b"IDAT") + 4 :]
+    raw = struct.pack(">I", len(deflated) - 22) + b"IDAT" + deflated[2:-20]
+    return data[:8] + b"\0\0\0\4CgBI\x50\0\x20\2\x2b\xd5\xb3\x7f" + data[8:33] + raw + bytes(4) + data[-12:]
+
+
 OTHERS = {
     "JPEG XL": [b"\xff\x0a" + bytes(20), b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(20)],
     "JPEG 2000": [encoded(picture(), "JPEG2000"), b"\xff\x4f\xff\x51" + bytes(20)],
@@ -68,6 +76,7 @@ OTHERS = {
         b"IIRO\x08\0\0\0",
         b"II\x1a\0\0\0HEAPCCDR",
     ],
+    "PNG of Apple's own kind": [apples_png()],
     "lossless JPEG": [jpeg(0xC3, 10, 1)],
     "JPEG of 12 bits a sample": [jpeg(0xC1, 12, 1)],
     "JPEG of 2 components": [jpeg(0xC0, 8, 2)],

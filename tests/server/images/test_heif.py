@@ -80,7 +80,14 @@ def test_a_part_of_a_photo_is_broken(share: float) -> None:
 
 @pytest.mark.parametrize(
     ("codec", "name"),
-    [(b"vvc1", "VVC"), (b"avc1", "AVC"), (b"j2k1", "JPEG 2000"), (b"jpeg", "JPEG"), (b"unci", "uncompressed")],
+    [
+        (b"vvc1", "VVC"),
+        (b"avc1", "AVC"),
+        (b"j2k1", "JPEG 2000"),
+        (b"jpeg", "JPEG"),
+        (b"unci", "uncompressed"),
+        (b"av01", "AV1"),
+    ],
 )
 def test_another_codec_in_heif_is_named(codec: bytes, name: str) -> None:
     data = (HEIC[:8] + b"mif1" + HEIC[12:]).replace(b"hvc1", codec)
