@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 
-SUFFIXES = {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+SUFFIXES = {".avif", ".bmp", ".gif", ".heic", ".heif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 """Of files that are taken from a folder; a file that is named is sent whatever it is called."""
 MAX_BYTES = 256 * 2**20
 """More is not read: no service takes as much."""

@@ -30,6 +30,7 @@ from server import VERSION, gpus, repository, tracing
 from server.cpus import available_cpus, cgroup_quota
 from server.engine.backends import inventory
 from server.images import jpeg
+from server.images.bounds import PIXEL_BYTES
 from server.metrics import ROOM_BYTES
 from server.run_folder import longest_socket_path
 from server.settings import Settings, WrongSettingsError, read, unknown_variables
@@ -58,8 +59,6 @@ SECRET = re.compile("HEADERS|KEY$|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECA
 USERINFO = re.compile(r"(?<=//)[^/@\s]+@")
 MAX_SOCKET_PATH = 107
 """Bytes: what Linux takes for the address of a Unix socket."""
-DECODED_BYTES = 20
-"""For each pixel, in the worst format: see the README."""
 
 
 @dataclass(frozen=True)
@@ -196,7 +195,7 @@ def _memory(settings: Settings, report: Report) -> dict[str, Any]:
     limit = int(granted) if granted.isdecimal() else total  # where there is none: "max", or a number beyond all memory
     available = min(available, limit)
     uploads = settings.http_workers * settings.max_buffered_bytes
-    decoding = settings.http_workers * settings.decode_threads * settings.max_pixels * DECODED_BYTES
+    decoding = settings.http_workers * settings.decode_threads * settings.max_pixels * PIXEL_BYTES
     if uploads + decoding > available:
         report.warn(
             f"uploads and the worst images may take {_size(uploads + decoding)}, and {_size(available)} are available",

@@ -107,7 +107,7 @@ class Settings(BaseSettings):
     """from an answer to the next request on its connection; then it is closed"""
     body_timeout_ms: Annotated[float, Field(gt=0, le=3_600_000)] = 30_000
     """from the first to the last byte of an upload; later is 408"""
-    max_body_bytes: Annotated[int, Field(ge=1)] = 16 * 2**20
+    max_body_bytes: Annotated[int, Field(ge=1)] = 30 * 2**20
     """largest upload; more is 413"""
     max_batch_images: Annotated[int, Field(ge=1, le=10_000)] = 64
     """most images in one POST /classify/batch; more are 413"""
@@ -115,8 +115,8 @@ class Settings(BaseSettings):
     """answers that one HTTP worker remembers for images that come again, up to 2 KiB each; 0: none"""
     max_buffered_bytes: Annotated[int, Field(ge=1)] = 256 * 2**20
     """all uploads held at one time by one HTTP worker; more are refused with 429"""
-    max_pixels: Annotated[int, Field(ge=1, le=178_000_000)] = 50_000_000
-    """largest image; more is 413"""
+    max_pixels: Annotated[int, Field(ge=1, le=178_000_000)] = 50 * 2**20
+    """largest image, of 20 bytes each while it is decoded; a JPEG may have more where it takes no more; else 413"""
     max_connections: Annotated[int, Field(ge=1)] = 1024
     """open connections of one HTTP worker; more are answered 503"""
     http_workers: Annotated[int, Field(ge=1, le=256)] = Field(

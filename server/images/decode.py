@@ -1,74 +1,62 @@
 """Compressed image to network input: the only place where Pillow meets bytes from outside."""
 
-import io
-import re
-import struct
+import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from math import prod
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import (
-    AvifImagePlugin,
-    BmpImagePlugin,
-    ExifTags,
-    GifImagePlugin,
-    Image,
-    JpegImagePlugin,
-    PngImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
-)
+import pillow_heif
+from PIL import AvifImagePlugin, Image
+from PIL.GifImagePlugin import GifImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from models.manifest import Crop, CropCount, Preprocessing
 from server.errors import Code, ServiceError
+from server.images import gif, iso_media, jpeg_repair, png_repair, tiff, webp_repair
+from server.images.bmp import bmp_share, check_bmp
+from server.images.bounds import BoundedReads, check_jpeg, check_jpeg_pixels, check_pixels
+from server.images.formats import FORMATS, PLUGINS, format_of, unsupported
 from server.images.jpeg import JpegDecoder
+from server.images.orientation import orientation
 from server.images.preprocess import crop_boxes, resample, rgb, upright
+from server.images.tiff_directory import Directory
 
-FORMATS = tuple(
-    image_file.format
-    for image_file in (  # named, so that their plugins are imported now and Pillow never looks for others
-        JpegImagePlugin.JpegImageFile,
-        PngImagePlugin.PngImageFile,
-        WebPImagePlugin.WebPImageFile,
-        GifImagePlugin.GifImageFile,
-        BmpImagePlugin.BmpImageFile,
-        TiffImagePlugin.TiffImageFile,
-        AvifImagePlugin.AvifImageFile,
-    )
-)
-"""Accepted formats, by Pillow's names, the most usual first."""
+__all__ = ["DRAFT_MARGIN", "FORMATS", "decode"]
 
 DRAFT_MARGIN = 2.0
 """The JPEG decoder may halve a photo while its short side stays at least this many times `resize`: smaller margins lose
 top-1 (docs/measurements/draft.md)."""
 
-_MAX_SCANS = 100
-"""A JPEG scan of 30 bytes makes the decoder visit every pixel; encoders write about ten scans."""
-
-# Pillow reads what comes before the pixels in Python, holding the GIL, so a flood of tiny parts would stop the server.
-_MAX_JPEG_SEGMENTS = 500
-"""Cameras write under 50; a colour profile of 3 MB takes 50 more."""
-_MAX_JPEG_PARSED_BYTES = 2**20
-"""Exif is at most 64 KiB by its standard; of Photoshop's data Pillow parses every resource."""
-_MAX_TIFF_TAGS = 1000
-_MAX_TIFF_VALUES = 50_000
-"""Numbers in all tags: two a strip or tile, each of which Pillow decodes on its own."""
-_MAX_READS = 50_000
-"""Four a PNG chunk (encoders split the pixels into chunks of 8 KiB or more), two a GIF block, one a TIFF strip."""
-_MAX_AVIF_BOXES = 1000
-_MAX_AVIF_INDEX_BYTES = 2**17
-"""Some 50 bytes an item; a picture has a few, a large one an item for each tile of its grid."""
-_MIN_SIDE = 64
-"""A side counts as this many pixels or more: each row has its pointer and its padding, however short it is."""
-
-_JPEG_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")
-_JPEG_BARE = {code & 0xFF for code, (_, _, handler) in JpegImagePlugin.MARKER.items() if handler is None}
-"""Markers that Pillow takes to have no length after them."""
-
-AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # the images decoded at one time share the CPUs already
+# the images decoded at one time share the CPUs already
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+pillow_heif.options.DECODE_THREADS = 1
+# only the picture itself is wanted, of all that a phone adds to it
+pillow_heif.options.THUMBNAILS = pillow_heif.options.DEPTH_IMAGES = pillow_heif.options.AUX_IMAGES = False
 # Pillow puts parts of an upload into its warnings, and Python keeps every warning's text for ever.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").setLevel(logging.CRITICAL)  # the answer says what is wrong with an image
+
+
+class _Picture(NamedTuple):
+    """A decoded image."""
+
+    pixels: Image.Image  # RGB
+    size: tuple[int, int]  # width and height in the file
+    scale: float  # of the pixels' width to that
+    orientation: int
+
+
+class _Wanted(NamedTuple):
+    """What is to be made of an image."""
+
+    preprocessing: Preprocessing
+    crops: CropCount
+    max_pixels: int
 
 
 def decode(
@@ -83,207 +71,209 @@ def decode(
 
     The first frame of an animation, upright by its EXIF orientation, as RGB (see `preprocess`). May run in several
     threads at one time: decoding and resampling release the GIL. At its peak a call holds 4 bytes a pixel once (JPEG,
-    opaque PNG) to five times (transparent WebP).
+    opaque PNG) to five times (transparent WebP). What is damaged but does not concern the pixels (metadata, or the mark
+    of the end) is left out, as browsers do.
 
     Args:
         data: a file of one of FORMATS; its bytes tell which.
         preprocessing: what the model's manifest says.
         outs: one or ten of uint8[crop, crop, 3], RGB. The caller owns them; they are written to only when the image
             decoded fully.
-        max_pixels: largest width x height, each counted as 64 or more; checked before any pixel is decoded. Opening a
-            GIF or WebP may allocate its canvas before that, so Pillow's own limit, 2 * Image.MAX_IMAGE_PIXELS (179
-            million), stays in force.
+        max_pixels: largest width x height, each counted as 64 or more; checked before any pixel is decoded. JPEG may
+            have more, where it is halved while it is decoded: it takes no more than `bounds.PIXEL_BYTES` for each.
+            Opening a GIF or WebP may allocate its canvas before that, so Pillow's own limit, 2 * Image.MAX_IMAGE_PIXELS
+            (179 million), stays in force.
         jpeg_decoder: is asked first; None: all is Pillow's.
 
     Raises:
-        ServiceError: EMPTY_BODY, NOT_AN_IMAGE (none of FORMATS, or a run-length compressed BMP), TOO_MANY_PIXELS, or
-            BROKEN_IMAGE.
+        ServiceError: EMPTY_BODY, NOT_AN_IMAGE (none of FORMATS, or a variant of one that is not decoded),
+            TOO_MANY_PIXELS, or BROKEN_IMAGE.
     """
     if not data:
         raise ServiceError(Code.EMPTY_BODY, "the body is empty; send an image")
     data = bytes(data)
-    format_name = _format(data)
+    format_name = format_of(data)
+    wanted = _Wanted(preprocessing, 10 if len(outs) == 10 else 1, max_pixels)
     try:
-        crops = _crops(data, format_name, preprocessing, 10 if len(outs) == 10 else 1, max_pixels, jpeg_decoder)
+        crops = _crops(data, format_name, wanted, jpeg_decoder)
     except ServiceError:
         raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ServiceError(
-            Code.TOO_MANY_PIXELS, f"the image is too large; send one of at most {max_pixels} pixels"
-        ) from error
     except Exception as error:  # on hostile bytes Pillow raises whatever its parsers run into
-        raise ServiceError(
-            Code.BROKEN_IMAGE,
-            f"the {format_name} image is damaged or incomplete; check that it opens and send it again",
-        ) from error
+        crops = _crops_of_damaged(data, format_name, wanted, error)
     for out, pixels in zip(outs, crops, strict=True):
         out[...] = pixels
 
 
-def _format(data: bytes) -> str:
-    for name in FORMATS:
-        _, accepts = Image.OPEN[name]
-        if accepts is not None and accepts(data[:16]):
-            return name
-    raise ServiceError(Code.NOT_AN_IMAGE, f"this is no image of an accepted format; send one of {', '.join(FORMATS)}")
-
-
 def _crops(
-    data: bytes,
-    format_name: str,
-    preprocessing: Preprocessing,
-    count: CropCount,
-    max_pixels: int,
-    jpeg_decoder: JpegDecoder | None,
+    data: bytes, format_name: str, wanted: _Wanted, jpeg_decoder: JpegDecoder | None
 ) -> list[npt.NDArray[np.uint8]]:
-    _check_structure(data, format_name)
-    with Image.open(_BoundedReads(data), formats=(format_name,)) as image:
-        _check_pixels(image, max_pixels)
-        size = image.size
-        if jpeg_decoder is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
-            orientation = _orientation(image)
-            parts = crop_boxes(size, preprocessing, orientation, count)
-            pixels = jpeg_decoder.crops(data, image, [box for _, box in parts], preprocessing)
-            if pixels is not None:
-                stored = map(Image.fromarray, pixels)
-                return [_finished(each, orientation, crop) for each, (crop, _) in zip(stored, parts, strict=True)]
-        side = int(DRAFT_MARGIN * preprocessing.resize)
-        draft = image.draft(None, (side, side))  # None but for JPEG
-        scale = draft[1][2] / size[0] if draft else 1.0
-        image.load()
-        orientation = _orientation(image)
-        picture = rgb(image)
-        crops = []
-        for crop, (left, top, right, bottom) in crop_boxes(size, preprocessing, orientation, count):
-            box = left * scale, top * scale, right * scale, bottom * scale
-            crops.append(_finished(resample(picture, box, preprocessing), orientation, crop))
-        return crops
+    try:
+        if format_name == "JPEG":
+            return _crops_of_jpeg(data, wanted, jpeg_decoder)
+        return _crops_of(_picture(data, format_name, wanted.max_pixels), wanted)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ServiceError(
+            Code.TOO_MANY_PIXELS, f"the image is too large; send one of at most {wanted.max_pixels} pixels"
+        ) from error
 
 
-def _finished(pixels: Image.Image, orientation: int, crop: Crop) -> npt.NDArray[np.uint8]:
-    """Turned at last: a crop has fewer pixels than the photo."""
-    turned = np.asarray(upright(pixels, orientation))
-    return turned[:, ::-1] if crop.mirrored else turned
+def _crops_of_damaged(data: bytes, format_name: str, wanted: _Wanted, error: Exception) -> list[npt.NDArray[np.uint8]]:
+    """Once more without what does not concern the pixels; `error` is how it failed with that."""
+    broken = ServiceError(
+        Code.BROKEN_IMAGE, f"the {format_name} image is damaged or incomplete; check that it opens and send it again"
+    )
+    if (variant := _variant(data, format_name, error)) is not None:
+        raise unsupported(variant) from error
+    try:
+        mended = _without_metadata(data, format_name, wanted.max_pixels, error)
+        if mended is None:
+            raise broken from error
+        return _crops(mended, format_name, wanted, None)
+    except ServiceError:
+        raise
+    except Exception:
+        raise broken from error
 
 
-class _BoundedReads(io.BytesIO):
-    """A file that refuses to be read in endless small parts."""
-
-    reads = 0
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        self.reads += 1
-        _bound(self.reads, _MAX_READS, "the image has {} parts")
-        return super().read(size)
-
-
-def _check_structure(data: bytes, format_name: str) -> None:
-    """Refuse a file that Pillow would take long to open, or that has more JPEG scans than a picture needs."""
+def _variant(data: bytes, format_name: str, error: Exception) -> str | None:
+    """What an image is that is whole, as far as can be told, but of a kind that is not decoded."""
     match format_name:
         case "JPEG":
-            _check_jpeg(data)
-        case "TIFF":
-            _check_tiff(data)
-        case "AVIF":
-            _check_avif(data)
-        case "BMP" if int.from_bytes(data[14:18], "little") > 12 and data[30:34] in (b"\1\0\0\0", b"\2\0\0\0"):
-            # Pillow's decoder for it is written in Python
-            raise ServiceError(
-                Code.NOT_AN_IMAGE, "run-length compressed BMP is not accepted; send the BMP uncompressed, or as PNG"
-            )
+            return jpeg_repair.variant(data)
+        case "BMP" if str(error).startswith("Unsupported BMP "):
+            return f"BMP of a variant ({str(error).removeprefix('Unsupported BMP ')})"
+        case "PNG" if data[12:16] == b"CgBI":
+            return "PNG of Apple's own kind (CgBI)"
+        case "AVIF" | "HEIF":
+            return iso_media.variant(data, format_name)
+        case _:
+            return None
 
 
-def _check_jpeg(data: bytes) -> None:
-    # what looks like a scan, at even and odd places; if there are many, look closer: a video behind the photo has some
-    pairs = (np.frombuffer(data, "<u2", (len(data) - odd) // 2, odd) for odd in (0, 1))
-    usual = sum(np.count_nonzero(pair == 0xDAFF) for pair in pairs) <= _MAX_SCANS
-    at, segments, scans, parsed = 2, 0, 0, 0
-    while marker := _JPEG_MARKER.search(data, at):
-        kind = data[marker.end() - 1]
-        if (kind == 0xDA and usual) or (kind == 0xD9 and scans):
-            break
-        segments += 1
-        scans += kind == 0xDA
-        at = marker.end()
-        if kind not in _JPEG_BARE:
-            length = max(2, int.from_bytes(data[at : at + 2], "big"))
-            if data.startswith((b"Exif", b"Photoshop"), at + 2):
-                parsed += length
-            at += length
-        _bound(scans, _MAX_SCANS, "the JPEG image has {} scans")
-        _bound(segments, _MAX_JPEG_SEGMENTS, "the JPEG image has {} segments")
-        _bound(parsed, _MAX_JPEG_PARSED_BYTES, "the JPEG image has {} bytes of Exif or Photoshop metadata")
+def _without_metadata(data: bytes, format_name: str, max_pixels: int, error: Exception) -> bytes | None:
+    """An image that failed with `error`, with nothing in it but its pixels; None: that cannot be had.
 
-
-def _check_tiff(data: bytes) -> None:
-    """The first picture's directory."""
-    order = "<" if data.startswith(b"II") else ">"
-    big = 43 in data[2:4]  # BigTIFF
-    (at,) = struct.unpack_from(order + ("Q" if big else "L"), data, 8 if big else 4)
-    (tags,) = struct.unpack_from(order + ("Q" if big else "H"), data, at)
-    _bound(tags, _MAX_TIFF_TAGS, "the TIFF image has {} tags")
-    entry = struct.Struct(order + ("HHQ8x" if big else "HHL4x"))
-    at += 8 if big else 2
-    entries = entry.iter_unpack(data[at : at + tags * entry.size])
-    values = sum(count for _, kind, count in entries if kind not in (1, 2, 7))  # bytes, text, undefined: kept whole
-    _bound(values, _MAX_TIFF_VALUES, "the TIFF image has {} numbers in its tags")
-
-
-def _check_avif(data: bytes) -> None:
-    """libavif looks each item up among all others."""
-    index_bytes = 0
-    for kind, start, end in _boxes(data, 0, len(data)):
-        if kind != b"meta":
-            continue
-        for inner, inner_start, inner_end in _boxes(data, start + 4, end):
-            if inner == b"iprp":  # all but the properties themselves, among them colour profiles
-                properties = _boxes(data, inner_start, inner_end)
-                index_bytes += sum(stop - begin for name, begin, stop in properties if name != b"ipco")
-            elif inner != b"idat":
-                index_bytes += inner_end - inner_start
-    _bound(index_bytes, _MAX_AVIF_INDEX_BYTES, "the AVIF image has {} bytes of item index")
-
-
-def _boxes(data: bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Type, start and end of the content of each box (ISO/IEC 14496-12, 4.2)."""
-    boxes = 0
-    while at + 8 <= end:
-        boxes += 1
-        _bound(boxes, _MAX_AVIF_BOXES, "the AVIF image has {} boxes")
-        size, start = int.from_bytes(data[at : at + 4], "big"), at + 8
-        if size == 1:
-            size, start = int.from_bytes(data[start : start + 8], "big"), start + 8
-        stop = min(end, at + size) if size else end
-        yield data[at + 4 : at + 8], start, max(start, stop)
-        at = max(start, stop)
-
-
-def _bound(count: int, limit: int, text: str) -> None:
-    if count > limit:
-        raise ServiceError(Code.BROKEN_IMAGE, f"{text.format(f'at least {count}')}; send one of at most {limit}")
-
-
-def _check_pixels(image: Image.Image, max_pixels: int) -> None:
-    """Refuse an opened image that would take too much memory or time to decode."""
-    pixels = max(image.width, _MIN_SIDE) * max(image.height, _MIN_SIDE)
-    if isinstance(image, TiffImagePlugin.TiffImageFile):  # decodes whole tiles, however small the picture
-        tile_width, tile_height = (
-            image.tag_v2.get(tag, 0) for tag in (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH)
-        )
-        pixels = max(pixels, int(tile_width) * int(tile_height))
-    if pixels > max_pixels:
-        raise ServiceError(
-            Code.TOO_MANY_PIXELS,
-            f"the image counts as {pixels} pixels, a side being {_MIN_SIDE} or more; send one of at most {max_pixels}",
-        )
-
-
-def _orientation(image: Image.Image) -> int:
-    """EXIF orientation of a loaded image, or a JPEG that is open, 1 to 8; 1 where there is none.
-
-    TIFF images come upright from Pillow.
+    Raises:
+        ServiceError: BROKEN_IMAGE, some of its pixels are missing.
+        Exception: whatever reading it runs into.
     """
-    try:
-        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # malformed metadata is no reason to refuse a picture
-        return 1
+    match format_name:
+        case "JPEG":
+            return jpeg_repair.without_metadata(data)
+        case "PNG" if not png_repair.is_bomb(error):
+            mended = png_repair.without_metadata(data, max_pixels)
+            if mended is not None and mended.share < 1:
+                raise _incomplete(format_name, mended.share)
+            return None if mended is None else mended.data
+        case "WEBP":
+            return webp_repair.without_metadata(data)
+        case "TIFF":
+            directory = Directory(data)
+            if directory.share < 1:
+                raise _incomplete(format_name, directory.share)
+            return directory.without_metadata()
+        case "BMP" if (share := bmp_share(data)) < 1:
+            raise _incomplete(format_name, share)
+        case _:
+            return None
+
+
+def _incomplete(format_name: str, share: float) -> ServiceError:
+    percent = min(99, int(100 * share))
+    return ServiceError(
+        Code.BROKEN_IMAGE, f"the {format_name} image ends after about {percent} % of its rows; send all of it"
+    )
+
+
+def _crops_of(picture: _Picture, wanted: _Wanted) -> list[npt.NDArray[np.uint8]]:
+    crops = []
+    for crop, box in crop_boxes(picture.size, wanted.preprocessing, picture.orientation, wanted.crops):
+        left, top, right, bottom = (side * picture.scale for side in box)
+        pixels = resample(picture.pixels, (left, top, right, bottom), wanted.preprocessing)
+        crops.append(_finished(pixels, picture.orientation, crop))
+    return crops
+
+
+def _finished(pixels: Image.Image, turned: int, crop: Crop) -> npt.NDArray[np.uint8]:
+    """Turned at last: a crop has fewer pixels than the photo."""
+    found = np.asarray(upright(pixels, turned))
+    return found[:, ::-1] if crop.mirrored else found
+
+
+def _crops_of_jpeg(data: bytes, wanted: _Wanted, jpeg_decoder: JpegDecoder | None) -> list[npt.NDArray[np.uint8]]:
+    first = check_jpeg(data)
+    if data.rfind(jpeg_repair.END) < first:
+        return _crops_of(_jpeg_without_end(data, first, wanted), wanted)
+    with JpegImageFile(BoundedReads(data)) as image:
+        if jpeg_decoder is not None and prod(image.size) <= wanted.max_pixels:
+            turned = orientation(image.info.get("exif"))
+            parts = crop_boxes(image.size, wanted.preprocessing, turned, wanted.crops)
+            pixels = jpeg_decoder.crops(data, image, [box for _, box in parts], wanted.preprocessing)
+            if pixels is not None:
+                stored = map(Image.fromarray, pixels)
+                return [_finished(each, turned, crop) for each, (crop, _) in zip(stored, parts, strict=True)]
+        return _crops_of(_loaded_jpeg(image, data, first, wanted), wanted)
+
+
+def _loaded_jpeg(image: JpegImageFile, data: bytes, first: int, wanted: _Wanted) -> _Picture:
+    size, side = image.size, int(DRAFT_MARGIN * wanted.preprocessing.resize)
+    draft = image.draft(None, (side, side))
+    check_jpeg_pixels(image, size, data, first, wanted.max_pixels)
+    image.load()
+    return _Picture(rgb(image), size, draft[1][2] / size[0] if draft else 1.0, orientation(image.info.get("exif")))
+
+
+def _jpeg_without_end(data: bytes, first: int, wanted: _Wanted) -> _Picture:
+    """A photo all of whose pixels are there: it stays the same whatever follows.
+
+    Raises:
+        ServiceError: BROKEN_IMAGE, some are not.
+        Exception: as of any other photo.
+    """
+    pictures = []
+    data = data.rstrip(b"\xff")  # which may be the half of the end that is there
+    for end in (jpeg_repair.END, jpeg_repair.FILLER + jpeg_repair.END):
+        with JpegImageFile(BoundedReads(data + end)) as image:
+            pictures.append(_loaded_jpeg(image, data, first, wanted))
+            progressive = bool(image.info.get("progressive"))
+    picture, other = (np.asarray(each.pixels) for each in pictures)
+    same = [np.array_equal(row, changed) for row, changed in zip(picture, other, strict=True)]
+    if progressive and not (all(same) and jpeg_repair.complete_scans(data)):
+        raise ServiceError(
+            Code.BROKEN_IMAGE, "the progressive JPEG image ends before its last scan does; send all of it"
+        )
+    if not all(same):
+        raise _incomplete("JPEG", same.index(False) / len(same))
+    return pictures[0]
+
+
+def _picture(data: bytes, format_name: str, max_pixels: int) -> _Picture:
+    """An image of any other format."""
+    negative = False
+    match format_name:
+        case "TIFF":
+            data, negative = tiff.prepared(data)
+        case "AVIF" | "HEIF":
+            iso_media.check(data, format_name)
+        case "GIF":
+            data = gif.without_metadata(data)
+        case "BMP":
+            check_bmp(data)
+    with PLUGINS[format_name](BoundedReads(data)) as image:
+        if isinstance(image, TiffImageFile):
+            tiff.opened(image, data)
+        check_pixels(image, max_pixels)
+        covered = image.tile[0].extents if isinstance(image, GifImageFile) else None
+        image.load()
+        # TIFF images come upright from Pillow, HEIF images from libheif, which knows nothing of EXIF
+        turned = 1 if format_name in ("TIFF", "HEIF") else orientation(image.info.get("exif"))
+        if isinstance(image, TiffImageFile):
+            pixels = rgb(tiff.grey(image, negative=negative))
+        elif isinstance(image, PngImageFile):
+            pixels = rgb(png_repair.with_transparency(image, data))
+        else:
+            pixels = rgb(image)
+        if covered is not None and covered != (0, 0, *image.size):  # the rest of the canvas is transparent
+            frame, pixels = pixels.crop(covered), Image.new("RGB", image.size, "white")
+            pixels.paste(frame, covered)
+        return _Picture(pixels, pixels.size, 1.0, turned)

@@ -21,6 +21,7 @@ from cloudcoil.models.keda.v1alpha1 import ScaledObject
 from cloudcoil.models.prometheus_operator.v1 import PrometheusRule, ServiceMonitor
 
 from server.child import STOP_S
+from server.images.bounds import PIXEL_BYTES
 from server.settings import Settings
 from tests import tiny
 from tests.server.running import ROOT, RunningServer, red_image, until
@@ -202,7 +203,7 @@ def test_the_worst_that_a_server_may_hold_fits_its_memory_and_its_threads_their_
     slots = found.queue_size * 224 * 224 * 3
     assert volume_bytes(folder, "/dev/shm") >= 2 * slots
     volumes = volume_bytes(folder, "/dev/shm") + volume_bytes(folder, "/tmp")
-    worst = found.http_workers * (found.max_buffered_bytes + found.decode_threads * 20 * found.max_pixels)
+    worst = found.http_workers * (found.max_buffered_bytes + found.decode_threads * PIXEL_BYTES * found.max_pixels)
     assert amount(resources["limits"]["memory"]) >= volumes + worst + PROCESSES_BYTES
     assert amount(resources["limits"]["cpu"]) % 1 == 0  # threads are rounded up: a part of a CPU would be throttled
     assert {**resources["limits"], **resources["requests"]} == resources["limits"]

@@ -1,8 +1,9 @@
 """Coverage-guided fuzzing of the decoder: `python -m tests.fuzz.decoder -runs=300000` (any flag of libFuzzer).
 
-libFuzzer mutates real images of every format and keeps what reaches new lines of `decode` or Pillow. Anything but a
-picture or a ServiceError, a signal, an input that takes 5 s, or memory that grows past the limit ends the run; the
-input is left in a file `crash-...`, `timeout-...` or `oom-...`, which this command runs again if given as an argument.
+libFuzzer mutates real images of every format and keeps what reaches new lines of `decode`, Pillow or pillow_heif.
+Anything but a picture or a ServiceError, a signal, an input that takes 5 s, or memory that grows past the limit ends
+the run; the input is left in a file `crash-...`, `timeout-...` or `oom-...`, which this command runs again if given as
+an argument.
 """
 
 import random
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["PIL", "server.images"]):
+with atheris.instrument_imports(include=["PIL", "pillow_heif", "server.images"]):
     from server.errors import ServiceError
     from server.images.decode import decode
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pillow_heif
 from PIL import Image, ImageOps
 
 from server.images.decode import FORMATS
@@ -12,6 +13,7 @@ from server.images.decode import FORMATS
 
 def seeds(side: int = 24) -> dict[str, bytes]:
     """A file for each, by name: a cut of a photo, about a kilobyte each."""
+    pillow_heif.register_heif_opener()  # to write it
     with Image.open("export/photos/cat.jpg") as photo:
         cut = ImageOps.fit(photo.convert("RGB"), (side, side))
     see_through = cut.copy()
@@ -35,6 +37,10 @@ def seeds(side: int = 24) -> dict[str, bytes]:
         "TIFF-jpeg": lambda: _encoded(cut, "TIFF", compression="jpeg"),
         "TIFF-fax": lambda: _encoded(cut.convert("1"), "TIFF", compression="group4"),
         "TIFF-deflate": lambda: _encoded(see_through, "TIFF", compression="tiff_adobe_deflate"),
+        "TIFF-palette": lambda: _encoded(cut.quantize(16), "TIFF"),
+        "TIFF-16": lambda: _encoded(Image.fromarray(np.asarray(cut.convert("L")).astype("<u2") * 257), "TIFF"),
+        "TIFF-float": lambda: _encoded(cut.convert("F"), "TIFF"),
+        "HEIF-alpha": lambda: _encoded(see_through, "HEIF", exif=exif),
         "AVIF-alpha": lambda: _encoded(see_through, "AVIF", exif=exif),
     }
     return found | {name: make() for name, make in ways.items()}

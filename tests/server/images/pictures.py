@@ -8,19 +8,42 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pillow_heif
+import pytest
 from hypothesis import strategies as st
 from PIL import Image
 
 from models.manifest import Preprocessing
+from server.errors import Code, ServiceError
+from server.images.decode import decode
+
+pillow_heif.register_heif_opener()  # to write it; the server opens it by itself
 
 Pixels = npt.NDArray[np.uint8]
 
+MAX_PIXELS = 1_000_000
 SIDE = 32
-LOSSY = {"JPEG", "WEBP", "AVIF"}
+LOSSY = {"JPEG", "WEBP", "AVIF", "HEIF"}
 
 
 def preprocessing(resize: int = SIDE, crop: int = SIDE, interpolation: Any = "bicubic") -> Preprocessing:
     return Preprocessing(resize=resize, crop=crop, interpolation=interpolation, mean=(0, 0, 0), std=(1, 1, 1))
+
+
+def decoded(data: bytes, how: Preprocessing | None = None, max_pixels: int = MAX_PIXELS) -> Pixels:
+    how = how or preprocessing()
+    out = np.zeros((how.crop, how.crop, 3), np.uint8)
+    decode(data, how, [out], max_pixels=max_pixels)
+    return out
+
+
+def refusal(data: bytes, max_pixels: int = MAX_PIXELS) -> Code:
+    """The code of the refusal, after checking that `out` was left alone."""
+    out = np.full((SIDE, SIDE, 3), 77, np.uint8)
+    with pytest.raises(ServiceError) as caught:
+        decode(data, preprocessing(), [out], max_pixels=max_pixels)
+    assert np.all(out == 77)
+    return caught.value.code
 
 
 def encoded(image: Image.Image, format_name: str, **options: Any) -> bytes:
@@ -57,8 +80,17 @@ def grey16(dtype: str) -> Image.Image:
     return Image.fromarray((np.asarray(picture().convert("L")).astype(np.int64) * 257).astype(dtype))
 
 
-def png(width: int, height: int, depth: int, colour: int, pixels: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
-    header = (b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+def png(
+    width: int,
+    height: int,
+    depth: int,
+    colour: int,
+    pixels: bytes,
+    *chunks: tuple[bytes, bytes],
+    interlaced: bool = False,
+) -> bytes:
+    """A file of filtered rows, `chunks` before them."""
+    header = (b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced))
     parts = [header, *chunks, (b"IDAT", zlib.compress(pixels)), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in parts
@@ -97,6 +129,7 @@ CAN_STORE = {
     "BMP": ("1", "L", "P", "RGB"),
     "TIFF": ("1", "L", "P", "RGB", "CMYK", "YCbCr", "LAB", "RGBA", "LA", "PA", "I;16", "I;16B", "I"),
     "AVIF": ("L", "RGB", "RGBA", "LA"),
+    "HEIF": ("L", "RGB", "RGBA", "LA"),
 }
 CASES = [(format_name, mode) for format_name, modes in CAN_STORE.items() for mode in modes]
 

@@ -23,6 +23,7 @@ from server.images.preprocess import crop_boxes, resample
 from tests.server.images.pictures import (
     CASES,
     LOSSY,
+    MAX_PIXELS,
     OPAQUE,
     SAMPLES,
     SIDE,
@@ -31,33 +32,18 @@ from tests.server.images.pictures import (
     WIDE,
     Pixels,
     damaged,
+    decoded,
     difference,
     encoded,
     on_white,
     picture,
     png,
     preprocessing,
+    refusal,
     tiff,
 )
 
 SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "data"
-MAX_PIXELS = 1_000_000
-
-
-def decoded(data: bytes, how: Preprocessing | None = None, max_pixels: int = MAX_PIXELS) -> Pixels:
-    how = how or preprocessing()
-    out = np.zeros((how.crop, how.crop, 3), np.uint8)
-    decode(data, how, [out], max_pixels=max_pixels)
-    return out
-
-
-def refusal(data: bytes, max_pixels: int = MAX_PIXELS) -> Code:
-    """The code of the refusal, after checking that `out` was left alone."""
-    out = np.full((SIDE, SIDE, 3), 77, np.uint8)
-    with pytest.raises(ServiceError) as caught:
-        decode(data, preprocessing(), [out], max_pixels=max_pixels)
-    assert np.all(out == 77)
-    return caught.value.code
 
 
 # What a good image becomes
@@ -337,7 +323,7 @@ def test_other_image_formats_are_refused_by_name(format_name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"hello", b"\0", b"%PDF-1.7", b"<svg/>", b"8BPS\0\1" + bytes(60), b"\0\0\0\x18ftypheic" + bytes(60)]
+    "data", [b"hello", b"\0", b"%PDF-1.7", b"<svg/>", b"8BPS\0\1" + bytes(60), b"\0\0\0\x18ftypcrx " + bytes(60)]
 )
 def test_what_is_no_accepted_image_is_told_the_formats(data: bytes) -> None:
     with pytest.raises(ServiceError, match=", ".join(FORMATS)) as caught:

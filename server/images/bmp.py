@@ -1,0 +1,30 @@
+"""BMP: what Pillow decodes in Python, and how much of a file there is."""
+
+import struct
+
+from server.errors import Code, ServiceError
+
+_CORE_HEADER_BYTES = 12
+
+
+def check_bmp(data: bytes) -> None:
+    """Refuse run-length compression: Pillow's decoder for it is written in Python."""
+    if int.from_bytes(data[14:18], "little") > _CORE_HEADER_BYTES and data[30:34] in (b"\1\0\0\0", b"\2\0\0\0"):
+        raise ServiceError(
+            Code.NOT_AN_IMAGE, "run-length compressed BMP is not accepted; send the BMP uncompressed, or as PNG"
+        )
+
+
+def bmp_share(data: bytes) -> float:
+    """How much there is of all rows, 0 to 1.
+
+    Raises:
+        struct.error: not even the header is there.
+    """
+    offset, header = struct.unpack_from("<II", data, 10)
+    if header == _CORE_HEADER_BYTES:
+        width, height, _, bits = struct.unpack_from("<HHHH", data, 18)
+    else:
+        width, height, _, bits = struct.unpack_from("<iiHH", data, 18)
+    wanted = (width * bits + 31) // 32 * 4 * abs(height)
+    return min(1.0, max(0, len(data) - offset) / wanted) if wanted > 0 else 1.0

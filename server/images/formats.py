@@ -1,0 +1,171 @@
+"""What compressed bytes are, by their first ones: an accepted format, or another that the refusal names."""
+
+import re
+from collections.abc import Callable, Mapping
+
+import pillow_heif
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from server.errors import Code, ServiceError
+
+PLUGINS: Mapping[str, type[ImageFile.ImageFile]] = {
+    "JPEG": JpegImagePlugin.JpegImageFile,
+    "PNG": PngImagePlugin.PngImageFile,
+    "WEBP": WebPImagePlugin.WebPImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+    "AVIF": AvifImagePlugin.AvifImageFile,
+    "HEIF": pillow_heif.HeifImageFile,
+}
+"""What opens each accepted format, by Pillow's names, the most usual first."""
+
+FORMATS = tuple(PLUGINS)
+
+_AVIF_BRANDS = {b"avif", b"avis"}
+_HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"mif2", b"msf1"}
+"""ISO/IEC 23008-12: the brands of HEVC, and those that leave the codec open."""
+
+_MAGIC: tuple[tuple[int, bytes, str], ...] = (
+    (0, b"\xff\x0a", "JPEG XL"),
+    (0, b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
+    (0, b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
+    (0, b"\xff\x4f\xff\x51", "JPEG 2000"),
+    (0, b"\xff\xd8\xff\xf7", "JPEG-LS"),
+    (0, b"II\xbc", "JPEG XR"),
+    (0, b"8BPS\0\2", "a large Photoshop document (PSB)"),
+    (0, b"8BPS", "a Photoshop document (PSD)"),
+    (0, b"%PDF-", "a PDF document"),
+    (0, b"%!PS", "PostScript (EPS)"),
+    (0, b"\xc5\xd0\xd3\xc6", "PostScript (EPS)"),
+    (0, b"IIRO", "a camera's raw file (Olympus ORF)"),
+    (0, b"IIRS", "a camera's raw file (Olympus ORF)"),
+    (0, b"IIU\0", "a camera's raw file (Panasonic RW2)"),
+    (0, b"FUJIFILMCCD-RAW", "a camera's raw file (Fujifilm RAF)"),
+    (0, b"FOVb", "a camera's raw file (Sigma X3F)"),
+    (0, b"\0MRM", "a camera's raw file (Minolta MRW)"),
+    (6, b"HEAPCCDR", "a camera's raw file (Canon CRW)"),
+    (0, b"\0\0\1\0", "an icon (ICO)"),
+    (0, b"\0\0\2\0", "a cursor (CUR)"),
+    (0, b"icns", "an icon (ICNS)"),
+    (0, b"gimp xcf", "a GIMP document (XCF)"),
+    (0, b"qoif", "QOI"),
+    (0, b"BPG\xfb", "BPG"),
+    (0, b"FLIF", "FLIF"),
+    (0, b"DDS ", "a DirectDraw surface (DDS)"),
+    (0, b"\x76\x2f\x31\x01", "OpenEXR"),
+    (0, b"#?RADIANCE", "Radiance HDR"),
+    (0, b"#?RGBE", "Radiance HDR"),
+    (0, b"SIMPLE  =", "FITS"),
+    (128, b"DICM", "DICOM"),
+    (0, b"\x8aMNG\r\n\x1a\n", "MNG"),
+    (0, b"\x8bJNG\r\n\x1a\n", "JNG"),
+    (0, b"\xd7\xcd\xc6\x9a", "a Windows metafile (WMF)"),
+    (40, b" EMF", "a Windows metafile (EMF)"),
+    (0, b"farbfeld", "farbfeld"),
+    (0, b"\x59\xa6\x6a\x95", "Sun raster"),
+    (0, b"\x1a\x45\xdf\xa3", "a Matroska or WebM video"),
+    (8, b"AVI ", "an AVI video"),
+    (0, b"AT&TFORM", "DjVu"),
+    (0, b"FORM", "IFF (ILBM)"),
+)
+_PATTERNS: tuple[tuple[re.Pattern[bytes], str], ...] = (
+    (re.compile(rb"P[1-7][\s#]"), "Netpbm (PBM, PGM, PPM or PAM)"),
+    (re.compile(rb"P[Ff]\s"), "a portable float map (PFM)"),
+    (re.compile(rb"BA.{12}BM", re.S), "an OS/2 bitmap array"),
+    (re.compile(rb"\x01\xda[\x00\x01][\x01\x02]\x00[\x01-\x03]"), "SGI"),
+    (re.compile(rb"\x0a[\x00\x02-\x05]\x01[\x01\x02\x04\x08]"), "PCX"),
+    (
+        re.compile(
+            rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*|<!DOCTYPE svg[^>]*>\s*)*<svg[\s>/]", re.S
+        ),
+        "SVG",
+    ),
+    (re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype html|html)[\s>]", re.I), "an HTML page"),
+)
+_LOOKED_AT = 1024
+"""Bytes that the patterns see."""
+
+
+def format_of(data: bytes) -> str:
+    """One of FORMATS.
+
+    Raises:
+        ServiceError: NOT_AN_IMAGE, which names what the bytes are instead where that can be told.
+    """
+    for name, begins in _BEGINNINGS.items():
+        if begins(data):
+            return name
+    found = _other(data)
+    if found is None:
+        raise ServiceError(
+            Code.NOT_AN_IMAGE, f"this is no image of an accepted format; send one of {', '.join(FORMATS)}"
+        )
+    raise unsupported(found)
+
+
+def unsupported(what: str) -> ServiceError:
+    """The refusal of something whole that is not decoded; `what` names it, as in "this is ...".
+
+    A refusal of damage would send its owner looking for a fault that is not there.
+    """
+    return ServiceError(Code.NOT_AN_IMAGE, f"this is {what}, which is not accepted; send one of {', '.join(FORMATS)}")
+
+
+def brands(data: bytes) -> set[bytes]:
+    """The major and the compatible brands of an ISO base media file (ISO/IEC 14496-12, 4.3); none: it is not one."""
+    if data[4:8] != b"ftyp":
+        return set()
+    end = min(int.from_bytes(data[:4], "big"), _LOOKED_AT)
+    return {data[8:12]} | {data[at : at + 4] for at in range(16, end, 4)}
+
+
+def _is_avif(data: bytes) -> bool:
+    return not _AVIF_BRANDS.isdisjoint(brands(data))
+
+
+def _is_heif(data: bytes) -> bool:
+    return not _HEIF_BRANDS.isdisjoint(brands(data))
+
+
+def _is_webp(data: bytes) -> bool:
+    return data.startswith(b"RIFF") and data[8:12] == b"WEBP"
+
+
+_TIFF_BEGINNINGS = (b"II*\0", b"MM\0*", b"II\0*", b"MM*\0", b"II+\0", b"MM\0+")
+"""Both byte orders, each with the version in the other one too, and BigTIFF."""
+
+_BEGINNINGS: Mapping[str, Callable[[bytes], bool]] = {
+    "JPEG": lambda data: data.startswith(b"\xff\xd8\xff") and data[3:4] != b"\xf7",
+    "PNG": lambda data: data.startswith(b"\x89PNG\r\n\x1a\n"),
+    "WEBP": _is_webp,
+    "GIF": lambda data: data.startswith((b"GIF87a", b"GIF89a")),
+    "BMP": lambda data: data.startswith(b"BM"),
+    "TIFF": lambda data: data.startswith(_TIFF_BEGINNINGS),
+    "AVIF": _is_avif,  # before HEIF, whose open brands it shares
+    "HEIF": _is_heif,
+}
+
+
+def _other(data: bytes) -> str | None:
+    for at, magic, name in _MAGIC:
+        if data.startswith(magic, at):
+            return name
+    for pattern, name in _PATTERNS:
+        if pattern.match(data[:_LOOKED_AT]):
+            return name
+    found = brands(data)
+    if b"crx " in found:
+        return "a camera's raw file (Canon CR3)"
+    if found:
+        return "a video (MP4 or QuickTime)"
+    return None

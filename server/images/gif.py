@@ -1,0 +1,37 @@
+"""GIF: what comes before the first picture, most of which does not concern it (GIF89a specification)."""
+
+from server.images.bounds import MAX_READS, bound
+
+_EXTENSION, _PICTURE, _TRAILER = 0x21, 0x2C, 0x3B
+_GRAPHIC_CONTROL = 0xF9
+_HEAD_BYTES = 13
+
+
+def without_metadata(data: bytes) -> bytes:
+    """A file whose first picture has none but its own control extension before it.
+
+    Pillow reads beyond an extension that is empty.
+
+    Raises:
+        ServiceError: BROKEN_IMAGE, there are too many parts before the picture.
+        IndexError: the file ends before it.
+    """
+    flags = data[10]
+    start = at = _HEAD_BYTES + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
+    control, reads = b"", 0
+    while (kind := data[at]) not in (_PICTURE, _TRAILER):
+        reads += 1
+        bound(reads, MAX_READS, "the image has {} parts")
+        at += 1
+        if kind != _EXTENSION:
+            continue
+        label, at = data[at], at + 1
+        block = at
+        while size := data[at]:
+            at += 1 + size
+            reads += 2
+            bound(reads, MAX_READS, "the image has {} parts")
+        at += 1
+        if label == _GRAPHIC_CONTROL and data[block] >= 4:
+            control = b"!\xf9\4" + data[block + 1 : block + 5] + b"\0"
+    return data[:start] + control + data[at:]

@@ -1,0 +1,112 @@
+"""JPEG photos that Pillow does not open, though no bit of their pixels is missing."""
+
+import re
+from typing import NamedTuple
+
+from server.images.orientation import EXIF_HEAD, exif, orientation
+
+END = b"\xff\xd9"
+FILLER = bytes(range(0xFE, 0, -5)) * 20
+"""Entropy-coded data of no photo: where it changes the pixels, they were not in the file. It begins with ones, since
+libjpeg goes on with zeros at an end that comes too early."""
+
+_MARKER = re.compile(rb"\xff+[\x01-\xfe]")
+_BARE = {0x01, *range(0xD0, 0xD9)}
+"""Markers without a length: of arithmetic coding, restarts and the start (ITU-T T.81, B.1.1.3)."""
+_TABLES_AND_FRAMES = {0xC4, 0xCC, 0xDB, 0xDD, *range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC)}
+_APP0, _APP1, _APP14 = 0xE0, 0xE1, 0xEE
+_VARIANTS = {
+    0xC3: "lossless JPEG",
+    **dict.fromkeys((0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF), "hierarchical JPEG"),
+    0xC9: "arithmetic-coded JPEG",
+    0xCA: "arithmetic-coded JPEG",
+    0xCB: "lossless JPEG",
+}
+_COLOURS = (1, 3, 4)
+"""Components of grey, YCbCr or RGB, and CMYK."""
+
+
+class _Segment(NamedTuple):
+    kind: int
+    body: bytes
+    end: int
+
+
+def without_metadata(data: bytes) -> bytes | None:
+    """The photo with nothing but what tells its pixels and how they are turned; None: it is damaged in that, too.
+
+    Kept are tables, frames and scans, and of the applications' segments what libjpeg would read in them: that
+    there is JFIF, and Adobe's colour transform. Between segments it looks for the next marker, as libjpeg does.
+    """
+    kept, turned = [data[:2]], 1
+    for segment in _segments(data):
+        kind, body = segment.kind, segment.body
+        if kind == 0xDA:
+            if turned != 1:
+                kept.insert(1, _written(_APP1, EXIF_HEAD + exif(turned)))
+            return b"".join((*kept, _written(kind, body), data[segment.end :]))
+        if kind == _APP1 and body.startswith(EXIF_HEAD):
+            turned = orientation(body)
+        jfif = kind == _APP0 and body.startswith(b"JFIF\0") and len(body) >= 14
+        adobe = kind == _APP14 and body.startswith(b"Adobe") and len(body) >= 12
+        if jfif or adobe or kind in _TABLES_AND_FRAMES:
+            kept.append(_written(kind, body))
+    return None
+
+
+def variant(data: bytes) -> str | None:
+    """What kind of JPEG this is, where it is one that is not decoded."""
+    for segment in _segments(data):
+        kind, body = segment.kind, segment.body
+        if kind in _TABLES_AND_FRAMES - {0xC4, 0xCC, 0xDB, 0xDD} and len(body) >= 6:
+            if body[0] != 8 and kind not in _VARIANTS:
+                return f"JPEG of {body[0]} bits a sample"
+            if body[5] not in _COLOURS:
+                return f"JPEG of {body[5]} components"
+            return _VARIANTS.get(kind)
+    return None
+
+
+def complete_scans(data: bytes) -> bool:
+    """Whether the scans that begin in a progressive photo tell all bits of all its coefficients (T.81, G.1.1.1)."""
+    wanted: dict[int, int] = {}
+    told: dict[tuple[int, int], int] = {}
+    at = 2
+    while found := _MARKER.search(data, at):
+        kind = data[found.end() - 1]
+        at = found.end()
+        if kind in _BARE:
+            continue
+        if kind == END[1]:
+            break
+        length = int.from_bytes(data[at : at + 2], "big")
+        body = data[at + 2 : at + length]
+        at += max(2, length)
+        if kind in (0xC2, 0xCA):
+            wanted = {body[place]: 64 for place in range(6, len(body) - 2, 3)}
+        elif kind == 0xDA and len(body) >= 4:
+            first, last, bits = body[-3], min(63, body[-2]), body[-1] & 15
+            told |= {(body[1 + 2 * index], each): bits for index in range(body[0]) for each in range(first, last + 1)}
+    return all(told.get((component, each)) == 0 for component, count in wanted.items() for each in range(count))
+
+
+def _segments(data: bytes) -> list[_Segment]:
+    """Those up to the first scan, and its head; fewer where the file ends or a length is impossible."""
+    found: list[_Segment] = []
+    at = 2
+    while marker := _MARKER.search(data, at):
+        kind, at = data[marker.end() - 1], marker.end()
+        if kind in _BARE:
+            continue
+        length = int.from_bytes(data[at : at + 2], "big")
+        if kind == END[1] or length < 2 or at + length > len(data):
+            break
+        found.append(_Segment(kind, data[at + 2 : at + length], at + length))
+        if kind == 0xDA:
+            break
+        at += length
+    return found
+
+
+def _written(kind: int, body: bytes) -> bytes:
+    return bytes((0xFF, kind)) + (len(body) + 2).to_bytes(2, "big") + body

@@ -1,0 +1,51 @@
+"""WebP pictures that Pillow does not open, though no bit of their pixels is missing."""
+
+import struct
+from collections.abc import Iterator
+
+from server.images.orientation import exif, orientation
+
+_PICTURE = (b"ALPH", b"VP8 ", b"VP8L", b"ANIM", b"ANMF")
+_ALPHA, _EXIF, _ANIMATED = 0x10, 0x08, 0x02
+"""Flags of the extended header (WebP container specification)."""
+_MAX_CHUNKS = 1000
+
+
+def without_metadata(data: bytes) -> bytes | None:
+    """The picture, or an animation's whole frames, and how it is turned; None: not even that is there.
+
+    Sizes are written anew, so what follows the last whole chunk does not matter.
+    """
+    head, kept, turned = b"", [], 1
+    for kind, body in _chunks(data):
+        if kind == b"VP8X" and len(body) >= 10:
+            head = body[:10]
+        elif kind == b"EXIF":
+            turned = orientation(body)
+        elif kind in _PICTURE:
+            kept.append(_written(kind, body))
+    if not kept:
+        return None
+    if head:
+        flags = head[0] & (_ALPHA | _ANIMATED) | (_EXIF if turned != 1 else 0)
+        kept.insert(0, _written(b"VP8X", bytes((flags,)) + head[1:]))
+        if turned != 1:
+            kept.append(_written(b"EXIF", exif(turned)))
+    chunks = b"WEBP" + b"".join(kept)
+    return b"RIFF" + struct.pack("<I", len(chunks)) + chunks
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """The whole ones."""
+    at = 12
+    for _ in range(_MAX_CHUNKS):
+        kind, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
+        at += 8
+        if at + size > len(data):
+            return
+        yield kind, data[at : at + size]
+        at += size + size % 2
+
+
+def _written(kind: bytes, body: bytes) -> bytes:
+    return kind + struct.pack("<I", len(body)) + body + bytes(len(body) % 2)

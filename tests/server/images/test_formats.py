@@ -1,0 +1,191 @@
+"""What is not decoded is called by its name, and never damaged."""
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL.PngImagePlugin import PngInfo
+
+from server.errors import Code, ServiceError
+from server.images.decode import FORMATS
+from tests.server.images.pictures import Pixels, decoded, difference, encoded, picture, preprocessing
+
+CASES = Path(__file__).resolve().parents[3].parent / "shared" / "cases" / "images"
+
+
+def ftyp(major: bytes, *compatible: bytes) -> bytes:
+    body = major + bytes(4) + b"".join(compatible)
+    return struct.pack(">I", 8 + len(body)) + b"ftyp" + body + bytes(64)
+
+
+def named(data: bytes) -> str:
+    with pytest.raises(ServiceError) as caught:
+        decoded(data)
+    assert caught.value.code is Code.NOT_AN_IMAGE, caught.value
+    return str(caught.value)
+
+
+def jpeg(frame: int, bits: int, components: int) -> bytes:
+    """Heads of a frame and a scan."""
+    body = struct.pack(">BHHB", bits, 16, 16, components)
+    body += b"".join(bytes((each, 0x11, 0)) for each in range(components))
+    head = bytes((0xFF, frame)) + struct.pack(">H", len(body) + 2)
+    return b"\xff\xd8" + head + body + b"\xff\xda\0\x08\1\0\0\0\0\0\xff\xd9"
+
+
+def apples_png() -> bytes:
+    """As Xcode packs it into applications: with a chunk before the header, and deflated without zlib's own."""
+    data = encoded(picture(), "PNG")
+    deflated = data[data.index(b"IDAT") + 4 :]
+    raw = struct.pack(">I", len(deflated) - 22) + b"IDAT" + deflated[2:-20]
+    return data[:8] + b"\0\0\0\4CgBI\x50\0\x20\2\x2b\xd5\xb3\x7f" + data[8:33] + raw + bytes(4) + data[-12:]
+
+
+OTHERS = {
+    "JPEG XL": [b"\xff\x0a" + bytes(20), b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(20)],
+    "JPEG 2000": [encoded(picture(), "JPEG2000"), b"\xff\x4f\xff\x51" + bytes(20)],
+    "JPEG XR": [b"II\xbc\1" + bytes(20)],
+    "JPEG-LS": [b"\xff\xd8\xff\xf7" + bytes(20)],
+    "a Photoshop document": [b"8BPS\0\1" + bytes(60)],
+    "SVG": [
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        b"<?xml version='1.0'?>\n<!-- from -->\n<svg width='1'>",
+        b'\xef\xbb\xbf<?xml version="1.0"?><!DOCTYPE svg PUBLIC "-//W3C//DTD SVG 1.1//EN" "x">\n<svg>',
+    ],
+    "a PDF document": [b"%PDF-1.7"],
+    "PostScript": [b"%!PS-Adobe-3.0 EPSF-3.0", encoded(picture(), "EPS")],
+    "an HTML page": [b"<!DOCTYPE html><html>", b"\n<html lang='en'>"],
+    "an icon": [encoded(picture(), "ICO"), encoded(picture(), "ICNS")],
+    "Netpbm": [encoded(picture(), "PPM"), encoded(picture().convert("L"), "PPM"), b"P7\nWIDTH 1"],
+    "PCX": [encoded(picture(), "PCX")],
+    "SGI": [encoded(picture(), "SGI")],
+    "QOI": [encoded(picture(), "QOI")],
+    "a DirectDraw surface": [encoded(picture(), "DDS")],
+    "an OS/2 bitmap array": [b"BA" + bytes(12) + b"BM" + bytes(40)],
+    "OpenEXR": [b"\x76\x2f\x31\x01" + bytes(20)],
+    "Radiance HDR": [b"#?RADIANCE\n"],
+    "DICOM": [bytes(128) + b"DICM"],
+    "a video": [ftyp(b"isom", b"mp42"), ftyp(b"qt  "), ftyp(b"M4V ")],
+    "a Matroska or WebM video": [b"\x1a\x45\xdf\xa3" + bytes(9)],
+    "an AVI video": [b"RIFF\0\0\0\0AVI LIST"],
+    "a camera's raw file": [
+        ftyp(b"crx ", b"isom"),
+        b"FUJIFILMCCD-RAW 0201",
+        b"IIU\0\x18\0\0\0",
+        b"IIRO\x08\0\0\0",
+        b"II\x1a\0\0\0HEAPCCDR",
+    ],
+    "PNG of Apple's own kind": [apples_png()],
+    "lossless JPEG": [jpeg(0xC3, 10, 1)],
+    "JPEG of 12 bits a sample": [jpeg(0xC1, 12, 1)],
+    "JPEG of 2 components": [jpeg(0xC0, 8, 2)],
+    "hierarchical JPEG": [jpeg(0xC5, 8, 1)],
+}
+
+
+@pytest.mark.parametrize(("name", "data"), [(name, data) for name, files in OTHERS.items() for data in files])
+def test_another_format_is_named(name: str, data: bytes) -> None:
+    assert f"this is {name}" in named(data)
+    assert ", ".join(FORMATS) in named(data)
+
+
+def bmp(bits: int, compression: int, *, header: int = 40, masks: bytes = b"") -> bytes:
+    pixels = bytes(SIDE * SIDE * 4)
+    info = struct.pack("<IiiHHIIiiII", header, SIDE, SIDE, 1, bits, compression, len(pixels), 0, 0, 0, 0)
+    return b"BM" + struct.pack("<IHHI", 0, 0, 0, 14 + header + len(masks)) + info.ljust(header, b"\0") + masks + pixels
+
+
+SIDE = 16
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (bmp(2, 0), "pixel depth"),
+        (bmp(64, 0), "pixel depth"),
+        (bmp(0, 4), "pixel depth"),
+        (bmp(24, 4), "compression"),
+        (bmp(32, 6), "compression"),
+        (bmp(16, 3, masks=struct.pack("<III", 0xF00, 0xF0, 0xF)), "bitfields layout"),
+        (bmp(32, 3, masks=struct.pack("<III", 0x3FF, 0xFFC00, 0x3FF00000)), "bitfields layout"),
+        (bmp(24, 0, header=48), "header type"),
+    ],
+)
+def test_variants_of_bmp_are_named(data: bytes, name: str) -> None:
+    found = named(data)
+    assert "this is BMP of a variant" in found
+    assert name in found
+
+
+def test_usual_variants_of_bmp_give_their_colours() -> None:
+    red16 = struct.pack("<H", 0xF800) * SIDE * SIDE
+    masks = struct.pack("<III", 0xF800, 0x7E0, 0x1F)
+    data = bmp(16, 3, masks=masks)
+    assert difference(decoded(data[: 54 + 12] + red16, preprocessing(SIDE, SIDE)), (255, 0, 0)) == 0
+
+
+# The cases of the reports, as far as they are at hand
+
+
+def case(name: str) -> bytes:
+    if not CASES.is_dir():
+        pytest.skip(f"no cases at {CASES}")
+    return (CASES / name).read_bytes()
+
+
+def shown(name: str) -> Pixels:
+    return decoded(case(name), preprocessing(64, 64))
+
+
+@pytest.mark.parametrize(
+    ("name", "reference", "tolerance"),
+    [
+        ("min_png_rgb16_trns.png", "min_ref_half_white.png", 1),
+        ("min_tif_g16_minwhite.tif", "min_ref_gray.png", 1),
+        ("min_tif_f32_0to1.tif", "min_ref_gray.png", 1),
+        ("min_tif_cmap8.tif", "min_ref.png", 40),  # of 256 colours
+        ("photo.heic", "xmp6_only_upright.jpg", 40),  # lossy both
+        ("photo_mif1.heic", "xmp6_only_upright.jpg", 40),
+        ("jpg_short_jfif.jpg", "xmp6_only_upright.jpg", 1),
+        ("jpg_bad_photoshop2.jpg", "xmp6_only_upright.jpg", 1),
+        ("jpg_missing_eoi.jpg", "xmp6_only_upright.jpg", 1),
+    ],
+)
+def test_reported_files_show_the_cat(name: str, reference: str, tolerance: int) -> None:
+    assert difference(shown(name), shown(reference)) <= tolerance
+
+
+def test_a_reported_file_of_another_size_is_read() -> None:
+    assert difference(shown("min_png_phys_badcrc.png"), shown("min_ref.png")) < 100
+
+
+def test_avif_is_known_by_any_of_its_brands() -> None:
+    data = encoded(picture(), "AVIF")
+    assert b"avif" in data[16:32]
+    for major in (b"mif1", b"miaf", b"MA1B"):
+        assert np.array_equal(decoded(data[:8] + major + data[12:]), decoded(data))
+
+
+def test_a_reported_layout_of_tiff_is_named() -> None:
+    assert "this is TIFF of grey and alpha in unsigned samples of 16 bits" in named(case("min_tif_la16.tif"))
+
+
+def test_a_jpeg_is_turned_by_exif_alone_as_browsers_do() -> None:
+    xmp = b'http://ns.adobe.com/xap/1.0/\0<x:xmpmeta xmlns:tiff="t"><rdf tiff:Orientation="6"/></x:xmpmeta>'
+    data = encoded(picture(48, 32), "JPEG")
+    said = data[:2] + b"\xff\xe1" + struct.pack(">H", len(xmp) + 2) + xmp + data[2:]
+    assert np.array_equal(decoded(said), decoded(data))
+
+
+@pytest.mark.parametrize("format_name", ["PNG", "WEBP"])
+def test_xmp_turns_no_other_format(format_name: str) -> None:
+    xmp = b'<x:xmpmeta xmlns:tiff="t"><rdf tiff:Orientation="6"/></x:xmpmeta>'
+    data = encoded(picture(48, 32), format_name)
+    if format_name == "WEBP":
+        said = encoded(picture(48, 32), format_name, xmp=xmp)
+    else:
+        info = PngInfo()
+        info.add_itxt("XML:com.adobe.xmp", xmp.decode())
+        said = encoded(picture(48, 32), format_name, pnginfo=info)
+    assert np.array_equal(decoded(said), decoded(data))
