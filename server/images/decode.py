@@ -20,7 +20,7 @@ from server.errors import Code, ServiceError
 from server.images import gif, iso_media, jpeg_repair, png_repair, tiff, webp_repair
 from server.images.bmp import bmp_share, check_bmp
 from server.images.bounds import BoundedReads, check_jpeg, check_jpeg_pixels, check_pixels
-from server.images.formats import FORMATS, PLUGINS, format_of, unsupported
+from server.images.formats import FORMATS, PLUGINS, damaged, format_of, unsupported
 from server.images.jpeg import JpegDecoder
 from server.images.orientation import orientation
 from server.images.preprocess import crop_boxes, resample, rgb, upright
@@ -119,9 +119,7 @@ def _crops(
 
 def _crops_of_damaged(data: bytes, format_name: str, wanted: _Wanted, error: Exception) -> list[npt.NDArray[np.uint8]]:
     """Once more without what does not concern the pixels; `error` is how it failed with that."""
-    broken = ServiceError(
-        Code.BROKEN_IMAGE, f"the {format_name} image is damaged or incomplete; check that it opens and send it again"
-    )
+    broken = damaged(data, format_name)
     if (variant := _variant(data, format_name, error)) is not None:
         raise unsupported(variant) from error
     try:

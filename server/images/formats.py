@@ -92,6 +92,19 @@ _PATTERNS: tuple[tuple[re.Pattern[bytes], str], ...] = (
     ),
     (re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype html|html)[\s>]", re.I), "an HTML page"),
 )
+_BASE64 = rb"(?:/9j/|iVBORw0KGgo|R0lGOD|UklGR|Qk[0-9A-Za-z]|SUkqA|TU0AK|AAAA[\w+/]{2}Z0eX)[\w+/=\s-]*\Z"
+_FILE_NAME = rb"@?[^\0\r\n]{1,250}\.(?:jpe?g|png|webp|gif|bmp|tiff?|avif|hei[cf])\s*\Z"
+_JSON = rb"(?:\xef\xbb\xbf)?\s*(?:\{\s*[\"}]|\[\s*[\[\]{\"\d-])"
+_TEXTS: tuple[tuple[re.Pattern[bytes], str], ...] = (
+    (re.compile(rb"data:[\w/+.;=-]*,", re.I), "a data URL"),
+    (re.compile(rb"https?://\S", re.I), "a URL, and this server fetches nothing"),
+    (re.compile(_BASE64), "base64"),
+    (re.compile(_JSON), "JSON"),
+    (re.compile(_FILE_NAME, re.I), "the name of a file"),
+)
+"""What people send in place of an image's bytes, by what it begins with."""
+_REMOVED = re.compile(rb"[\0\r\n]")
+"""What `curl -d @FILE` leaves out. Every accepted format has some near its beginning."""
 _LOOKED_AT = 1024
 """Bytes that the patterns see."""
 
@@ -100,17 +113,32 @@ def format_of(data: bytes) -> str:
     """One of FORMATS.
 
     Raises:
-        ServiceError: NOT_AN_IMAGE, which names what the bytes are instead where that can be told.
+        ServiceError: NOT_AN_IMAGE, which names what the bytes are instead where that can be told, or BROKEN_IMAGE.
     """
     for name, begins in _BEGINNINGS.items():
         if begins(data):
             return name
+    if data.startswith(b"\x89PNG"):  # and then other line ends than it should have: they are there to tell this
+        raise damaged(data, "PNG")
+    for pattern, text in _TEXTS:
+        if pattern.match(data[:_LOOKED_AT]):
+            how = "--data-binary @photo.jpg, or as a form's file: -F file=@photo.jpg"
+            raise ServiceError(Code.NOT_AN_IMAGE, f"this is {text}; send the image's bytes: {how}")
     found = _other(data)
     if found is None:
         raise ServiceError(
             Code.NOT_AN_IMAGE, f"this is no image of an accepted format; send one of {', '.join(FORMATS)}"
         )
     raise unsupported(found)
+
+
+def damaged(data: bytes, format_name: str) -> ServiceError:
+    """The refusal of an image that cannot be decoded."""
+    if (format_name == "PNG" and not _BEGINNINGS["PNG"](data)) or not _REMOVED.search(data, 0, _LOOKED_AT):
+        why = "has lost line ends on the way, as it does with curl -d; send it as it is: curl --data-binary @photo.jpg"
+    else:
+        why = "is damaged or incomplete; check that it opens and send it again"
+    return ServiceError(Code.BROKEN_IMAGE, f"the {format_name} image {why}")
 
 
 def unsupported(what: str) -> ServiceError:

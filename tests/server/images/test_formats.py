@@ -1,6 +1,8 @@
 """What is not decoded is called by its name, and never damaged."""
 
+import base64
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -189,3 +191,47 @@ def test_xmp_turns_no_other_format(format_name: str) -> None:
         info.add_itxt("XML:com.adobe.xmp", xmp.decode())
         said = encoded(picture(48, 32), format_name, pnginfo=info)
     assert np.array_equal(decoded(said), decoded(data))
+
+
+TEXTS: dict[str, Callable[[bytes], bytes]] = {
+    "base64": base64.b64encode,
+    "a data URL": lambda data: b"data:image/jpeg;base64," + base64.b64encode(data),
+    "JSON": lambda data: b'{"image": "' + base64.b64encode(data) + b'"}',
+}
+
+
+@pytest.mark.parametrize("format_name", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("text", TEXTS)
+def test_an_image_that_was_written_as_text_is_told_so(text: str, format_name: str) -> None:
+    assert f"this is {text}; send the image's bytes" in named(TEXTS[text](encoded(picture(), format_name)))
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (b"https://example.org/cat.jpg", "a URL, and this server fetches nothing"),
+        (b"@photos/cat.JPG\n", "the name of a file"),
+        (b"[[1, 2, 3]]", "JSON"),
+        (b"{}", "JSON"),
+    ],
+)
+def test_what_only_names_an_image_is_told_so(data: bytes, text: str) -> None:
+    assert f"this is {text}; send the image's bytes" in named(data)
+
+
+@pytest.mark.parametrize("format_name", ["JPEG", "PNG", "WEBP", "BMP", "TIFF"])
+def test_what_curl_d_leaves_of_a_file_is_never_classified(format_name: str) -> None:
+    """It strips carriage returns, newlines and null bytes (curl's manual, --data)."""
+    stripped = encoded(picture(), format_name).translate(None, b"\r\n\0")
+    with pytest.raises(ServiceError) as caught:
+        decoded(stripped)
+    assert caught.value.code in (Code.BROKEN_IMAGE, Code.NOT_AN_IMAGE)
+    if format_name in ("JPEG", "PNG"):
+        assert "--data-binary" in str(caught.value)
+
+
+def test_a_png_whose_line_ends_were_changed_is_told_so() -> None:
+    data = encoded(picture(), "PNG")
+    for changed in (data.replace(b"\r\n", b"\n"), data.replace(b"\n", b"\r\n")):
+        with pytest.raises(ServiceError, match="PNG image has lost line ends on the way"):
+            decoded(changed)
