@@ -87,10 +87,11 @@ def _scans(image: JpegImageFile, data: bytes, first: int) -> int:
     if not image.info.get("progressive") and data[first + 4 : first + 5] == bytes((image.layers,)):
         return 1
     count = 0
-    for kind, _, _ in _markers(data, first):
+    for segments, (kind, _, _) in enumerate(_markers(data, first), 1):
         if kind == 0xD9:
             break
         count += kind == 0xDA
+        bound(segments, _MAX_JPEG_SEGMENTS, "the JPEG image has {} segments")
     return count
 
 

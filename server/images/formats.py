@@ -84,12 +84,7 @@ _PATTERNS: tuple[tuple[re.Pattern[bytes], str], ...] = (
     (re.compile(rb"BA.{12}BM", re.S), "an OS/2 bitmap array"),
     (re.compile(rb"\x01\xda[\x00\x01][\x01\x02]\x00[\x01-\x03]"), "SGI"),
     (re.compile(rb"\x0a[\x00\x02-\x05]\x01[\x01\x02\x04\x08]"), "PCX"),
-    (
-        re.compile(
-            rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*|<!DOCTYPE svg[^>]*>\s*)*<svg[\s>/]", re.S
-        ),
-        "SVG",
-    ),
+    (re.compile(rb"(?:\xef\xbb\xbf)?+(?:\s++|<\?xml[^>]*+>|(?><!--.*?-->))*+<(?:svg[\s>/]|!DOCTYPE svg)", re.S), "SVG"),
     (re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype html|html)[\s>]", re.I), "an HTML page"),
 )
 _BASE64 = rb"(?:/9j/|iVBORw0KGgo|R0lGOD|UklGR|Qk[0-9A-Za-z]|SUkqA|TU0AK|AAAA[\w+/]{2}Z0eX)[\w+/=\s-]*\Z"

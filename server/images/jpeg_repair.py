@@ -10,9 +10,10 @@ FILLER = bytes(range(0xFE, 0, -5)) * 20
 """Entropy-coded data of no photo: where it changes the pixels, they were not in the file. It begins with ones, since
 libjpeg goes on with zeros at an end that comes too early."""
 
-_MARKER = re.compile(rb"\xff+[\x01-\xfe]")
-_BARE = {0x01, *range(0xD0, 0xD9)}
-"""Markers without a length: of arithmetic coding, restarts and the start (ITU-T T.81, B.1.1.3)."""
+_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")
+"""All but reserved ones and restarts, which may be many (ITU-T T.81, B.1.1.3)."""
+_START = 0xD8
+"""Has no length after it."""
 _TABLES_AND_FRAMES = {0xC4, 0xCC, 0xDB, 0xDD, *range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC)}
 _APP0, _APP1, _APP14 = 0xE0, 0xE1, 0xEE
 _VARIANTS = {
@@ -75,7 +76,7 @@ def complete_scans(data: bytes) -> bool:
     while found := _MARKER.search(data, at):
         kind = data[found.end() - 1]
         at = found.end()
-        if kind in _BARE:
+        if kind == _START:
             continue
         if kind == END[1]:
             break
@@ -96,7 +97,7 @@ def _segments(data: bytes) -> list[_Segment]:
     at = 2
     while marker := _MARKER.search(data, at):
         kind, at = data[marker.end() - 1], marker.end()
-        if kind in _BARE:
+        if kind == _START:
             continue
         length = int.from_bytes(data[at : at + 2], "big")
         if kind == END[1] or length < 2 or at + length > len(data):

@@ -94,24 +94,30 @@ def without_metadata(data: bytes, max_pixels: int) -> Mended | None:
     if header is None or not parts:
         return None
     packed = b"".join(parts)
-    share = _share(header, packed) if 0 < header.width * header.height <= max_pixels else 1.0
+    share = 1.0
+    if 0 < header.width * header.height <= max_pixels:
+        packed, share = _measured(header, packed)
     first = _written(b"IHDR", struct.pack(">IIBBBBB", *header))
     turning = _written(b"eXIf", exif(turned)) if turned != 1 else b""
     end = _written(b"IEND", b"")
     return Mended(b"".join((_MAGIC, first, palette, transparent, turning, _written(b"IDAT", packed), end)), share)
 
 
-def _share(header: _Header, packed: bytes) -> float:
-    """How much there is of all rows' bytes."""
+def _measured(header: _Header, packed: bytes) -> tuple[bytes, float]:
+    """The rows with their checksum made right, if they are all there, and how much there is of them."""
     wanted = sum(rows * header.row_bytes(columns) for columns, rows in header.passes())
-    inflating, found = zlib.decompressobj(), 0
+    inflating, found, checksum = zlib.decompressobj(-zlib.MAX_WBITS), 0, 1  # behind zlib's own two bytes
+    rest = packed[2:]
     try:
-        while found < wanted and (piece := inflating.decompress(packed, _PIECE_BYTES)):
+        while not inflating.eof and found <= wanted and (piece := inflating.decompress(rest, _PIECE_BYTES)):
             found += len(piece)
-            packed = inflating.unconsumed_tail
+            checksum = zlib.adler32(piece, checksum)
+            rest = inflating.unconsumed_tail
     except zlib.error:
-        return 1.0  # damaged, and not for want of an end: whoever decodes it says so
-    return min(1.0, found / wanted)
+        return packed, 1.0  # damaged, and not for want of an end: whoever decodes it says so
+    if inflating.eof:
+        packed = packed[: len(packed) - len(inflating.unused_data)] + checksum.to_bytes(4, "big")
+    return packed, min(1.0, found / wanted)
 
 
 def _chunks(data: bytes) -> Iterator[_Chunk]:

@@ -203,6 +203,13 @@ def test_a_png_that_lacks_its_pixels_checksum_is_read(lost: int) -> None:
     assert np.array_equal(decoded(data[: -12 - lost], WHOLE), decoded(data, WHOLE))
 
 
+def test_a_wrong_checksum_of_all_pixels_is_no_matter() -> None:
+    data = bytearray(encoded(PHOTO, "PNG"))
+    for at in (-17, -20):
+        data[at] ^= 1
+        assert np.array_equal(decoded(bytes(data), WHOLE), decoded(encoded(PHOTO, "PNG"), WHOLE))
+
+
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
 def test_a_png_that_lacks_pixels_says_how_many_rows_it_has(share: float) -> None:
     data = encoded(PHOTO, "PNG")

@@ -92,6 +92,15 @@ def test_another_format_is_named(name: str, data: bytes) -> None:
     assert ", ".join(FORMATS) in named(data)
 
 
+@pytest.mark.parametrize(
+    "flood", [b"<!---->" * 2000, b"<?xml?>" * 2000, b" " * 10_000, b"\xff\xd8\xff" + b"\xff" * 5_000_000 + b"\0"]
+)
+def test_what_is_long_and_nothing_is_refused_in_no_time(flood: bytes) -> None:
+    """Patterns that look for the same in many ways would take for ever."""
+    with pytest.raises(ServiceError):
+        decoded(flood)
+
+
 def bmp(bits: int, compression: int, *, header: int = 40, masks: bytes = b"") -> bytes:
     pixels = bytes(SIDE * SIDE * 4)
     info = struct.pack("<IiiHHIIiiII", header, SIDE, SIDE, 1, bits, compression, len(pixels), 0, 0, 0, 0)

@@ -4,6 +4,7 @@ import json
 import struct
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,16 @@ def test_scans_of_a_large_photo_are_bounded_together() -> None:
     many = data[:-2] + last_scan * 80 + data[-2:]
     assert decoded(many).any()
     assert refusal_of(enlarged(many, 12000, 9000), USUAL, MAX_PIXELS) is Code.TOO_MANY_PIXELS
+
+
+@pytest.mark.parametrize("part", [b"\xff\xe0\0\2", b"\xff\xd8", b"\xff\xd0", b"\xff\x01", b"\xff"])
+def test_a_flood_of_markers_behind_the_first_scan_takes_no_time(part: bytes) -> None:
+    """Python would look at them one by one for seconds; libjpeg passes over them, and forgives if there is an end."""
+    data = encoded(picture(), "JPEG", progressive=True)
+    flooded = data[: data.index(b"\xff\xda") + 14] + part * (2**22 // len(part))
+    assert refusal(flooded) is Code.BROKEN_IMAGE
+    with suppress(ServiceError):
+        decoded(flooded + b"\xff\xd9")
 
 
 def test_a_thumbnail_or_a_video_is_no_further_scan() -> None:
