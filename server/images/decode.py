@@ -119,18 +119,17 @@ def _crops(
 
 def _crops_of_damaged(data: bytes, format_name: str, wanted: _Wanted, error: Exception) -> list[npt.NDArray[np.uint8]]:
     """Once more without what does not concern the pixels; `error` is how it failed with that."""
-    broken = damaged(data, format_name)
     if (variant := _variant(data, format_name, error)) is not None:
         raise unsupported(variant) from error
     try:
         mended = _without_metadata(data, format_name, wanted.max_pixels, error)
-        if mended is None:
-            raise broken from error
-        return _crops(mended, format_name, wanted, None)
+        if mended is not None:
+            return _crops(mended, format_name, wanted, None)
     except ServiceError:
         raise
-    except Exception:
-        raise broken from error
+    except Exception:  # no better than the first time
+        mended = None
+    raise damaged(data, format_name) from error
 
 
 def _variant(data: bytes, format_name: str, error: Exception) -> str | None:

@@ -1,5 +1,6 @@
 """What decode() promises about every upload, good or hostile."""
 
+import gc
 import io
 import resource
 import struct
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from unittest import mock
 
@@ -555,6 +557,25 @@ def test_hostile_bytes_give_a_picture_or_a_refusal(data: bytes) -> None:
 
 
 # How it is called
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_no_image_is_kept_by_its_refusal(name: str) -> None:
+    """Errors that refer to each other in a circle would keep the image until the garbage collector comes."""
+    data = SAMPLES[name]
+    files = (data, data[: len(data) * 6 // 10], data[:20], data[:-2], data[:40] + b"\xff" * 8 + data[48:])
+    for file in files:
+        with suppress(ServiceError):
+            decoded(file)
+    gc.collect()
+    gc.disable()
+    try:
+        for file in files:
+            with suppress(ServiceError):
+                decoded(file)
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 def test_memoryview_and_part_of_a_shared_buffer_will_do() -> None:
