@@ -273,7 +273,7 @@ def _repository(settings: Settings, report: Report) -> dict[str, Any]:
         what, _, advice = str(error).partition(": ")
         report.stop(what, advice or "see docs/to_onnx.md")
         return {"folder": settings.repository.absolute()}
-    refused = {str(key): reason for key, reason in catalogue.refused.items()}
+    refused = {str(key): refusal.reason for key, refusal in catalogue.refused.items()}
     models: dict[str, Any] = {}
     for key, found in catalogue.entries.items():
         shown: dict[str, Any] = {"backend": found.backend, "default": key.name == catalogue.default_model}

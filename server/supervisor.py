@@ -13,7 +13,7 @@ import time
 from collections.abc import Generator
 from typing import assert_never
 
-from models.manifest import ManifestError
+from models.manifest import ManifestError, UnreadableError
 from server import descriptors, gpus
 from server.child import STOP_S, STOP_SIGNALS
 from server.children import Children, EngineEnded, EngineSaid, Event, Signalled, WorkerEnded, WorkerSaid
@@ -78,8 +78,15 @@ class Supervisor:
             now_s=time.monotonic(),
         )
         self._models = ModelControl(catalogue, settings.default_model)
-        self._repository = Watch(settings.repository, settings.models, settings.reload_ms / 1e3, time.monotonic())
+        self._repository = Watch(
+            settings.repository,
+            settings.models,
+            settings.reload_ms / 1e3,
+            time.monotonic(),
+            whole=not any(refusal.is_tried_again for refusal in catalogue.refused.values()),
+        )
         self._engine_up: EngineUp | None = None
+        resources.metrics.count_refused(catalogue.refused.values())
         for process in ("http", "engine"):
             resources.metrics.restarts.labels(process).inc(0)  # to be seen before the first
 
@@ -99,6 +106,8 @@ class Supervisor:
                 self._handle(event, time.monotonic())
             self._reread_protection()
             self._reread_repository(time.monotonic())
+            if self._models.retry(time.monotonic()):
+                self._roll_out()
 
     def _perform(self, action: Action) -> None:
         match action:
@@ -151,7 +160,7 @@ class Supervisor:
                 self._handle_worker(name, from_worker)
             case EngineSaid(name, from_engine):
                 self._fleet.heard(name, now_s)
-                self._handle_engine(name, from_engine)
+                self._handle_engine(name, from_engine, now_s)
             case WorkerEnded(name, exit_code):
                 self._handle_worker_end(name, exit_code, now_s)
             case EngineEnded(name, exit_code):
@@ -177,22 +186,22 @@ class Supervisor:
                 assert_never(message)
         self._roll_out()
 
-    def _handle_engine(self, name: str, message: FromEngine) -> None:
+    def _handle_engine(self, name: str, message: FromEngine, now_s: float) -> None:
         match message:
             case Heartbeat():
                 pass
             case EngineReady(address, refused):
-                self._models.engine_ready(refused)
+                self._models.engine_ready(refused, now_s)
                 served = self._models.served
                 if not (self._fleet.announced or served.models):
-                    reasons = "; ".join(f"{what}: {why}" for what, why in served.refused.items())
+                    reasons = "; ".join(f"{what}: {why.reason}" for what, why in served.refused.items())
                     raise StartupError(reasons or "every model was unloaded before it was served")
                 self._became_ready(name)
                 self._engine_up = EngineUp(address)
                 self._roll_out()
                 self._children.tell_workers(self._engine_up)
-            case Loaded(model_id, reason):
-                self._models.loaded(model_id, reason)
+            case Loaded(model_id, refusal):
+                self._models.loaded(model_id, refusal, now_s)
                 self._roll_out()
             case _:
                 assert_never(message)
@@ -214,7 +223,7 @@ class Supervisor:
         delay_s = self._fleet.ended(name, now_s)
         log.error("%s ended with exit code %s: restart in %g s", name, exit_code, delay_s)
         self._resources.metrics.restarts.labels("engine").inc()
-        self._models.engine_ended()
+        self._models.engine_ended(now_s)
         self._write_ready_file()
         self._children.tell_workers(EngineDown(self._fleet.is_recovering(name)))
 
@@ -223,8 +232,9 @@ class Supervisor:
         try:
             if change.action == "load":
                 self._models.scanned(self._repository.scan([*self._models.asked_for, change.name]))
-        except (ManifestError, OSError) as error:
-            self._models.refuse(worker, change, ServiceError(Code.UNKNOWN_MODEL, str(error)))
+        except ManifestError as error:
+            code = Code.MODEL_UNAVAILABLE if isinstance(error, UnreadableError) else Code.UNKNOWN_MODEL
+            self._models.refuse(worker, change, ServiceError(code, str(error)))
         else:
             self._models.asked(worker, change)
 
@@ -239,22 +249,23 @@ class Supervisor:
             if found := self._repository.look(now_s, self._models.asked_for):
                 self._models.scanned(*found)
                 self._roll_out()
+        except UnreadableError as error:  # the next look will tell
+            log.warning("the repository cannot be read: %s", error)
         except ManifestError as error:
             log.warning("the repository has changed, but cannot be served: %s", error)
-        except OSError as error:  # what was listed has gone, or the disk: the next look will tell
-            log.warning("the repository cannot be read: %s", error)
 
     def _roll_out(self) -> None:
         """Tell engine and HTTP workers what follows for the models."""
-        default = self._models.serve.catalogue.default_model
+        before = self._models.serve.catalogue
         for step in self._models.steps():
             match step:
                 case TellEngine(message):
                     self._children.tell_engine(message)
                 case TellWorkers(serve):
                     self._children.tell_workers(serve)
+                    self._resources.metrics.count_refused(serve.catalogue.refused.values())
                     if self._fleet.announced:
-                        log_change(serve.catalogue, default)
+                        log_change(serve.catalogue, before)
                 case TellWorker(name, changed):
                     self._children.tell_worker(name, changed)
                 case _:
@@ -271,10 +282,13 @@ class Supervisor:
             self._resources.tell_ready({name: pids[name] for name in self._fleet.ready})
 
 
-def log_change(catalogue: Catalogue, default_before: str | None) -> None:
-    """What requests may name from now on."""
+def log_change(catalogue: Catalogue, before: Catalogue) -> None:
+    """What requests may name from now on, and what they may not any more."""
     log.info("serving %s", ", ".join(map(str, catalogue.entries)) or "nothing")
-    if catalogue.default_model != default_before:
+    for key, refusal in catalogue.refused.items():
+        if before.refused.get(key) != refusal:
+            log.warning("not serving %s: %s", key, refusal.reason)
+    if catalogue.default_model != before.default_model:
         log.warning("requests that name no model now mean %s", catalogue.default_model)
 
 
@@ -285,8 +299,8 @@ def log_announcement(catalogue: Catalogue, listeners: Listeners) -> None:
         random = any(member.manifest.weights.random for member in catalogue.members(found))
         warning = ": RANDOM WEIGHTS, its answers mean nothing" if random else ""
         log.info("serving %s%s%s", key, default, warning)
-    for key, reason in catalogue.refused.items():
-        log.warning("not serving %s: %s", key, reason)
+    for key, refusal in catalogue.refused.items():
+        log.warning("not serving %s: %s", key, refusal.reason)
     if catalogue.default_model is None:
         log.warning("requests that name no model are refused: --default-model names the one that they mean")
     if listeners.grpc_address:
