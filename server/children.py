@@ -124,10 +124,13 @@ class Children:
             if child.name == name:
                 child.kill()
 
-    def wait(self, signals: socket.socket, timeout_s: float) -> Generator[Event]:
-        """What happens next: nothing, if nothing does in this time. A child is there until its end was told."""
+    def wait(self, signals: socket.socket, others: Sequence[socket.socket], timeout_s: float) -> Generator[Event]:
+        """What happens next: nothing, if nothing does in this time, or `others` have something to read.
+
+        A child is there until its end was told.
+        """
         workers, engine = list(self._workers.values()), self._engine
-        sources: list[Connection | socket.socket] = [signals]
+        sources: list[Connection | socket.socket] = [signals, *others]
         for child in self._all():
             sources += child.control, child.life
         happened = wait(sources, timeout_s)

@@ -190,6 +190,11 @@ class Watch:
         self._whole = whole
         self._seen = signature(folder)
 
+    def is_due(self, now_s: float) -> bool:
+        """Whether it is time to look."""
+        every_s = self._every_s if self._whole else min(self._every_s, UNREADABLE_S)
+        return now_s >= self._looked_s + every_s
+
     def look(self, now_s: float, asked_for: Iterable[str] = ()) -> tuple[Catalogue, Set[ModelKey]] | None:
         """What it holds, and the versions whose files have changed; None: nothing has, or it is too soon to look.
 
@@ -198,8 +203,7 @@ class Watch:
         Raises:
             ManifestError: as `scan`.
         """
-        every_s = self._every_s if self._whole else min(self._every_s, UNREADABLE_S)
-        if now_s < self._looked_s + every_s:
+        if not self.is_due(now_s):
             return None
         self._looked_s = now_s
         whole, self._whole = self._whole, False

@@ -10,11 +10,14 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Generator
-from typing import assert_never
+from collections.abc import Generator, Set
+from concurrent.futures import Future
+from functools import partial
+from typing import NamedTuple, assert_never
 
 from models.manifest import ManifestError, UnreadableError
 from server import descriptors, gpus
+from server.aside import Aside
 from server.child import STOP_S, STOP_SIGNALS
 from server.children import Children, EngineEnded, EngineSaid, Event, Signalled, WorkerEnded, WorkerSaid
 from server.control import (
@@ -31,6 +34,7 @@ from server.control import (
     FromWorker,
     Heartbeat,
     Loaded,
+    Renew,
     Serving,
     WorkerReady,
 )
@@ -38,7 +42,7 @@ from server.errors import Code, ServiceError, StartupError
 from server.fleet import Action, Announce, BeginDrain, Fleet, GiveUp, KillProcess, StartProcess, StopAccepting
 from server.listeners import Listeners
 from server.model_control import ModelControl, TellEngine, TellWorker, TellWorkers
-from server.repository import Catalogue, Watch
+from server.repository import Catalogue, ModelKey, Watch
 from server.resources import ENGINE_NAME, Resources, worker_names
 from server.settings import Settings
 
@@ -62,8 +66,22 @@ def supervise(settings: Settings, catalogue: Catalogue) -> None:
             Supervisor(resources, catalogue, children).run(signals)
 
 
+LOOK_S = 1.0
+"""How often to look at the files of keys and certificate."""
+PATIENCE_S = 30.0
+"""Whoever wants a model loaded is refused where the repository has not been read by then: it hangs."""
+
+
+class _Held(NamedTuple):
+    """A change that waits until the repository has been read."""
+
+    worker: str
+    change: Change
+    give_up_s: float
+
+
 class Supervisor:
-    """The loop."""
+    """The loop. It waits for no file: those that may lie on a network are read by threads."""
 
     def __init__(self, resources: Resources, catalogue: Catalogue, children: Children) -> None:
         settings = resources.settings
@@ -85,6 +103,9 @@ class Supervisor:
             time.monotonic(),
             whole=not any(refusal.is_tried_again for refusal in catalogue.refused.values()),
         )
+        self._for_repository, self._for_protection = self._asides = Aside("repository"), Aside("protection")
+        self._look_s = 0.0  # when to look at keys and certificate again
+        self._held: list[_Held] = []
         self._engine_up: EngineUp | None = None
         resources.metrics.count_refused(catalogue.refused.values())
         for process in ("http", "engine"):
@@ -102,10 +123,12 @@ class Supervisor:
                 self._perform(action)
             if self._fleet.is_over(now_s):
                 return
-            for event in self._children.wait(signals, self._fleet.next_s(time.monotonic())):
+            bells = [aside.bell for aside in self._asides]
+            for event in self._children.wait(signals, bells, self._fleet.next_s(time.monotonic())):
                 self._handle(event, time.monotonic())
-            self._reread_protection()
-            self._reread_repository(time.monotonic())
+            for aside in self._asides:
+                aside.deliver()
+            self._reread_files(time.monotonic())
             if self._models.retry(time.monotonic()):
                 self._roll_out()
 
@@ -209,6 +232,7 @@ class Supervisor:
     def _handle_worker_end(self, name: str, exit_code: int | None, now_s: float) -> None:
         delay_s = self._fleet.ended(name, now_s)
         self._models.worker_ended(name)
+        self._held = [held for held in self._held if held.worker != name]
         if delay_s is None:
             return
         log.error("%s ended with exit code %s: restart in %g s", name, exit_code, delay_s)
@@ -228,25 +252,59 @@ class Supervisor:
         self._children.tell_workers(EngineDown(self._fleet.is_recovering(name)))
 
     def _change_model(self, worker: str, change: Change) -> None:
-        """What an HTTP worker was asked for, by what the repository holds now."""
+        """What an HTTP worker was asked for; to load a model waits for what the repository holds now."""
+        match change.action:
+            case "load":
+                held = _Held(worker, change, time.monotonic() + PATIENCE_S)
+                self._held.append(held)
+                scan = partial(self._repository.scan, self._may_be_named)
+                self._for_repository.call(scan, partial(self._scanned_for, held))
+            case "unload":
+                self._models.asked(worker, change)
+            case _:
+                assert_never(change.action)
+
+    @property
+    def _may_be_named(self) -> list[str]:
+        """Models that were asked for, whether they are there or not."""
+        return [*self._models.asked_for, *(held.change.name for held in self._held)]
+
+    def _scanned_for(self, held: _Held, scan: Future[Catalogue]) -> None:
+        if not any(held is each for each in self._held):
+            return  # the worker has ended, or was refused
+        self._held = [each for each in self._held if each is not held]
         try:
-            if change.action == "load":
-                self._models.scanned(self._repository.scan([*self._models.asked_for, change.name]))
+            self._models.scanned(scan.result())
         except ManifestError as error:
             code = Code.MODEL_UNAVAILABLE if isinstance(error, UnreadableError) else Code.UNKNOWN_MODEL
-            self._models.refuse(worker, change, ServiceError(code, str(error)))
+            self._models.refuse(held.worker, held.change, ServiceError(code, str(error)))
         else:
-            self._models.asked(worker, change)
+            self._models.asked(held.worker, held.change)
+        self._roll_out()
 
-    def _reread_protection(self) -> None:
-        for message in self._resources.protection.look():
+    def _reread_files(self, now_s: float) -> None:
+        """Have files read again for which it is time, unless they still are since the last time."""
+        if now_s >= self._look_s and self._for_protection.idle:
+            self._look_s = now_s + LOOK_S
+            self._for_protection.call(self._resources.protection.look, self._protected)
+        if self._for_repository.idle and self._repository.is_due(now_s):
+            look = partial(self._repository.look, now_s, self._may_be_named)
+            self._for_repository.call(look, self._looked)
+        for held in [held for held in self._held if now_s >= held.give_up_s]:
+            self._held.remove(held)
+            hangs = ServiceError(Code.MODEL_UNAVAILABLE, f"the repository does not answer for {PATIENCE_S:.0f} s")
+            self._models.refuse(held.worker, held.change, hangs)
+            self._roll_out()
+
+    def _protected(self, look: Future[list[Authorise | Renew]]) -> None:
+        for message in look.result():
             if isinstance(message, Authorise):
                 self._resources.keep_usage()
             self._children.tell_workers(message)
 
-    def _reread_repository(self, now_s: float) -> None:
+    def _looked(self, look: Future[tuple[Catalogue, Set[ModelKey]] | None]) -> None:
         try:
-            if found := self._repository.look(now_s, self._models.asked_for):
+            if found := look.result():
                 self._models.scanned(*found)
                 self._roll_out()
         except UnreadableError as error:  # the next look will tell
