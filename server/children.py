@@ -15,7 +15,9 @@ Worker = Child[ToWorker, FromWorker]
 
 
 class Signalled(NamedTuple):
-    """The server was told to end."""
+    """The server has got a signal."""
+
+    number: int
 
 
 class WorkerSaid(NamedTuple):
@@ -135,7 +137,7 @@ class Children:
             sources += child.control, child.life
         happened = wait(sources, timeout_s)
         if signals in happened:
-            yield from (Signalled() for _ in signals.recv(64))
+            yield from map(Signalled, signals.recv(64))
         for worker in workers:
             if worker.control in happened and (from_worker := worker.hear()) is not None:
                 yield WorkerSaid(worker.name, from_worker)

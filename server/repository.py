@@ -195,20 +195,23 @@ class Watch:
         every_s = self._every_s if self._whole else min(self._every_s, UNREADABLE_S)
         return now_s >= self._looked_s + every_s
 
-    def look(self, now_s: float, asked_for: Iterable[str] = ()) -> tuple[Catalogue, Set[ModelKey]] | None:
+    def look(
+        self, now_s: float, asked_for: Iterable[str] = (), *, again: bool = False
+    ) -> tuple[Catalogue, Set[ModelKey]] | None:
         """What it holds, and the versions whose files have changed; None: nothing has, or it is too soon to look.
 
-        What cannot be served is not read again until a file changes once more, but for what cannot be read.
+        What cannot be served is not read again until a file changes once more, but for what cannot be read. Where all
+        of it is to be read `again` in any case, all files count as changed.
 
         Raises:
             ManifestError: as `scan`.
         """
-        if not self.is_due(now_s):
+        if not (again or self.is_due(now_s)):
             return None
         self._looked_s = now_s
         whole, self._whole = self._whole, False
         seen = signature(self._folder)
-        if seen == self._seen and whole:
+        if seen == self._seen and whole and not again:
             self._whole = True
             return None
         try:
@@ -222,7 +225,7 @@ class Watch:
         self._whole = not any(refusal.is_tried_again for refusal in found.refused.values())
         changed = {path for path in seen if seen[path] != before.get(path)}
         self._warn_of_replaced(found, changed & before.keys())
-        parts = (path.relative_to(self._folder).parts for path in changed)
+        parts = (path.relative_to(self._folder).parts for path in (seen if again else changed))
         return found, {ModelKey(name, int(number)) for name, number, *_ in parts if number.isdecimal()}
 
     def scan(self, asked_for: Iterable[str] = ()) -> Catalogue:

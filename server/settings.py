@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -26,6 +27,10 @@ MaxWait = Annotated[float, Field(ge=0, le=10_000)]
 QueueSize = Annotated[int, Field(ge=1, le=65536)]
 Timeout = Annotated[float, Field(gt=0, le=3_600_000)]
 PriorityName = Literal["high", "normal", "low"]
+
+
+LINK = re.compile("(tcp|udp|sctp)://")
+"""How Kubernetes tells each container of a Service beside it, in a variable `<NAME>_PORT`."""
 
 
 class ModelSettings(BaseModel):
@@ -190,9 +195,26 @@ def read(arguments: Sequence[str]) -> Settings:
     try:
         return Settings(_cli_parse_args=flags, _env_file=options.env_file)
     except ValidationError as error:
-        raise WrongSettingsError(first_mistake(error)) from error
+        field = str(error.errors()[0]["loc"][0]) if error.errors()[0]["loc"] else ""
+        raise WrongSettingsError(first_mistake(error) + _origin(field, flags)) from error
     except SettingsError as error:
         raise WrongSettingsError(str(error)) from error
+
+
+def _origin(field: str, flags: Sequence[str]) -> str:
+    """The variable that a wrong value comes from, and what to do; nothing where it is a flag's, or a file's."""
+    prefix = Settings.model_config["env_prefix"]
+    name, flag = f"{prefix}{field}".upper(), f"--{field.replace('_', '-')}"
+    value = {variable.upper(): value for variable, value in os.environ.items()}.get(name)
+    if value is None or any(given.partition("=")[0] == flag for given in flags):
+        return ""
+    if not LINK.match(value):
+        return f" ({name}={value!r}: correct the variable, or unset it)"
+    service = name.removesuffix("_PORT").replace("_", "-").lower()
+    return (
+        f" ({name}={value!r}, which Kubernetes sets for a Service named {service!r}: give the pod enableServiceLinks:"
+        f" false, or the Service another name; or set {flag})"
+    )
 
 
 def unknown_variables() -> list[str]:

@@ -18,7 +18,7 @@ from typing import NamedTuple, assert_never
 from models.manifest import ManifestError, UnreadableError
 from server import descriptors, gpus
 from server.aside import Aside
-from server.child import STOP_S, STOP_SIGNALS
+from server.child import SIGNALS, STOP_S
 from server.children import Children, EngineEnded, EngineSaid, Event, Signalled, WorkerEnded, WorkerSaid
 from server.control import (
     Authorise,
@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 
 
 def supervise(settings: Settings, catalogue: Catalogue) -> None:
-    """Serve until SIGTERM, SIGINT or SIGHUP, then drain; a second signal stops at once.
+    """Serve until SIGTERM or SIGINT, then drain; a second one stops at once. SIGHUP has all files read again.
 
     Raises:
         StartupError: a resource cannot be had, no model can be loaded, or a process cannot even start.
@@ -62,7 +62,7 @@ def supervise(settings: Settings, catalogue: Catalogue) -> None:
         running.callback(log.info, "stopped")
         children = running.enter_context(Children(resources))
         running.callback(stopped.set)
-        with _stop_signals() as signals:
+        with _signals() as signals:
             Supervisor(resources, catalogue, children).run(signals)
 
 
@@ -175,6 +175,8 @@ class Supervisor:
 
     def _handle(self, event: Event, now_s: float) -> None:
         match event:
+            case Signalled(signal.SIGHUP):
+                self._reread_all(now_s)
             case Signalled():
                 for action in self._fleet.signalled(now_s):
                     self._perform(action)
@@ -296,6 +298,13 @@ class Supervisor:
             self._models.refuse(held.worker, held.change, hangs)
             self._roll_out()
 
+    def _reread_all(self, now_s: float) -> None:
+        """Whether anything has changed or not, and what was refused is tried again."""
+        log.info("SIGHUP: keys, certificate and repository are read again")
+        self._for_protection.call(partial(self._resources.protection.look, again=True), self._protected)
+        look = partial(self._repository.look, now_s, self._may_be_named, again=True)
+        self._for_repository.call(look, self._looked)
+
     def _protected(self, look: Future[list[Authorise | Renew]]) -> None:
         for message in look.result():
             if isinstance(message, Authorise):
@@ -367,13 +376,15 @@ def log_announcement(catalogue: Catalogue, listeners: Listeners) -> None:
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Generator[socket.socket]:
-    """A socket that has a byte to read for each signal to stop."""
+def _signals() -> Generator[socket.socket]:
+    """A socket that has a byte to read for each signal: its number. A SIGHUP that is ignored, by `nohup`, stays so."""
     reader, writer = socket.socketpair()
     with reader, writer:
         writer.settimeout(0)
+        ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        heard = [number for number in SIGNALS if not (ignored and number == signal.SIGHUP)]
         signal.set_wakeup_fd(writer.fileno())
-        before = {number: signal.signal(number, lambda *_: None) for number in STOP_SIGNALS}
+        before = {number: signal.signal(number, lambda *_: None) for number in heard}
         try:
             yield reader
         finally:
