@@ -46,6 +46,10 @@ class ManifestError(ValueError):
     """A manifest or a file it names is missing, malformed or not what the digest says."""
 
 
+class UnreadableError(ManifestError):
+    """It is missing or cannot be read; another time it may be."""
+
+
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -273,13 +277,14 @@ def read_entry(folder: Path) -> Entry:
     """Read the manifest of a version's folder, of a model or of an ensemble.
 
     Raises:
-        ManifestError: it is missing, is no valid manifest, or its name and version are not those of its folders.
+        UnreadableError: it is missing, or cannot be read.
+        ManifestError: it is no valid manifest, or its name and version are not those of its folders.
     """
     path = folder / FILE_NAME
     try:
         found = _entry.validate_json(_read_file(path))
     except OSError as error:
-        raise ManifestError(f"{path}: {error.strerror}") from error
+        raise UnreadableError(f"{path}: {error.strerror}") from error
     except ValidationError as error:
         raise ManifestError(f"{path}: {first_mistake(error)}") from error
     if (folder.parent.name, folder.name) != (found.name, str(found.version)):
@@ -302,7 +307,7 @@ def read(folder: Path) -> Manifest:
 def _read_file(path: Path) -> bytes:
     """A regular file's content: a pipe of that name would be waited for without end."""
     if path.exists() and not path.is_file():
-        raise ManifestError(f"{path} is no file")
+        raise UnreadableError(f"{path} is no file")
     return path.read_bytes()
 
 
@@ -310,13 +315,14 @@ def read_model_file(folder: Path, manifest: Manifest) -> bytes:
     """The model file's bytes, proven to be those the manifest names.
 
     Raises:
-        ManifestError: the file cannot be read or its digest differs.
+        UnreadableError: the file cannot be read.
+        ManifestError: its digest differs.
     """
     path = folder / manifest.file.name
     try:
         content = _read_file(path)
     except OSError as error:
-        raise ManifestError(f"{path}: {error.strerror}") from error
+        raise UnreadableError(f"{path}: {error.strerror}") from error
     if hashlib.sha256(content).hexdigest() != manifest.file.sha256:
         raise ManifestError(f"{path}: its SHA-256 is not the manifest's; export the model again")
     return content

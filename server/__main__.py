@@ -37,6 +37,7 @@ def main() -> int:
         if settings.log_format == "json":
             log.critical("%s", error)
         else:
+            logs.flush()  # the last line says why it ends
             print(f"python -m server: {error}", file=sys.stderr)
         return 1
     return 0

@@ -24,7 +24,8 @@ from server.settings import Settings
 
 STOP_S = 5.0
 """Grace period before SIGKILL."""
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""That the supervisor hears, and no child."""
 ENGINE, WORKER = "server.engine.process", "server.http.worker"
 """What runs in children: modules with a `main`. The supervisor itself needs none of what they import."""
 
@@ -71,11 +72,11 @@ class Child(Generic[Told, Said]):
         process = FORK_SERVER.Process(target=_run, args=(its_life, *how, module, *args, theirs), name=name, daemon=True)
         resource_tracker.ensure_running()  # here, because it unblocks signals
         # Blocked signals stay blocked in the child: this process alone decides when it ends, from its first moment on.
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             process.start()
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             theirs.close()
             its_life.close()
         return cls(process, control, life)

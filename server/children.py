@@ -15,7 +15,9 @@ Worker = Child[ToWorker, FromWorker]
 
 
 class Signalled(NamedTuple):
-    """The server was told to end."""
+    """The server has got a signal."""
+
+    number: int
 
 
 class WorkerSaid(NamedTuple):
@@ -124,15 +126,18 @@ class Children:
             if child.name == name:
                 child.kill()
 
-    def wait(self, signals: socket.socket, timeout_s: float) -> Generator[Event]:
-        """What happens next: nothing, if nothing does in this time. A child is there until its end was told."""
+    def wait(self, signals: socket.socket, others: Sequence[socket.socket], timeout_s: float) -> Generator[Event]:
+        """What happens next: nothing, if nothing does in this time, or `others` have something to read.
+
+        A child is there until its end was told.
+        """
         workers, engine = list(self._workers.values()), self._engine
-        sources: list[Connection | socket.socket] = [signals]
+        sources: list[Connection | socket.socket] = [signals, *others]
         for child in self._all():
             sources += child.control, child.life
         happened = wait(sources, timeout_s)
         if signals in happened:
-            yield from (Signalled() for _ in signals.recv(64))
+            yield from map(Signalled, signals.recv(64))
         for worker in workers:
             if worker.control in happened and (from_worker := worker.hear()) is not None:
                 yield WorkerSaid(worker.name, from_worker)

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 from server.errors import ServiceError
 from server.keys import Key
+from server.refusals import Refusal
 from server.repository import Catalogue, Model
 from server.settings import Settings
 from server.slots import Slots
@@ -20,8 +21,8 @@ class EngineReady(NamedTuple):
     """Engine to supervisor: every model that can be loaded has run its warm-up."""
 
     address: str
-    refused: Mapping[str, str]
-    """Reasons by the models' ids."""
+    refused: Mapping[str, Refusal]
+    """By the models' ids."""
 
 
 class Load(NamedTuple):
@@ -31,10 +32,10 @@ class Load(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """Engine to supervisor: the model is there, or was refused for a reason."""
+    """Engine to supervisor: the model is there, or was refused."""
 
     model_id: str
-    reason: str | None
+    refusal: Refusal | None
 
 
 class Unload(NamedTuple):

@@ -26,13 +26,12 @@ from PIL import features
 
 from models import manifest
 from models.manifest import Manifest, ManifestError
-from server import VERSION, gpus, repository, tracing
+from server import VERSION, gpus, repository, run_folder, tracing
 from server.cpus import available_cpus, cgroup_quota
 from server.engine.backends import inventory
 from server.images import jpeg
 from server.images.bounds import PIXEL_BYTES
 from server.metrics import ROOM_BYTES
-from server.run_folder import longest_socket_path
 from server.settings import Settings, WrongSettingsError, read, unknown_variables
 from server.slots import SHARED, needed_bytes
 
@@ -57,8 +56,6 @@ CPU_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "a
 ENVIRONMENT = re.compile("(SERVER|OTEL|ORT|OMP|CUDA|NVIDIA|OPENVINO|MALLOC|LD)_.*|TMPDIR")
 SECRET = re.compile("HEADERS|KEY$|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
 USERINFO = re.compile(r"(?<=//)[^/@\s]+@")
-MAX_SOCKET_PATH = 107
-"""Bytes: what Linux takes for the address of a Unix socket."""
 
 
 @dataclass(frozen=True)
@@ -224,7 +221,7 @@ def _folders(settings: Settings, report: Report) -> dict[str, Any]:
     needed = (settings.http_workers + 2) * sum(ROOM_BYTES.values())  # with the engine and the supervisor
     if free < needed:
         report.stop(f"{folder} has {_size(free)} left", f"free {_size(needed)} for metrics, or set TMPDIR")
-    if len(os.fsencode(longest_socket_path())) > MAX_SOCKET_PATH:
+    if run_folder.is_too_long():
         report.stop(f"{folder} is too long a path for a socket in it", "set TMPDIR to a short one, such as /tmp")
     return {
         "TMPDIR": f"{folder}, {_size(free)} free",
@@ -273,7 +270,7 @@ def _repository(settings: Settings, report: Report) -> dict[str, Any]:
         what, _, advice = str(error).partition(": ")
         report.stop(what, advice or "see docs/to_onnx.md")
         return {"folder": settings.repository.absolute()}
-    refused = {str(key): reason for key, reason in catalogue.refused.items()}
+    refused = {str(key): refusal.reason for key, refusal in catalogue.refused.items()}
     models: dict[str, Any] = {}
     for key, found in catalogue.entries.items():
         shown: dict[str, Any] = {"backend": found.backend, "default": key.name == catalogue.default_model}

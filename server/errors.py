@@ -29,6 +29,7 @@ class Code(StrEnum):
     INVALID_PARAMETER = "invalid_parameter"
     UNKNOWN_MODEL = "unknown_model"
     MODEL_REFUSED = "model_refused"
+    MODEL_UNAVAILABLE = "model_unavailable"
     UNAUTHORIZED = "unauthorized"
     FORBIDDEN = "forbidden"
     RATE_LIMITED = "rate_limited"

@@ -3,7 +3,10 @@
 import json
 import logging
 import os
+import queue
+import select
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -14,6 +17,10 @@ from typing import Any, Literal, TypeVarTuple
 BURST = 20
 """Warnings of one place in the code that are printed in each `BURST_S`."""
 BURST_S = 60.0
+MAX_WAITING = 10_000
+"""Lines of one process that wait for whoever reads them."""
+FLUSH_S = 1.0
+"""How long a process that ends waits for that."""
 
 Arguments = TypeVarTuple("Arguments")
 
@@ -24,7 +31,9 @@ def configure(level: str, form: Literal["text", "json"] = "text") -> None:
     """Set up this process's logging, unless that is done; `level` is a name such as "info"."""
     if logging.getLogger().handlers:
         return
-    handler = logging.StreamHandler()
+    handler = Printer(
+        sys.stderr.fileno() if sys.stderr else os.open(os.devnull, os.O_WRONLY)
+    )  # closed by who started us
     handler.setFormatter(_Json() if form == "json" else _Text())
     logging.basicConfig(level=level.upper(), handlers=[handler])
     if form == "json":  # whoever reads the lines expects nothing else
@@ -42,12 +51,61 @@ def run(
     configure(level, form)
     with suppress(OSError):  # where there is no such file
         Path("/proc/self/comm").write_text(current_process().name)  # which ps and top show
+    code = 0
     try:
         target(*arguments)
     except Exception:
         log.critical("%s fails", current_process().name, exc_info=True)
-        os._exit(1)
-    os._exit(0)
+        code = 1
+    flush()
+    os._exit(code)
+
+
+def flush() -> None:
+    """Wait until what was logged is printed, unless nobody reads it."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+
+
+class Printer(logging.Handler):
+    """Prints in a thread of its own: whoever reads the lines may have stopped, and the pipe be full.
+
+    Lines wait for him, up to `MAX_WAITING`; the next one that is printed then tells how many were lost.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self._lines: queue.Queue[str] = queue.Queue(MAX_WAITING)
+        self._lost = 0
+        threading.Thread(target=self._print, name="log", daemon=True).start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See logging.Handler."""
+        if self._lost:
+            add_fields(record, lost=self._lost)
+        try:
+            self._lines.put_nowait(f"{self.format(record)}\n")
+        except queue.Full:
+            self._lost += 1
+        else:
+            self._lost = 0
+
+    def flush(self) -> None:
+        """Wait until all lines are printed, for `FLUSH_S` at most."""
+        with self._lines.all_tasks_done:
+            self._lines.all_tasks_done.wait_for(lambda: not self._lines.unfinished_tasks, FLUSH_S)
+
+    def _print(self) -> None:
+        while True:
+            left = self._lines.get().encode(errors="backslashreplace")
+            with suppress(OSError):  # the reader is gone
+                while left:
+                    try:
+                        left = left[os.write(self._descriptor, left) :]
+                    except BlockingIOError:  # some other process with the same pipe wants it so
+                        select.select([], [self._descriptor], [])
+            self._lines.task_done()
 
 
 def fields(**values: object) -> dict[str, dict[str, object]]:

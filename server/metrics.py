@@ -4,12 +4,15 @@ Each process has a fixed identity ("http-0", "engine"), so that a restarted proc
 never fall and files never pile up.
 """
 
+import collections
 import os
 from collections.abc import Iterable, Iterator
 from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from server.refusals import Cause, Refusal
 
 if TYPE_CHECKING:
     from prometheus_client.samples import Sample
@@ -81,6 +84,13 @@ class Metrics:
         self.engine_ready = Gauge(
             "serving_engine_ready", "1: the engine answers", multiprocess_mode="livemax", registry=registry
         )
+        self.refused_models = Gauge(
+            "serving_refused_models",
+            "Versions in the repository that cannot be served, by cause: never, or not_now (tried again)",
+            ["cause"],
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
         self.restarts = Counter(
             "serving_process_restarts", "Processes that ended unasked", ["process"], registry=registry
         )
@@ -127,6 +137,12 @@ class Metrics:
         """One image more that was decoded."""
         self.decode_wait.labels(model).observe(wait_s)
         self.decode.labels(model).observe(decode_s)
+
+    def count_refused(self, refused: Iterable[Refusal]) -> None:
+        """These are all that are refused now."""
+        counts = collections.Counter(refusal.cause for refusal in refused)
+        for cause in Cause:
+            self.refused_models.labels(cause).set(counts[cause])
 
     def count_gpu_decode(self, outcome: str) -> None:
         """One photo more that was "done", or "refused"."""

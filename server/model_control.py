@@ -7,12 +7,13 @@ for a model is answered when every worker serves the outcome, so that he finds i
 
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, assert_never
 
 from server.control import Change, Changed, Load, Serve, Unload
 from server.errors import Code, ServiceError
+from server.refusals import Refusal
 from server.repository import Catalogue, Model, ModelKey
-from server.rollout import Rollout
+from server.rollout import Progress, Rollout
 
 
 class TellEngine(NamedTuple):
@@ -93,19 +94,23 @@ class ModelControl:
         """What a new engine loads before it is ready."""
         return self._rollout.start_engine()
 
-    def engine_ready(self, refused: Mapping[str, str]) -> None:
+    def engine_ready(self, refused: Mapping[str, Refusal], now_s: float) -> None:
         """It has what it was started with, but for what it refused, by id."""
         self._engine_is_up = True
-        self._rollout.engine_ready(refused)
+        self._rollout.engine_ready(refused, now_s)
 
-    def engine_ended(self) -> None:
+    def engine_ended(self, now_s: float) -> None:
         """The next one gets what is served."""
         self._engine_is_up = False
-        self._rollout.engine_lost()
+        self._rollout.engine_lost(now_s)
 
-    def loaded(self, model_id: str, reason: str | None) -> None:
-        """The engine has loaded a model, or refused it for a reason."""
-        self._rollout.loaded(model_id, reason)
+    def loaded(self, model_id: str, refusal: Refusal | None, now_s: float) -> None:
+        """The engine has loaded a model, or refused it."""
+        self._rollout.loaded(model_id, refusal, now_s)
+
+    def retry(self, now_s: float) -> bool:
+        """Whether it is time to load again what was refused for now; `steps` says so."""
+        return self._rollout.retry(now_s)
 
     def scanned(self, catalogue: Catalogue, changed: Set[ModelKey] = frozenset()) -> None:
         """The repository holds this by now; of the versions `changed`, the files are others."""
@@ -148,11 +153,15 @@ class ModelControl:
         """Answers to the changes that are done."""
         answers, waiting = [], []
         for worker, change in self._changes:
-            outcome = self._rollout.outcome(change.name) if change.action == "load" else ""
-            if outcome is None:
-                waiting.append((worker, change))
-            else:
-                error = ServiceError(Code.MODEL_REFUSED, outcome) if outcome else None
-                answers.append(TellWorker(worker, Changed(change.id, error)))
+            match self._rollout.outcome(change.name) if change.action == "load" else Progress.SERVED:
+                case Progress.LOADING:
+                    waiting.append((worker, change))
+                case Progress.SERVED:
+                    answers.append(TellWorker(worker, Changed(change.id, None)))
+                case Refusal() as refusal:
+                    code = Code.MODEL_UNAVAILABLE if refusal.is_tried_again else Code.MODEL_REFUSED
+                    answers.append(TellWorker(worker, Changed(change.id, ServiceError(code, refusal.reason))))
+                case unknown:
+                    assert_never(unknown)
         self._changes = waiting
         return answers

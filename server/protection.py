@@ -40,17 +40,20 @@ class Protection:
         """None: no TLS."""
         return self._certificate.content if self._certificate else None
 
-    def look(self) -> list[Authorise | Renew]:
-        """What the HTTP workers are to be told. A file that cannot be used is logged, and changes nothing."""
+    def look(self, *, again: bool = False) -> list[Authorise | Renew]:
+        """What the HTTP workers are to be told, if a file has changed, or all are to be read `again`.
+
+        A file that cannot be used is logged, and changes nothing.
+        """
         told: list[Authorise | Renew] = []
         try:
-            if self._keys and self._keys.look():
+            if self._keys and self._keys.look(again=again):
                 log.info("API keys: %s", ", ".join(key.name for key in self._keys.content))
                 told.append(Authorise(self._keys.content))
         except KeysError as error:
             log.warning("the API keys stay as they were: %s", error)
         try:
-            if self._certificate and self._certificate.look():
+            if self._certificate and self._certificate.look(again=again):
                 log.info("%s is read again", self._path)
                 told.append(Renew(self._certificate.content))
         except TlsError as error:

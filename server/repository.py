@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
@@ -13,13 +14,18 @@ from pydantic import ValidationError
 
 from models import manifest
 from models.errors import first_mistake
-from models.manifest import Ensemble, Entry, Manifest, ManifestError
+from models.manifest import Ensemble, Entry, Manifest, ManifestError, UnreadableError
 from server.errors import Code, ServiceError
+from server.refusals import Cause, Refusal
 from server.settings import ModelSettings
 
 PREFERRED_DEFAULTS = ("resnet50", "efficientnet_lite0")
 SETTINGS_FILE = "serving.json"
 """In a model's folder, beside its versions."""
+UNREADABLE_S = 5.0
+"""How often what cannot be read is tried again, at least."""
+
+log = logging.getLogger(__name__)
 
 
 class ModelKey(NamedTuple):
@@ -62,8 +68,8 @@ class Catalogue:
     models: Mapping[ModelKey, Model]
     ensembles: Mapping[ModelKey, Ensemble]
     """Every member of each is in `models`."""
-    refused: Mapping[ModelKey, str]
-    """Reasons by what was refused: versions of models and ensembles, and folders that have no valid manifest."""
+    refused: Mapping[ModelKey, Refusal]
+    """Versions of models and ensembles, and folders that have no valid manifest."""
     default_model: str | None
     unloaded: Set[str] = frozenset()
     """Names of models that are there, but were unloaded on request."""
@@ -81,9 +87,9 @@ class Catalogue:
             for name in sorted({key.name for key in self.entries})
         }
 
-    def serving(self, models: Mapping[ModelKey, Model], reasons: Mapping[ModelKey, str]) -> "Catalogue":
-        """The same with other models, those in `reasons` being refused, and without what lacks one."""
-        refused = {**self.refused, **reasons}
+    def serving(self, models: Mapping[ModelKey, Model], refused: Mapping[ModelKey, Refusal]) -> "Catalogue":
+        """The same with other models, more of them refused, and without what lacks one."""
+        refused = {**self.refused, **refused}
         whole = _catalogue(self.folder, models, self.ensembles, refused, self.default_model)
         return replace(whole, unloaded=self.unloaded)
 
@@ -99,23 +105,27 @@ class Catalogue:
         """What a request means: the default model where it names none, and of each the newest version.
 
         Raises:
-            ServiceError: UNKNOWN_MODEL, naming what there is.
+            ServiceError: UNKNOWN_MODEL, naming what there is, or MODEL_UNAVAILABLE where it is tried again.
         """
         wanted = name or self.default_model
-        versions = self.versions.get(wanted or "")
+        versions = self.versions.get(wanted or "", {})
+        found = versions.get(max(versions, default=0) if version is None else version)
+        if found:
+            return found
+        for key, refusal in self.refused.items():
+            if key.name == wanted and version in (None, key.version) and refusal.is_tried_again:
+                detail = f"{key} cannot be served for now, and is tried again: {refusal.reason}"
+                raise ServiceError(Code.MODEL_UNAVAILABLE, detail)
         if not versions:
             names = ", ".join(self.versions) or "none"
             problem = (
                 f"there is no model {wanted!r}" if wanted else "no model was named and there is no --default-model"
             )
             raise ServiceError(Code.UNKNOWN_MODEL, f"{problem}; models served here: {names}")
-        found = versions.get(max(versions) if version is None else version)
-        if found is None:
-            raise ServiceError(
-                Code.UNKNOWN_MODEL,
-                f"model {wanted!r} has no version {version}; versions served here: {sorted(versions)}",
-            )
-        return found
+        raise ServiceError(
+            Code.UNKNOWN_MODEL,
+            f"model {wanted!r} has no version {version}; versions served here: {sorted(versions)}",
+        )
 
     def settings(self, entry: Entry) -> ModelSettings:
         """A model's own; an ensemble has none."""
@@ -135,78 +145,108 @@ def _catalogue(
     folder: Path,
     models: Mapping[ModelKey, Model],
     ensembles: Mapping[ModelKey, Ensemble],
-    refused: Mapping[ModelKey, str],
+    refused: Mapping[ModelKey, Refusal],
     default_model: str | None,
 ) -> Catalogue:
     """Refuse the ensembles that lack a member, or whose member is not the file that was measured."""
     whole: dict[ModelKey, Ensemble] = {}
-    broken: dict[ModelKey, str] = {}
+    broken: dict[ModelKey, Refusal] = {}
     for key, ensemble in ensembles.items():
         for member in ensemble.members:
-            model = models.get(ModelKey(member.name, member.version))
+            member_key = ModelKey(member.name, member.version)
+            model = models.get(member_key)
             if model is None:
-                broken[key] = f"its member {member.name} version {member.version} is not served"
+                cause = refused[member_key].cause if member_key in refused else Cause.NEVER
+                broken[key] = Refusal(cause, f"its member {member_key} is not served")
             elif model.manifest.file.sha256 != member.sha256:
-                broken[key] = f"its member {member.name} version {member.version} is another file by now"
+                broken[key] = Refusal(Cause.NEVER, f"its member {member_key} is another file by now")
             elif model.manifest.num_classes != len(ensemble.labels):
-                broken[key] = f"its member {member.name} version {member.version} has other classes"
+                broken[key] = Refusal(Cause.NEVER, f"its member {member_key} has other classes")
         if key not in broken:
             whole[key] = ensemble
     return Catalogue(folder, models, whole, {**refused, **broken}, default_model)
 
 
 class Watch:
-    """A repository that is read again when something in it has changed."""
+    """A repository that is read again when something in it has changed, or could not be read the last time."""
 
-    def __init__(self, folder: Path, names: Sequence[str], every_s: float, now_s: float) -> None:
+    def __init__(self, folder: Path, names: Sequence[str], every_s: float, now_s: float, *, whole: bool = True) -> None:
         """Take what is there by now as seen.
 
         Args:
             folder: of the repository.
             names: the models to serve; none: all.
-            every_s: how often to look; 0: never.
+            every_s: how often to look; 0: never, unless something cannot be read.
             now_s: the caller's clock.
+            whole: the last scan, before this, could read all of it.
 
         Raises:
-            OSError: the folder cannot be listed.
+            UnreadableError: a folder cannot be listed.
         """
         self._folder = folder
         self._names = tuple(names)
         self._every_s = every_s or math.inf
-        self._look_s = now_s + self._every_s
+        self._looked_s = now_s
+        self._whole = whole
         self._seen = signature(folder)
 
-    def look(self, now_s: float, asked_for: Iterable[str] = ()) -> tuple[Catalogue, Set[ModelKey]] | None:
+    def is_due(self, now_s: float) -> bool:
+        """Whether it is time to look."""
+        every_s = self._every_s if self._whole else min(self._every_s, UNREADABLE_S)
+        return now_s >= self._looked_s + every_s
+
+    def look(
+        self, now_s: float, asked_for: Iterable[str] = (), *, again: bool = False
+    ) -> tuple[Catalogue, Set[ModelKey]] | None:
         """What it holds, and the versions whose files have changed; None: nothing has, or it is too soon to look.
 
-        What cannot be served is not read again until a file changes once more.
+        What cannot be served is not read again until a file changes once more, but for what cannot be read. Where all
+        of it is to be read `again` in any case, all files count as changed.
 
         Raises:
-            ManifestError, OSError: as `scan`.
+            ManifestError: as `scan`.
         """
-        if now_s < self._look_s:
+        if not (again or self.is_due(now_s)):
             return None
-        self._look_s = now_s + self._every_s
+        self._looked_s = now_s
+        whole, self._whole = self._whole, False
         seen = signature(self._folder)
-        if seen == self._seen:
+        if seen == self._seen and whole and not again:
+            self._whole = True
             return None
-        changed = (path.relative_to(self._folder).parts for path in seen if seen[path] != self._seen.get(path))
-        versions = {ModelKey(name, int(number)) for name, number, *_ in changed if number.isdecimal()}
         try:
             found = self.scan(asked_for)
-        except ManifestError:
-            self._seen = seen
+        except UnreadableError:
             raise
-        self._seen = seen
-        return found, versions
+        except ManifestError:
+            self._seen, self._whole = seen, True
+            raise
+        before, self._seen = self._seen, seen
+        self._whole = not any(refusal.is_tried_again for refusal in found.refused.values())
+        changed = {path for path in seen if seen[path] != before.get(path)}
+        self._warn_of_replaced(found, changed & before.keys())
+        parts = (path.relative_to(self._folder).parts for path in (seen if again else changed))
+        return found, {ModelKey(name, int(number)) for name, number, *_ in parts if number.isdecimal()}
 
     def scan(self, asked_for: Iterable[str] = ()) -> Catalogue:
         """Read it as it is now: the models to serve, and those that were asked for later, while they are there.
 
         Raises:
-            ManifestError, OSError: as the function `scan`.
+            ManifestError: as the function `scan`.
         """
         return scan(self._folder, self._names, also=asked_for)
+
+    def _warn_of_replaced(self, found: Catalogue, changed: Set[Path]) -> None:
+        """Say which model files have changed under manifests that have not."""
+        for key, model in found.models.items():
+            version = self._folder / key.name / str(key.version)
+            if version / model.manifest.file.name in changed and version / manifest.FILE_NAME not in changed:
+                log.warning(
+                    "%s of %s was changed in place: the engine goes on with what it has loaded, and loads this one only"
+                    " if its digest is the manifest's; publish another version instead",
+                    model.manifest.file.name,
+                    key,
+                )
 
 
 def scan(
@@ -218,23 +258,23 @@ def scan(
 
     Raises:
         ManifestError: there is no model to serve, or one that was asked for is missing.
-        OSError: a folder went while it was listed, or cannot be.
+        UnreadableError: the same, where something cannot be read.
     """
     entries: dict[ModelKey, Entry] = {}
-    refused: dict[ModelKey, str] = {}
+    refused: dict[ModelKey, Refusal] = {}
     # A version's folder is named by its number; an export in progress has another name until it is complete.
-    for path in sorted(path for path in folder.glob("*/*") if path.name.isdecimal()):
+    for path in _versions(folder):
         try:
             found = manifest.read_entry(path)
             entries[ModelKey(found.name, found.version)] = found
         except ManifestError as error:
-            refused[ModelKey(path.parent.name, int(path.name))] = str(error)
+            refused[ModelKey(path.parent.name, int(path.name))] = Refusal.of(error)
     ensembles = {key: found for key, found in entries.items() if isinstance(found, Ensemble)}
     if names:
         asked_for = {*names, *also}
         ensembles = {key: found for key, found in ensembles.items() if key.name in asked_for}
         wanted = {*asked_for, *(member.name for found in ensembles.values() for member in found.members)}
-        refused = {key: reason for key, reason in refused.items() if key.name in wanted}
+        refused = {key: refusal for key, refusal in refused.items() if key.name in wanted}
         entries = {key: found for key, found in entries.items() if key.name in wanted}
     models: dict[ModelKey, Model] = {}
     for key, found in entries.items():
@@ -242,44 +282,71 @@ def scan(
             try:
                 models[key] = Model.of(found, _settings(folder / key.name))
             except ManifestError as error:
-                refused[key] = str(error)
+                refused[key] = Refusal.of(error)
     there = {key.name for key in (*models, *ensembles)}
-    reasons = "".join(f"; {reason}" for reason in refused.values())
+    reasons = "".join(f"; {refusal.reason}" for refusal in refused.values())
+    passing = any(refusal.is_tried_again for refusal in refused.values())
+    lacking = UnreadableError if passing else ManifestError
     if names and default_model and default_model not in names:
         raise ManifestError(f"the default model {default_model!r} is not among the models to serve: {', '.join(names)}")
     for name in (*names, *([default_model] if default_model else [])):
         if name not in there:
-            raise ManifestError(f"model {name!r} is not in {folder}: python export/to_onnx.py {name}{reasons}")
+            raise lacking(f"model {name!r} is not in {folder}: python export/to_onnx.py {name}{reasons}")
     if not models:
-        raise ManifestError(f"no model in {folder}: python export/to_onnx.py makes one{reasons}")
+        raise lacking(f"no model in {folder}: python export/to_onnx.py makes one{reasons}")
     return _catalogue(folder, models, ensembles, refused, default_model or _default(models, set(names) or there))
 
 
 def signature(folder: Path) -> Mapping[Path, tuple[int, int, int]]:
     """What differs when any file or folder of the repository does: times of change in ns, inodes and sizes.
 
+    The time is that of the contents, name or rights: that of contents alone can be set, and copies keep it.
+
     Raises:
-        OSError: a folder went while it was listed, or cannot be.
+        UnreadableError: a folder cannot be listed.
     """
     found: dict[Path, tuple[int, int, int]] = {}
-    for path in (*folder.glob("[!.]*/*"), *folder.glob("[!.]*/*/*")):  # not what a runtime keeps in a hidden folder
-        with contextlib.suppress(OSError):  # gone meanwhile
-            status = path.stat()
-            found[path] = status.st_mtime_ns, status.st_ino, status.st_size
+    for model in _listed(folder):
+        if model.name.startswith("."):  # what a runtime keeps in a hidden folder
+            continue
+        files = _listed(model)
+        for path in (*files, *(each for version in files for each in _listed(version))):
+            with contextlib.suppress(OSError):  # gone meanwhile
+                status = path.stat()
+                found[path] = status.st_ctime_ns, status.st_ino, status.st_size
     return found
+
+
+def _versions(folder: Path) -> list[Path]:
+    return [path for model in _listed(folder) for path in _listed(model) if path.name.isdecimal()]
+
+
+def _listed(folder: Path) -> list[Path]:
+    """What is in a folder, in order; nothing in what is none, or has gone.
+
+    Raises:
+        UnreadableError: it cannot be listed, so what is in it must not be taken for gone.
+    """
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise UnreadableError(f"{folder}: {error.strerror}") from error
 
 
 def _settings(folder: Path) -> ModelSettings:
     """A model's own, where it has any.
 
     Raises:
+        UnreadableError: they cannot be read.
         ManifestError: they are not valid.
     """
     path = folder / SETTINGS_FILE
     try:
         return ModelSettings.model_validate_json(path.read_bytes()) if path.is_file() else ModelSettings()
     except OSError as error:
-        raise ManifestError(f"{path}: {error.strerror}") from error
+        raise UnreadableError(f"{path}: {error.strerror}") from error
     except ValidationError as error:
         raise ManifestError(f"{path}: {first_mistake(error)}") from error
 

@@ -3,13 +3,14 @@
 import contextlib
 import logging
 import math
+import tempfile
 from collections.abc import Generator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from server import keys, metrics
+from server import keys, metrics, run_folder
 from server.child import keep_socket_in
 from server.errors import StartupError
 from server.images import jpeg
@@ -83,6 +84,9 @@ class Resources:
             keep_socket_in(folder)
             with _room_for("metrics", folder):
                 metrics.use_directory(folder, ["supervisor", ENGINE_NAME, *worker_names(settings)])
+            if run_folder.is_too_long():
+                detail = "is too long a path for a socket in it; set it to a short one, such as /tmp"
+                raise StartupError(f"TMPDIR {tempfile.gettempdir()} {detail}")
             slots = _slots(settings, catalogue)
             ready_file = _ready_file(held, settings)
             resources = cls(settings, protection, listeners, folder, usage, Metrics("supervisor"), slots, ready_file)

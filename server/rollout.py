@@ -1,18 +1,40 @@
 """Which models the engine is to load and to let go, and which requests may name: a state machine without any I/O.
 
 A model is served once the engine has loaded and warmed it. What it replaces is served until then, and stays where the
-new one is refused: a broken model takes no good one down.
+new one is refused: a broken model takes no good one down. What is refused for now is loaded again, after a wait that
+doubles with each attempt; what is refused for good when its files change, or when it is asked for.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Set
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from enum import Enum, auto
 
 from server.errors import Code, ServiceError
+from server.refusals import Cause, Refusal, delay_s
 from server.repository import Catalogue, Model, ModelKey
 
 MAX_CRASHES = 2
 """Refuse a model after this many engines crashed loading it."""
+
+
+class Progress(Enum):
+    """How far loading a model is, unless it was refused."""
+
+    LOADING = auto()
+    SERVED = auto()
+    """As the repository has it."""
+
+
+@dataclass(slots=True)
+class _Refused:
+    """A model that the engine could not load, so many times in a row."""
+
+    refusal: Refusal
+    attempts: int
+    retry_s: float
+    """When to load it again."""
 
 
 class Rollout:
@@ -27,7 +49,9 @@ class Rollout:
         self._started: set[str] = set()  # ids of what the newest engine was started with
         self._loaded: set[str] = set()  # ids of what it has, or the one before it had
         self._loading: set[str] = set()
-        self._reasons: dict[str, str] = {}  # by id, why it was refused
+        self._proven: set[str] = set()  # ids of what some engine had loaded
+        self._refused: dict[str, _Refused] = {}  # by id
+        self._again: set[str] = set()  # ids of what was refused and is to be loaded all the same
         self._crashes: Counter[str] = Counter()
         self._ready = False  # some engine was
         self.served = scanned
@@ -45,7 +69,7 @@ class Rollout:
         self._scanned = catalogue
         for model in self._wanted.models.values():
             if model.key in changed:
-                self._forgive(model.id)  # what was wrong may not be any more
+                self._try_again(model.id)  # what was wrong may not be any more
         self._update()
 
     def load(self, name: str) -> None:
@@ -58,7 +82,7 @@ class Rollout:
             raise ServiceError(Code.UNKNOWN_MODEL, f"there is no model {name!r} in the repository")
         self._unloaded.discard(name)
         for model_id in self._needed(name):
-            self._forgive(model_id)
+            self._try_again(model_id)
         self._update()
 
     def unload(self, name: str) -> None:
@@ -80,23 +104,35 @@ class Rollout:
         self._loading = self._started - self._loaded
         return list(models.values())
 
-    def engine_ready(self, refused: Mapping[str, str]) -> None:
+    def engine_ready(self, refused: Mapping[str, Refusal], now_s: float) -> None:
         """The new engine has what it was started with, but for what it refused, by id."""
         self._ready = True
         self._loaded = self._started - refused.keys()
         self._loading.clear()
         for model_id in self._loaded:
-            self._forgive(model_id)
-        self._reasons |= refused
+            self._accept(model_id)
+        for model_id, refusal in refused.items():
+            self._refuse(model_id, refusal, now_s)
         self._update()
 
-    def engine_lost(self) -> None:
-        """It died; the next one gets what is served, and once more what it may have died of."""
+    def engine_lost(self, now_s: float) -> None:
+        """It died; the next one gets what is served, and once more what it may have died of.
+
+        What engines die of is tried again only if one has ever loaded it: it would take all other models down with it.
+        """
         for model_id in self._loading:
             self._crashes[model_id] += 1
             if self._crashes[model_id] >= MAX_CRASHES:
-                self._reasons[model_id] = f"{MAX_CRASHES} inference engines died while they loaded it"
+                cause = Cause.NOT_NOW if model_id in self._proven else Cause.NEVER
+                died = f"{self._crashes[model_id]} inference engines died while they loaded it"
+                self._refuse(model_id, Refusal(cause, died), now_s)
         self._update()
+
+    def retry(self, now_s: float) -> bool:
+        """Whether it is time to load something again; then `take_missing` names it."""
+        due = {model_id for model_id, refused in self._refused.items() if now_s >= refused.retry_s} - self._again
+        self._again |= due
+        return bool(due)
 
     def take_missing(self) -> list[Model]:
         """What the running engine is to load; each is named once."""
@@ -104,14 +140,14 @@ class Rollout:
         self._loading |= {model.id for model in missing}
         return missing
 
-    def loaded(self, model_id: str, reason: str | None) -> None:
-        """The running engine has loaded a model, or refused it for a reason."""
+    def loaded(self, model_id: str, refusal: Refusal | None, now_s: float) -> None:
+        """The running engine has loaded a model, or refused it."""
         self._loading.discard(model_id)
-        if reason is None:
+        if refusal is None:
             self._loaded.add(model_id)
-            self._forgive(model_id)
+            self._accept(model_id)
         else:
-            self._reasons[model_id] = reason
+            self._refuse(model_id, refusal, now_s)
         self._update()
 
     def take_surplus(self) -> list[str]:
@@ -120,12 +156,17 @@ class Rollout:
         self._loaded -= surplus
         return list(surplus)
 
-    def outcome(self, name: str) -> str | None:
-        """How loading a model went: "" where it is served as the repository has it, else why not; None: it goes on."""
+    def outcome(self, name: str) -> Progress | Refusal:
+        """How loading a model went."""
         if self._needed(name) & {model.id for model in self._missing()}:
-            return None
-        refused = "; ".join(self._refusals(name))
-        return refused or ("" if name in self.served.versions else f"{name} lacks a model that is not served")
+            return Progress.LOADING
+        if refused := self._refusals(name):
+            causes = {refusal.cause for refusal in refused}
+            cause = Cause.NOT_NOW if Cause.NOT_NOW in causes else Cause.NEVER
+            return Refusal(cause, "; ".join(refusal.reason for refusal in refused))
+        if name in self.served.versions:
+            return Progress.SERVED
+        return Refusal(Cause.NEVER, f"{name} lacks a model that is not served")
 
     @property
     def _wanted(self) -> Catalogue:
@@ -135,7 +176,7 @@ class Rollout:
         return [
             model
             for model in self._wanted.models.values()
-            if model.id not in self._loaded and model.id not in self._reasons
+            if model.id not in self._loaded and (model.id not in self._refused or model.id in self._again)
         ]
 
     def _needed(self, name: str) -> set[str]:
@@ -143,13 +184,29 @@ class Rollout:
         wanted = self._wanted
         return {model.id for entry in wanted.versions.get(name, {}).values() for model in wanted.members(entry)}
 
-    def _forgive(self, model_id: str) -> None:
-        self._reasons.pop(model_id, None)
+    def _accept(self, model_id: str) -> None:
+        self._proven.add(model_id)
+        self._refused.pop(model_id, None)
+        self._again.discard(model_id)
         self._crashes.pop(model_id, None)
 
-    def _refusals(self, name: str) -> list[str]:
+    def _refuse(self, model_id: str, refusal: Refusal, now_s: float) -> None:
+        before = self._refused.get(model_id)
+        attempts = before.attempts + 1 if before else 1
+        retry_s = now_s + delay_s(attempts) if refusal.is_tried_again else math.inf
+        self._refused[model_id] = _Refused(refusal, attempts, retry_s)
+        self._again.discard(model_id)
+
+    def _try_again(self, model_id: str) -> None:
+        """As if it had never been tried; until that has been done, it is refused for the old reason."""
+        self._crashes.pop(model_id, None)
+        if refused := self._refused.get(model_id):
+            refused.attempts = 0
+            self._again.add(model_id)
+
+    def _refusals(self, name: str) -> list[Refusal]:
         refused = self.served.refused if self._ready else self._scanned.refused
-        return [reason for key, reason in refused.items() if key.name == name]
+        return [refusal for key, refusal in refused.items() if key.name == name]
 
     def _update(self) -> None:
         if not self._ready:
@@ -165,8 +222,8 @@ class Rollout:
                 models[key] = new
             elif old and old.id in self._loaded and (new or broken or key.name in awaited):
                 models[key] = old
-        reasons = {key: self._reasons[model.id] for key, model in wanted.models.items() if model.id in self._reasons}
-        self.served = wanted.serving(models, reasons)
+        found = ((key, self._refused.get(model.id)) for key, model in wanted.models.items())
+        self.served = wanted.serving(models, {key: refused.refusal for key, refused in found if refused})
 
     @staticmethod
     def _ids(catalogue: Catalogue) -> set[str]:

@@ -18,9 +18,14 @@ of a process it means the same in every container that shares the folder."""
 log = logging.getLogger(__name__)
 
 
-def longest_socket_path() -> Path:
-    """As long as any that a run has."""
-    return Path(tempfile.gettempdir()) / f"{PREFIX}12345678" / "listener-12345678"
+MAX_SOCKET_PATH = 107
+"""Bytes of a Unix socket's address (unix(7))."""
+
+
+def is_too_long() -> bool:
+    """Whether the path of TMPDIR leaves no room for that of a socket in a run's folder."""
+    longest = Path(tempfile.gettempdir()) / f"{PREFIX}12345678" / "listener-12345678"
+    return len(os.fsencode(longest)) > MAX_SOCKET_PATH
 
 
 class RunFolder:

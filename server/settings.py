@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -26,6 +27,10 @@ MaxWait = Annotated[float, Field(ge=0, le=10_000)]
 QueueSize = Annotated[int, Field(ge=1, le=65536)]
 Timeout = Annotated[float, Field(gt=0, le=3_600_000)]
 PriorityName = Literal["high", "normal", "low"]
+
+
+LINK = re.compile("(tcp|udp|sctp)://")
+"""How Kubernetes tells each container of a Service beside it, in a variable `<NAME>_PORT`."""
 
 
 class ModelSettings(BaseModel):
@@ -53,6 +58,7 @@ class Settings(BaseSettings):
         env_prefix="SERVER_",
         frozen=True,
         extra="forbid",
+        dotenv_filtering="match_prefix",  # a file that other programs read, too
         cli_prog_name="python -m server",
         cli_kebab_case=True,
         cli_avoid_json=True,
@@ -190,9 +196,28 @@ def read(arguments: Sequence[str]) -> Settings:
     try:
         return Settings(_cli_parse_args=flags, _env_file=options.env_file)
     except ValidationError as error:
-        raise WrongSettingsError(first_mistake(error)) from error
+        raise WrongSettingsError(_mistake(error, flags)) from error
     except SettingsError as error:
         raise WrongSettingsError(str(error)) from error
+
+
+def _mistake(error: ValidationError, flags: Sequence[str]) -> str:
+    """What is wrong; of a variable also its name, its value and what to do."""
+    first, mistake, prefix = error.errors()[0], first_mistake(error), Settings.model_config["env_prefix"]
+    if first["type"] == "extra_forbidden":  # a line of the file, whose name the error has without its prefix
+        return f"{prefix.lower()}{mistake}"
+    field = str(first["loc"][0]) if first["loc"] else ""
+    name, flag = f"{prefix}{field}".upper(), f"--{field.replace('_', '-')}"
+    value = {variable.upper(): value for variable, value in os.environ.items()}.get(name)
+    if value is None or any(given.partition("=")[0] == flag for given in flags):
+        return mistake
+    if not LINK.match(value):
+        return f"{mistake} ({name}={value!r}: correct the variable, or unset it)"
+    service = name.removesuffix("_PORT").replace("_", "-").lower()
+    return (
+        f"{mistake} ({name}={value!r}, which Kubernetes sets for a Service named {service!r}: give the pod"
+        f" enableServiceLinks: false, or the Service another name; or set {flag})"
+    )
 
 
 def unknown_variables() -> list[str]:

@@ -10,12 +10,15 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Generator
-from typing import assert_never
+from collections.abc import Generator, Set
+from concurrent.futures import Future
+from functools import partial
+from typing import NamedTuple, assert_never
 
-from models.manifest import ManifestError
+from models.manifest import ManifestError, UnreadableError
 from server import descriptors, gpus
-from server.child import STOP_S, STOP_SIGNALS
+from server.aside import Aside
+from server.child import SIGNALS, STOP_S
 from server.children import Children, EngineEnded, EngineSaid, Event, Signalled, WorkerEnded, WorkerSaid
 from server.control import (
     Authorise,
@@ -31,6 +34,7 @@ from server.control import (
     FromWorker,
     Heartbeat,
     Loaded,
+    Renew,
     Serving,
     WorkerReady,
 )
@@ -38,7 +42,7 @@ from server.errors import Code, ServiceError, StartupError
 from server.fleet import Action, Announce, BeginDrain, Fleet, GiveUp, KillProcess, StartProcess, StopAccepting
 from server.listeners import Listeners
 from server.model_control import ModelControl, TellEngine, TellWorker, TellWorkers
-from server.repository import Catalogue, Watch
+from server.repository import Catalogue, ModelKey, Watch
 from server.resources import ENGINE_NAME, Resources, worker_names
 from server.settings import Settings
 
@@ -46,7 +50,7 @@ log = logging.getLogger(__name__)
 
 
 def supervise(settings: Settings, catalogue: Catalogue) -> None:
-    """Serve until SIGTERM, SIGINT or SIGHUP, then drain; a second signal stops at once.
+    """Serve until SIGTERM or SIGINT, then drain; a second one stops at once. SIGHUP has all files read again.
 
     Raises:
         StartupError: a resource cannot be had, no model can be loaded, or a process cannot even start.
@@ -58,12 +62,26 @@ def supervise(settings: Settings, catalogue: Catalogue) -> None:
         running.callback(log.info, "stopped")
         children = running.enter_context(Children(resources))
         running.callback(stopped.set)
-        with _stop_signals() as signals:
+        with _signals() as signals:
             Supervisor(resources, catalogue, children).run(signals)
 
 
+LOOK_S = 1.0
+"""How often to look at the files of keys and certificate."""
+PATIENCE_S = 30.0
+"""Whoever wants a model loaded is refused where the repository has not been read by then: it hangs."""
+
+
+class _Held(NamedTuple):
+    """A change that waits until the repository has been read."""
+
+    worker: str
+    change: Change
+    give_up_s: float
+
+
 class Supervisor:
-    """The loop."""
+    """The loop. It waits for no file: those that may lie on a network are read by threads."""
 
     def __init__(self, resources: Resources, catalogue: Catalogue, children: Children) -> None:
         settings = resources.settings
@@ -78,8 +96,18 @@ class Supervisor:
             now_s=time.monotonic(),
         )
         self._models = ModelControl(catalogue, settings.default_model)
-        self._repository = Watch(settings.repository, settings.models, settings.reload_ms / 1e3, time.monotonic())
+        self._repository = Watch(
+            settings.repository,
+            settings.models,
+            settings.reload_ms / 1e3,
+            time.monotonic(),
+            whole=not any(refusal.is_tried_again for refusal in catalogue.refused.values()),
+        )
+        self._for_repository, self._for_protection = self._asides = Aside("repository"), Aside("protection")
+        self._look_s = 0.0  # when to look at keys and certificate again
+        self._held: list[_Held] = []
         self._engine_up: EngineUp | None = None
+        resources.metrics.count_refused(catalogue.refused.values())
         for process in ("http", "engine"):
             resources.metrics.restarts.labels(process).inc(0)  # to be seen before the first
 
@@ -95,10 +123,14 @@ class Supervisor:
                 self._perform(action)
             if self._fleet.is_over(now_s):
                 return
-            for event in self._children.wait(signals, self._fleet.next_s(time.monotonic())):
+            bells = [aside.bell for aside in self._asides]
+            for event in self._children.wait(signals, bells, self._fleet.next_s(time.monotonic())):
                 self._handle(event, time.monotonic())
-            self._reread_protection()
-            self._reread_repository(time.monotonic())
+            for aside in self._asides:
+                aside.deliver()
+            self._reread_files(time.monotonic())
+            if self._models.retry(time.monotonic()):
+                self._roll_out()
 
     def _perform(self, action: Action) -> None:
         match action:
@@ -143,6 +175,8 @@ class Supervisor:
 
     def _handle(self, event: Event, now_s: float) -> None:
         match event:
+            case Signalled(signal.SIGHUP):
+                self._reread_all(now_s)
             case Signalled():
                 for action in self._fleet.signalled(now_s):
                     self._perform(action)
@@ -151,7 +185,7 @@ class Supervisor:
                 self._handle_worker(name, from_worker)
             case EngineSaid(name, from_engine):
                 self._fleet.heard(name, now_s)
-                self._handle_engine(name, from_engine)
+                self._handle_engine(name, from_engine, now_s)
             case WorkerEnded(name, exit_code):
                 self._handle_worker_end(name, exit_code, now_s)
             case EngineEnded(name, exit_code):
@@ -177,22 +211,22 @@ class Supervisor:
                 assert_never(message)
         self._roll_out()
 
-    def _handle_engine(self, name: str, message: FromEngine) -> None:
+    def _handle_engine(self, name: str, message: FromEngine, now_s: float) -> None:
         match message:
             case Heartbeat():
                 pass
             case EngineReady(address, refused):
-                self._models.engine_ready(refused)
+                self._models.engine_ready(refused, now_s)
                 served = self._models.served
                 if not (self._fleet.announced or served.models):
-                    reasons = "; ".join(f"{what}: {why}" for what, why in served.refused.items())
+                    reasons = "; ".join(f"{what}: {why.reason}" for what, why in served.refused.items())
                     raise StartupError(reasons or "every model was unloaded before it was served")
                 self._became_ready(name)
                 self._engine_up = EngineUp(address)
                 self._roll_out()
                 self._children.tell_workers(self._engine_up)
-            case Loaded(model_id, reason):
-                self._models.loaded(model_id, reason)
+            case Loaded(model_id, refusal):
+                self._models.loaded(model_id, refusal, now_s)
                 self._roll_out()
             case _:
                 assert_never(message)
@@ -200,6 +234,7 @@ class Supervisor:
     def _handle_worker_end(self, name: str, exit_code: int | None, now_s: float) -> None:
         delay_s = self._fleet.ended(name, now_s)
         self._models.worker_ended(name)
+        self._held = [held for held in self._held if held.worker != name]
         if delay_s is None:
             return
         log.error("%s ended with exit code %s: restart in %g s", name, exit_code, delay_s)
@@ -214,47 +249,90 @@ class Supervisor:
         delay_s = self._fleet.ended(name, now_s)
         log.error("%s ended with exit code %s: restart in %g s", name, exit_code, delay_s)
         self._resources.metrics.restarts.labels("engine").inc()
-        self._models.engine_ended()
+        self._models.engine_ended(now_s)
         self._write_ready_file()
         self._children.tell_workers(EngineDown(self._fleet.is_recovering(name)))
 
     def _change_model(self, worker: str, change: Change) -> None:
-        """What an HTTP worker was asked for, by what the repository holds now."""
-        try:
-            if change.action == "load":
-                self._models.scanned(self._repository.scan([*self._models.asked_for, change.name]))
-        except (ManifestError, OSError) as error:
-            self._models.refuse(worker, change, ServiceError(Code.UNKNOWN_MODEL, str(error)))
-        else:
-            self._models.asked(worker, change)
+        """What an HTTP worker was asked for; to load a model waits for what the repository holds now."""
+        match change.action:
+            case "load":
+                held = _Held(worker, change, time.monotonic() + PATIENCE_S)
+                self._held.append(held)
+                scan = partial(self._repository.scan, self._may_be_named)
+                self._for_repository.call(scan, partial(self._scanned_for, held))
+            case "unload":
+                self._models.asked(worker, change)
+            case _:
+                assert_never(change.action)
 
-    def _reread_protection(self) -> None:
-        for message in self._resources.protection.look():
+    @property
+    def _may_be_named(self) -> list[str]:
+        """Models that were asked for, whether they are there or not."""
+        return [*self._models.asked_for, *(held.change.name for held in self._held)]
+
+    def _scanned_for(self, held: _Held, scan: Future[Catalogue]) -> None:
+        if not any(held is each for each in self._held):
+            return  # the worker has ended, or was refused
+        self._held = [each for each in self._held if each is not held]
+        try:
+            self._models.scanned(scan.result())
+        except ManifestError as error:
+            code = Code.MODEL_UNAVAILABLE if isinstance(error, UnreadableError) else Code.UNKNOWN_MODEL
+            self._models.refuse(held.worker, held.change, ServiceError(code, str(error)))
+        else:
+            self._models.asked(held.worker, held.change)
+        self._roll_out()
+
+    def _reread_files(self, now_s: float) -> None:
+        """Have files read again for which it is time, unless they still are since the last time."""
+        if now_s >= self._look_s and self._for_protection.idle:
+            self._look_s = now_s + LOOK_S
+            self._for_protection.call(self._resources.protection.look, self._protected)
+        if self._for_repository.idle and self._repository.is_due(now_s):
+            look = partial(self._repository.look, now_s, self._may_be_named)
+            self._for_repository.call(look, self._looked)
+        for held in [held for held in self._held if now_s >= held.give_up_s]:
+            self._held.remove(held)
+            hangs = ServiceError(Code.MODEL_UNAVAILABLE, f"the repository does not answer for {PATIENCE_S:.0f} s")
+            self._models.refuse(held.worker, held.change, hangs)
+            self._roll_out()
+
+    def _reread_all(self, now_s: float) -> None:
+        """Whether anything has changed or not, and what was refused is tried again."""
+        log.info("SIGHUP: keys, certificate and repository are read again")
+        self._for_protection.call(partial(self._resources.protection.look, again=True), self._protected)
+        look = partial(self._repository.look, now_s, self._may_be_named, again=True)
+        self._for_repository.call(look, self._looked)
+
+    def _protected(self, look: Future[list[Authorise | Renew]]) -> None:
+        for message in look.result():
             if isinstance(message, Authorise):
                 self._resources.keep_usage()
             self._children.tell_workers(message)
 
-    def _reread_repository(self, now_s: float) -> None:
+    def _looked(self, look: Future[tuple[Catalogue, Set[ModelKey]] | None]) -> None:
         try:
-            if found := self._repository.look(now_s, self._models.asked_for):
+            if found := look.result():
                 self._models.scanned(*found)
                 self._roll_out()
+        except UnreadableError as error:  # the next look will tell
+            log.warning("the repository cannot be read: %s", error)
         except ManifestError as error:
             log.warning("the repository has changed, but cannot be served: %s", error)
-        except OSError as error:  # what was listed has gone, or the disk: the next look will tell
-            log.warning("the repository cannot be read: %s", error)
 
     def _roll_out(self) -> None:
         """Tell engine and HTTP workers what follows for the models."""
-        default = self._models.serve.catalogue.default_model
+        before = self._models.serve.catalogue
         for step in self._models.steps():
             match step:
                 case TellEngine(message):
                     self._children.tell_engine(message)
                 case TellWorkers(serve):
                     self._children.tell_workers(serve)
+                    self._resources.metrics.count_refused(serve.catalogue.refused.values())
                     if self._fleet.announced:
-                        log_change(serve.catalogue, default)
+                        log_change(serve.catalogue, before)
                 case TellWorker(name, changed):
                     self._children.tell_worker(name, changed)
                 case _:
@@ -271,10 +349,13 @@ class Supervisor:
             self._resources.tell_ready({name: pids[name] for name in self._fleet.ready})
 
 
-def log_change(catalogue: Catalogue, default_before: str | None) -> None:
-    """What requests may name from now on."""
+def log_change(catalogue: Catalogue, before: Catalogue) -> None:
+    """What requests may name from now on, and what they may not any more."""
     log.info("serving %s", ", ".join(map(str, catalogue.entries)) or "nothing")
-    if catalogue.default_model != default_before:
+    for key, refusal in catalogue.refused.items():
+        if before.refused.get(key) != refusal:
+            log.warning("not serving %s: %s", key, refusal.reason)
+    if catalogue.default_model != before.default_model:
         log.warning("requests that name no model now mean %s", catalogue.default_model)
 
 
@@ -285,8 +366,8 @@ def log_announcement(catalogue: Catalogue, listeners: Listeners) -> None:
         random = any(member.manifest.weights.random for member in catalogue.members(found))
         warning = ": RANDOM WEIGHTS, its answers mean nothing" if random else ""
         log.info("serving %s%s%s", key, default, warning)
-    for key, reason in catalogue.refused.items():
-        log.warning("not serving %s: %s", key, reason)
+    for key, refusal in catalogue.refused.items():
+        log.warning("not serving %s: %s", key, refusal.reason)
     if catalogue.default_model is None:
         log.warning("requests that name no model are refused: --default-model names the one that they mean")
     if listeners.grpc_address:
@@ -295,13 +376,15 @@ def log_announcement(catalogue: Catalogue, listeners: Listeners) -> None:
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Generator[socket.socket]:
-    """A socket that has a byte to read for each signal to stop."""
+def _signals() -> Generator[socket.socket]:
+    """A socket that has a byte to read for each signal: its number. A SIGHUP that is ignored, by `nohup`, stays so."""
     reader, writer = socket.socketpair()
     with reader, writer:
         writer.settimeout(0)
+        ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        heard = [number for number in SIGNALS if not (ignored and number == signal.SIGHUP)]
         signal.set_wakeup_fd(writer.fileno())
-        before = {number: signal.signal(number, lambda *_: None) for number in STOP_SIGNALS}
+        before = {number: signal.signal(number, lambda *_: None) for number in heard}
         try:
             yield reader
         finally:

@@ -17,13 +17,13 @@ class Watched(Generic[Content]):
         self._seen = self._signature()
         self.content = read(*paths)
 
-    def look(self) -> bool:
+    def look(self, *, again: bool = False) -> bool:
         """Whether there is other `content` now. It stays as it is where `read` fails, whose errors are not caught.
 
-        What has failed is not tried again until a file changes once more.
+        What has failed is not tried again until a file changes once more, or it is to be read `again` in any case.
         """
         seen = self._signature()
-        if seen == self._seen:
+        if seen == self._seen and not again:
             return False
         self._seen = seen
         self.content = self._read(*self._paths)

@@ -29,6 +29,7 @@ from server.engine.loading import Warm, give_memory_back, load
 from server.engine.messages import Answer, Cancel, Dropped, Failure, Reply, Submit, decode_request, encode
 from server.engine.scheduler import Job
 from server.errors import Code, ServiceError
+from server.refusals import Refusal
 from server.repository import Model
 from server.settings import Settings
 from server.slots import Slots
@@ -97,17 +98,16 @@ class _Process:
             )
         return load(self._folder, model, self._settings, progress)
 
-    def load_all(self, models: Sequence[Model]) -> dict[str, str]:
-        """Load what can be; the reasons why the rest cannot, by the models' ids."""
-        refused: dict[str, str] = {}
+    def load_all(self, models: Sequence[Model]) -> dict[str, Refusal]:
+        """Load what can be; why the rest cannot, by the models' ids."""
+        refused: dict[str, Refusal] = {}
         for model in models:
             try:
                 self.add(model, self.load(model, lambda: self._tell(Heartbeat())))
             except (DeviceLostError, BrokenPipeError):
                 raise  # this process is of no use to any model
             except Exception as error:  # whatever is wrong with one model must not take the others down
-                refused[model.id] = str(error)
-                log.warning("%s is refused: %s", model.key, error)
+                refused[model.id] = _refusal(model, error)
         gc.freeze()  # what is here now stays: no collection needs to look at it again
         return refused
 
@@ -187,15 +187,14 @@ class _Process:
 
     def _finish_loading(self) -> None:
         for loading in [loading for loading in self._loading if loading.done()]:
-            model, reason = self._loading.pop(loading), None
+            model, refusal = self._loading.pop(loading), None
             try:
                 self.add(model, loading.result())
             except DeviceLostError:
                 raise
             except Exception as error:  # as at the start
-                reason = str(error)
-                log.warning("%s is refused: %s", model.key, error)
-            self._tell(Loaded(model.id, reason))
+                refusal = _refusal(model, error)
+            self._tell(Loaded(model.id, refusal))
 
     def _receive(self, worker: Channel, events: int) -> list[tuple[Channel, Reply]]:
         """Take all requests that have arrived; the replies are to those that end at once."""
@@ -265,3 +264,10 @@ class _Process:
         for owner, together in by_owner.items():
             if owner in self._workers.values() and not owner.send(encode(together)):
                 self._poll.modify(owner.fileno(), select.EPOLLIN | select.EPOLLOUT)
+
+
+def _refusal(model: Model, error: Exception) -> Refusal:
+    refusal = Refusal.of(error)
+    later = " for now" if refusal.is_tried_again else ""
+    log.warning("%s is refused%s: %s", model.key, later, refusal.reason)
+    return refusal

@@ -45,6 +45,7 @@ STATUS: dict[Code, grpc.StatusCode] = {
     Code.ENGINE_CRASHED: grpc.StatusCode.INTERNAL,
     Code.MODEL_REFUSED: grpc.StatusCode.FAILED_PRECONDITION,
     Code.ENGINE_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
+    Code.MODEL_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
     Code.DEADLINE_EXCEEDED: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 """The stable code itself goes along as trailing metadata, `code`."""

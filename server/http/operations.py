@@ -60,7 +60,7 @@ def router(service: Service) -> APIRouter:
         served = sorted(catalogue.entries.values(), key=lambda found: (found.name, found.version))
         newest = {found.name: found for found in served}
         default = newest.get(catalogue.default_model or "")
-        refused = {str(key): reason for key, reason in catalogue.refused.items()}
+        refused = {str(key): refusal.reason for key, refusal in catalogue.refused.items()}
         return Models(models=[_shown(found, found is default) for found in served], refused=refused)
 
     @routes.get("/livez", summary="The process answers", response_class=PlainTextResponse)

@@ -47,7 +47,7 @@ class Plan:
         """Resolve what is asked for.
 
         Raises:
-            ServiceError: UNKNOWN_MODEL, MODEL_REFUSED.
+            ServiceError: UNKNOWN_MODEL, MODEL_UNAVAILABLE.
         """
         entry = catalogue.resolve(ask.model, ask.version)
         own = catalogue.settings(entry)

@@ -39,7 +39,7 @@ class Changes:
         """Have a model loaded, as the repository has it by now, or unloaded; returns when that is done.
 
         Raises:
-            ServiceError: UNKNOWN_MODEL, MODEL_REFUSED.
+            ServiceError: UNKNOWN_MODEL, MODEL_REFUSED, MODEL_UNAVAILABLE.
         """
         change_id = next(self._ids)
         self._asked[change_id] = asked = asyncio.get_running_loop().create_future()
@@ -93,7 +93,11 @@ class Service:
         default = self.catalogue.default_model
         must_be_there = self.settings.models or ([default] if default else [])
         missing = [name for name in must_be_there if name not in served | self.catalogue.unloaded]
-        return f"not served: {', '.join(missing)}; GET /models says why" if missing else None
+        if missing:
+            return f"not served: {', '.join(missing)}; GET /models says why"
+        if not served and self.catalogue.refused:
+            return "no model is served; GET /models says why"
+        return None
 
     def shed(self, permits: int = 1, within_s: float = math.inf) -> None:
         """Refuse a request, before its body is read, whose images could not be admitted now.
@@ -110,7 +114,7 @@ class Service:
         """How what is served now answers an ask.
 
         Raises:
-            ServiceError: UNKNOWN_MODEL, MODEL_REFUSED.
+            ServiceError: UNKNOWN_MODEL, MODEL_UNAVAILABLE.
         """
         return Plan.of(ask, self.catalogue, self.settings)
 

@@ -37,7 +37,7 @@ def find(service: Service, name: str, version: str) -> Entry:
     """What a request means; without a version the newest.
 
     Raises:
-        ServiceError: UNKNOWN_MODEL, MODEL_REFUSED.
+        ServiceError: UNKNOWN_MODEL, MODEL_UNAVAILABLE.
     """
     return service.catalogue.resolve(name, number(version))
 
@@ -103,8 +103,8 @@ def index(service: Service, *, ready: bool) -> list[Json]:
     if ready:
         return [found for found in served if found["state"] == "READY"]
     refused = [
-        {"name": key.name, "version": str(key.version), "state": "UNAVAILABLE", "reason": reason}
-        for key, reason in sorted(catalogue.refused.items())
+        {"name": key.name, "version": str(key.version), "state": "UNAVAILABLE", "reason": refusal.reason}
+        for key, refusal in sorted(catalogue.refused.items())
     ]
     unloaded = [
         {"name": name, "version": "", "state": "UNAVAILABLE", "reason": "unloaded"}

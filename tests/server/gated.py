@@ -1,6 +1,7 @@
 """`python -m tests.server.gated`: the server, but a batch does not run while the test holds one of its images.
 
-The test says which by a locked file for each class of `tests.tiny`, below GATES. Images of warm-ups are black: class 0.
+The test says which by locked files below GATES: one for each class of `tests.tiny`, and one for all that reads the
+repository. Images of warm-ups are black: class 0.
 Children import this module as well, so it imports no more than the server itself.
 """
 
@@ -15,13 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.manifest import Manifest
-from server import __main__
+from server import __main__, repository
 from server.engine import backends
 from server.engine.backends import Backend, Outputs
+from server.repository import Catalogue
 from server.settings import Settings
 
 GATES = "GATES"
 """The variable that names the folder."""
+REPOSITORY = "repository"
+"""The gate before whatever reads the repository, which hangs while it is held."""
 
 
 class _Gated:
@@ -36,23 +40,38 @@ class _Gated:
 
     def run(self, images: Sequence[NDArray[np.uint8]]) -> Outputs:
         for image in images:
-            try:
-                with (self._gates / str(image[0, 0, 0])).open() as gate:
-                    fcntl.flock(gate, fcntl.LOCK_SH)
-            except FileNotFoundError:
-                pass
+            _pass(self._gates / str(image[0, 0, 0]))
         return self._backend.run(images)
 
 
-_load = backends.load
+def _pass(gate: Path) -> None:
+    try:
+        with gate.open() as held:
+            fcntl.flock(held, fcntl.LOCK_SH)
+    except FileNotFoundError:
+        pass
+
+
+_load, _signature, _scan = backends.load, repository.signature, repository.scan
 
 
 def _load_gated(manifest: Manifest, content: bytes, settings: Settings) -> Backend:
     return cast("Backend", _Gated(_load(manifest, content, settings), Path(os.environ[GATES])))
 
 
+def _signature_gated(folder: Path) -> Any:
+    _pass(Path(os.environ[GATES]) / REPOSITORY)
+    return _signature(folder)
+
+
+def _scan_gated(*arguments: Any, **options: Any) -> Catalogue:
+    _pass(Path(os.environ[GATES]) / REPOSITORY)
+    return _scan(*arguments, **options)
+
+
 if GATES in os.environ:  # not where pytest only looks at this
     backends.load = _load_gated
+    repository.signature, repository.scan = _signature_gated, _scan_gated
 
 if __name__ == "__main__":
     sys.exit(__main__.main())

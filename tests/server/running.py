@@ -10,6 +10,7 @@ import ssl
 import subprocess
 import sys
 import tempfile
+import termios
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping
@@ -104,6 +105,11 @@ def run_with_metrics(directory: Path, program: str) -> str:
     return done.stdout
 
 
+def _readable(descriptor: int) -> int:
+    """Bytes that wait in a pipe."""
+    return int.from_bytes(fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
 class RunningServer:
     """Starts on a free port with one HTTP worker; flags are the server's own, `max_batch=1` for `--max-batch 1`."""
 
@@ -184,6 +190,23 @@ class RunningServer:
         if not found:
             raise AssertionError("\n".join([f"no line matches {pattern!r}:", *self.lines]))
         return found
+
+    @contextmanager
+    def log_unread(self) -> Generator[None]:
+        """Until the block ends nobody reads the log, and its pipe is full."""
+        assert self.process.stderr
+        pipe = self.process.stderr.fileno()
+        end = os.open(f"/proc/self/fd/{pipe}", os.O_WRONLY | os.O_NONBLOCK)
+        try:
+            with self._heard:
+                os.write(end, b"nobody reads what follows\n")
+                until(lambda: not _readable(pipe))  # the reader has that, and can go on no more
+                with suppress(BlockingIOError):
+                    while True:
+                        os.write(end, b"\n")
+                yield
+        finally:
+            os.close(end)
 
     def _ready(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self._ready_file.read_bytes())
@@ -275,8 +298,11 @@ class Gates:
         self.folder = folder
 
     @contextmanager
-    def hold(self, *reds: int) -> Generator[Callable[[], None]]:
-        """Hold batches with these until the block ends, or what it is given is called. Those of warm-ups have 0."""
+    def hold(self, *reds: int | str) -> Generator[Callable[[], None]]:
+        """Hold batches with these, or `gated.REPOSITORY`, until the block ends, or what it is given is called.
+
+        Those of warm-ups have 0.
+        """
         with ExitStack() as held:
             for red in reds:
                 gate = held.enter_context((self.folder / str(red)).open("x"))
@@ -298,7 +324,7 @@ class GatedServer(RunningServer):
         self._gates = self._gates or Gates(self._folder)
         return {**os.environ, "GATES": str(self._gates.folder)}
 
-    def hold(self, *reds: int) -> AbstractContextManager[Callable[[], None]]:
+    def hold(self, *reds: int | str) -> AbstractContextManager[Callable[[], None]]:
         """As `Gates.hold` does."""
         assert self._gates
         return self._gates.hold(*reds)

@@ -145,11 +145,15 @@ def test_an_engine_without_memory_for_a_model_goes_on_with_those_it_has(tmp_path
     with RunningServer(repository, reload_ms=100) as server:
         engine = psutil.Process(server.pid("engine"))
         room = engine.memory_info().vms + LARGE_BYTES // 2
-        engine.rlimit(resource.RLIMIT_AS, (room, room))
+        _, most = engine.rlimit(resource.RLIMIT_AS)
+        engine.rlimit(resource.RLIMIT_AS, (room, most))
         publish_large(tmp_path / "aside", repository, 2)
         until(lambda: "tiny version 2" in server.client.get("/models").json()["refused"])
         assert top1(server.classify(red_image(7))) == 7
         assert server.classify(red_image(7)).json()["version"] == 1
+        assert server.metric("serving_refused_models", cause="not_now") == 1
+        engine.rlimit(resource.RLIMIT_AS, (most, most))
+        until(lambda: server.classify(red_image(7)).json()["version"] == 2)  # and nobody had asked for it
 
 
 def publish_large(aside: Path, repository: Path, version: int) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from server.settings import read
 from tests import tiny
 from tests.server.running import PATIENCE_S, ROOT, run_server, run_without_engine
 
@@ -62,7 +63,9 @@ def test_a_temporary_folder_with_too_long_a_path_is_one_line(tmp_path: Path, mon
     code, output = run_server("--repository", tmp_path / "repository", "--port", "0")
     assert code == 1
     line = output.splitlines()[-1]
-    assert line == "python -m server: http-0 cannot be started: OSError('AF_UNIX path too long')"
+    assert line == (
+        f"python -m server: TMPDIR {folder} is too long a path for a socket in it; set it to a short one, such as /tmp"
+    )
 
 
 @pytest.mark.parametrize(
@@ -128,6 +131,12 @@ def test_a_wrong_env_file_is_one_line(content: str | None, line: str, tmp_path: 
     code, output = run_server("--env-file", path)
     assert code == 2
     assert re.fullmatch(line + ".*", output)
+
+
+def test_lines_of_other_programs_in_an_env_file_are_left_to_them(tmp_path: Path) -> None:
+    path = tmp_path / "serving.env"
+    path.write_text("PORT=many\nDATABASE_URL=here\nexport SERVER_MAX_BATCH=3\n")
+    assert read(["--env-file", str(path)]).max_batch == 3
 
 
 def test_flags_win_over_the_environment_and_that_over_the_env_file(

@@ -8,6 +8,7 @@ from server import repository
 from server.control import Change, Changed, Load, Serve, Unload
 from server.errors import Code, ServiceError
 from server.model_control import ModelControl, Step, TellEngine, TellWorker, TellWorkers
+from server.refusals import Cause, Refusal
 from tests import tiny
 
 WORKERS = ("http-0", "http-1")
@@ -24,7 +25,7 @@ class Simulated:
         for worker in WORKERS:
             self.control.worker_started(worker)
         self.ids = {model.id: model.manifest.name for model in self.control.start_engine()}
-        self.control.engine_ready({})
+        self.control.engine_ready({}, 0)
         assert self.steps() == []
 
     def steps(self) -> list[str]:
@@ -46,9 +47,9 @@ class Simulated:
     def scan(self) -> None:
         self.control.scanned(repository.scan(self.folder))
 
-    def loaded(self, name: str, reason: str | None = None) -> None:
+    def loaded(self, name: str, refusal: Refusal | None = None) -> None:
         (model_id,) = (model_id for model_id, its in self.ids.items() if its == name)
-        self.control.loaded(model_id, reason)
+        self.control.loaded(model_id, refusal, 0)
 
 
 def test_the_engine_loads_then_all_workers_serve_then_who_asked_is_told(tmp_path: Path) -> None:
@@ -128,23 +129,24 @@ def test_a_change_that_cannot_even_be_looked_at_is_answered(tmp_path: Path) -> N
     assert simulated.steps() == ["http-1: 4 unknown_model"]
 
 
-def test_a_model_that_the_engine_refuses_is_told_with_its_code(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("cause", "code"), [("never", "model_refused"), ("not_now", "model_unavailable")])
+def test_a_model_that_the_engine_refuses_is_told_with_its_code(tmp_path: Path, cause: str, code: str) -> None:
     simulated = Simulated(tmp_path, "a")
     tiny.write(tmp_path, "b")
     simulated.scan()
     simulated.control.asked("http-0", Change(1, "b", "load"))
     simulated.steps()
-    simulated.loaded("b", "no memory")
+    simulated.loaded("b", Refusal(Cause(cause), "no memory"))
     assert simulated.steps() == ["serve a as 1"]  # with the reason in it
     for worker in WORKERS:
         simulated.control.serving(worker, 1)
-    assert simulated.steps() == ["http-0: 1 model_refused"]
+    assert simulated.steps() == [f"http-0: 1 {code}"]
 
 
 def test_without_an_engine_nothing_is_loaded_or_let_go_until_there_is_one(tmp_path: Path) -> None:
     simulated = Simulated(tmp_path, "a", "b")
     control = simulated.control
-    control.engine_ended()
+    control.engine_ended(0)
     control.asked("http-0", Change(1, "b", "unload"))
     tiny.write(tmp_path, "c")
     simulated.scan()
@@ -154,5 +156,5 @@ def test_without_an_engine_nothing_is_loaded_or_let_go_until_there_is_one(tmp_pa
         control.drained(worker, 1)
     assert simulated.steps() == ["http-0: 1 done"]
     assert sorted(model.manifest.name for model in control.start_engine()) == ["a", "c"]
-    control.engine_ready({})
+    control.engine_ready({}, 0)
     assert simulated.steps() == ["serve a c as 2"]

@@ -400,8 +400,9 @@ def test_without_an_engine_requests_are_refused_as_unavailable(tmp_path: Path) -
         os.kill(server.pid("engine"), signal.SIGKILL)
         server.wait_for_line("is refused")
         until(lambda: "not served" in server.client.get("/readyz").text)
+        assert server.classify(red_image(1)).json()["code"] == "model_unavailable"
         (tmp_path / "hidden").rename(tmp_path / "repository" / "tiny")
-        assert server.classify(red_image(1)).json()["code"] == "unknown_model"
+        until(lambda: server.classify(red_image(1)).status_code == 200)
 
 
 def test_a_stopped_http_worker_is_replaced(quick: Path) -> None:

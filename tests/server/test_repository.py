@@ -1,12 +1,14 @@
 """The repository as the server reads it: real folders with real manifests."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from models.manifest import ManifestError, Profile, TensorRT
+from models.manifest import ManifestError, Profile, TensorRT, UnreadableError
 from server.errors import Code, ServiceError
+from server.refusals import Cause, Refusal
 from server.repository import Catalogue, ModelKey, Watch, scan, signature
 from server.settings import Settings
 from tests import tiny
@@ -122,9 +124,9 @@ def test_a_broken_manifest_is_refused_with_its_reason_and_spares_others(
     catalogue = scan(tmp_path)
     assert resolved(catalogue) == ("a", 1)
     assert list(catalogue.refused) == [ModelKey("a", 2)]
-    assert reason in catalogue.refused[ModelKey("a", 2)]
-    assert str(broken) in catalogue.refused[ModelKey("a", 2)]
-    assert "\n" not in catalogue.refused[ModelKey("a", 2)]
+    assert reason in catalogue.refused[ModelKey("a", 2)].reason
+    assert str(broken) in catalogue.refused[ModelKey("a", 2)].reason
+    assert "\n" not in catalogue.refused[ModelKey("a", 2)].reason
 
 
 @pytest.mark.parametrize(
@@ -156,7 +158,7 @@ def test_a_version_in_a_folder_that_is_not_its_own_is_refused(tmp_path: Path, mo
     catalogue = scan(tmp_path)
     assert set(catalogue.models) == {ModelKey("a", 1)}
     name, _, number = moved.partition("/")
-    assert "describes a version 2, not this folder" in catalogue.refused[ModelKey(name, int(number))]
+    assert "describes a version 2, not this folder" in catalogue.refused[ModelKey(name, int(number))].reason
 
 
 def test_exports_in_progress_and_other_things_are_not_looked_at(tmp_path: Path) -> None:
@@ -212,10 +214,11 @@ def test_what_cannot_be_loaded_is_refused_and_older_versions_take_over(tmp_path:
     change(tmp_path / "b" / "1", top_k=0)
     before = scan(tmp_path, default_model="a")
     first = {key: model for key, model in before.models.items() if key.version == 1}
-    after = before.serving(first, {ModelKey("a", 2): "no memory"})
+    no_memory = Refusal(Cause.NOT_NOW, "no memory")
+    after = before.serving(first, {ModelKey("a", 2): no_memory})
     assert resolved(after) == ("a", 1)
-    assert after.refused[ModelKey("a", 2)] == "no memory"
-    assert "top_k" in after.refused[ModelKey("b", 1)]
+    assert after.refused[ModelKey("a", 2)] == no_memory
+    assert "top_k" in after.refused[ModelKey("b", 1)].reason
     assert resolved(before) == ("a", 2)  # unchanged
     assert unknown(before.serving({}, {})).endswith("served here: none")
 
@@ -231,7 +234,7 @@ def test_a_model_has_settings_of_its_own(tmp_path: Path) -> None:
     assert Settings(max_batch=5, queue_size=7).of(found.settings) == Settings(max_batch=3, queue_size=7)
     assert after.settings(found.manifest).priority == "low"
     assert found.id != before.models[ModelKey("a", 1)].id  # so that it is loaded anew
-    assert "serving.json: max_batch" in after.refused[ModelKey("b", 1)]
+    assert "serving.json: max_batch" in after.refused[ModelKey("b", 1)].reason
 
 
 def test_any_change_of_a_file_is_noticed(tmp_path: Path) -> None:
@@ -299,3 +302,59 @@ def test_of_models_that_were_asked_for_later_none_must_be_there(tmp_path: Path) 
     assert set(watch.scan().versions) == {"a"}
     found = watch.scan(("b", "c", "none", "../a"))
     assert (set(found.versions), set(found.refused), found.default_model) == ({"a", "b"}, {ModelKey("c", 1)}, "a")
+
+
+def test_what_cannot_be_read_for_a_moment_is_read_again_although_nothing_else_changes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        tiny.write(tmp_path, name)
+    path = tmp_path / "b" / "1" / "manifest.json"
+    path.rename(tmp_path / "kept")
+    first = scan(tmp_path)
+    assert first.refused[ModelKey("b", 1)].cause is Cause.NOT_NOW
+    watch = Watch(tmp_path, (), every_s=0, now_s=0, whole=False)
+    (tmp_path / "kept").rename(path)
+    found, _ = watch.look(5) or (None, None)
+    assert found
+    assert (set(found.versions), found.refused) == ({"a", "b"}, {})
+    assert watch.look(1e9) is None  # all of it was read
+
+
+@pytest.mark.parametrize("names", [(), ("a",)])
+def test_a_folder_that_cannot_be_listed_for_a_moment_is_not_taken_for_an_empty_one(
+    tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    tiny.write(tmp_path, "a")
+    tiny.write(tmp_path, "b")
+    watch = Watch(tmp_path, names, every_s=1, now_s=0)
+    (tmp_path / "a").rename(tmp_path / ".a")
+    (tmp_path / "a").symlink_to("a")  # a loop, which not even root can follow
+    for now_s in (1, 2):
+        with pytest.raises(UnreadableError, match="symbolic links"):
+            watch.look(now_s)
+    (tmp_path / "a").unlink()
+    (tmp_path / ".a").rename(tmp_path / "a")
+    found, _ = watch.look(3) or (None, None)
+    assert found
+    assert "a" in found.versions
+
+
+def test_a_model_file_that_is_changed_in_place_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tiny.write(tmp_path, "a")
+    tiny.write(tmp_path, "b")
+    watch = Watch(tmp_path, (), every_s=1, now_s=0)
+    (tmp_path / "a" / "1" / "model.onnx").write_bytes(b"another")
+    change(tmp_path / "b" / "1", architecture="another")
+    tiny.write(tmp_path, "a", 2)
+    assert watch.look(1)
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
+        "model.onnx of a version 1 was changed in place"
+    ]
+
+
+def test_a_file_that_gets_its_old_time_back_has_changed(tmp_path: Path) -> None:
+    tiny.write(tmp_path, "a")
+    model = tmp_path / "a" / "1" / "model.onnx"
+    before, seen = model.stat(), signature(tmp_path)
+    model.write_bytes(bytes(before.st_size))
+    os.utime(model, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert signature(tmp_path) != seen

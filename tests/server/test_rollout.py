@@ -7,9 +7,16 @@ import pytest
 
 from server import repository
 from server.errors import Code, ServiceError
+from server.refusals import Cause, Refusal
 from server.repository import ModelKey
-from server.rollout import Rollout
+from server.rollout import Progress, Rollout
 from tests import tiny
+
+NOW_S = 100.0
+
+
+def broken(reason: str) -> Refusal:
+    return Refusal(Cause.NEVER, reason)
 
 
 def started(folder: Path, refused: dict[str, str] | None = None) -> Rollout:
@@ -17,7 +24,8 @@ def started(folder: Path, refused: dict[str, str] | None = None) -> Rollout:
     rollout = Rollout(repository.scan(folder))
     models = rollout.start_engine()
     rollout.engine_ready(
-        {model.id: (refused or {})[name] for model in models if (name := name_of(model)) in (refused or {})}
+        {model.id: broken((refused or {})[name]) for model in models if (name := name_of(model)) in (refused or {})},
+        NOW_S,
     )
     return rollout
 
@@ -34,7 +42,7 @@ def load(rollout: Rollout, reason: str | None = None) -> list[str]:
     """Have the engine load, or refuse, what is missing."""
     missing = rollout.take_missing()
     for model in missing:
-        rollout.loaded(model.id, reason)
+        rollout.loaded(model.id, broken(reason) if reason else None, NOW_S)
     return sorted(map(name_of, missing))
 
 
@@ -51,10 +59,10 @@ def test_a_new_version_is_served_once_it_is_loaded_and_beside_the_old_one(tmp_pa
     assert served(rollout) == {"a1"}
     (missing,) = rollout.take_missing()
     assert rollout.take_missing() == []  # each is loaded once
-    assert rollout.outcome("a") is None
-    rollout.loaded(missing.id, None)
+    assert rollout.outcome("a") is Progress.LOADING
+    rollout.loaded(missing.id, None, NOW_S)
     assert served(rollout) == {"a1", "a2"}
-    assert (rollout.outcome("a"), rollout.take_surplus()) == ("", [])
+    assert (rollout.outcome("a"), rollout.take_surplus()) == (Progress.SERVED, [])
 
 
 def test_a_version_whose_file_changes_is_served_from_the_old_file_until_the_new_one_is_loaded(tmp_path: Path) -> None:
@@ -77,24 +85,24 @@ def test_a_change_while_the_first_engine_loads_comes_after_what_it_loads(tmp_pat
     rollout.scanned(repository.scan(tmp_path))
     rollout.unload("b")
     assert served(rollout) == {"a1", "b1"}
-    rollout.engine_ready({})
+    rollout.engine_ready({}, NOW_S)
     assert served(rollout) == {"a1"}
     assert load(rollout) == ["a2"]
     assert served(rollout) == {"a1", "a2"}
 
 
-@pytest.mark.parametrize("broken", ["file", "manifest", "settings"])
-def test_a_broken_change_takes_no_good_model_down(tmp_path: Path, broken: str) -> None:
+@pytest.mark.parametrize("part", ["file", "manifest", "settings"])
+def test_a_broken_change_takes_no_good_model_down(tmp_path: Path, part: str) -> None:
     write(tmp_path, ["a1", "b1"])
     rollout = started(tmp_path)
-    if broken == "manifest":
+    if part == "manifest":
         (tmp_path / "a/1/manifest.json").write_text("{")
     else:
-        (tmp_path / "a/serving.json").write_text("{}" if broken == "file" else "{")
-        if broken == "file":
+        (tmp_path / "a/serving.json").write_text("{}" if part == "file" else "{")
+        if part == "file":
             (tmp_path / "a/serving.json").write_text('{"max_batch": 2}')
     rollout.scanned(repository.scan(tmp_path))
-    assert load(rollout, "out of luck") == (["a1"] if broken == "file" else [])
+    assert load(rollout, "out of luck") == (["a1"] if part == "file" else [])
     assert served(rollout) == {"a1", "b1"}
     assert len(rollout.served.refused) == 1
     assert rollout.take_surplus() == []
@@ -144,15 +152,15 @@ def test_nobody_loads_or_unloads_what_there_is_not(tmp_path: Path) -> None:
 def test_a_refused_model_is_tried_again_only_when_it_is_asked_for_or_changes(tmp_path: Path) -> None:
     write(tmp_path, ["a1", "b1"])
     rollout = started(tmp_path, {"b1": "no memory"})
-    assert (served(rollout), rollout.served.refused) == ({"a1"}, {ModelKey("b", 1): "no memory"})
+    assert (served(rollout), rollout.served.refused) == ({"a1"}, {ModelKey("b", 1): broken("no memory")})
     rollout.scanned(repository.scan(tmp_path))
     assert load(rollout) == []
-    assert rollout.outcome("b") == "no memory"
+    assert rollout.outcome("b") == broken("no memory")
     rollout.scanned(repository.scan(tmp_path), {ModelKey("a", 1)})
     assert load(rollout) == []
     rollout.scanned(repository.scan(tmp_path), {ModelKey("b", 1)})
     assert load(rollout, "still none") == ["b1"]
-    assert rollout.outcome("b") == "still none"
+    assert rollout.outcome("b") == broken("still none")
     rollout.load("b")
     assert load(rollout) == ["b1"]
     assert (served(rollout), rollout.served.refused) == ({"a1", "b1"}, {})
@@ -171,7 +179,7 @@ def test_a_default_model_that_was_asked_for_stays_it_also_while_it_is_gone(tmp_p
     write(tmp_path, ["a1", "b1"])
     rollout = Rollout(repository.scan(tmp_path, default_model="a"), "a")
     rollout.start_engine()
-    rollout.engine_ready({})
+    rollout.engine_ready({}, NOW_S)
     (tmp_path / "a").rename(tmp_path / ".a")
     rollout.scanned(repository.scan(tmp_path))
     assert (served(rollout), rollout.served.default_model) == ({"b1"}, "a")
@@ -200,10 +208,10 @@ def test_a_new_engine_gets_what_was_served_and_what_was_being_loaded(tmp_path: P
     write(tmp_path, ["a2"])
     rollout.scanned(repository.scan(tmp_path))
     rollout.take_missing()
-    rollout.engine_lost()
+    rollout.engine_lost(NOW_S)
     assert served(rollout) == {"a1"}  # requests wait for it
     assert sorted(map(name_of, rollout.start_engine())) == ["a1", "a2"]
-    rollout.engine_ready({})
+    rollout.engine_ready({}, NOW_S)
     assert served(rollout) == {"a1", "a2"}
 
 
@@ -213,10 +221,68 @@ def test_a_model_that_engines_die_of_is_refused(tmp_path: Path) -> None:
     write(tmp_path, ["a2"])
     rollout.scanned(repository.scan(tmp_path))
     rollout.take_missing()
-    rollout.engine_lost()
+    rollout.engine_lost(NOW_S)
     rollout.start_engine()
-    rollout.engine_lost()
+    rollout.engine_lost(NOW_S)
     assert list(map(name_of, rollout.start_engine())) == ["a1"]
-    rollout.engine_ready({})
+    rollout.engine_ready({}, NOW_S)
     assert served(rollout) == {"a1"}
-    assert "died while they loaded it" in (rollout.outcome("a") or "")
+    assert rollout.outcome("a") == broken("2 inference engines died while they loaded it")
+    assert not rollout.retry(1e9)  # it would take the other down
+
+
+def test_what_is_refused_for_now_is_loaded_again_later_and_later(tmp_path: Path) -> None:
+    write(tmp_path, ["a1", "b1"])
+    rollout = Rollout(repository.scan(tmp_path))
+    a = next(model.id for model in rollout.start_engine() if name_of(model) == "a1")
+    away = Refusal(Cause.NOT_NOW, "away")
+    now_s, waits_s = 0.0, []
+    rollout.engine_ready({a: away}, now_s)
+    for _ in range(9):
+        assert (served(rollout), rollout.served.refused, load(rollout)) == ({"b1"}, {ModelKey("a", 1): away}, [])
+        assert not rollout.retry(now_s)
+        since_s = now_s
+        while not rollout.retry(now_s):
+            now_s += 0.5
+        waits_s.append(now_s - since_s)
+        assert rollout.served.refused == {ModelKey("a", 1): away}  # also while it is tried
+        assert [model.id for model in rollout.take_missing()] == [a]
+        rollout.loaded(a, away, now_s)
+    assert waits_s == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+    assert rollout.retry(now_s + 60)
+    rollout.take_missing()
+    rollout.loaded(a, None, now_s)
+    assert (served(rollout), rollout.served.refused) == ({"a1", "b1"}, {})
+    assert not rollout.retry(1e9)
+
+
+def test_a_request_for_what_is_refused_for_now_is_told_to_come_back(tmp_path: Path) -> None:
+    write(tmp_path, ["a1", "b1"])
+    rollout = started(tmp_path, {"b1": "broken"})
+    rollout.engine_lost(NOW_S)
+    (model,) = rollout.start_engine()
+    rollout.engine_ready({model.id: Refusal(Cause.NOT_NOW, "away")}, NOW_S)
+    for name, code in (("a", Code.MODEL_UNAVAILABLE), ("b", Code.UNKNOWN_MODEL), ("c", Code.UNKNOWN_MODEL)):
+        for version in (None, 1):
+            with pytest.raises(ServiceError) as refused:
+                rollout.served.resolve(name, version)
+            assert refused.value.code is code
+    assert rollout.served.default_model is None
+
+
+def test_a_model_that_was_loaded_once_is_tried_again_though_engines_died_of_it(tmp_path: Path) -> None:
+    write(tmp_path, ["a1"])
+    rollout = started(tmp_path)
+    (model,) = rollout.start_engine()
+    rollout.engine_ready({model.id: Refusal(Cause.NOT_NOW, "no memory")}, NOW_S)
+    assert rollout.retry(NOW_S + 1)
+    rollout.take_missing()
+    for _ in range(2):
+        rollout.engine_lost(NOW_S + 1)
+        started_with = rollout.start_engine()
+    assert started_with == []  # the engine is for the others now
+    rollout.engine_ready({}, NOW_S + 1)
+    assert not rollout.retry(NOW_S + 2)
+    assert rollout.retry(NOW_S + 3)
+    assert load(rollout) == ["a1"]
+    assert served(rollout) == {"a1"}

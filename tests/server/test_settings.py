@@ -114,6 +114,22 @@ def test_a_wrong_value_in_the_environment_is_one_line_too(refuse: Callable[..., 
     printed = refuse(SERVER_MAX_BATCH="lots")
     assert printed.startswith("python -m server: max_batch: ")
     assert printed.count("\n") == 1
+    assert "SERVER_MAX_BATCH='lots'" in printed
+
+
+@pytest.mark.parametrize(("variable", "service"), [("SERVER_PORT", "'server'"), ("SERVER_GRPC_PORT", "'server-grpc'")])
+def test_a_variable_that_kubernetes_sets_is_named_with_what_to_do(
+    refuse: Callable[..., str], read: Read, variable: str, service: str
+) -> None:
+    printed = refuse(**{variable: "tcp://10.96.0.7:80"})
+    assert printed.count("\n") == 1
+    for words in (f"{variable}='tcp://10.96.0.7:80'", f"a Service named {service}", "enableServiceLinks: false"):
+        assert words in printed
+    assert (read("--port=1", "--grpc-port=1").port) == 1  # a flag wins
+
+
+def test_a_wrong_flag_is_not_put_down_to_the_variable_that_it_overrides(refuse: Callable[..., str]) -> None:
+    assert "SERVER_PORT" not in refuse("--port", "many", SERVER_PORT="80")
 
 
 @pytest.mark.parametrize("flags", [["--max-bach", "3"], ["--max_batch", "3"], ["surplus"], ["--max-batch"]])

@@ -23,6 +23,13 @@ def test_a_change_of_any_file_is_seen_once(tmp_path: Path) -> None:
     assert watched.content == [1, 22]
 
 
+def test_files_are_read_again_in_any_case_where_that_is_wanted(tmp_path: Path) -> None:
+    (tmp_path / "one").write_text("1")
+    reads: list[Path] = []
+    watched = Watched(reads.append, tmp_path / "one")
+    assert (watched.look(), watched.look(again=True), len(reads)) == (False, True, 2)
+
+
 def test_what_cannot_be_read_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_text("1")

@@ -1,0 +1,61 @@
+"""Calls that may hang, as those for files on a network may, made in a thread of their own."""
+
+import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from queue import SimpleQueue
+from typing import TypeVar
+
+Done = TypeVar("Done")
+
+
+class Aside:
+    """One thread, which makes one call after the other; who made it, and waits for `bell`, hears what came of each.
+
+    The thread ends with the process: nobody can end one that hangs.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._ended: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._left = 0
+        self.bell, self._rope = socket.socketpair()
+        """Has something to read once a call has ended."""
+        self.bell.settimeout(0)
+        self._rope.settimeout(0)
+        threading.Thread(target=self._run, name=name, daemon=True).start()
+
+    @property
+    def idle(self) -> bool:
+        """All calls have ended, and were told of."""
+        return not self._left
+
+    def call(self, function: Callable[[], Done], then: Callable[[Future[Done]], None]) -> None:
+        """Call `function` in the thread; once it has ended, `deliver` calls `then` with what came of it."""
+
+        def make() -> None:
+            future: Future[Done] = Future()
+            try:
+                future.set_result(function())
+            except Exception as error:  # the caller's, who asks for the result
+                future.set_exception(error)
+            self._ended.put(lambda: then(future))
+
+        self._left += 1
+        self._calls.put(make)
+
+    def deliver(self) -> None:
+        """Tell of the calls that have ended."""
+        with suppress(BlockingIOError):
+            self.bell.recv(4096)
+        while not self._ended.empty():
+            self._left -= 1
+            self._ended.get()()
+
+    def _run(self) -> None:
+        while True:
+            self._calls.get()()
+            with suppress(OSError):  # it has rung often enough, or the process ends
+                self._rope.send(b"!")
