@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -63,7 +64,9 @@ def until(condition: Callable[[], bool]) -> None:
 def run_server(*arguments: object) -> tuple[int, str]:
     """Exit code and standard error of a server that does not start."""
     command = [sys.executable, "-m", "server", *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S)
+    with TemporaryDirectory() as folder:  # its own: in another it says what killed servers of other tests have left
+        variables = {"TMPDIR": folder, **os.environ}
+        done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=PATIENCE_S)
     return done.returncode, done.stderr.strip()
 
 
