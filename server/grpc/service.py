@@ -17,7 +17,7 @@ from server.errors import Code, ServiceError
 from server.grpc import inference_pb2 as pb
 from server.grpc.keys import KeyCheck
 from server.keys import RefusedError
-from server.serving.outcomes import counted
+from server.serving.outcomes import Outcome
 from server.serving.service import Service
 from server.tls import Certificate
 from server.v2 import models, tensors
@@ -202,7 +202,7 @@ class _Infer:
 
     async def _infer(self, context: Context) -> pb.ModelInferResponse:
         service = self._service
-        with counted(service.metrics) as outcome:
+        with Outcome(service.metrics) as outcome:
             service.shed()
             content = await self._receive(context)
             with service.buffers.held(len(content)):

@@ -4,7 +4,6 @@ import difflib
 import math
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import replace
 from enum import IntEnum
 from typing import Annotated, Any
 
@@ -12,18 +11,19 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from starlette.requests import ClientDisconnect
 
 from models.manifest import MAX_TOP_K
 from server.engine.scheduler import Priority
 from server.errors import SHUTTING_DOWN, Code, ServiceError
 from server.http import problems, responses
 from server.http.archives import File
-from server.http.disconnects import cancelled_when_gone, counting_leavers
+from server.http.disconnects import cancelled_when_gone
 from server.http.load_shedding import PATH, TIMEOUT_HEADER
 from server.http.request_ids import request_id_of
 from server.http.responses import Classification, ClassificationBatch, ImageProblem, ImageResult
 from server.http.uploads import Uploads
-from server.serving.outcomes import counted, counted_if_refused
+from server.serving.outcomes import Outcome, counted_if_refused
 from server.serving.plan import DEFAULT_TOP_K, Answer, Ask, Plan
 from server.serving.service import Service
 from server.serving.several import classify_each
@@ -78,6 +78,9 @@ class _Route(APIRoute):
         return handle
 
 
+_NO_PARAMETERS = Parameters()
+
+
 def _parameters(request: Request, fields: Sequence[tuple[str, str]]) -> Parameters:
     """Those of the query and those of a form; each may be given once.
 
@@ -86,6 +89,8 @@ def _parameters(request: Request, fields: Sequence[tuple[str, str]]) -> Paramete
     Raises:
         RequestValidationError: one is wrong, or none of ours.
     """
+    if not (fields or request.scope["query_string"]):
+        return _NO_PARAMETERS
     known = Parameters.model_fields
     given: dict[str, str] = {}
     queried = [("query", *each) for each in request.query_params.multi_items()]
@@ -137,7 +142,7 @@ def router(service: Service, uploads: Uploads) -> APIRouter:
         """Send the image's bytes as the body, or as the file of a multipart form."""
         ask = _ask(parameters, timeout_s)
         request_id = request_id_of(request)
-        with counted(service.metrics, cancelled=SHUTTING_DOWN) as outcome, counting_leavers(outcome):
+        with Outcome(service.metrics, cancelled=SHUTTING_DOWN, gone=ClientDisconnect) as outcome:
             plan = service.admit(ask, outcome)
             async with uploads.image(request) as image:
                 received_s = time.monotonic()
@@ -190,7 +195,7 @@ def _plan(service: Service, plan: Plan, request: Request, fields: Sequence[tuple
         parameters = _parameters(request, fields)
     except RequestValidationError as error:
         raise problems.invalid_parameter(error) from None
-    return service.plan(replace(_ask(parameters, None), patience_s=plan.ask.patience_s))
+    return service.plan(_ask(parameters, None)._replace(patience_s=plan.ask.patience_s))
 
 
 def _ask(parameters: Parameters, timeout_s: float | None) -> Ask:

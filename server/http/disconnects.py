@@ -1,14 +1,11 @@
 """Clients that leave."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Generator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 
 from fastapi import Request
 from starlette.requests import ClientDisconnect
-
-from server.errors import CLIENT_CLOSED
-from server.serving.outcomes import Outcome
 
 
 @asynccontextmanager
@@ -36,13 +33,3 @@ async def cancelled_when_gone(request: Request) -> AsyncGenerator[None]:
         raise
     finally:
         watcher.cancel()
-
-
-@contextmanager
-def counting_leavers(outcome: Outcome) -> Generator[None]:
-    """Say of a request whose client leaves that it ended so."""
-    try:
-        yield
-    except ClientDisconnect:
-        outcome.code = CLIENT_CLOSED
-        raise

@@ -6,14 +6,15 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 from fastapi import APIRouter, Request, Response
+from starlette.requests import ClientDisconnect
 from starlette.status import HTTP_503_SERVICE_UNAVAILABLE
 
 from server.errors import SHUTTING_DOWN, Code, ServiceError
 from server.http import request_ids
-from server.http.disconnects import cancelled_when_gone, counting_leavers
+from server.http.disconnects import cancelled_when_gone
 from server.http.request_ids import request_id_of
 from server.http.uploads import Uploads
-from server.serving.outcomes import counted
+from server.serving.outcomes import Outcome
 from server.serving.plan import Ask
 from server.serving.service import Service
 from server.v2 import models, tensors
@@ -99,7 +100,7 @@ def router(service: Service, uploads: Uploads) -> APIRouter:
     @routes.post("/models/{name}/infer")
     @routes.post("/models/{name}/versions/{version}/infer")
     async def model_infer(request: Request, name: str, version: str = "") -> Response:
-        with counted(service.metrics, cancelled=SHUTTING_DOWN) as outcome, counting_leavers(outcome):
+        with Outcome(service.metrics, cancelled=SHUTTING_DOWN, gone=ClientDisconnect) as outcome:
             service.admit(Ask(name, models.number(version)), outcome)
             async with uploads.body(request) as body:
                 asked, binary = _split(body, request.headers.get(HEADER_LENGTH))

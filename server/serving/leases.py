@@ -1,8 +1,7 @@
 """Which models the requests under way need: the proof that nobody needs one that is gone from the catalogue."""
 
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Set
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence, Set
 
 
 class Leases:
@@ -13,19 +12,22 @@ class Leases:
         self._kept: Set[str] = frozenset()
         self._drained: Callable[[], None] | None = None
 
-    @contextmanager
-    def on(self, models: Iterable[str]) -> Generator[None]:
+    def on(self, models: Sequence[str]) -> "_Lease":
         """Need these models until the block ends."""
-        models = tuple(models)
-        self._users.update(models)
-        try:
-            yield
-        finally:
-            for model in models:
-                self._users[model] -= 1
-                if not self._users[model]:
-                    del self._users[model]
-            self._check()
+        return _Lease(self, models)
+
+    def take(self, models: Sequence[str]) -> None:
+        """Need these models, until they are given back."""
+        for model in models:
+            self._users[model] += 1
+
+    def give_back(self, models: Sequence[str]) -> None:
+        """Need them no more."""
+        for model in models:
+            self._users[model] -= 1
+            if not self._users[model]:
+                del self._users[model]
+        self._check()
 
     def when_drained(self, kept: Set[str], then: Callable[[], None]) -> None:
         """Call `then` once, as soon as no request needs a model other than those `kept`. The newest call counts."""
@@ -36,3 +38,19 @@ class Leases:
         if self._drained is not None and self._users.keys() <= self._kept:
             drained, self._drained = self._drained, None
             drained()
+
+
+class _Lease:
+    """Not a generator: each request has one."""
+
+    __slots__ = ("_leases", "_models")
+
+    def __init__(self, leases: Leases, models: Sequence[str]) -> None:
+        self._leases = leases
+        self._models = models
+
+    def __enter__(self) -> None:
+        self._leases.take(self._models)
+
+    def __exit__(self, *_: object) -> None:
+        self._leases.give_back(self._models)

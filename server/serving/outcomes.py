@@ -3,18 +3,33 @@
 import asyncio
 from collections.abc import Generator
 from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
 
 from server.errors import CLIENT_CLOSED, ServiceError
 from server.metrics import Metrics
 
 
 class Outcome:
-    """How one request ends. Until it is known, it is an internal error of no model."""
+    """How one request ends. Until it is known, it is an internal error of no model.
 
-    __slots__ = ("_metrics", "code", "model")
+    As a context manager it counts the request at the end of the block, by what was set there or the error raised.
+    """
 
-    def __init__(self, metrics: Metrics, model: str = "") -> None:
+    __slots__ = ("_cancelled", "_gone", "_metrics", "code", "model")
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        model: str = "",
+        *,
+        cancelled: str = CLIENT_CLOSED,
+        gone: type[Exception] | tuple[()] = (),
+    ) -> None:
+        """`cancelled` is the code of a request whose task is; `gone` is raised where its client has left."""
         self._metrics = metrics
+        self._cancelled = cancelled
+        self._gone = gone
         self.model = model
         self.code: str = "internal_error"
 
@@ -23,24 +38,19 @@ class Outcome:
         self.model, self.code = model, "ok"
         self._metrics.total.labels(model).observe(total_s)
 
+    def __enter__(self) -> Self:
+        return self
 
-@contextmanager
-def counted(metrics: Metrics, model: str = "", *, cancelled: str = CLIENT_CLOSED) -> Generator[Outcome]:
-    """Count a request by the outcome that the block sets, or the error that it raises.
-
-    `cancelled` is the code of a request whose task is cancelled: who does that depends on the transport.
-    """
-    outcome = Outcome(metrics, model)
-    try:
-        yield outcome
-    except ServiceError as error:
-        outcome.code = error.code
-        raise
-    except asyncio.CancelledError:
-        outcome.code = cancelled
-        raise
-    finally:
-        metrics.requests.labels(outcome.model, outcome.code).inc()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(error, ServiceError):
+            self.code = error.code
+        elif isinstance(error, asyncio.CancelledError):
+            self.code = self._cancelled
+        elif isinstance(error, self._gone):
+            self.code = CLIENT_CLOSED
+        self._metrics.requests.labels(self.model, self.code).inc()
 
 
 @contextmanager

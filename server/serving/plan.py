@@ -1,7 +1,6 @@
 """What a request is: an ask becomes a plan, and each image by that plan an answer."""
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple, Self
 
 from models.manifest import CropCount, Entry
@@ -13,8 +12,7 @@ from server.settings import Settings
 DEFAULT_TOP_K = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(NamedTuple):
     """What a client wants, whichever transport brought it."""
 
     model: str | None = None
@@ -29,8 +27,7 @@ class Ask:
     """the client waits until then, by the monotonic clock"""
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """How one catalogue answers an ask: which models look at which crops, until when, and before whom."""
 
     ask: Ask

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from server.engine.decoding import Image
 from server.errors import Code, ServiceError
-from server.serving.outcomes import Outcome, counted
+from server.serving.outcomes import Outcome
 from server.serving.plan import Answer, Plan
 from server.serving.service import Service
 
@@ -55,7 +55,7 @@ async def classify_each(
 
     async def result(read: Callable[[], bytes]) -> Answer | ServiceError:
         try:
-            with counted(service.metrics, plan.entry.name) as outcome:
+            with Outcome(service.metrics, plan.entry.name) as outcome:
                 return await classify(read, outcome)
         except ServiceError as error:
             return error
