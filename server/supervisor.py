@@ -10,18 +10,13 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Generator, Set
-from concurrent.futures import Future
-from functools import partial
-from typing import NamedTuple, assert_never
+from collections.abc import Generator
+from typing import assert_never
 
-from models.manifest import ManifestError, UnreadableError
 from server import descriptors, gpus
-from server.aside import Aside
 from server.child import SIGNALS, STOP_S
 from server.children import Children, EngineEnded, EngineSaid, Event, Signalled, WorkerEnded, WorkerSaid
 from server.control import (
-    Authorise,
     Change,
     Connected,
     Drained,
@@ -34,15 +29,15 @@ from server.control import (
     FromWorker,
     Heartbeat,
     Loaded,
-    Renew,
     Serving,
     WorkerReady,
 )
-from server.errors import Code, ServiceError, StartupError
+from server.errors import StartupError
 from server.fleet import Action, Announce, BeginDrain, Fleet, GiveUp, KillProcess, StartProcess, StopAccepting
 from server.listeners import Listeners
 from server.model_control import ModelControl, TellEngine, TellWorker, TellWorkers
-from server.repository import Catalogue, ModelKey, Watch
+from server.repository import Catalogue
+from server.rereading import Rereading
 from server.resources import ENGINE_NAME, Resources, worker_names
 from server.settings import Settings
 
@@ -66,20 +61,6 @@ def supervise(settings: Settings, catalogue: Catalogue) -> None:
             Supervisor(resources, catalogue, children).run(signals)
 
 
-LOOK_S = 1.0
-"""How often to look at the files of keys and certificate."""
-PATIENCE_S = 30.0
-"""Whoever wants a model loaded is refused where the repository has not been read by then: it hangs."""
-
-
-class _Held(NamedTuple):
-    """A change that waits until the repository has been read."""
-
-    worker: str
-    change: Change
-    give_up_s: float
-
-
 class Supervisor:
     """The loop. It waits for no file: those that may lie on a network are read by threads."""
 
@@ -96,16 +77,7 @@ class Supervisor:
             now_s=time.monotonic(),
         )
         self._models = ModelControl(catalogue, settings.default_model)
-        self._repository = Watch(
-            settings.repository,
-            settings.models,
-            settings.reload_ms / 1e3,
-            time.monotonic(),
-            whole=not any(refusal.is_tried_again for refusal in catalogue.refused.values()),
-        )
-        self._for_repository, self._for_protection = self._asides = Aside("repository"), Aside("protection")
-        self._look_s = 0.0  # when to look at keys and certificate again
-        self._held: list[_Held] = []
+        self._files = Rereading(resources, catalogue, self._models, children.tell_workers, time.monotonic())
         self._engine_up: EngineUp | None = None
         resources.metrics.count_refused(catalogue.refused.values())
         for process in ("http", "engine"):
@@ -123,14 +95,12 @@ class Supervisor:
                 self._perform(action)
             if self._fleet.is_over(now_s):
                 return
-            bells = [aside.bell for aside in self._asides]
-            for event in self._children.wait(signals, bells, self._fleet.next_s(time.monotonic())):
+            for event in self._children.wait(signals, self._files.bells, self._fleet.next_s(time.monotonic())):
                 self._handle(event, time.monotonic())
-            for aside in self._asides:
-                aside.deliver()
-            self._reread_files(time.monotonic())
-            if self._models.retry(time.monotonic()):
-                self._roll_out()
+            self._files.deliver()
+            self._files.begin_due(time.monotonic())
+            self._models.retry(time.monotonic())
+            self._roll_out()
 
     def _perform(self, action: Action) -> None:
         match action:
@@ -176,7 +146,8 @@ class Supervisor:
     def _handle(self, event: Event, now_s: float) -> None:
         match event:
             case Signalled(signal.SIGHUP):
-                self._reread_all(now_s)
+                log.info("SIGHUP: keys, certificate and repository are read again")
+                self._files.begin_all(now_s)
             case Signalled():
                 for action in self._fleet.signalled(now_s):
                     self._perform(action)
@@ -196,7 +167,7 @@ class Supervisor:
     def _handle_worker(self, name: str, message: FromWorker) -> None:
         match message:
             case Heartbeat():
-                return
+                pass
             case WorkerReady():
                 self._became_ready(name)
             case Connected():
@@ -209,7 +180,6 @@ class Supervisor:
                 self._change_model(name, message)
             case _:
                 assert_never(message)
-        self._roll_out()
 
     def _handle_engine(self, name: str, message: FromEngine, now_s: float) -> None:
         match message:
@@ -227,21 +197,19 @@ class Supervisor:
                 self._children.tell_workers(self._engine_up)
             case Loaded(model_id, refusal):
                 self._models.loaded(model_id, refusal, now_s)
-                self._roll_out()
             case _:
                 assert_never(message)
 
     def _handle_worker_end(self, name: str, exit_code: int | None, now_s: float) -> None:
         delay_s = self._fleet.ended(name, now_s)
         self._models.worker_ended(name)
-        self._held = [held for held in self._held if held.worker != name]
+        self._files.worker_ended(name)
         if delay_s is None:
             return
         log.error("%s ended with exit code %s: restart in %g s", name, exit_code, delay_s)
         self._resources.metrics.restarts.labels("http").inc()
         self._resources.forget_usage(name)
         self._write_ready_file()
-        self._roll_out()  # nothing waits for it any more
 
     def _handle_engine_end(self, name: str, exit_code: int | None, now_s: float) -> None:
         """Have the requests wait for a new engine, unless this one never was ready or crashes follow each other."""
@@ -257,69 +225,11 @@ class Supervisor:
         """What an HTTP worker was asked for; to load a model waits for what the repository holds now."""
         match change.action:
             case "load":
-                held = _Held(worker, change, time.monotonic() + PATIENCE_S)
-                self._held.append(held)
-                scan = partial(self._repository.scan, self._may_be_named)
-                self._for_repository.call(scan, partial(self._scanned_for, held))
+                self._files.load(worker, change, time.monotonic())
             case "unload":
                 self._models.asked(worker, change)
             case _:
                 assert_never(change.action)
-
-    @property
-    def _may_be_named(self) -> list[str]:
-        """Models that were asked for, whether they are there or not."""
-        return [*self._models.asked_for, *(held.change.name for held in self._held)]
-
-    def _scanned_for(self, held: _Held, scan: Future[Catalogue]) -> None:
-        if not any(held is each for each in self._held):
-            return  # the worker has ended, or was refused
-        self._held = [each for each in self._held if each is not held]
-        try:
-            self._models.scanned(scan.result())
-        except ManifestError as error:
-            code = Code.MODEL_UNAVAILABLE if isinstance(error, UnreadableError) else Code.UNKNOWN_MODEL
-            self._models.refuse(held.worker, held.change, ServiceError(code, str(error)))
-        else:
-            self._models.asked(held.worker, held.change)
-        self._roll_out()
-
-    def _reread_files(self, now_s: float) -> None:
-        """Have files read again for which it is time, unless they still are since the last time."""
-        if now_s >= self._look_s and self._for_protection.idle:
-            self._look_s = now_s + LOOK_S
-            self._for_protection.call(self._resources.protection.look, self._protected)
-        if self._for_repository.idle and self._repository.is_due(now_s):
-            look = partial(self._repository.look, now_s, self._may_be_named)
-            self._for_repository.call(look, self._looked)
-        for held in [held for held in self._held if now_s >= held.give_up_s]:
-            self._held.remove(held)
-            hangs = ServiceError(Code.MODEL_UNAVAILABLE, f"the repository does not answer for {PATIENCE_S:.0f} s")
-            self._models.refuse(held.worker, held.change, hangs)
-            self._roll_out()
-
-    def _reread_all(self, now_s: float) -> None:
-        """Whether anything has changed or not, and what was refused is tried again."""
-        log.info("SIGHUP: keys, certificate and repository are read again")
-        self._for_protection.call(partial(self._resources.protection.look, again=True), self._protected)
-        look = partial(self._repository.look, now_s, self._may_be_named, again=True)
-        self._for_repository.call(look, self._looked)
-
-    def _protected(self, look: Future[list[Authorise | Renew]]) -> None:
-        for message in look.result():
-            if isinstance(message, Authorise):
-                self._resources.keep_usage()
-            self._children.tell_workers(message)
-
-    def _looked(self, look: Future[tuple[Catalogue, Set[ModelKey]] | None]) -> None:
-        try:
-            if found := look.result():
-                self._models.scanned(*found)
-                self._roll_out()
-        except UnreadableError as error:  # the next look will tell
-            log.warning("the repository cannot be read: %s", error)
-        except ManifestError as error:
-            log.warning("the repository has changed, but cannot be served: %s", error)
 
     def _roll_out(self) -> None:
         """Tell engine and HTTP workers what follows for the models."""
