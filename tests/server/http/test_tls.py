@@ -4,6 +4,7 @@ import json
 import socket
 import ssl
 from collections.abc import Iterator
+from contextlib import suppress
 from http.client import HTTPResponse
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -226,3 +227,23 @@ def test_an_encrypted_or_foreign_key_is_refused_without_a_question(tmp_path: Pat
     locked.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret")))
     with pytest.raises(TlsError, match="unencrypted"):
         read(certificate, locked)
+
+
+def test_whatever_is_sent_to_a_port_each_line_of_the_log_is_ours(tmp_path: Path) -> None:
+    tiny.write(tmp_path / "repository")
+    certificate, key = written(tmp_path)
+    with RunningServer(
+        tmp_path / "repository", tls_certificate=certificate, tls_key=key, grpc_port=0, log_format="json"
+    ) as server:
+        for address in (urlsplit(server.url).netloc, server.grpc_address):
+            host, _, port = address.rpartition(":")
+            for sent in (b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01garbage", bytes(100)):
+                with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as connection:
+                    connection.sendall(sent)
+                    connection.shutdown(socket.SHUT_WR)
+                    with suppress(ConnectionError):
+                        while connection.recv(4096):
+                            pass  # until the server has done with it
+        assert server.terminate() == 0
+        server.wait_for_line("the server has ended")
+        assert [line for line in server.lines[:-1] if json.loads(line)["level"] not in {"info", "warning"}] == []
