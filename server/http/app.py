@@ -4,7 +4,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import VERSION
 from server.http import classify, operations, page, problems, request_ids, responses, tracing, v2
@@ -32,7 +32,7 @@ def create_app(service: Service) -> ASGIApp:
     app.include_router(operations.router(service))
     app.include_router(v2.router(service, uploads))
     page.install(app)
-    return _guarded(_Head(LoadShedding(app, service)), service)
+    return _LastAnswers(_guarded(_Head(LoadShedding(app, service)), service), service)
 
 
 def _guarded(app: ASGIApp, service: Service) -> ASGIApp:
@@ -60,6 +60,22 @@ class _Head:
         if scope["type"] == "http" and scope["method"] == "HEAD":
             scope = {**scope, "method": "GET"}
         await self._app(scope, receive, send)
+
+
+class _LastAnswers:
+    """Asks clients, while the server drains, to open their next connection elsewhere (RFC 9112, 9.6)."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app = app
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def sent(message: Message) -> None:
+            if self._service.draining and message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+            await send(message)
+
+        await self._app(scope, receive, sent)
 
 
 class _App(FastAPI):

@@ -184,9 +184,10 @@ def test_sigterm_answers_what_was_accepted_then_ends_and_leaves_nothing(
         until(lambda: server.pending() == 3)
         server.process.terminate()
         until(lambda: server.client.get("/readyz").status_code == 503)
-        assert server.client.get("/livez").status_code == 200
+        assert server.client.get("/livez").headers["connection"] == "close"
         let_go()
         assert [top1(answer) for answer in answers.result()] == [1, 2, 3]
+        assert {answer.headers["connection"] for answer in answers.result()} == {"close"}
         assert server.process.wait(PATIENCE_S) == 0
         with pytest.raises(httpx.ConnectError):
             server.client.get("/livez")
