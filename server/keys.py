@@ -51,11 +51,12 @@ class Key(BaseModel):
 
 
 class RefusedError(ServiceError):
-    """UNAUTHORIZED, FORBIDDEN or RATE_LIMITED."""
+    """UNAUTHORIZED, FORBIDDEN or RATE_LIMITED; of the last two, the name of the key is known."""
 
-    def __init__(self, code: Code, detail: str, retry_after_s: int | None = None) -> None:
+    def __init__(self, code: Code, detail: str, retry_after_s: int | None = None, *, key: str | None = None) -> None:
         super().__init__(code, detail)
         self.retry_after_s = retry_after_s
+        self.key = key
 
 
 class Account:
@@ -86,7 +87,7 @@ class Account:
             running = int(used["running"].sum())
             if key.concurrent is not None and running >= key.concurrent:
                 detail = f"key {key.name} has {running} requests under way, and may have no more: wait for one"
-                raise RefusedError(Code.RATE_LIMITED, detail, 1)
+                raise RefusedError(Code.RATE_LIMITED, detail, 1, key=key.name)
             if key.rate < math.inf:
                 burst = key.burst or max(1, math.ceil(key.rate))
                 empty_s = now_s + burst / key.rate  # no bucket is emptier, whatever rate it had when it was used
@@ -95,7 +96,7 @@ class Account:
                 if early_s > ROUNDING_S:
                     allowed = f"{key.rate:g} requests per second, and {burst} at once"
                     detail = f"key {key.name} may send {allowed}: send fewer"
-                    raise RefusedError(Code.RATE_LIMITED, detail, math.ceil(early_s))
+                    raise RefusedError(Code.RATE_LIMITED, detail, math.ceil(early_s), key=key.name)
                 used["full_s"] += 1 / key.rate
             if key.concurrent is not None:
                 used["running"][self._worker] += 1
@@ -142,7 +143,8 @@ class Keys:
         if not found:
             raise RefusedError(Code.UNAUTHORIZED, "this key is not known here: ask who runs this server for one")
         if RANK[found.key.role] < RANK[role]:
-            raise RefusedError(Code.FORBIDDEN, f"key {found.key.name} has the role {found.key.role}; this needs {role}")
+            detail = f"key {found.key.name} has the role {found.key.role}; this needs {role}"
+            raise RefusedError(Code.FORBIDDEN, detail, key=found.key.name)
         return found
 
 

@@ -34,13 +34,14 @@ class KeyCheck:
             account = self._keys.account(_sent(scope), role)
             under_way = account.enter(time.monotonic())
         except RefusedError as error:
+            scope.setdefault("state", {})["key_name"] = error.key  # for the access log
             self._refused.labels(error.code).inc()
             response = problem(Request(scope), error.code, STATUS[error.code], error.detail, error.retry_after_s)
             if STATUS[error.code] == 401:
                 response.headers["WWW-Authenticate"] = "Bearer"  # RFC 9110, 15.5.2, demands one
             await response(scope, receive, send)
             return
-        scope.setdefault("state", {})["key_name"] = account.key.name  # for the access log
+        scope.setdefault("state", {})["key_name"] = account.key.name
         with under_way:
             await self._app(scope, receive, send)
 

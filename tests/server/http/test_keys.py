@@ -50,6 +50,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, keys: Path) -> Iterator[Gat
         api_keys=keys,
         metrics_role="none",
         header_timeout_ms=1000,
+        access_log=True,
     ) as running:
         yield running
 
@@ -290,3 +291,11 @@ def test_a_server_does_not_start_unprotected(tmp_path: Path, flags: list[str], c
     assert done.returncode == 1
     assert complaint in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_the_access_log_names_the_key_also_of_what_is_refused(server: RunningServer) -> None:
+    for number, (headers, path) in enumerate([(of("shop"), "/models"), (of("shop"), "/v2/repository/models/x/load")]):
+        server.client.post(path, headers={**headers, "X-Request-ID": f"named-{number}"})
+        server.wait_for_line(rf"request_id=named-{number} .*key=shop")
+    server.client.get("/models", headers={**of("nobody"), "X-Request-ID": "stranger"})
+    assert "key=" not in server.wait_for_line(r"status=401 .*request_id=stranger.*")[0]
