@@ -25,7 +25,7 @@ TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
 # Tests that only compute run beside the others, which mostly wait, and give way to them.
-COMPUTING := tests/export tests/models tests/server/test_deepest.py tests/server/test_every_network.py
+COMPUTING := tests/export tests/models tests/server/images tests/server/test_deepest.py tests/server/test_every_network.py
 
 .PHONY: help serve model test lint bench compare loadtest soak fuzz protobuf audit ray-test clean
 
