@@ -31,9 +31,8 @@ def configure(level: str, form: Literal["text", "json"] = "text") -> None:
     """Set up this process's logging, unless that is done; `level` is a name such as "info"."""
     if logging.getLogger().handlers:
         return
-    handler = Printer(
-        sys.stderr.fileno() if sys.stderr else os.open(os.devnull, os.O_WRONLY)
-    )  # closed by who started us
+    # Whoever started us may have closed it.
+    handler = Printer(sys.stderr.fileno() if sys.stderr else os.open(os.devnull, os.O_WRONLY))
     handler.setFormatter(_Json() if form == "json" else _Text())
     logging.basicConfig(level=level.upper(), handlers=[handler])
     if form == "json":  # whoever reads the lines expects nothing else

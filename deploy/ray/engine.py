@@ -117,8 +117,9 @@ class LocalEngine:
         pixels = [np.empty(model.manifest.input_shape, np.uint8) for _ in range(crops)]
         try:
             async with asyncio.timeout(deadline_s - started_s):
+                preprocessing = model.manifest.preprocessing
                 decoded = await asyncio.wrap_future(
-                    self._decoders.submit(image, model.manifest.preprocessing, pixels, lambda: True)
+                    self._decoders.submit(image, preprocessing, pixels, lambda: time.monotonic() < deadline_s)
                 )
                 if decoded is None:
                     raise ServiceError(Code.DEADLINE_EXCEEDED, "the deadline passed before the image was decoded")

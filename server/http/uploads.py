@@ -2,7 +2,7 @@
 
 import asyncio
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import NamedTuple
 
@@ -94,20 +94,12 @@ class Uploads:
         encoding = request.headers.get("content-encoding", "identity").strip().lower()
         encoded = None if encoding == "identity" else _Encoded(encoding)
         self._buffers.check(int(request.headers.get("content-length", 0)))
-        async with self._gathered(request.stream(), encoded, self._body_timeout_s) as body:
-            yield body
-
-    @asynccontextmanager
-    async def _gathered(
-        self, chunks: AsyncIterable[bytes], encoded: "_Encoded | None", timeout_s: float | None = None
-    ) -> AsyncGenerator[bytes]:
-        """All chunks, decoded; each counts as buffered from when it is there until the block ends."""
         size = 0
         gathered: list[bytes] = []
         try:
             try:
-                async with asyncio.timeout(timeout_s):
-                    async for chunk in chunks:
+                async with asyncio.timeout(self._body_timeout_s):
+                    async for chunk in request.stream():
                         if encoded:
                             chunk = await encoded.decode(chunk, self._max_body_bytes + 1 - size)
                         size += len(chunk)
@@ -116,7 +108,7 @@ class Uploads:
                         if chunk:
                             gathered.append(chunk)
             except TimeoutError:
-                detail = f"the upload took longer than {timeout_s:g} seconds"
+                detail = f"the upload took longer than {self._body_timeout_s:g} seconds"
                 raise ServiceError(Code.BODY_TIMEOUT, detail) from None
             if encoded:
                 encoded.end()
