@@ -54,7 +54,7 @@ def _count(entry: zoo.Pretrained) -> tuple[str, str]:
     crop = entry.preprocessing.crop
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         network = networks.build(entry.architecture, len(entry.labels()))
-        network(torch.empty(1, 3, crop, crop))
+        network(torch.empty(1, 3, *crop))
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return f"{parameters / 1e6:.2f}", f"{counter.get_total_flops() / 2e9:.2f}"
 

@@ -44,7 +44,7 @@ def to_onnx(recipe: Recipe, name: str, weights_file: Path | None, images: Path) 
     with step("export to ONNX"):
         from export import graph
 
-        preprocessing = recipe.pretrained.preprocessing
+        preprocessing = recipe.preprocessing
         complete = graph.CompleteGraph(source.network, preprocessing, recipe.top_k)
         content = graph.to_onnx(complete, preprocessing.crop, OPSET)
     return _proven(describe(recipe, name, weights_file, source.network, content), content, source)
@@ -65,7 +65,7 @@ def to_program(recipe: Recipe, name: str, weights_file: Path | None, images: Pat
     with step("export the program"):
         from export import program
 
-        preprocessing = recipe.pretrained.preprocessing
+        preprocessing = recipe.preprocessing
         complete = program.complete(source.network, preprocessing, recipe.top_k, precision)
         content = program.to_program(complete, preprocessing.crop)
     draft = repository.derive(
@@ -91,7 +91,8 @@ def describe(recipe: Recipe, name: str, weights_file: Path | None, network: "nn.
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         weights=recipe.describe_weights(weights_file),
         published_accuracy=recipe.published_accuracy,
-        preprocessing=recipe.pretrained.preprocessing,
+        preprocessing=recipe.preprocessing,
+        activation=recipe.activation,
         num_classes=recipe.num_classes,
         top_k=recipe.top_k,
         backend="onnx",
@@ -178,7 +179,7 @@ def halve(single: bytes) -> bytes:
 
 def _load(recipe: Recipe, weights_file: Path | None, images: Path) -> _Source:
     with step("load the network"):
-        photos = samples.photos(images, recipe.pretrained.preprocessing)
+        photos = samples.photos(images, recipe.preprocessing)
         return _Source(recipe.build(weights_file), photos)
 
 

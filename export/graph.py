@@ -46,14 +46,14 @@ class CompleteGraph(nn.Module):
         return logits.softmax(1).gather(1, indices), indices.int(), logits
 
 
-def to_onnx(graph: CompleteGraph, crop: int, opset: int) -> bytes:
-    """Export a graph with a free batch size and check it against ONNX's rules.
+def to_onnx(graph: CompleteGraph, crop: tuple[int, int], opset: int) -> bytes:
+    """Export a graph for images of the height and width `crop`, with a free batch size; check it against ONNX's rules.
 
     The file holds no trace of the machine it was made on (the exporter records source files and lines), so that the
     same weights and tools give the same bytes.
     """
     # Two images, not one: the exporter takes a dimension of one for a constant.
-    example = torch.zeros(2, crop, crop, 3, dtype=torch.uint8)
+    example = torch.zeros(2, *crop, 3, dtype=torch.uint8)
     with _silenced():
         from torch.fx.experimental.optimization import fuse  # warns of its own imports
 

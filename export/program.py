@@ -37,7 +37,7 @@ def complete(network: nn.Module, preprocessing: Preprocessing, top_k: int, preci
     return CompleteGraph(computed, preprocessing, top_k).eval()
 
 
-def to_program(graph: nn.Module, crop: int) -> bytes:
+def to_program(graph: nn.Module, crop: tuple[int, int]) -> bytes:
     """Export a graph with a free batch size by `torch.export`; whatever has PyTorch can run it without our code.
 
     Args:
@@ -48,7 +48,7 @@ def to_program(graph: nn.Module, crop: int) -> bytes:
         What `torch.export.save` writes. It holds no trace of the machine it was made on.
     """
     # Two images, not one: the exporter takes a dimension of one for a constant.
-    example = torch.zeros(2, crop, crop, 3, dtype=torch.uint8)
+    example = torch.zeros(2, *crop, 3, dtype=torch.uint8)
     batch = {INPUT_NAME: {0: torch.export.Dim("N")}}
     program = torch.export.export(graph, (example,), dynamic_shapes=batch)
     for node in program.graph.nodes:

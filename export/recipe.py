@@ -7,10 +7,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from export.options import NOTHING, Stated
 from models import labels, weights, zoo
 from models.architectures import ARCHITECTURES, Shortcut, StrideIn
 from models.errors import ExpectedError
-from models.manifest import MAX_TOP_K, Accuracy, Label, Weights
+from models.manifest import MAX_TOP_K, Accuracy, Activation, Label, Preprocessing, Weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,6 +48,8 @@ class Recipe:
     random: bool
     """No trained parameters at all."""
     labels: tuple[Label, ...]
+    preprocessing: Preprocessing
+    activation: Activation
 
     @property
     def num_classes(self) -> int:
@@ -82,7 +85,8 @@ class Recipe:
         ingredients = {
             "architecture": self.architecture,
             "parameters": parameters,
-            "preprocessing": self.pretrained.preprocessing.model_dump(),
+            "preprocessing": self.preprocessing.model_dump(),
+            "activation": self.activation,
             "labels": [label.model_dump() for label in self.labels],
             "top_k": self.top_k,
             "opset": OPSET,
@@ -145,11 +149,13 @@ def plan(
     shortcut: Shortcut | None = None,
     stride_in: StrideIn | None = None,
     averaged: bool = False,
+    stated: Stated = NOTHING,
 ) -> Recipe:
     """Decide what to export.
 
     Raises:
         RecipeError: there is no such network, it has no weights, or labels and classes differ in number.
+        StatedError: what is stated of the preprocessing does not go together.
         LabelsError: the labels file is none.
     """
     pretrained = zoo.NETWORKS.get(name)
@@ -176,4 +182,8 @@ def plan(
         if labels_file:
             raise RecipeError(f"{labels_file} has {len(classes)} labels, not {num_classes}: give one for each class")
         classes = labels.numbered(num_classes)
-    return Recipe(pretrained, shortcut, stride_in, checkpoint, averaged, random, classes)
+    activation = stated.activation or "softmax"
+    if len(classes) == 1 and activation == "softmax":
+        raise RecipeError("softmax of one class is always 1: give --activation sigmoid for its probability")
+    preprocessing = stated.over(pretrained.customary if checkpoint else pretrained.preprocessing)
+    return Recipe(pretrained, shortcut, stride_in, checkpoint, averaged, random, classes, preprocessing, activation)

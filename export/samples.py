@@ -46,7 +46,7 @@ def pixels(paths: Sequence[Path], preprocessing: Preprocessing, crops: CropCount
     Raises:
         ImagesError: the server would refuse one.
     """
-    read = np.empty((len(paths), crops, preprocessing.crop, preprocessing.crop, 3), np.uint8)
+    read = np.empty((len(paths), crops, *preprocessing.crop, 3), np.uint8)
     for path, outs in zip(paths, read, strict=True):
         try:
             decode(path.read_bytes(), preprocessing, list(outs), max_pixels=MAX_PIXELS)

@@ -37,7 +37,7 @@ CUDA = ("CUDAExecutionProvider", "CPUExecutionProvider")
 LEAST_RUNS = 5
 """Of each batch size, however long they take."""
 
-Network = tuple[str, int, int]
+Network = tuple[str, tuple[int, int], int]
 """What files of one network have in common, whatever their precision and format: architecture, side, classes."""
 
 

@@ -7,9 +7,9 @@ else. This module needs neither torch nor ONNX, so that a serving machine can im
 import hashlib
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple, Self, assert_never
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from models.errors import first_mistake
 
@@ -18,7 +18,7 @@ FILE_NAME = "manifest.json"
 INPUT_NAME = "images"
 """Graph input: uint8[N, H, W, 3], RGB."""
 PROBABILITIES_NAME = "probabilities"
-"""Graph output: float32[N, top_k], softmax, largest first."""
+"""Graph output: float32[N, top_k], by the manifest's activation, largest first."""
 INDICES_NAME = "indices"
 """Graph output: int32[N, top_k], class indices of the probabilities."""
 LOGITS_NAME = "logits"
@@ -39,7 +39,6 @@ Compatibility = Literal["version", "ampere+", "same-compute-capability"]
 """An engine for later versions of TensorRT too, for every GPU since Ampere (sm80), for every GPU of its capability."""
 QuantizationTarget = Literal["x86-vnni", "x86", "gpu"]
 """What runs an INT8 file: x86 with VNNI's 8-bit dot products, x86 without them, or a GPU."""
-Channels = tuple[float, float, float]
 
 
 class ManifestError(ValueError):
@@ -61,50 +60,132 @@ class Label(_Record):
     wordnet_id: str | None = None
 
 
-Interpolation = Literal["bilinear", "bicubic"]
+Interpolation = Literal["bilinear", "bicubic", "lanczos", "nearest"]
+"""Pillow's filters of these names."""
+CropMode = Literal["centre", "squash", "pad"]
+ChannelOrder = Literal["rgb", "bgr", "grey"]
+"""What the network sees; grey is one channel, Pillow's L."""
+Activation = Literal["softmax", "sigmoid"]
+"""One class for each image, or a probability for each class by itself."""
 CropCount = Literal[1, 10]
 
 
 class Crop(NamedTuple):
-    """One window of `Preprocessing.crop` x `Preprocessing.crop` pixels; mirrored ones swap left and right."""
+    """One window of `Preprocessing.crop` in the resized image, or beyond it; mirrored ones swap left and right."""
 
     left: int
     top: int
     mirrored: bool = False
 
 
+def _square(crop: object) -> object:
+    """Older manifests have one number, the side of a square."""
+    return (crop, crop) if isinstance(crop, int) else crop
+
+
+_Side = Annotated[int, Field(ge=1, le=4096)]
+
+
 class Preprocessing(_Record):
     """From an RGB image to the network's input.
 
-    Resize the short side to `resize` (long side truncated to an integer, as torchvision does), centre-crop
-    `crop` x `crop`; the graph then computes (pixel / 255 - mean) / std.
+    The image is resized and cropped by `crop_mode`; the graph then takes the `channels`, and computes
+    (pixel / 255 - mean) / std.
+
+    centre: resize the short side to `resize` (long side truncated to an integer, as torchvision does), crop the centre.
+
+    squash: resize to the `frame` whatever that does to the proportions, crop the centre.
+
+    pad: resize to fit into the `frame`, crop the centre or fill what is missing around it with the mean colour, as timm
+    does.
     """
 
-    resize: Annotated[int, Field(ge=1, le=4096)]
-    crop: Annotated[int, Field(ge=1, le=4096)]
+    resize: _Side
+    """Short side for centre; for the others, the frame's larger side: that of `crop` if nothing is cut off."""
+    crop: Annotated[tuple[_Side, _Side], BeforeValidator(_square)]
+    """Height and width; one number is the side of a square."""
+    crop_mode: CropMode = "centre"
     interpolation: Interpolation
-    mean: Channels
-    std: Channels
+    channels: ChannelOrder = "rgb"
+    mean: tuple[float, ...]
+    """Of pixels in 0..1, one for each channel in the order in which the network sees them."""
+    std: tuple[float, ...]
 
     @model_validator(mode="after")
-    def _crop_fits(self) -> Self:
-        if self.crop > self.resize:
-            raise ValueError(f"crop {self.crop} is larger than resize {self.resize}")
+    def _consistent(self) -> Self:
+        if self.crop_mode != "pad" and max(self.crop) > self.resize:
+            raise ValueError(f"crop {self.crop_text} is larger than resize {self.resize}")
+        count = 1 if self.channels == "grey" else 3
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != count:
+                raise ValueError(f"{name} has {len(values)} values, but {self.channels} has {count}: give one for each")
+        if not all(value > 0 for value in self.std):
+            raise ValueError("std must be greater than 0")
         return self
+
+    @property
+    def crop_text(self) -> str:
+        """The crop as people write it: 224x192, height first."""
+        height, width = self.crop
+        return f"{height}x{width}"
+
+    @property
+    def frame(self) -> tuple[int, int]:
+        """Height and width: the crop, enlarged so that its larger side is `resize`."""
+        height, width = (round(side * self.resize / max(self.crop)) for side in self.crop)
+        return height, width
+
+    def resized(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The width and height to which an image of `size` (width, height) is resized, each 1 or more."""
+        width, height = size
+        frame_height, frame_width = self.frame
+        match self.crop_mode:
+            case "centre":
+                return int(self.resize * width / min(size)), int(self.resize * height / min(size))
+            case "squash":
+                return frame_width, frame_height
+            case "pad":
+                shrinking = max(width / frame_width, height / frame_height)
+                return max(1, round(width / shrinking)), max(1, round(height / shrinking))
+            case _:
+                assert_never(self.crop_mode)
 
     def crops(self, size: tuple[int, int], count: CropCount = 1) -> tuple[Crop, ...]:
         """Where the crops lie in an image that was resized to `size` (width, height), the centre first.
 
         Ten are the papers' test: centre, four corners, and their mirrors (section 3.4 of arXiv:1512.03385 and before it
-        AlexNet's); the mean of their probabilities is the answer.
+        AlexNet's); the mean of their probabilities is the answer. What is smaller than the crop has neither left nor
+        right, and lies in the middle of all.
         """
-        right, bottom = (side - self.crop for side in size)
-        centre = Crop(left=round(right / 2), top=round(bottom / 2))
+        height, width = self.crop
+        right, bottom = size[0] - width, size[1] - height
+        centre = Crop(left=_middle(right), top=_middle(bottom))
         if count == 1:
             return (centre,)
-        corners = [Crop(left=left, top=top) for top in (0, bottom) for left in (0, right)]
-        upright = (centre, *corners)
+        lefts = (0, right) if right > 0 else (centre.left,) * 2
+        tops = (0, bottom) if bottom > 0 else (centre.top,) * 2
+        upright = (centre, *(Crop(left=left, top=top) for top in tops for left in lefts))
         return upright + tuple(crop._replace(mirrored=True) for crop in upright)
+
+    @property
+    def fill(self) -> tuple[int, int, int]:
+        """The mean colour as an RGB pixel, which is nearly zero once it is normalised."""
+        levels = tuple(min(255, max(0, round(255 * value))) for value in self.mean)
+        match self.channels:
+            case "rgb":
+                red, green, blue = levels
+            case "bgr":
+                blue, green, red = levels
+            case "grey":
+                red = green = blue = levels[0]
+            case _:
+                assert_never(self.channels)
+        return red, green, blue
+
+
+def _middle(spare: int) -> int:
+    """Of what is cropped, as torchvision rounds it; of what is filled up (negative), as timm does."""
+    return round(spare / 2) if spare >= 0 else -(-spare // 2)
 
 
 class Weights(_Record):
@@ -206,6 +287,8 @@ class Manifest(_Record):
     weights: Weights
     published_accuracy: Accuracy | None
     preprocessing: Preprocessing
+    activation: Activation = "softmax"
+    """What makes probabilities of the logits."""
     num_classes: Annotated[int, Field(ge=1)]
     top_k: Annotated[int, Field(ge=1, le=MAX_TOP_K)]
     backend: Literal["onnx", "openvino", "tensorrt", "torch"]
@@ -236,7 +319,7 @@ class Manifest(_Record):
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """Shape of one image in the batch: (H, W, 3), uint8."""
-        return self.preprocessing.crop, self.preprocessing.crop, 3
+        return *self.preprocessing.crop, 3
 
 
 class Member(_Record):

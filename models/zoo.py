@@ -42,7 +42,18 @@ class Pretrained:
     labels: Callable[[], tuple[Label, ...]]
     accuracy: Accuracy | None
 
+    @property
+    def customary(self) -> Preprocessing:
+        """What other weights of this network are most likely trained for.
 
+        The short side of 232 belongs to torchvision's second weights alone: they were tuned to it after the training.
+        """
+        if self.preprocessing.resize == _V2_RESIZE:
+            return self.preprocessing.model_copy(update={"resize": 256})
+        return self.preprocessing
+
+
+_V2_RESIZE = 232
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -100,20 +111,20 @@ NETWORKS = {
         _imagenet("resnet18", digest="f37072fd", resize=256, top1=69.758, top5=89.078),
         _imagenet("resnet34", digest="b627a593", resize=256, top1=73.314, top5=91.420),
         _imagenet("resnet50@v1", digest="0676ba61", resize=256, top1=76.130, top5=92.862),
-        _imagenet("resnet50", digest="11ad3fa6", resize=232, top1=80.858, top5=95.434),
+        _imagenet("resnet50", digest="11ad3fa6", resize=_V2_RESIZE, top1=80.858, top5=95.434),
         _imagenet("resnet101@v1", digest="63fe2227", resize=256, top1=77.374, top5=93.546),
-        _imagenet("resnet101", digest="cd907fc2", resize=232, top1=81.886, top5=95.780),
+        _imagenet("resnet101", digest="cd907fc2", resize=_V2_RESIZE, top1=81.886, top5=95.780),
         _imagenet("resnet152@v1", digest="394f9c45", resize=256, top1=78.312, top5=94.046),
-        _imagenet("resnet152", digest="f82ba261", resize=232, top1=82.284, top5=96.002),
+        _imagenet("resnet152", digest="f82ba261", resize=_V2_RESIZE, top1=82.284, top5=96.002),
         _imagenet("resnext50_32x4d@v1", digest="7cdf4587", resize=256, top1=77.618, top5=93.698),
-        _imagenet("resnext50_32x4d", digest="1a0047aa", resize=232, top1=81.198, top5=95.340),
+        _imagenet("resnext50_32x4d", digest="1a0047aa", resize=_V2_RESIZE, top1=81.198, top5=95.340),
         _imagenet("resnext101_32x8d@v1", digest="8ba56ff5", resize=256, top1=79.312, top5=94.526),
-        _imagenet("resnext101_32x8d", digest="110c445d", resize=232, top1=82.834, top5=96.228),
-        _imagenet("resnext101_64x4d", digest="173b62eb", resize=232, top1=83.246, top5=96.454),
+        _imagenet("resnext101_32x8d", digest="110c445d", resize=_V2_RESIZE, top1=82.834, top5=96.228),
+        _imagenet("resnext101_64x4d", digest="173b62eb", resize=_V2_RESIZE, top1=83.246, top5=96.454),
         _imagenet("wide_resnet50_2@v1", digest="95faca4d", resize=256, top1=78.468, top5=94.086),
-        _imagenet("wide_resnet50_2", digest="9ba9bcbe", resize=232, top1=81.602, top5=95.758),
+        _imagenet("wide_resnet50_2", digest="9ba9bcbe", resize=_V2_RESIZE, top1=81.602, top5=95.758),
         _imagenet("wide_resnet101_2@v1", digest="32ee1156", resize=256, top1=78.848, top5=94.284),
-        _imagenet("wide_resnet101_2", digest="d733dc28", resize=232, top1=82.510, top5=96.020),
+        _imagenet("wide_resnet101_2", digest="d733dc28", resize=_V2_RESIZE, top1=82.510, top5=96.020),
         *(_untrained(name) for name in ARCHITECTURES if name.startswith(("cifar", "preresnet", "plain"))),
         _efficientnet_lite0(),
     )

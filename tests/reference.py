@@ -15,7 +15,7 @@ from models.manifest import Label, Preprocessing
 
 
 def reference_pixels(path: Path, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Read an upright, opaque image and preprocess it: uint8[crop, crop, 3], RGB.
+    """Read an upright, opaque image and preprocess it: uint8[H, W, 3], RGB.
 
     The sizes are rounded as torchvision's Resize and CenterCrop do.
 
@@ -28,8 +28,9 @@ def reference_pixels(path: Path, preprocessing: Preprocessing) -> NDArray[np.uin
     size = (preprocessing.resize, int(preprocessing.resize * long / short))
     filters = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
     image = image.resize(size if image.width <= image.height else size[::-1], filters[preprocessing.interpolation])
-    left, top = (round((side - preprocessing.crop) / 2) for side in image.size)
-    return np.asarray(image.crop((left, top, left + preprocessing.crop, top + preprocessing.crop)))
+    height, width = preprocessing.crop
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    return np.asarray(image.crop((left, top, left + width, top + height)))
 
 
 def load_network(
@@ -41,4 +42,4 @@ def load_network(
         ExpectedError: it cannot be had; the message says why.
     """
     recipe = plan(name, checkpoint=checkpoint)
-    return recipe.build(recipe.obtain_weights(weights_dir)), recipe.pretrained.preprocessing, recipe.labels
+    return recipe.build(recipe.obtain_weights(weights_dir)), recipe.preprocessing, recipe.labels

@@ -88,7 +88,7 @@ def write_torch(repository: Path, name: str = "tiny", *, crop: int = 32, poisono
             return probabilities, indices.int(), logits
 
     base = write(repository, name, crop=crop)
-    content = to_program(Tiny(), crop)
+    content = to_program(Tiny(), (crop, crop))
     file = ModelFile(name="model.pt2", sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
     changes: dict[str, object] = {"backend": "torch", "opset": None, "file": file, "tools": {}}
     found = Manifest(**dict(base) | changes)

@@ -36,7 +36,7 @@ from loadtest.responses import Answer
 from loadtest.results import Figures
 from models.manifest import INPUT_NAME, Preprocessing
 from server.images.decode import decode
-from server.images.preprocess import crop_boxes, resample
+from server.images.preprocess import resample, windows
 
 PREPROCESSING = Preprocessing(resize=256, crop=224, interpolation="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3)
 PHOTOS, ROUNDS, BATCHES, CONNECTIONS, SECONDS = 50, 9, (1, 4, 8), 32, 4.0
@@ -114,7 +114,7 @@ def _in_turn(variants: Mapping[str, Callable[[], object]]) -> dict[str, tuple[fl
 
 def _decoders(folder: Path) -> None:
     photos = _photos(folder)
-    out = np.empty((PREPROCESSING.crop, PREPROCESSING.crop, 3), np.uint8)
+    out = np.empty((*PREPROCESSING.crop, 3), np.uint8)
 
     def ours(data: bytes) -> Pixels:
         decode(data, PREPROCESSING, [out], max_pixels=2**26)
@@ -123,8 +123,8 @@ def _decoders(folder: Path) -> None:
     def simple(data: bytes, *, fast: bool) -> Pixels:
         """Without orientation, other formats, limits and checks."""
         picture = Image.fromarray(simplejpeg.decode_jpeg(data, "RGB", fastdct=fast, fastupsample=fast))
-        (_, box), *_ = crop_boxes(picture.size, PREPROCESSING)
-        return np.asarray(resample(picture, box, PREPROCESSING))
+        window, *_ = windows(picture.size, PREPROCESSING)
+        return np.asarray(resample(picture, window.box, window.size, PREPROCESSING.interpolation))
 
     def pillow_alone(data: bytes) -> Pixels:
         with mock.patch("server.images.preprocess.simd", None):

@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def _decoded(data: bytes, preprocessing: Preprocessing, decoder: JpegDecoder | None) -> Pixels:
-    out = np.empty((preprocessing.crop, preprocessing.crop, 3), np.uint8)
+    out = np.empty((*preprocessing.crop, 3), np.uint8)
     decode(data, preprocessing, [out], max_pixels=2**26, jpeg_decoder=decoder)
     return out
 

@@ -40,9 +40,9 @@ class Work:
     int8: str | None
     """the same in INT8 for OpenVINO, if the repository has it"""
     network: Path
-    """what the rivals run: float32[N, 3, crop, crop] in, float32[N, classes] out"""
+    """what the rivals run: float32[N, 3, H, W] in, float32[N, classes] out"""
     preprocessing: dict[str, Any]
-    """from the manifest"""
+    """from the manifest, `crop` as height and width"""
 
 
 def export(repository: Path, name: str, photos: Path) -> None:
@@ -69,7 +69,7 @@ def real(repository: Path, name: str, folder: Path) -> Work:
     manifest, model = _read(repository, name)
     path = folder / f"{name}.onnx"
     onnx.save(_Cuts.of(model).extract_network(model), path)
-    return Work(name, repository, _int8(repository, name), path, manifest["preprocessing"])
+    return Work(name, repository, _int8(repository, name), path, _preprocessing(manifest))
 
 
 def tiny(repository: Path, like: str, folder: Path) -> Work:
@@ -99,7 +99,7 @@ def tiny(repository: Path, like: str, folder: Path) -> Work:
     version.mkdir(parents=True)
     (version / path.name).write_bytes(complete)
     (version / "manifest.json").write_text(json.dumps(manifest | changes))
-    return Work(TINY, folder / "repository", None, path, manifest["preprocessing"])
+    return Work(TINY, folder / "repository", None, path, _preprocessing(manifest))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ class _Cuts:
 
     images: str
     pixels: str
-    """normalised float32[N, 3, crop, crop]"""
+    """normalised float32[N, 3, H, W]"""
     logits: str
     ranked: tuple[str, ...]
     """probabilities and indices"""
@@ -183,6 +183,14 @@ def _read(repository: Path, name: str) -> tuple[dict[str, Any], ModelProto]:
     except (OSError, LookupError, ValueError) as error:
         raise PrepareError(f"{repository / name} has no ONNX model: {error}") from error
     return manifest, onnx.shape_inference.infer_shapes(model)
+
+
+def _preprocessing(manifest: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = manifest["preprocessing"]
+    if (mode := found.get("crop_mode", "centre")) != "centre" or found.get("channels", "rgb") != "rgb":
+        raise PrepareError(f"the rivals crop the centre and see RGB, not {mode} and {found['channels']}")
+    crop = found["crop"]
+    return found | {"crop": [crop, crop] if isinstance(crop, int) else crop}  # a number in older manifests
 
 
 def _int8(repository: Path, name: str) -> str | None:

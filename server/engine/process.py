@@ -94,7 +94,7 @@ class _Process:
         found = model.manifest
         if math.prod(found.input_shape) > self._slots.slot_bytes:
             raise ManifestError(
-                f"its crop of {found.preprocessing.crop} pixels is larger than any at the start: restart the server"
+                f"its crop of {found.preprocessing.crop_text} is larger than any at the start: restart the server"
             )
         return load(self._folder, model, self._settings, progress)
 

@@ -15,7 +15,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from models.manifest import Crop, CropCount, Preprocessing
+from models.manifest import CropCount, Preprocessing
 from server.errors import Code, ServiceError
 from server.images import gif, iso_media, jpeg_repair, png_repair, tiff, webp_repair
 from server.images.bmp import bmp_share, check_bmp
@@ -23,14 +23,14 @@ from server.images.bounds import BoundedReads, check_jpeg, check_jpeg_pixels, ch
 from server.images.formats import FORMATS, PLUGINS, damaged, format_of, unsupported
 from server.images.jpeg import JpegDecoder
 from server.images.orientation import orientation
-from server.images.preprocess import crop_boxes, resample, rgb, upright
+from server.images.preprocess import finished, resample, resized_as_stored, rgb, upright, windows
 from server.images.tiff_directory import Directory
 
 __all__ = ["DRAFT_MARGIN", "FORMATS", "decode"]
 
 DRAFT_MARGIN = 2.0
-"""The JPEG decoder may halve a photo while its short side stays at least this many times `resize`: smaller margins lose
-top-1 (docs/measurements/draft.md)."""
+"""The JPEG decoder may halve a photo while its sides stay at least this many times what they are resized to: smaller
+margins lose top-1 (docs/measurements/draft.md)."""
 
 # the images decoded at one time share the CPUs already
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
@@ -77,7 +77,7 @@ def decode(
     Args:
         data: a file of one of FORMATS; its bytes tell which.
         preprocessing: what the model's manifest says.
-        outs: one or ten of uint8[crop, crop, 3], RGB. The caller owns them; they are written to only when the image
+        outs: one or ten of uint8[H, W, 3], RGB. The caller owns them; they are written to only when the image
             decoded fully.
         max_pixels: largest width x height, each counted as 64 or more; checked before any pixel is decoded. JPEG may
             have more, where it is halved while it is decoded: it takes no more than `bounds.PIXEL_BYTES` for each.
@@ -183,18 +183,16 @@ def _incomplete(format_name: str, share: float) -> ServiceError:
 
 
 def _crops_of(picture: _Picture, wanted: _Wanted) -> list[npt.NDArray[np.uint8]]:
+    how, interpolation = wanted.preprocessing, wanted.preprocessing.interpolation
+    if interpolation == "nearest" and picture.orientation != 1:  # which pixel is nearest is decided upright
+        pixels = upright(picture.pixels, picture.orientation)
+        picture = _Picture(pixels, pixels.size, 1.0, 1)
     crops = []
-    for crop, box in crop_boxes(picture.size, wanted.preprocessing, picture.orientation, wanted.crops):
-        left, top, right, bottom = (side * picture.scale for side in box)
-        pixels = resample(picture.pixels, (left, top, right, bottom), wanted.preprocessing)
-        crops.append(_finished(pixels, picture.orientation, crop))
+    for window in windows(picture.size, how, picture.orientation, wanted.crops):
+        left, top, right, bottom = (side * picture.scale for side in window.box)
+        pixels = resample(picture.pixels, (left, top, right, bottom), window.size, interpolation)
+        crops.append(finished(pixels, window, how, picture.orientation))
     return crops
-
-
-def _finished(pixels: Image.Image, turned: int, crop: Crop) -> npt.NDArray[np.uint8]:
-    """Turned at last: a crop has fewer pixels than the photo."""
-    found = np.asarray(upright(pixels, turned))
-    return found[:, ::-1] if crop.mirrored else found
 
 
 def _crops_of_jpeg(data: bytes, wanted: _Wanted, jpeg_decoder: JpegDecoder | None) -> list[npt.NDArray[np.uint8]]:
@@ -204,20 +202,22 @@ def _crops_of_jpeg(data: bytes, wanted: _Wanted, jpeg_decoder: JpegDecoder | Non
     with JpegImageFile(BoundedReads(data)) as image:
         if jpeg_decoder is not None and prod(image.size) <= wanted.max_pixels:
             turned = orientation(image.info.get("exif"))
-            parts = crop_boxes(image.size, wanted.preprocessing, turned, wanted.crops)
-            pixels = jpeg_decoder.crops(data, image, [box for _, box in parts], wanted.preprocessing)
+            parts = windows(image.size, wanted.preprocessing, turned, wanted.crops)
+            pixels = jpeg_decoder.crops(data, image, parts, wanted.preprocessing.interpolation)
             if pixels is not None:
-                stored = map(Image.fromarray, pixels)
-                return [_finished(each, turned, crop) for each, (crop, _) in zip(stored, parts, strict=True)]
+                stored = zip(map(Image.fromarray, pixels), parts, strict=True)
+                return [finished(each, window, wanted.preprocessing, turned) for each, window in stored]
         return _crops_of(_loaded_jpeg(image, data, first, wanted), wanted)
 
 
 def _loaded_jpeg(image: JpegImageFile, data: bytes, first: int, wanted: _Wanted) -> _Picture:
-    size, side = image.size, int(DRAFT_MARGIN * wanted.preprocessing.resize)
-    draft = image.draft(None, (side, side))
+    size, turned, draft = image.size, orientation(image.info.get("exif")), None
+    if wanted.preprocessing.interpolation != "nearest":  # which takes its pixels from all there are
+        width, height = resized_as_stored(size, wanted.preprocessing, turned)
+        draft = image.draft(None, (int(DRAFT_MARGIN * width), int(DRAFT_MARGIN * height)))
     check_jpeg_pixels(image, size, data, first, wanted.max_pixels)
     image.load()
-    return _Picture(rgb(image), size, draft[1][2] / size[0] if draft else 1.0, orientation(image.info.get("exif")))
+    return _Picture(rgb(image), size, draft[1][2] / size[0] if draft else 1.0, turned)
 
 
 def _jpeg_without_end(data: bytes, first: int, wanted: _Wanted) -> _Picture:

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.JpegImagePlugin import JpegImageFile
 
-from models.manifest import Preprocessing
+from models.manifest import Interpolation
 from server import gpus
 from server.cpus import available_cpus
-from server.images.preprocess import Box
+from server.images.preprocess import Window
 from server.settings import Settings
 
 _MODULES = ("nvidia.nvimgcodec", "cuda.bindings.runtime", "pynvml", "onnx")
@@ -26,9 +26,9 @@ class JpegDecoder(Protocol):
     """What may decode photos in Pillow's place."""
 
     def crops(
-        self, data: bytes, image: JpegImageFile, boxes: Sequence[Box], preprocessing: Preprocessing
+        self, data: bytes, image: JpegImageFile, windows: Sequence[Window], interpolation: Interpolation
     ) -> list[NDArray[np.uint8]] | None:
-        """The `boxes` of a photo as uint8[crop, crop, 3] each, not turned; None: Pillow is to do it. Blocks.
+        """The `windows` of a photo, uint8[height, width, 3] each, not turned; None: Pillow is to do it. Blocks.
 
         `image` is the same photo, opened and not decoded.
         """

@@ -17,7 +17,7 @@ from math import prod
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import onnxruntime as ort
@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
-from models.manifest import Interpolation, Preprocessing
+from models.manifest import Interpolation
 from server.engine.backends import DeviceLostError, device
 from server.images import resampling
-from server.images.preprocess import Box
+from server.images.preprocess import Window
 
 Kind = Literal["cuda", "cpu"]
 """As ONNX Runtime calls devices."""
@@ -55,8 +55,8 @@ log = logging.getLogger(__name__)
 class _Photo(NamedTuple):
     data: bytes
     size: tuple[int, int]
-    boxes: Sequence[Box]
-    preprocessing: Preprocessing
+    windows: Sequence[Window]
+    interpolation: Interpolation
     crops: Future[list[NDArray[np.uint8]] | None]
 
 
@@ -94,7 +94,7 @@ class NvImageCodec:
             color_spec=nvimgcodec.ColorSpec.SRGB,
             sample_format=nvimgcodec.SampleFormat.P_RGB,
         )
-        self._sessions = {name: self._session(resampling.graph(name)) for name in get_args(Interpolation)}
+        self._sessions = {name: self._session(resampling.graph(name)) for name in resampling.INTERPOLATIONS}
         self._shrinking = ort.RunOptions()
         if kind == "cuda":
             self._shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "gpu:0")
@@ -104,13 +104,13 @@ class NvImageCodec:
         Thread(target=self._turn, name="nvimagecodec", daemon=True).start()
 
     def crops(
-        self, data: bytes, image: JpegImageFile, boxes: Sequence[Box], preprocessing: Preprocessing
+        self, data: bytes, image: JpegImageFile, windows: Sequence[Window], interpolation: Interpolation
     ) -> list[NDArray[np.uint8]] | None:
         """See `JpegDecoder.crops`."""
-        plain = None if self._lost else _plain(data, image)
+        plain = None if self._lost or interpolation not in self._sessions else _plain(data, image)
         if plain is None:
             return None
-        photo = _Photo(plain, image.size, boxes, preprocessing, Future())
+        photo = _Photo(plain, image.size, windows, interpolation, Future())
         self._waiting.put(photo)
         crops = photo.crops.result()
         self._count("refused" if crops is None else "done")
@@ -118,12 +118,12 @@ class NvImageCodec:
 
     def _warm_up(self) -> None:
         """Decode a picture and resample it in every way, so that no request pays for a first time."""
-        size, box, crop = (64, 64), (0, 0, 64, 64), 32
+        size = (64, 64)
+        window = Window((0, 0, 64, 64), (32, 32), 0, 0, mirrored=False)
         stream = io.BytesIO()
         Image.new("RGB", size).save(stream, "JPEG")
-        for interpolation in get_args(Interpolation):
-            how = Preprocessing(resize=crop, crop=crop, interpolation=interpolation, mean=(0, 0, 0), std=(1, 1, 1))
-            photo = _Photo(stream.getvalue(), size, [box], how, Future())
+        for interpolation in resampling.INTERPOLATIONS:
+            photo = _Photo(stream.getvalue(), size, [window], interpolation, Future())
             self._decode([photo])
             if not photo.crops.done():
                 raise RuntimeError("nvImageCodec decodes nothing here: it lacks nvJPEG, CUDA or a GPU")
@@ -190,16 +190,18 @@ class NvImageCodec:
         address = _address(picture.__cuda_array_interface__ if self._kind == "cuda" else picture.__array_interface__)
         _, row_bytes, _ = picture.strides  # which may be longer than the row
         shape = 3, photo.size[1], row_bytes
-        crop, interpolation = photo.preprocessing.crop, photo.preprocessing.interpolation
-        session, crops = self._sessions[interpolation], []
+        session, crops = self._sessions[photo.interpolation], []
         options = self._shrinking if prod(photo.size) > LARGE_PIXELS else None
-        for box in photo.boxes:
+        for window in photo.windows:
+            width, height = window.size
             binding = session.io_binding()
             binding.bind_input(resampling.PLANES, self._kind, 0, np.uint8, shape, address)
-            known = resampling.inputs(photo.size, box, crop, interpolation)  # the binding does not keep them
+            known = resampling.inputs(
+                photo.size, window.box, window.size, photo.interpolation
+            )  # the binding does not keep them
             for name, values in known.items():
                 binding.bind_cpu_input(name, values)
-            out = np.empty((crop, crop, 3), np.uint8)
+            out = np.empty((height, width, 3), np.uint8)
             binding.bind_output(resampling.PIXELS, "cpu", 0, np.uint8, out.shape, out.ctypes.data)
             session.run_with_iobinding(binding, options)
             crops.append(out)

@@ -1,10 +1,13 @@
-"""From a decoded image of any size and mode to the network's `crop` x `crop` RGB pixels, as torchvision does it."""
+"""From a decoded image of any size and mode to the RGB pixels of the network's crop, as torchvision and timm do it."""
 
 from math import ceil, floor, nextafter
+from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from models.manifest import Crop, CropCount, Preprocessing
+from models.manifest import CropCount, Interpolation, Preprocessing
 
 try:
     import cykooz_resizer as simd
@@ -14,11 +17,19 @@ except ImportError:  # it has no wheels for Linux on ARM
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, in pixels."""
 
-_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-_SIMD_FILTERS = {"bilinear": "bilinear", "bicubic": "catmull_rom"}
+_FILTERS: dict[Interpolation, Image.Resampling] = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+    "nearest": Image.Resampling.NEAREST,
+}
+_SIMD_FILTERS: dict[Interpolation, str] = {"bilinear": "bilinear", "bicubic": "catmull_rom", "lanczos": "lanczos3"}
 """The same by cykooz_resizer's names: Pillow's bicubic has a = -0.5 (Keys, 1981), which is Catmull and Rom's spline."""
-_SUPPORT = 2
-"""Bicubic reaches two pixels to each side, of the larger of the two pictures; bilinear one."""
+_SUPPORT = 3
+"""Lanczos reaches three pixels to each side, of the larger of the two pictures; bicubic two, bilinear one."""
+
+_ROUNDING_ERROR = 1e-6
+"""Of positions in float64, which are nearer than this to a pixel's edge only where they lie on it."""
 
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -35,55 +46,103 @@ _MIRRORED_X = {2, 3, 7, 8}
 _MIRRORED_Y = {3, 4, 6, 7}
 
 
-def crop_boxes(
+class Window(NamedTuple):
+    """What one crop shows of a stored image."""
+
+    box: Box
+    """The part of the stored image."""
+    size: tuple[int, int]
+    """Width and height that it is resampled to, as it is stored."""
+    left: int
+    """Where that lies in the crop, once it is upright: above 0 where the crop is larger than the image."""
+    top: int
+    mirrored: bool
+
+
+def windows(
     size: tuple[int, int], preprocessing: Preprocessing, orientation: int = 1, count: CropCount = 1
-) -> list[tuple[Crop, Box]]:
+) -> list[Window]:
     """The parts of a stored image of `size` (width, height) that resizing and cropping keep.
 
     The crops count from the upright picture's left and top, and the centre rounds half to even: where `orientation`
     mirrors an axis, the stored picture's odd pixel is on the other side. The boxes leave the crops' own mirroring out.
     """
-    resized = tuple(int(preprocessing.resize * side / min(size)) for side in size)
     turned = orientation in _TURNED
+    upright_size = (size[1], size[0]) if turned else size
+    resized = preprocessing.resized(upright_size)
+    height, width = preprocessing.crop
 
-    def interval(start: int, axis: int, *, mirrored: bool) -> tuple[float, float]:
-        if mirrored:
-            start = resized[axis] - preprocessing.crop - start
-        scale = size[axis] / resized[axis]
-        return start * scale, (start + preprocessing.crop) * scale
+    def interval(start: int, length: int, axis: int) -> tuple[float, float]:
+        """Of the stored picture, whose `axis` is the upright one's other where it is turned."""
+        whole, scale = resized[axis], upright_size[axis] / resized[axis]
+        stored_axis = 1 - axis if turned else axis
+        if orientation in (_MIRRORED_X, _MIRRORED_Y)[stored_axis]:
+            start = whole - length - start
+        return start * scale, (start + length) * scale
 
-    boxes = []
-    for crop in preprocessing.crops((resized[1], resized[0]) if turned else (resized[0], resized[1]), count):
-        x, y = (crop.top, crop.left) if turned else (crop.left, crop.top)
-        left, right = interval(x, 0, mirrored=orientation in _MIRRORED_X)
-        top, bottom = interval(y, 1, mirrored=orientation in _MIRRORED_Y)
-        boxes.append((crop, (left, top, right, bottom)))
-    return boxes
+    found = []
+    for crop in preprocessing.crops(resized, count):
+        left, top = max(0, crop.left), max(0, crop.top)
+        shown = min(resized[0], crop.left + width) - left, min(resized[1], crop.top + height) - top
+        across, down = interval(left, shown[0], 0), interval(top, shown[1], 1)
+        if turned:
+            across, down, shown = down, across, (shown[1], shown[0])
+        box = (across[0], down[0], across[1], down[1])
+        found.append(Window(box, shown, left - crop.left, top - crop.top, crop.mirrored))
+    return found
 
 
-def resample(image: Image.Image, box: Box, preprocessing: Preprocessing) -> Image.Image:
-    """The `box` of an RGB image as `crop` x `crop` pixels.
+def resized_as_stored(size: tuple[int, int], preprocessing: Preprocessing, orientation: int) -> tuple[int, int]:
+    """To what width and height a stored image of `size` is resized, were it not cropped."""
+    if orientation in _TURNED:
+        height, width = preprocessing.resized((size[1], size[0]))
+        return width, height
+    return preprocessing.resized(size)
+
+
+def resample(image: Image.Image, box: Box, size: tuple[int, int], interpolation: Interpolation) -> Image.Image:
+    """The `box` of an RGB image as `size` (width, height) pixels.
 
     Resampling the box alone gives the pixels of resize-then-crop, up to rounding, and needs no memory for the rest; a
-    box of `crop` x `crop` whole pixels passes through unchanged. cykooz_resizer computes what Pillow does, within 2
-    levels, with the vector instructions of the CPU. Pillow takes either pass first; both round and clip to 8 bits in
-    between, so that bicubic may differ by some levels at sharp edges.
+    box of `size` whole pixels passes through unchanged. cykooz_resizer computes what Pillow does, within 2 levels, with
+    the vector instructions of the CPU. Pillow takes either pass first; both round and clip to 8 bits in between, so
+    bicubic and lanczos may differ by some levels at sharp edges.
     """
-    side = preprocessing.crop
+    if interpolation == "nearest":
+        return _nearest(image, box, size)
     if simd is None:
-        return image.resize((side, side), _FILTERS[preprocessing.interpolation], box)
+        return image.resize(size, _FILTERS[interpolation], box)
     left, top, right, bottom = box
-    margin = _SUPPORT * max(1.0, (bottom - top) / side)
+    width, height = size
+    margin = _SUPPORT * max(1.0, (bottom - top) / height)
     first, last = max(0, floor(top - margin)), min(image.height, ceil(bottom + margin))
     # in two steps: resizing both ways at once, cykooz_resizer 4.0.1 reads beyond images that it enlarges
-    narrowed = _resized(image, (side, last - first), (left, first, right, last), preprocessing)
-    return _resized(narrowed, (side, side), (0, top - first, side, bottom - first), preprocessing)
+    narrowed = _resized(image, (width, last - first), (left, first, right, last), interpolation)
+    return _resized(narrowed, size, (0, top - first, width, bottom - first), interpolation)
 
 
-def _resized(image: Image.Image, size: tuple[int, int], box: Box, preprocessing: Preprocessing) -> Image.Image:
+def finished(pixels: Image.Image, window: Window, preprocessing: Preprocessing, orientation: int) -> NDArray[np.uint8]:
+    """The crop, uint8[H, W, 3], of what was resampled of a stored image: turned at last, since it has fewer pixels."""
+    found = np.asarray(upright(pixels, orientation))
+    if found.shape[:2] != preprocessing.crop:
+        whole = np.full((*preprocessing.crop, 3), preprocessing.fill, np.uint8)
+        whole[window.top : window.top + len(found), window.left : window.left + found.shape[1]] = found
+        found = whole
+    return found[:, ::-1] if window.mirrored else found
+
+
+def _nearest(image: Image.Image, box: Box, size: tuple[int, int]) -> Image.Image:
+    """The pixels in which the centres of those of the target lie; `Image.resize` has its boxes in float32 only."""
+    left, top, right, bottom = box
+    across, down = (right - left) / size[0], (bottom - top) / size[1]
+    steps = (across, 0.0, left + _ROUNDING_ERROR, 0.0, down, top + _ROUNDING_ERROR)
+    return image.transform(size, Image.Transform.AFFINE, steps, Image.Resampling.NEAREST)
+
+
+def _resized(image: Image.Image, size: tuple[int, int], box: Box, interpolation: Interpolation) -> Image.Image:
     left, top, right, bottom = box
     crop_box = simd.CropBox(left, top, _extent(left, right, image.width), _extent(top, bottom, image.height))
-    algorithm = simd.ResizeAlg.convolution(simd.FilterType[_SIMD_FILTERS[preprocessing.interpolation]])
+    algorithm = simd.ResizeAlg.convolution(simd.FilterType[_SIMD_FILTERS[interpolation]])
     resized = Image.new("RGB", size)
     simd.Resizer().resize_pil(image, resized, simd.ResizeOptions(algorithm, crop_box=crop_box))
     return resized

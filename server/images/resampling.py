@@ -14,8 +14,10 @@ from models.manifest import Interpolation
 from server.images.preprocess import Box
 
 PLANES, PIXELS = "planes", "pixels"
-"""uint8[3, H, S], of which the first W <= S columns are the picture, to uint8[crop, crop, 3]."""
+"""uint8[3, H, S], of which the first W <= S columns are the picture, to uint8[height, width, 3]."""
 
+INTERPOLATIONS: tuple[Interpolation, ...] = ("bilinear", "bicubic")
+"""There is a graph for each of these."""
 _REACH: dict[Interpolation, int] = {"bilinear": 1, "bicubic": 2}
 """How far away pixels have a weight: in source pixels, or in target pixels where those are larger."""
 
@@ -40,8 +42,8 @@ _GRAPH = """
 <ir_version: 10, opset_import: ["": 20, "resampling": 1]>
 resize (
     uint8[3, H, S] planes, int64[2] firsts, int64[2] lasts,
-    float[1, Y] rows, float[C, 1] row_centres, float[1, X] columns, float[C, 1] column_centres
-) => (uint8[C, C, 3] pixels)
+    float[1, Y] rows, float[R, 1] row_centres, float[1, X] columns, float[C, 1] column_centres
+) => (uint8[R, C, 3] pixels)
 <int64[2] axes = {1, 2}>
 {
     part = Slice (planes, firsts, lasts, axes)
@@ -83,11 +85,13 @@ def graph(interpolation: Interpolation) -> bytes:
     return onnx.parser.parse_model(_GRAPH % _WEIGHTS[interpolation]).SerializeToString()
 
 
-def inputs(size: tuple[int, int], box: Box, crop: int, interpolation: Interpolation) -> dict[str, NDArray[np.generic]]:
-    """What the graph needs to know beside the PLANES of a picture of `size` (width, height) to resample its `box`."""
+def inputs(
+    size: tuple[int, int], box: Box, target: tuple[int, int], interpolation: Interpolation
+) -> dict[str, NDArray[np.generic]]:
+    """What the graph needs to know beside the PLANES of a picture to resample its `box`; sizes are width and height."""
     (width, height), (left, top, right, bottom) = size, box
-    first_column, last_column, columns, column_centres = _axis(left, right, width, crop, _REACH[interpolation])
-    first_row, last_row, rows, row_centres = _axis(top, bottom, height, crop, _REACH[interpolation])
+    first_column, last_column, columns, column_centres = _axis(left, right, width, target[0], _REACH[interpolation])
+    first_row, last_row, rows, row_centres = _axis(top, bottom, height, target[1], _REACH[interpolation])
     return {
         "firsts": np.array((first_row, first_column)),
         "lasts": np.array((last_row, last_column)),
@@ -99,14 +103,14 @@ def inputs(size: tuple[int, int], box: Box, crop: int, interpolation: Interpolat
 
 
 def _axis(
-    start: float, end: float, length: int, crop: int, reach: int
+    start: float, end: float, length: int, count: int, reach: int
 ) -> tuple[int, int, NDArray[np.float32], NDArray[np.float32]]:
     """The first pixel that has a weight, the one after the last, and the centres of those and of the target's."""
-    scale = (end - start) / crop
+    scale = (end - start) / count
     unit = max(scale, 1.0)
     first = max(0, math.floor(start - reach * unit))
     last = min(length, math.ceil(end + reach * unit))
-    centres = start + (np.arange(crop) + 0.5) * scale
+    centres = start + (np.arange(count) + 0.5) * scale
     # From the first pixel on, so that large photos lose nothing where float32 has few digits left.
     sources, targets = np.arange(last - first) + 0.5, centres - first
     return first, last, (sources / unit).astype(np.float32), (targets / unit).astype(np.float32)

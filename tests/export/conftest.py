@@ -39,7 +39,7 @@ def truth(network: nn.Module, preprocessing: Preprocessing) -> Truth:
 
 
 def export(recipe: Recipe, network: nn.Module) -> bytes:
-    preprocessing = recipe.pretrained.preprocessing
+    preprocessing = recipe.preprocessing
     return to_onnx(CompleteGraph(network, preprocessing, recipe.top_k), preprocessing.crop, OPSET)
 
 
@@ -47,7 +47,7 @@ def export(recipe: Recipe, network: nn.Module) -> bytes:
 def exported() -> Exported:
     recipe = plan("cifar_resnet20", random=True)
     network = recipe.build(None)
-    return Exported(recipe, network, export(recipe, network), photos(PHOTOS, recipe.pretrained.preprocessing))
+    return Exported(recipe, network, export(recipe, network), photos(PHOTOS, recipe.preprocessing))
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ def test_any_batch_size_runs(exported: Exported, batch: int) -> None:
     images = np.random.default_rng(batch).integers(0, 256, (batch, 32, 32, 3), np.uint8)
     session = onnxruntime.InferenceSession(exported.model)
     probabilities, indices, logits = session.run([PROBABILITIES_NAME, INDICES_NAME, LOGITS_NAME], {INPUT_NAME: images})
-    expected = reference_logits(exported.network, images, exported.recipe.pretrained.preprocessing)
+    expected = reference_logits(exported.network, images, exported.recipe.preprocessing)
     np.testing.assert_allclose(logits, expected, atol=1e-5)
     np.testing.assert_array_equal(indices, np.argsort(-logits, axis=1))
     softmax = torch.from_numpy(expected).softmax(1).numpy()

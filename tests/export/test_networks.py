@@ -48,7 +48,7 @@ def test_network_is_exported_as_pytorch_computes_it(
     network = recipe.build(None)
     give_statistics(network)
     model = export(recipe, network)
-    preprocessing = recipe.pretrained.preprocessing
+    preprocessing = recipe.preprocessing
     draft = describe(recipe, network, model)
     measured = parity.check(draft, model, truth(network, preprocessing), photos(PHOTOS, preprocessing))
     assert measured.max_logit_error < 1e-5

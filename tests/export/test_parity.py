@@ -23,7 +23,7 @@ def check(
     photos: NDArray[np.uint8] | None = None,
 ) -> Parity:
     """Put what was exported to the gate, or something else in place of a part of it."""
-    expected = truth(network or exported.network, preprocessing or exported.recipe.pretrained.preprocessing)
+    expected = truth(network or exported.network, preprocessing or exported.recipe.preprocessing)
     content = exported.model if model is None else model
     return parity.check(exported.draft, content, expected, exported.photos if photos is None else photos)
 
@@ -73,7 +73,7 @@ def test_network_that_changed_after_export_is_rejected(exported: Exported) -> No
 
 
 def test_other_normalisation_is_rejected(exported: Exported) -> None:
-    other = exported.recipe.pretrained.preprocessing.model_copy(update={"mean": (0.5, 0.5, 0.5)})
+    other = exported.recipe.preprocessing.model_copy(update={"mean": (0.5, 0.5, 0.5)})
     with pytest.raises(ParityError, match="logits differ"):
         check(exported, preprocessing=other)
 

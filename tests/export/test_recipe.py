@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from export.options import Stated
 from export.recipe import Recipe, RecipeError, plan
 from models import networks
 from models.architectures import Shortcut, StrideIn
@@ -132,6 +133,26 @@ def test_labels_file_that_is_none_is_refused(tmp_path: Path) -> None:
         plan("resnet18", labels_file=tmp_path / "none.txt")
 
 
+def test_weights_of_ones_own_are_not_taken_for_torchvisions_second(checkpoint_of_seven: Path) -> None:
+    """Whose resize of 232 was tuned for them alone; what others train sees 256."""
+    assert plan("resnet50").preprocessing.resize == 232
+    own = plan("resnet50", checkpoint=checkpoint_of_seven).preprocessing
+    assert own == plan("resnet50@v1").preprocessing
+    assert own.resize == 256
+
+
+def test_what_is_stated_of_the_preprocessing_is_exported(checkpoint_of_seven: Path) -> None:
+    stated = Stated(crop=(96, 64), crop_mode="squash", activation="sigmoid")
+    recipe = plan("resnet18", checkpoint=checkpoint_of_seven, num_classes=7, stated=stated)
+    assert (recipe.preprocessing.crop, recipe.preprocessing.resize, recipe.activation) == ((96, 64), 96, "sigmoid")
+
+
+def test_one_class_needs_a_probability_of_its_own() -> None:
+    with pytest.raises(RecipeError, match="--activation sigmoid"):
+        plan("resnet18", random=True, num_classes=1)
+    assert plan("resnet18", random=True, num_classes=1, stated=Stated(activation="sigmoid")).num_classes == 1
+
+
 def test_fingerprint_tells_exports_apart(tmp_path: Path, labels_of_seven: Path, checkpoint_of_seven: Path) -> None:
     def changed(shortcut: Shortcut | None = None, stride_in: StrideIn | None = None) -> Recipe:
         return plan("resnet50", random=True, shortcut=shortcut, stride_in=stride_in)
@@ -151,6 +172,8 @@ def test_fingerprint_tells_exports_apart(tmp_path: Path, labels_of_seven: Path, 
         changed("B"),
         changed(stride_in="1x1"),
         changed("A", "1x1"),
+        plan("resnet50", random=True, stated=Stated(resize=300)),
+        plan("resnet50", random=True, stated=Stated(activation="sigmoid")),
     ]
     assert len({recipe.fingerprint() for recipe in recipes}) == len(recipes)
 

@@ -36,7 +36,7 @@ STORED_BY = {
 
 def served(data: bytes, preprocessing: Preprocessing, crops: CropCount) -> NDArray[np.uint8]:
     """What the server makes of an upload."""
-    outs = np.zeros((crops, preprocessing.crop, preprocessing.crop, 3), np.uint8)
+    outs = np.zeros((crops, *preprocessing.crop, 3), np.uint8)
     decode(data, preprocessing, list(outs), max_pixels=Settings().max_pixels)
     return outs
 

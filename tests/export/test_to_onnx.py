@@ -171,7 +171,7 @@ def test_export_that_is_not_pytorch_stays_out_of_the_repository(
 ) -> None:
     faithful = graph.to_onnx
 
-    def forgetful(complete: graph.CompleteGraph, crop: int, opset: int) -> bytes:
+    def forgetful(complete: graph.CompleteGraph, crop: tuple[int, int], opset: int) -> bytes:
         proto = onnx.load_from_string(faithful(complete, crop, opset))
         next(tensor for tensor in proto.graph.initializer if tensor.name.endswith("fc.bias")).raw_data = b"\0" * 40
         content: bytes = proto.SerializeToString()

@@ -51,7 +51,7 @@ def publish(root: Path, name: str, model: bytes, precision: Literal["fp32", "int
         parameters=0,
         weights=recipe.describe_weights(None),
         published_accuracy=None,
-        preprocessing=recipe.pretrained.preprocessing,
+        preprocessing=recipe.preprocessing,
         num_classes=recipe.num_classes,
         top_k=recipe.top_k,
         backend="onnx",
@@ -76,8 +76,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model = export(recipe, recipe.build(None))
         publish(root, name, model)
         if name != DEEP:  # which takes a minute
-            side = recipe.pretrained.preprocessing.crop
-            images = np.random.default_rng(0).integers(0, 256, (4, side, side, 3), np.uint8)
+            images = np.random.default_rng(0).integers(0, 256, (4, *recipe.preprocessing.crop, 3), np.uint8)
             publish(root, name, quantization.quantize(model, images, "gpu", "minmax"), "int8")
     return root
 

@@ -25,9 +25,9 @@ ARCHITECTURES = sorted({entry.architecture for entry in zoo.NETWORKS.values()} -
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_network_is_exported_as_pytorch_computes_it_and_answers(name: str, tmp_path: Path) -> None:
     recipe = plan(name, random=True)
-    if recipe.pretrained.preprocessing.crop > 64:  # fewer pixels, the same layers: a tenth of the arithmetic
-        small = recipe.pretrained.preprocessing.model_copy(update={"resize": 72, "crop": 64})
-        recipe = replace(recipe, pretrained=replace(recipe.pretrained, preprocessing=small))
+    if max(recipe.preprocessing.crop) > 64:  # fewer pixels, the same layers: a tenth of the arithmetic
+        small = recipe.preprocessing.model_copy(update={"resize": 72, "crop": (64, 64)})
+        recipe = replace(recipe, preprocessing=small)
     repository.publish(tmp_path, *convert.to_onnx(recipe, name, None, PHOTOS))
     with RunningServer(tmp_path) as server:
         answer = server.classify(PHOTO.read_bytes()).json()

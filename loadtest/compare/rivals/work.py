@@ -33,19 +33,19 @@ _std = np.array(_work["std"], np.float32)
 
 
 def pixels(photo: bytes) -> NDArray[np.float32]:
-    """float32[3, crop, crop]: resize the short side, crop the centre, normalise."""
+    """float32[3, H, W]: resize the short side, crop the centre, normalise."""
     with Image.open(io.BytesIO(photo)) as image:
         return pixels_of(image)
 
 
 def pixels_of(image: Image.Image) -> NDArray[np.float32]:
     """As `pixels`, where the framework has opened the image already."""
-    resize, crop = _work["resize"], _work["crop"]
+    resize, (height, width) = _work["resize"], _work["crop"]
     rgb = image.convert("RGB")
     short = min(rgb.size)
     rgb = rgb.resize((rgb.width * resize // short, rgb.height * resize // short), _filter)
-    left, top = round((rgb.width - crop) / 2), round((rgb.height - crop) / 2)
-    scaled = np.asarray(rgb.crop((left, top, left + crop, top + crop)), np.float32) / np.float32(255)
+    left, top = round((rgb.width - width) / 2), round((rgb.height - height) / 2)
+    scaled = np.asarray(rgb.crop((left, top, left + width, top + height)), np.float32) / np.float32(255)
     normalised: NDArray[np.float32] = ((scaled - _mean) / _std).transpose(2, 0, 1)
     return normalised
 
@@ -62,7 +62,7 @@ class Network:
         self._input = self._session.get_inputs()[0].name
 
     def __call__(self, batch: NDArray[np.float32]) -> Logits:
-        """float32[N, 3, crop, crop] to float32[N, classes]."""
+        """float32[N, 3, H, W] to float32[N, classes]."""
         logits: Logits = self._session.run(None, {self._input: batch})[0]
         return logits
 

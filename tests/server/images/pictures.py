@@ -32,7 +32,7 @@ def preprocessing(resize: int = SIDE, crop: int = SIDE, interpolation: Any = "bi
 
 def decoded(data: bytes, how: Preprocessing | None = None, max_pixels: int = MAX_PIXELS) -> Pixels:
     how = how or preprocessing()
-    out = np.zeros((how.crop, how.crop, 3), np.uint8)
+    out = np.zeros((*how.crop, 3), np.uint8)
     decode(data, how, [out], max_pixels=max_pixels)
     return out
 

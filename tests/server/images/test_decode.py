@@ -21,7 +21,7 @@ from PIL import ExifTags, Image, ImageOps
 from models.manifest import Preprocessing
 from server.errors import Code, ServiceError
 from server.images.decode import DRAFT_MARGIN, FORMATS, decode
-from server.images.preprocess import crop_boxes, resample
+from server.images.preprocess import resample, windows
 from tests.server.images.pictures import (
     CASES,
     LOSSY,
@@ -229,13 +229,14 @@ def torchvision_crops(image: Image.Image, how: Preprocessing) -> list[Pixels]:
         resized = how.resize, int(how.resize * height / width)
     else:
         resized = int(how.resize * width / height), how.resize
-    left, top = round((resized[0] - how.crop) / 2.0), round((resized[1] - how.crop) / 2.0)
+    rows, columns = how.crop
+    left, top = round((resized[0] - columns) / 2.0), round((resized[1] - rows) / 2.0)
     filters = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
     return [
         np.asarray(
             image.resize(first, filters[how.interpolation])
             .resize(resized, filters[how.interpolation])
-            .crop((left, top, left + how.crop, top + how.crop))
+            .crop((left, top, left + columns, top + rows))
         )
         for first in ((resized[0], height), (width, resized[1]))
     ]
@@ -264,9 +265,9 @@ def test_resampling_the_box_equals_resize_then_crop(
     """Within 2 levels: the box's corners are single-precision floats, and each of two passes rounds to 8 bits."""
     image = Image.fromarray(np.random.default_rng(width * height).integers(0, 256, (height, width, 3), np.uint8))
     how = preprocessing(resize, max(1, resize - margin), interpolation)
-    ((_, box),) = crop_boxes(image.size, how)
+    (window,) = windows(image.size, how)
     with mock.patch("server.images.preprocess.simd", None if library == "PIL" else pytest.importorskip(library)):
-        pixels = np.asarray(resample(image, box, how))
+        pixels = np.asarray(resample(image, window.box, window.size, how.interpolation))
     assert difference_to_torchvision(pixels, image, how) <= 2
 
 
@@ -276,8 +277,9 @@ def test_a_box_up_to_the_last_pixel_is_never_taken_to_be_outside(interpolation: 
     how = preprocessing(97, 97, interpolation)
     for side in range(1, 400):
         image = Image.new("RGB", (side, 2 * side + 1), "white")
-        for _, box in crop_boxes(image.size, how, 1, 10):
-            assert difference(np.asarray(resample(image, box, how)), (255, 255, 255)) == 0, (side, box)
+        for window in windows(image.size, how, 1, 10):
+            pixels = np.asarray(resample(image, window.box, window.size, how.interpolation))
+            assert difference(pixels, (255, 255, 255)) == 0, (side, window)
 
 
 def test_extreme_aspect_ratio_needs_no_room_for_the_resized_image() -> None:

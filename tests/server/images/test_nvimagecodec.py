@@ -50,8 +50,8 @@ def counted() -> Counted:
 
 
 def decoded(data: bytes, how: Preprocessing, decoder: NvImageCodec | None, crops: int = 1) -> Pixels:
-    """uint8[crops, crop, crop, 3]."""
-    outs = np.zeros((crops, how.crop, how.crop, 3), np.uint8)
+    """uint8[crops, H, W, 3]."""
+    outs = np.zeros((crops, *how.crop, 3), np.uint8)
     decode(data, how, list(outs), max_pixels=2 * MAX_PIXELS, jpeg_decoder=decoder)
     return outs
 

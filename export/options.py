@@ -1,0 +1,149 @@
+"""What the network wants, as whoever exports it states it: the options of every command that exports from a source."""
+
+import argparse
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from fractions import Fraction
+from typing import Any, get_args
+
+from pydantic import ValidationError
+
+from models.errors import ExpectedError, first_mistake
+from models.manifest import Activation, ChannelOrder, CropMode, Interpolation, Preprocessing
+
+
+class StatedError(ExpectedError):
+    """What is stated does not go together."""
+
+
+@dataclass(frozen=True)
+class Stated:
+    """What was stated of a network; None where nothing was."""
+
+    resize: int | None = None
+    crop: tuple[int, int] | None = None
+    """Height and width."""
+    crop_mode: CropMode | None = None
+    interpolation: Interpolation | None = None
+    channels: ChannelOrder | None = None
+    mean: tuple[float, ...] | None = None
+    """Of pixels in 0..1, one for each channel in the network's order; a single one is every channel's."""
+    std: tuple[float, ...] | None = None
+    activation: Activation | None = None
+
+    @property
+    def nothing(self) -> bool:
+        """Whether none of the preprocessing was stated."""
+        return all(value is None for name, value in asdict(self).items() if name != "activation")
+
+    def over(self, base: Preprocessing) -> Preprocessing:
+        """Complete what is stated by what is known without it.
+
+        `resize` follows a stated crop or crop mode where it has a meaning of its own no more (squash, pad); mean and
+        std follow the channels from RGB to BGR and back.
+
+        Raises:
+            StatedError: it does not go together, or something else has to be stated with it.
+        """
+        found = base.model_dump() | {
+            name: value for name, value in asdict(self).items() if value is not None and name != "activation"
+        }
+        if self.resize is None and (self.crop or self.crop_mode):
+            found["resize"] = self._resize(base, found)
+        count = 1 if found["channels"] == "grey" else 3
+        for name in ("mean", "std"):
+            values = found[name]
+            if getattr(self, name) is None:
+                if len(values) != count:
+                    raise StatedError(f"--channels {found['channels']} needs a --mean and --std of its own, too")
+                found[name] = values if base.channels == found["channels"] else values[::-1]
+            elif len(values) == 1:
+                found[name] = values * count
+        try:
+            return Preprocessing.model_validate(found)
+        except ValidationError as error:
+            raise StatedError(first_mistake(error).removeprefix("Value error, ")) from error
+
+    def _resize(self, base: Preprocessing, found: dict[str, object]) -> int:
+        crop, mode = self.crop or base.crop, found["crop_mode"]
+        if mode != "centre":
+            return max(crop)
+        if base.crop_mode != "centre" or crop != base.crop:
+            side = max(crop)
+            raise StatedError(
+                f"--crop {crop[0]}x{crop[1]} of the centre needs --resize, too, what the short side is resized to:"
+                f" {side} where nothing is cut off a square image, {round(side / 0.875)} as 256 is to 224"
+            )
+        return base.resize
+
+
+NOTHING = Stated()
+
+
+def add_preprocessing(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say what the network wants; `stated` reads them."""
+    group = parser.add_argument_group(
+        "what the network wants", "For weights of your own, as they were trained: docs/preprocessing.md."
+    )
+    group.add_argument(
+        "--resize", type=_side, metavar="N", help="short side before the centre is cropped (larger one: squash, pad)"
+    )
+    group.add_argument("--crop", type=_crop, metavar="H|HxW", help="height and width of the network's input")
+    group.add_argument("--crop-mode", choices=get_args(CropMode), help="how an image of other proportions is fitted")
+    group.add_argument("--interpolation", choices=get_args(Interpolation), help="Pillow's filter for resizing")
+    group.add_argument("--channels", choices=get_args(ChannelOrder), help="what the network sees")
+    group.add_argument(
+        "--mean", type=_level, nargs="+", metavar="M", help="of pixels in 0..1, for each channel; 104/255 is a number"
+    )
+    group.add_argument("--std", type=_level, nargs="+", metavar="S", help="likewise; one number is every channel's")
+    group.add_argument(
+        "--activation", choices=get_args(Activation), help="sigmoid: each class has a probability of its own"
+    )
+
+
+def stated(arguments: argparse.Namespace) -> Stated:
+    """Read the options of `add_preprocessing`."""
+    given: dict[str, Any] = {}
+    for field in fields(Stated):
+        value = getattr(arguments, field.name)
+        given[field.name] = tuple(value) if isinstance(value, list) else value
+    return Stated(**given)
+
+
+def describe(preprocessing: Preprocessing) -> str:
+    """Preprocessing as the options that state it."""
+
+    def numbers(values: Sequence[float]) -> str:
+        return " ".join(f"{value:.4g}" for value in values)
+
+    return (
+        f"--resize {preprocessing.resize} --crop {preprocessing.crop_text} --crop-mode {preprocessing.crop_mode}"
+        f" --interpolation {preprocessing.interpolation} --channels {preprocessing.channels}"
+        f" --mean {numbers(preprocessing.mean)} --std {numbers(preprocessing.std)}"
+    )
+
+
+def _side(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 4096:
+        raise argparse.ArgumentTypeError(f"{text} is no number of pixels from 1 to 4096")
+    return int(text)
+
+
+def _crop(text: str) -> tuple[int, int]:
+    if not re.fullmatch(r"\d+([xX]\d+)?", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text} is no crop: write 224, or 224x192, the height first")
+    height, _, width = text.lower().partition("x")
+    return _side(height), _side(width or height)
+
+
+def _level(text: str) -> float:
+    try:
+        value = float(Fraction(text))
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(f"{text} is no number, such as 0.485 or 104/255") from None
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(
+            f"{text} is not between 0 and 1, where pixels lie: divide by 255, as in --mean 104/255 --std 1/255"
+        )
+    return value

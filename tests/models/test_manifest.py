@@ -1,0 +1,80 @@
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from models.manifest import Crop, Preprocessing
+
+
+def preprocessing(**changes: Any) -> Preprocessing:
+    usual = {"resize": 256, "crop": 224, "interpolation": "bilinear", "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    return Preprocessing.model_validate(usual | changes)
+
+
+def test_older_manifests_are_squares_of_the_centre_in_rgb() -> None:
+    found = preprocessing()
+    assert (found.crop, found.crop_mode, found.channels) == ((224, 224), "centre", "rgb")
+    assert Preprocessing.model_validate_json(found.model_dump_json()) == found
+
+
+@pytest.mark.parametrize(
+    ("changes", "mistake"),
+    [
+        ({"crop": (224, 257)}, "crop 224x257 is larger than resize 256"),
+        ({"crop": (224, 257), "crop_mode": "squash"}, "larger than resize 256"),
+        ({"channels": "grey"}, "mean has 3 values, but grey has 1"),
+        ({"std": (1.0,)}, "std has 1 values, but rgb has 3"),
+        ({"std": (1.0, 0.0, 1.0)}, "std must be greater than 0"),
+        ({"crop": 0}, "greater than or equal to 1"),
+        ({"crop": (224, 224, 3)}, "at most 2 items"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(changes: dict[str, Any], mistake: str) -> None:
+    with pytest.raises(ValidationError, match=mistake):
+        preprocessing(**changes)
+
+
+@pytest.mark.parametrize(
+    ("how", "size", "resized", "centre"),
+    [
+        # short side to 256, the long one truncated: 256 * 375 / 500 = 341.33
+        ({}, (500, 375), (341, 256), (58, 16)),
+        ({"crop": (224, 192)}, (375, 500), (256, 341), (32, 58)),
+        # squashed to the crop; or to the crop enlarged, of which the centre is taken
+        ({"crop_mode": "squash", "resize": 224}, (500, 375), (224, 224), (0, 0)),
+        ({"crop_mode": "squash", "crop": (256, 128)}, (500, 375), (128, 256), (0, 0)),
+        ({"crop_mode": "squash", "crop": (192, 96)}, (500, 375), (128, 256), (16, 32)),
+        # fitted into the crop, and the rest filled: 224 - 168 = 56 rows
+        ({"crop_mode": "pad", "resize": 224}, (500, 375), (224, 168), (0, -28)),
+        ({"crop_mode": "pad", "resize": 224}, (375, 499), (168, 224), (-28, 0)),
+        ({"crop_mode": "pad", "resize": 225}, (499, 374), (225, 169), (0, -27)),  # 55 rows: 27 above, 28 below
+        ({"crop_mode": "pad", "resize": 448, "crop": (224, 448)}, (100, 100), (224, 224), (-112, 0)),
+        ({"crop_mode": "pad", "resize": 224}, (5000, 1), (224, 1), (0, -111)),
+    ],
+)
+def test_image_is_resized_by_the_crop_mode(
+    how: dict[str, Any], size: tuple[int, int], resized: tuple[int, int], centre: tuple[int, int]
+) -> None:
+    found = preprocessing(**how)
+    assert found.resized(size) == resized
+    assert found.crops(resized) == (Crop(*centre),)
+
+
+def test_ten_crops_of_what_is_filled_lie_where_the_image_is() -> None:
+    """On the side where it is larger than the crop in its corners, on the other in the middle."""
+    found = preprocessing(crop_mode="pad", resize=256)
+    crops = found.crops((256, 192), 10)
+    assert crops[:5] == (Crop(16, -16), Crop(0, -16), Crop(32, -16), Crop(0, -16), Crop(32, -16))
+    assert crops[5:] == tuple(crop._replace(mirrored=True) for crop in crops[:5])
+
+
+@pytest.mark.parametrize(
+    ("channels", "mean", "fill"),
+    [
+        ("rgb", (0.1, 0.5, 1.0), (26, 128, 255)),
+        ("bgr", (0.1, 0.5, 1.0), (255, 128, 26)),
+        ("grey", (0.1,), (26, 26, 26)),
+    ],
+)
+def test_filling_is_the_mean_colour(channels: str, mean: tuple[float, ...], fill: tuple[int, int, int]) -> None:
+    assert preprocessing(channels=channels, mean=mean, std=(0.5,) * len(mean)).fill == fill
