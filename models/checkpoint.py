@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from models import names
 from models.errors import ExpectedError
 
 _TRAINED_KEYS = ("state_dict", "model", "model_state_dict", "model_state", "net", "network", "module", "params")
@@ -32,14 +33,14 @@ class CheckpointError(ExpectedError):
 
 
 def read(path: Path, *, averaged: bool = False) -> dict[str, Tensor]:
-    """Read the parameters from a .safetensors file or one written by `torch.save`, under torchvision's names.
+    """Read the parameters from a .safetensors file or one written by `torch.save`, under our names (`models.names`).
 
     From a file that holds both, the trained parameters are taken, or with `averaged` their moving averages.
 
     Raises:
         CheckpointError: it is unreadable, or does not hold the parameters of exactly one network.
     """
-    state = _named_tensors(_content(path), path, averaged=averaged)
+    state = names.to_ours(_named_tensors(_content(path), path, averaged=averaged))
     ends = tuple(f".{anchor}" for anchor in _ANCHORS)
     prefixes = [name[: -len(end) + 1] for name in state for end in ends if f".{name}".endswith(end)]
     prefix = _only(prefixes, path) or ""

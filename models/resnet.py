@@ -1,17 +1,33 @@
-"""One definition for ResNet, its pre-activation form, plain networks, ResNeXt, Wide ResNet and the CIFAR family.
+"""One definition for ResNet, its pre-activation form, plain networks, ResNeXt, Wide ResNet, the CIFAR family, and what
+timm varies of these.
 
-The papers are named in `models.architectures`. Parameter names and shapes are those of torchvision, so that its
-published files load unchanged. Pre-activation networks, which torchvision lacks, have the same names, but `bn1` comes
-before `conv1` (the first block has none, the stem's serves it), a projection is `downsample.0` alone, and `last_bn`
-lies between the last block and the pooling.
+The papers are named in `models.architectures`. Parameter names and shapes are those of torchvision and timm, so that
+their published files load unchanged. Pre-activation networks have the same names, where timm's are others
+(`models.names`): `bn1` comes before `conv1` (the first block has none, where the stem's serves it), a projection has no
+batch norm, and `last_bn` lies between the last block and the pooling.
 """
 
+import math
 from collections import OrderedDict
+from typing import assert_never
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from models.architectures import Architecture, Block, Style
+
+_NORM_GROUPS = 32
+
+
+def _norm(architecture: Architecture, channels: int) -> nn.BatchNorm2d | nn.GroupNorm:
+    if architecture.norm == "group":
+        return nn.GroupNorm(_NORM_GROUPS, channels)
+    return nn.BatchNorm2d(channels)
+
+
+def _conv(inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, groups=groups, bias=False)
 
 
 class ZeroPadShortcut(nn.Module):
@@ -33,21 +49,89 @@ def _shortcut(architecture: Architecture, inputs: int, outputs: int, stride: int
         return None
     if architecture.shortcut == "A":
         return ZeroPadShortcut(inputs, outputs, stride)
-    projection = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-    if architecture.style == "pre-activation":  # its input is normalised already
-        return nn.Sequential(projection)
-    return nn.Sequential(projection, nn.BatchNorm2d(outputs))
+    layers: list[nn.Module] = []
+    if architecture.pooled_shortcut:
+        # Of a last row or column that is alone, the mean is its own.
+        layers.append(nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False) if stride == 2 else nn.Identity())
+    layers.append(_conv(inputs, outputs, 1, 1 if architecture.pooled_shortcut else stride))
+    if architecture.style != "pre-activation":  # whose input is normalised already
+        layers.append(_norm(architecture, outputs))
+    return nn.Sequential(*layers)
 
 
-def _last_norm(architecture: Architecture, channels: int) -> nn.BatchNorm2d:
-    """Build the last batch norm of a residual branch, scaled by 1 / sqrt(number of blocks) until weights are loaded.
+def _last_norm(architecture: Architecture, channels: int) -> nn.BatchNorm2d | nn.GroupNorm:
+    """Build the last norm of a residual branch, scaled by 1 / sqrt(number of blocks) until weights are loaded.
 
     With unit scales an untrained network's activations double in variance with each block: infinite after 600.
     """
-    norm = nn.BatchNorm2d(channels)
+    norm = _norm(architecture, channels)
     if architecture.style != "plain":
         nn.init.constant_(norm.weight, sum(architecture.depths) ** -0.5)
     return norm
+
+
+class SqueezeExcitation(nn.Module):
+    """Weighs channels by their means, through two layers."""
+
+    def __init__(self, channels: int, reduction: int) -> None:
+        super().__init__()
+        inner = max(8, channels // reduction)
+        self.fc1 = nn.Conv2d(channels, inner, 1)
+        self.fc2 = nn.Conv2d(inner, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map float32[N, channels, H, W] to the same."""
+        return x * self.fc2(functional.relu(self.fc1(x.mean((2, 3), keepdim=True)))).sigmoid()
+
+
+class EfficientChannelAttention(nn.Module):
+    """Weighs channels by their means, through a convolution over neighbouring channels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        neighbours = int((math.log2(channels) + 1) / 2)  # [ECA] equation 12
+        size = max(3, neighbours if neighbours % 2 else neighbours + 1)
+        self.conv = nn.Conv1d(1, 1, size, padding=size // 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map float32[N, channels, H, W] to the same."""
+        weights = self.conv(x.mean((2, 3)).unsqueeze(1)).sigmoid()
+        return x * weights.transpose(1, 2).unsqueeze(3)
+
+
+def _attention(architecture: Architecture, channels: int) -> nn.Module:
+    match architecture.attention:
+        case None:
+            return nn.Identity()
+        case "se":
+            return SqueezeExcitation(channels, architecture.reduction)
+        case "eca":
+            return EfficientChannelAttention(channels)
+        case _:
+            assert_never(architecture.attention)
+
+
+class BlurPool(nn.Module):
+    """A binomial filter of 3x3 pixels, mirrored at the border, that halves the resolution."""
+
+    kernel: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        row = torch.tensor([0.25, 0.5, 0.25])
+        self.register_buffer("kernel", torch.outer(row, row).expand(channels, 1, 3, 3).contiguous(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map float32[N, channels, H, W] to float32[N, channels, H / 2, W / 2]."""
+        padded = functional.pad(x, (1, 1, 1, 1), mode="reflect")
+        return functional.conv2d(padded, self.kernel, stride=2, groups=len(self.kernel))
+
+
+def _anti_aliasing(architecture: Architecture, channels: int, stride: int) -> nn.Module:
+    """Build what halves the resolution after a convolution that would have done it by its stride."""
+    if stride == 1 or architecture.anti_aliasing is None:
+        return nn.Identity()
+    return nn.AvgPool2d(2) if architecture.anti_aliasing == "mean" else BlurPool(channels)
 
 
 class BasicBlock(nn.Module):
@@ -57,16 +141,18 @@ class BasicBlock(nn.Module):
 
     def __init__(self, architecture: Architecture, inputs: int, width: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, width, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.conv1 = _conv(inputs, width, 3, 1 if architecture.anti_aliasing else stride)
+        self.bn1 = _norm(architecture, width)
+        self.anti_aliasing = _anti_aliasing(architecture, width, stride)
+        self.conv2 = _conv(width, width, 3)
         self.bn2 = _last_norm(architecture, width)
+        self.se = _attention(architecture, width)
         self.downsample = _shortcut(architecture, inputs, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map float32[N, inputs, H, W] to float32[N, width, H / stride, W / stride]."""
-        residual = functional.relu(self.bn1(self.conv1(x)))
-        residual = self.bn2(self.conv2(residual))
+        residual = self.anti_aliasing(functional.relu(self.bn1(self.conv1(x))))
+        residual = self.se(self.bn2(self.conv2(residual)))
         return functional.relu(residual + (x if self.downsample is None else self.downsample(x)))
 
 
@@ -90,19 +176,23 @@ class Bottleneck(nn.Module):
         inner = width * architecture.width_per_group // 64 * groups
         outputs = width * self.expansion
         strides = (stride, 1) if architecture.stride_in == "1x1" else (1, stride)
-        self.conv1 = nn.Conv2d(inputs, inner, 1, strides[0], bias=False)
-        self.bn1 = nn.BatchNorm2d(inner)
-        self.conv2 = nn.Conv2d(inner, inner, 3, strides[1], padding=1, groups=groups, bias=False)
-        self.bn2 = nn.BatchNorm2d(inner)
-        self.conv3 = nn.Conv2d(inner, outputs, 1, bias=False)
+        if architecture.anti_aliasing:
+            strides = (1, 1)
+        self.conv1 = _conv(inputs, inner, 1, strides[0])
+        self.bn1 = _norm(architecture, inner)
+        self.conv2 = _conv(inner, inner, 3, strides[1], groups)
+        self.bn2 = _norm(architecture, inner)
+        self.anti_aliasing = _anti_aliasing(architecture, inner, stride)
+        self.conv3 = _conv(inner, outputs, 1)
         self.bn3 = _last_norm(architecture, outputs)
+        self.se = _attention(architecture, outputs)
         self.downsample = _shortcut(architecture, inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map float32[N, inputs, H, W] to float32[N, 4 * width, H / stride, W / stride]."""
         residual = functional.relu(self.bn1(self.conv1(x)))
-        residual = functional.relu(self.bn2(self.conv2(residual)))
-        residual = self.bn3(self.conv3(residual))
+        residual = self.anti_aliasing(functional.relu(self.bn2(self.conv2(residual))))
+        residual = self.se(self.bn3(self.conv3(residual)))
         return functional.relu(residual + (x if self.downsample is None else self.downsample(x)))
 
 
@@ -111,7 +201,7 @@ class PreActivationBasicBlock(BasicBlock):
 
     def __init__(self, architecture: Architecture, inputs: int, width: int, stride: int) -> None:
         super().__init__(architecture, inputs, width, stride)
-        self.bn1 = nn.BatchNorm2d(inputs)
+        self.bn1 = _norm(architecture, inputs)
         self.relu1 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -127,7 +217,7 @@ class PreActivationBottleneck(Bottleneck):
 
     def __init__(self, architecture: Architecture, inputs: int, width: int, stride: int) -> None:
         super().__init__(architecture, inputs, width, stride)
-        self.bn1 = nn.BatchNorm2d(inputs)
+        self.bn1 = _norm(architecture, inputs)
         self.relu1 = nn.ReLU()
         self.bn3 = _last_norm(architecture, self.conv3.in_channels)
 
@@ -157,21 +247,72 @@ class GlobalAveragePool(nn.Module):
         return x.mean((2, 3))
 
 
+def _stem(architecture: Architecture) -> tuple[OrderedDict[str, nn.Module], int]:
+    """Build what comes before the first block, and say how many channels it gives."""
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    channels = architecture.width
+    if architecture.cifar:
+        layers["conv1"] = _conv(3, channels, 3)
+    elif architecture.deep_stem:
+        first, second, channels = architecture.deep_stem
+        layers["conv1"] = nn.Sequential(
+            _conv(3, first, 3, 2),
+            _norm(architecture, first),
+            nn.ReLU(),
+            _conv(first, second, 3),
+            _norm(architecture, second),
+            nn.ReLU(),
+            _conv(second, channels, 3),
+        )
+    else:
+        layers["conv1"] = _conv(3, channels, 7, 2)
+    if architecture.stem_norm:
+        layers["bn1"] = _norm(architecture, channels)
+        layers["relu"] = nn.ReLU()
+    if not architecture.cifar:
+        layers["maxpool"] = _stem_pool(architecture, channels)
+    return layers, channels
+
+
+def _stem_pool(architecture: Architecture, channels: int) -> nn.Module:
+    match architecture.stem_pool:
+        case "max" if architecture.anti_aliasing == "mean":
+            return nn.AvgPool2d(2)
+        case "max" if architecture.anti_aliasing == "blur":
+            return nn.Sequential(nn.MaxPool2d(3, stride=1, padding=1), BlurPool(channels))
+        case "max":
+            return nn.MaxPool2d(3, stride=2, padding=1)
+        case "max over zeros":
+            return nn.Sequential(nn.ZeroPad2d(1), nn.MaxPool2d(3, stride=2))
+        case "convolution":
+            return nn.Sequential(_conv(channels, channels, 3, 2), _norm(architecture, channels), nn.ReLU())
+        case _:
+            assert_never(architecture.stem_pool)
+
+
+def _standardised(weight: Tensor) -> Tensor:
+    """Give the weights of each filter, [outputs, ...], mean 0 and variance 1, in float32."""
+    variance, mean = torch.var_mean(weight.float(), dim=(1, 2, 3), correction=0, keepdim=True)
+    return (weight.float() - mean) * (variance + 1e-8).rsqrt()  # 1e-8: big_transfer's models
+
+
+def _standardise_loaded(_: nn.Module, state: dict[str, Tensor], prefix: str, *_rest: object) -> None:
+    """Standardise the filters that are about to be loaded, so that it need not be done for each image.
+
+    To do it again changes nothing.
+    """
+    for name, tensor in state.items():
+        if name.startswith(prefix) and tensor.ndim == 4:
+            state[name] = _standardised(tensor)
+
+
 class ResNet(nn.Sequential):
     """From normalised images float32[N, 3, H, W] to logits float32[N, num_classes]."""
 
     def __init__(self, architecture: Architecture, num_classes: int) -> None:
-        width = channels = architecture.width
+        width = architecture.width
         block = _BLOCKS[architecture.block, architecture.style]
-        layers: OrderedDict[str, nn.Module] = OrderedDict()
-        if architecture.cifar:
-            layers["conv1"] = nn.Conv2d(3, width, 3, padding=1, bias=False)
-        else:
-            layers["conv1"] = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
-        layers["bn1"] = nn.BatchNorm2d(width)
-        layers["relu"] = nn.ReLU()
-        if not architecture.cifar:
-            layers["maxpool"] = nn.MaxPool2d(3, stride=2, padding=1)
+        layers, channels = _stem(architecture)
         for stage, depth in enumerate(architecture.depths):
             blocks = []
             for index in range(depth):
@@ -180,15 +321,20 @@ class ResNet(nn.Sequential):
                 channels = (width << stage) * block.expansion
             layers[f"layer{stage + 1}"] = nn.Sequential(*blocks)
         if architecture.style == "pre-activation":
-            # Appendix of arXiv:1603.05027: the first activation is right after the stem, before the two paths part, and
-            # there is one more after the last sum.
-            layers["layer1"].set_submodule("0.bn1", nn.Identity())
-            layers["layer1"].set_submodule("0.relu1", nn.Identity())
-            layers["last_bn"] = nn.BatchNorm2d(channels)
+            if architecture.stem_norm:
+                # Appendix of arXiv:1603.05027: the first activation is right after the stem, before the two paths part,
+                # and there is one more after the last sum.
+                layers["layer1"].set_submodule("0.bn1", nn.Identity())
+                layers["layer1"].set_submodule("0.relu1", nn.Identity())
+            layers["last_bn"] = _norm(architecture, channels)
             layers["last_relu"] = nn.ReLU()
         layers["avgpool"] = GlobalAveragePool()
         layers["fc"] = nn.Linear(channels, num_classes)
         super().__init__(layers)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, nn.Conv2d) and not module.weight.is_meta:  # on which it would take seconds
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                if architecture.standardised:
+                    module.weight.data = _standardised(module.weight.data)
+        if architecture.standardised:
+            self.register_load_state_dict_pre_hook(_standardise_loaded)
