@@ -45,6 +45,7 @@ from server.http.tracing import TraceResponse
 from server.images import jpeg
 from server.images.decode import decode as decode_image
 from server.keys import Keys, usage_table
+from server.listeners import shown
 from server.metrics import Metrics
 from server.serving.permits import Permits
 from server.serving.service import Changes, Service
@@ -217,8 +218,7 @@ class _Server(uvicorn.Server):
         if settings.grpc_port is not None:
             from server.grpc import service as grpc_service
 
-            address = f"[{settings.host}]" if ":" in settings.host else settings.host
-            self._grpc = await grpc_service.start(self._service, f"{address}:{settings.grpc_port}")
+            self._grpc = await grpc_service.start(self._service, shown(settings.host, settings.grpc_port))
         await super().startup([])
         await self._listen(sockets or [])
         self._control.send(WorkerReady())
