@@ -68,7 +68,13 @@ def test_the_address_of_all_interfaces_of_version_6_is_that_of_version_4_as_well
 
 @pytest.mark.parametrize(
     ("host", "over_4", "over_6"),
-    [("0.0.0.0", True, False), ("0", True, False), ("127.0.0.1", True, False), ("::", True, True), ("::1", False, True)],
+    [
+        ("0.0.0.0", True, False),
+        ("0", True, False),
+        ("127.0.0.1", True, False),
+        ("::", True, True),
+        ("::1", False, True),
+    ],
 )
 def test_grpc_listens_where_http_does_and_nowhere_else(host: str, over_4: bool, over_6: bool) -> None:
     """gRPC's library opens its sockets itself, and takes 0.0.0.0 for every address of IPv6 as well."""
