@@ -69,7 +69,7 @@ class Listeners:
 
 def _reserve(held: ExitStack, host: str, port: int) -> int:
     """Hold a port without listening; its number."""
-    if find_spec("grpc") is None:
+    if not all(map(find_spec, ("grpc", "grpc_health", "grpc_reflection"))):
         raise StartupError("gRPC is not installed: pip install '.[grpc]', or leave --grpc-port out")
     with _taking(host, port, "--grpc-port"):
         family, port = _free_port(host, port)

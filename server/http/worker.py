@@ -53,7 +53,7 @@ from server.settings import Settings
 from server.tls import Certificate
 
 if TYPE_CHECKING:
-    import grpc.aio
+    from server.grpc.service import Server as GrpcServer
 
 
 def main(start: Start, control: Connection) -> None:
@@ -161,6 +161,7 @@ class _Supervised:
             case _:
                 assert_never(message)
         service.metrics.engine_ready.set(self._engine.connected)
+        service.changed()
 
     def _connect(self, address: str) -> None:
         """Again and again: for the moment this process may have no descriptor left."""
@@ -169,6 +170,7 @@ class _Supervised:
         self._engine.engine_up(address)
         if self._engine.connected:
             self._service.metrics.engine_ready.set(1)
+            self._service.changed()
             self._tell(Connected())
         else:
             self._loop.call_later(HEARTBEAT_S, self._connect, address)
@@ -189,7 +191,7 @@ class _Server(uvicorn.Server):
     def __init__(self, service: Service, control: Connection) -> None:
         settings = service.settings
         self._service = service
-        self._grpc: grpc.aio.Server | None = None
+        self._grpc: GrpcServer | None = None
         super().__init__(
             uvicorn.Config(
                 _observed(create_app(service), settings),
