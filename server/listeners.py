@@ -6,6 +6,7 @@ from collections.abc import Generator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
+from ipaddress import IPv4Address
 from typing import Self
 
 from server.errors import StartupError
@@ -23,6 +24,8 @@ class Listeners:
     """
 
     sockets: tuple[socket.socket, ...]
+    host: str
+    """The one address that both ports are on; what was asked for may be a name that has several."""
     url: str
     grpc_port: int | None
     grpc_address: str | None
@@ -41,19 +44,22 @@ class Listeners:
             grpc_port = None if settings.grpc_port is None else _reserve(held, host, settings.grpc_port)
             with _taking(host, settings.port, "--port"):
                 family, port = _free_port(host, settings.port)
-                both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
                 sockets = tuple(
                     held.enter_context(
                         socket.create_server(
-                            (host, port), family=family, reuse_port=True, backlog=BACKLOG, dualstack_ipv6=both
+                            (host, port),
+                            family=family,
+                            reuse_port=True,
+                            backlog=BACKLOG,
+                            dualstack_ipv6=_is_of_both(family),
                         )
                     )
                     for _ in range(settings.http_workers)
                 )
             host = sockets[0].getsockname()[0]
             scheme = "https" if settings.tls_certificate else "http"
-            grpc_address = None if grpc_port is None else _shown(host, grpc_port)
-            yield cls(sockets, f"{scheme}://{_shown(host, port)}", grpc_port, grpc_address)
+            grpc_address = None if grpc_port is None else shown(host, grpc_port)
+            yield cls(sockets, host, f"{scheme}://{shown(host, port)}", grpc_port, grpc_address)
 
     def close(self) -> None:
         """Accept no more over HTTP; the workers close their own."""
@@ -63,21 +69,40 @@ class Listeners:
 
 def _reserve(held: ExitStack, host: str, port: int) -> int:
     """Hold a port without listening; its number."""
-    if find_spec("grpc") is None:
+    if not all(map(find_spec, ("grpc", "grpc_health", "grpc_reflection"))):
         raise StartupError("gRPC is not installed: pip install '.[grpc]', or leave --grpc-port out")
     with _taking(host, port, "--grpc-port"):
         family, port = _free_port(host, port)
         reserved = held.enter_context(socket.socket(family))
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         reserved.bind((host, port))
+        if reserved.getsockname()[0] == str(IPv4Address(0)):
+            _keep_from_version_6(held, port)
         return port
+
+
+def _keep_from_version_6(held: ExitStack, port: int) -> None:
+    """Have gRPC's library open this port for IPv4 alone.
+
+    It takes `0.0.0.0` for all addresses of both versions, no option says otherwise, and what it cannot have it leaves
+    out. So it cannot have this: a socket that is bound and does not listen refuses who connects.
+    """
+    with contextlib.suppress(OSError):  # there is no IPv6, or another program has the port: the library gets neither
+        kept = held.enter_context(socket.socket(socket.AF_INET6))
+        kept.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        kept.bind(("::", port))
 
 
 def _free_port(host: str, port: int) -> tuple[socket.AddressFamily, int]:
     """Alone first: SO_REUSEPORT would let a second server of the same user share the port without a word."""
     family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-    with socket.create_server((host, port), family=family) as alone:
+    with socket.create_server((host, port), family=family, dualstack_ipv6=_is_of_both(family)) as alone:
         return family, alone.getsockname()[1]
+
+
+def _is_of_both(family: socket.AddressFamily) -> bool:
+    """Whether `::` is every address of IPv4 as well."""
+    return family == socket.AF_INET6 and socket.has_dualstack_ipv6()
 
 
 @contextlib.contextmanager
@@ -89,5 +114,6 @@ def _taking(host: str, port: int, flag: str) -> Generator[None]:
         raise StartupError(f"cannot listen on {host} port {port}: {reason}; choose another --host or {flag}") from error
 
 
-def _shown(host: str, port: int) -> str:
+def shown(host: str, port: int) -> str:
+    """An address as URLs and gRPC have it."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -35,7 +35,7 @@ class Resources:
     """Held from before the first child is started until the last has ended."""
 
     settings: Settings
-    """With the ports that are really taken."""
+    """With the address and the port of gRPC that are really taken."""
     protection: Protection
     listeners: Listeners
     folder: Path
@@ -77,7 +77,7 @@ class Resources:
         _check_installed(settings)
         with ExitStack() as held:
             listeners = held.enter_context(Listeners.open(settings))
-            settings = settings.model_copy(update={"grpc_port": listeners.grpc_port})
+            settings = settings.model_copy(update={"host": listeners.host, "grpc_port": listeners.grpc_port})
             folder = _run_folder(held)
             with _room_for("the use of API keys", folder):
                 usage = keys.usage_table(folder, settings.http_workers) if settings.api_keys else None

@@ -1,7 +1,8 @@
 """API keys over gRPC: the same keys in the metadata `authorization` or `x-api-key`."""
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -10,13 +11,15 @@ import grpc.aio
 from server.keys import Account, Keys, RefusedError, RoleName, bearer
 from server.serving.service import Service
 
-OPEN = frozenset({"ServerLive", "ServerReady"})
+OPEN = frozenset({"ServerLive", "ServerReady", "Check", "Watch"})
+"""Probes are asked by machines that hold no key."""
 ADMIN = frozenset({"RepositoryModelLoad", "RepositoryModelUnload"})
 
 Handler = Any  # grpc.RpcMethodHandler, which is generic for the type checker only
 Context = grpc.aio.ServicerContext[Any, Any]
 Refuse = Callable[[Context, RefusedError], Awaitable[Any]]
 Call = Callable[[Any, Context], Awaitable[Any]]
+Stream = Callable[[Any, Context], AsyncGenerator[Any, None]]
 
 
 class KeyCheck(grpc.aio.ServerInterceptor):
@@ -45,6 +48,11 @@ class KeyCheck(grpc.aio.ServerInterceptor):
         if handler.unary_unary:
             call = self._counted(account, handler.unary_unary)
             return grpc.unary_unary_rpc_method_handler(call, handler.request_deserializer, handler.response_serializer)
+        if handler.stream_stream:
+            stream = self._counted_stream(account, handler.stream_stream)
+            return grpc.stream_stream_rpc_method_handler(
+                stream, handler.request_deserializer, handler.response_serializer
+            )
         call = self._counted(account, handler.stream_unary)
         return grpc.stream_unary_rpc_method_handler(call, handler.request_deserializer, handler.response_serializer)
 
@@ -63,6 +71,20 @@ class KeyCheck(grpc.aio.ServerInterceptor):
                 return await self._refusing(error)(request, context)
             with under_way:
                 return await call(request, context)
+
+        return counted
+
+    def _counted_stream(self, account: Account, call: Stream) -> Stream:
+        async def counted(requests: Any, context: Context) -> AsyncGenerator[Any, None]:
+            try:
+                under_way = account.enter(time.monotonic())
+            except RefusedError as error:
+                await self._refusing(error)(requests, context)
+                return
+            with under_way:
+                async with aclosing(call(requests, context)) as answers:
+                    async for answer in answers:
+                        yield answer
 
         return counted
 

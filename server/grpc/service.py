@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, NoReturn, TypeVar
 
@@ -14,8 +15,10 @@ from google.protobuf.message import DecodeError, Message
 
 from server import tracing
 from server.errors import Code, ServiceError
+from server.grpc import health, reflection
 from server.grpc import inference_pb2 as pb
 from server.grpc.keys import KeyCheck
+from server.grpc.streams import MAX_STREAMS, Streams
 from server.keys import RefusedError
 from server.serving.outcomes import Outcome
 from server.serving.service import Service
@@ -50,6 +53,8 @@ STATUS: dict[Code, grpc.StatusCode] = {
 }
 """The stable code itself goes along as trailing metadata, `code`."""
 
+PROBES = 16
+"""Calls that only ask whether the server is there, beside as many others as may be under way."""
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 Kind = TypeVar("Kind")
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -58,7 +63,43 @@ _Answer = Callable[[Service, Any], Awaitable[models.Json]]
 log = logging.getLogger(__name__)
 
 
-async def start(service: Service, address: str) -> grpc.aio.Server:
+class Server:
+    """Accepts calls until it is stopped."""
+
+    def __init__(self, server: grpc.aio.Server, streams: Streams) -> None:
+        self._server = server
+        self._streams = streams
+
+    async def stop(self, grace_s: float) -> None:
+        """Accept no more, and wait so long for what was accepted."""
+        self._streams.end()
+        await self._server.stop(grace_s)
+
+
+class _Room:
+    """For calls that may take long: what is left is for probes."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._taken = 0
+
+    @contextmanager
+    def taken(self) -> Generator[None]:
+        """By one call.
+
+        Raises:
+            ServiceError: QUEUE_FULL.
+        """
+        if self._taken >= self._most:
+            raise ServiceError(Code.QUEUE_FULL, "this worker has max_connections calls under way: retry later")
+        self._taken += 1
+        try:
+            yield
+        finally:
+            self._taken -= 1
+
+
+async def start(service: Service, address: str) -> Server:
     """Accept calls at `address`, which other processes share; the caller stops the server.
 
     Raises:
@@ -72,26 +113,33 @@ async def start(service: Service, address: str) -> grpc.aio.Server:
             ("grpc.max_receive_message_length", settings.max_body_bytes),  # also of what it decompresses to
             ("grpc.server_handshake_timeout_ms", max(1, round(settings.header_timeout_ms))),
         ],
-        maximum_concurrent_rpcs=settings.max_connections,
+        maximum_concurrent_rpcs=settings.max_connections + MAX_STREAMS + PROBES,
     )
+    room, streams = _Room(settings.max_connections), Streams()
     handlers = {
         name: grpc.unary_unary_rpc_method_handler(
-            partial(_call, service, answer, response), request.FromString, response.SerializeToString
+            partial(_call, service, answer, response, room), request.FromString, response.SerializeToString
         )
         for name, (request, response, answer) in CALLS.items()
     }
     # On the wire one message is a stream of one. As a stream it is received when it is asked for, and not before.
     handlers["ModelInfer"] = grpc.stream_unary_rpc_method_handler(
-        _Infer(service).model_infer, None, pb.ModelInferResponse.SerializeToString
+        _Infer(service, room).model_infer, None, pb.ModelInferResponse.SerializeToString
     )
-    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, handlers)])
+    server.add_generic_rpc_handlers(
+        [
+            grpc.method_handlers_generic_handler(SERVICE, handlers),
+            health.handlers(service, streams),
+            *reflection.handlers([SERVICE, health.SERVICE], streams),
+        ]
+    )
     if first := service.certificate:
         credentials = grpc.dynamic_ssl_server_credentials(_shown(first), lambda: _shown(service.certificate or first))
         server.add_secure_port(address, credentials)
     else:
         server.add_insecure_port(address)
     await server.start()
-    return server
+    return Server(server, streams)
 
 
 def _shown(certificate: Certificate) -> grpc.ServerCertificateConfiguration:
@@ -158,13 +206,13 @@ CALLS: dict[str, tuple[type[Message], type[Message], _Answer]] = {
 
 
 async def _call(
-    service: Service, answer: _Answer, response: type[Message], request: Message, context: Context
+    service: Service, answer: _Answer, response: type[Message], room: _Room, request: Message, context: Context
 ) -> Message:
-    return await _answered(context, _parsed(answer(service, request), response()))
+    async def parsed() -> Message:
+        with nullcontext() if answer in (_live, _ready) else room.taken():
+            return ParseDict(await answer(service, request), response())
 
-
-async def _parsed(answer: Awaitable[models.Json], response: Message) -> Message:
-    return ParseDict(await answer, response)
+    return await _answered(context, parsed())
 
 
 async def _answered(context: Context, answer: Awaitable[Kind]) -> Kind:
@@ -189,9 +237,10 @@ async def _refuse(context: Context, error: ServiceError) -> NoReturn:
 class _Infer:
     """`ModelInfer`. Its messages are large, so that they are received within limits."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, room: _Room) -> None:
         settings = service.settings
         self._service = service
+        self._room = room
         self._body_timeout_s = settings.body_timeout_ms / 1e3
         self._receiving = asyncio.Semaphore(max(1, settings.max_buffered_bytes // settings.max_body_bytes))
         """Messages that are received at one time. The rest of what clients send waits, in bounded windows."""
@@ -202,7 +251,7 @@ class _Infer:
 
     async def _infer(self, context: Context) -> pb.ModelInferResponse:
         service = self._service
-        with Outcome(service.metrics) as outcome:
+        with Outcome(service.metrics) as outcome, self._room.taken():
             service.shed()
             content = await self._receive(context)
             with service.buffers.held(len(content)):

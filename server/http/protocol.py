@@ -3,15 +3,18 @@
 
 import asyncio
 import logging
+import socket
 import sys
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import Request, Response
 from httptools import HttpParserError
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.errors import SHUTTING_DOWN
+from server.http.keys import OPEN
 from server.http.problems import problem
 from server.http.uvicorn_internals import Connection
 
@@ -23,6 +26,8 @@ MAX_FIELDS = 100
 """Of one message: header and trailer fields together."""
 MAX_PIPELINED = 100
 """Requests that may wait behind the one that is being answered. The first of more ends the connection, after theirs."""
+PROBES = OPEN | {"/metrics"}
+"""What is answered also where `max_connections` are open: a server that is busy is neither dead nor unobserved."""
 _GATHERED_BYTES = 64 * 1024
 
 
@@ -52,12 +57,19 @@ class BoundedProtocol(Connection):
     stalled_s = 30.0
     """How long a client may read nothing of an answer that is too long to be sent without it."""
     max_connections = sys.maxsize
-    """Of this process. Of as many more, each gets a problem for an answer; what is beyond is closed at once."""
+    """Of this process. Of as many more, each may ask for a probe; the rest gets a problem for an answer. What is beyond
+    is closed at once."""
+    crowded_timeout_s = 2.0
+    """`header_timeout_s` of those: who asks nothing does not keep probes out for long."""
+    longest_look_s = 1.0
+    """How often to look, in the end, whether a client that sends no more is there."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._deadline: asyncio.TimerHandle | None = None
         self._watch: asyncio.TimerHandle | None = None
+        self._look: asyncio.TimerHandle | None = None
+        self._out: _Gathering
         self._refused = False
         self._in_body = False
         self._head_bytes = 0
@@ -67,10 +79,11 @@ class BoundedProtocol(Connection):
     # What the transport calls.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(_Gathering(transport, self.loop))
+        self._out = _Gathering(transport, self.loop)
+        super().connection_made(self._out)
         if self.open_connections > self.max_connections:
-            log.warning("more than max_connections are open: what another asks for is refused")
-            self.serve_by(_too_many_connections)
+            self.header_timeout_s = min(self.header_timeout_s, self.crowded_timeout_s)
+            self.serve_by(partial(self._answer_probes, self.served_by))
         if self.open_connections > 2 * self.max_connections:
             transport.abort()
         self._expect_head()
@@ -78,7 +91,23 @@ class BoundedProtocol(Connection):
     def connection_lost(self, exc: Exception | None) -> None:
         self._cancel_deadline()
         self._stop_watching()
+        if self._look:
+            self._look.cancel()
         super().connection_lost(exc)
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """The client sends no more. True: it is owed answers, and may be there to read them.
+
+        TCP does not tell whether it has closed one direction or both, until something is sent to it. So the first byte
+        of the answer goes ahead of the rest: who has closed both answers it with a reset.
+        """
+        if self.idle or self._refused or self._in_body or self._deadline or self.is_encrypted:
+            return False
+        self.shutdown()  # after the last answer
+        if not self.answer_is_begun:
+            self._out.send_ahead(b"H")
+            self._look_for_reset(0.01)
+        return True
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
@@ -175,6 +204,23 @@ class BoundedProtocol(Connection):
         else:
             self.transport.abort()
 
+    def _look_for_reset(self, next_s: float) -> None:
+        """End the connection if there was one: the event loop hears of it only when it writes again."""
+        if self.answer_is_begun:
+            return
+        if self._out.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self._out.abort()
+        else:
+            self._look = self.loop.call_later(next_s, self._look_for_reset, min(2 * next_s, self.longest_look_s))
+
+    async def _answer_probes(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] in PROBES:
+            self.shutdown()  # after the answer
+            await app(scope, receive, send)
+        else:
+            log.warning("more than max_connections are open: what another asks for is refused")
+            await _too_many_connections(scope, receive, send)
+
     def _stop_watching(self) -> None:
         if self._watch:
             self._watch.cancel()
@@ -216,8 +262,17 @@ class _Gathering(asyncio.Transport):
         self._loop = loop
         self._gathered: list[bytes] = []
         self._size_bytes = 0
+        self._ahead_bytes = 0
+
+    def send_ahead(self, data: bytes) -> None:
+        """Send now what the next write begins with."""
+        self._flush()
+        self._transport.write(data)
+        self._ahead_bytes = len(data)
 
     def write(self, data: bytes) -> None:  # type: ignore[override]
+        if self._ahead_bytes:
+            data, self._ahead_bytes = data[self._ahead_bytes :], 0
         if not self._gathered:
             self._loop.call_soon(self._flush)
         self._gathered.append(data)

@@ -74,6 +74,16 @@ class Connection(HttpToolsProtocol):
         return self.cycle.response_started
 
     @property
+    def answer_is_begun(self) -> bool:
+        """Whether the head of the answer that is awaited, or is being sent, has been sent."""
+        return self._running is not None and self._running.response_started
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether it is TLS."""
+        return self.scheme == "https"
+
+    @property
     def reading_is_paused(self) -> bool:
         """Whether this server reads nothing until earlier requests are answered, or their bodies taken."""
         return self.flow.read_paused
@@ -88,8 +98,13 @@ class Connection(HttpToolsProtocol):
         """Of this process, this one included."""
         return len(self.connections)
 
+    @property
+    def served_by(self) -> ASGIApp:
+        """The app that answers the requests on this connection."""
+        return self._served_by
+
     def serve_by(self, app: ASGIApp) -> None:
-        """Have this app answer the requests on this connection."""
+        """Have this app do so."""
         self._served_by = app
 
     def feed(self, data: bytes) -> None:

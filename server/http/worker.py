@@ -45,6 +45,7 @@ from server.http.tracing import TraceResponse
 from server.images import jpeg
 from server.images.decode import decode as decode_image
 from server.keys import Keys, usage_table
+from server.listeners import shown
 from server.metrics import Metrics
 from server.serving.permits import Permits
 from server.serving.service import Changes, Service
@@ -52,7 +53,7 @@ from server.settings import Settings
 from server.tls import Certificate
 
 if TYPE_CHECKING:
-    import grpc.aio
+    from server.grpc.service import Server as GrpcServer
 
 
 def main(start: Start, control: Connection) -> None:
@@ -160,6 +161,7 @@ class _Supervised:
             case _:
                 assert_never(message)
         service.metrics.engine_ready.set(self._engine.connected)
+        service.changed()
 
     def _connect(self, address: str) -> None:
         """Again and again: for the moment this process may have no descriptor left."""
@@ -168,6 +170,7 @@ class _Supervised:
         self._engine.engine_up(address)
         if self._engine.connected:
             self._service.metrics.engine_ready.set(1)
+            self._service.changed()
             self._tell(Connected())
         else:
             self._loop.call_later(HEARTBEAT_S, self._connect, address)
@@ -188,7 +191,7 @@ class _Server(uvicorn.Server):
     def __init__(self, service: Service, control: Connection) -> None:
         settings = service.settings
         self._service = service
-        self._grpc: grpc.aio.Server | None = None
+        self._grpc: GrpcServer | None = None
         super().__init__(
             uvicorn.Config(
                 _observed(create_app(service), settings),
@@ -217,8 +220,7 @@ class _Server(uvicorn.Server):
         if settings.grpc_port is not None:
             from server.grpc import service as grpc_service
 
-            address = f"[{settings.host}]" if ":" in settings.host else settings.host
-            self._grpc = await grpc_service.start(self._service, f"{address}:{settings.grpc_port}")
+            self._grpc = await grpc_service.start(self._service, shown(settings.host, settings.grpc_port))
         await super().startup([])
         await self._listen(sockets or [])
         self._control.send(WorkerReady())

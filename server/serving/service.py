@@ -75,6 +75,8 @@ class Service:
     certificate: Certificate | None = None
     """None: no TLS"""
     draining: bool = False
+    change: asyncio.Event = field(init=False, default_factory=asyncio.Event)
+    """Is set, and replaced by another, when it may have become ready or not, or serves other models."""
     buffers: Buffers = field(init=False)
     cache: Cache = field(init=False)
     leases: Leases = field(init=False, default_factory=Leases)
@@ -82,6 +84,11 @@ class Service:
     def __post_init__(self) -> None:
         self.buffers = Buffers(self.settings.max_body_bytes, self.settings.max_buffered_bytes)
         self.cache = Cache(self.settings.cache_entries)
+
+    def changed(self) -> None:
+        """Wake who waits for that."""
+        self.change.set()
+        self.change = asyncio.Event()
 
     def why_not_ready(self) -> str | None:
         """None where the engine is there and every model that must be there has run its warm-up."""

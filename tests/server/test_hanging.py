@@ -11,11 +11,11 @@ from threading import Event
 from typing import NoReturn
 
 import pytest
-import trustme
 
 from server import logs
 from server.aside import Aside
 from tests import tiny
+from tests.server.certificates import written
 from tests.server.gated import REPOSITORY
 from tests.server.running import PATIENCE_S, GatedServer, RunningServer, red_image, top1, until
 
@@ -81,11 +81,7 @@ def being_read(path: Path) -> Generator[None]:
 @pytest.mark.parametrize("file", ["keys.txt", "certificate.pem"])
 def test_keys_and_certificates_that_hang_keep_nobody_from_anything_else(tmp_path: Path, file: str) -> None:
     tiny.write(tmp_path / "repository")
-    authority = trustme.CA()
-    issued = authority.issue_cert("localhost", "127.0.0.1")
-    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
-    certificate.write_bytes(b"".join(blob.bytes() for blob in [*issued.cert_chain_pems, authority.cert_pem]))
-    issued.private_key_pem.write_to_path(key)
+    certificate, key = written(tmp_path)
     (tmp_path / "keys.txt").write_text("known " + "0" * 64)
     flags = {"api_keys": tmp_path / "keys.txt", "tls_certificate": certificate, "tls_key": key}
     with RunningServer(tmp_path / "repository", **flags) as server:

@@ -155,7 +155,7 @@ def test_refused_connections_do_not_flood_the_log(tmp_path: Path) -> None:
         socket.create_connection((server.client.base_url.host, server.client.base_url.port)),
     ):
         for _ in range(3 * logs.BURST):
-            assert server.client.get("/livez").status_code == 503
+            assert server.client.get("/models").status_code == 503
         assert server.terminate() == 0
         server.wait_for_line("the server has ended")
         assert 0 < len([line for line in server.lines if "WARNING" in line]) <= logs.BURST

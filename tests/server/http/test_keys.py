@@ -12,6 +12,8 @@ from typing import Any
 import grpc
 import httpx
 import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
@@ -212,6 +214,25 @@ def test_only_an_admin_changes_what_is_served_over_grpc(stub: GRPCInferenceServi
     message = getattr(pb, f"RepositoryModel{action}Request")(model_name="none")
     assert called(call, message, authorization="Bearer shop") == ("PERMISSION_DENIED", "forbidden")
     assert called(call, message, authorization="Bearer ops") == ("NOT_FOUND", "unknown_model")
+
+
+def test_health_over_grpc_needs_no_key_and_tells_nothing_of_models(server: RunningServer) -> None:
+    with grpc.insecure_channel(server.grpc_address) as channel:
+        check = HealthStub(channel).Check
+        assert check(HealthCheckRequest()).status == HealthCheckResponse.SERVING
+        with pytest.raises(grpc.RpcError) as raised:
+            check(HealthCheckRequest(service="tiny"))
+        assert raised.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+@pytest.mark.parametrize(
+    ("key", "status"), [("", grpc.StatusCode.UNAUTHENTICATED), ("shop", grpc.StatusCode.OK)], ids=["none", "shop"]
+)
+def test_reflection_over_grpc_needs_one(server: RunningServer, key: str, status: grpc.StatusCode) -> None:
+    with grpc.insecure_channel(server.grpc_address) as channel:
+        ask: Any = channel.stream_stream("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo")
+        asked = ask(iter([]), metadata=[("x-api-key", key)] if key else [], timeout=PATIENCE_S)
+        assert asked.code() is status
 
 
 def test_grpc_keeps_the_rate(stub: GRPCInferenceServiceStub, server: RunningServer, keys: Path) -> None:

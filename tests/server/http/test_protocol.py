@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 import uvloop
 from fastapi import Request, Response
@@ -464,6 +465,63 @@ def test_a_pipelining_client_that_leaves_is_noticed() -> None:
     uvloop.run(talk())
 
 
+def closed_by_client(*requests: bytes, both: bool = False) -> bytes | None:
+    """Send them over TCP, and close one direction or both before they may be answered; None: nothing was awaited."""
+
+    async def talk() -> bytes | None:
+        app, lost = HeldUp(), asyncio.Event()
+
+        class Heard(BoundedProtocol):
+            longest_look_s = 0.01
+
+            def connection_lost(self, exc: Exception | None) -> None:
+                super().connection_lost(exc)
+                lost.set()
+
+        config = Config(app, lifespan="off", log_config=None)
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(
+            lambda: Heard(config=config, server_state=ServerState(), app_state={}), "127.0.0.1", 0
+        )
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        try:
+            writer.writelines(requests)
+            await app.begun.acquire()
+            if both:
+                writer.close()
+                await asyncio.wait_for(lost.wait(), PATIENCE_S)
+                return None
+            writer.write_eof()
+            first = await reader.read(1)  # the server knows
+            allow(app, len(requests))
+            return first + await reader.read()
+        finally:
+            writer.close()
+            server.close()
+
+    return uvloop.run(talk())
+
+
+@pytest.mark.parametrize("requests", [1, 2])
+def test_who_has_closed_one_direction_gets_the_answers_to_what_it_has_sent(requests: int) -> None:
+    answers = closed_by_client(*[post(1)] * requests)
+    assert answers
+    assert answers.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert answers.count(b"HTTP/1.1 200 OK\r\n") == answers.count(digest_of(1)) == requests
+
+
+def test_who_has_closed_both_directions_is_noticed_before_there_is_an_answer() -> None:
+    assert closed_by_client(post(1), both=True) is None
+
+
+@pytest.mark.parametrize("unfinished", [post(1)[:-1], post(1) + b"GET", post(1) + post(2)[:-1], GET])
+def test_half_a_request_is_never_waited_for(server: RunningServer, unfinished: bytes) -> None:
+    with Connection(server, unfinished) as connection:
+        connection.socket.shutdown(socket.SHUT_WR)
+        while connection.socket.recv(4096):
+            pass
+
+
 def test_of_pipelined_requests_only_some_are_read_ahead() -> None:
     async def talk() -> None:
         app = HeldUp()
@@ -571,14 +629,20 @@ def test_who_reads_no_answers_does_not_hold_up_the_end(tmp_path: Path) -> None:
         assert not [line for line in server.lines if "Traceback" in line or "stopping without waiting" in line]
 
 
-def test_too_many_connections_get_a_problem(tmp_path_factory: pytest.TempPathFactory) -> None:
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     repository = tmp_path_factory.mktemp("few")
     tiny.write(repository)
+    with RunningServer(repository, max_connections=2) as running:
+        running.client.close()
+        yield running
+
+
+def test_too_many_connections_get_a_problem(few: RunningServer) -> None:
     with (
-        RunningServer(repository, max_connections=2) as server,
-        Connection(server),
-        Connection(server, GET + b"\r\n") as last,
-        Connection(server, GET + b"\r\n") as connection,
+        Connection(few),
+        Connection(few, GET + b"\r\n") as last,
+        Connection(few, GET + b"\r\n") as connection,
     ):
         last.socket.sendall(GET + b"\r\n")  # one that was there before is served on
         assert [status for status, _ in last.answers(2)] == [200, 200]
@@ -586,5 +650,17 @@ def test_too_many_connections_get_a_problem(tmp_path_factory: pytest.TempPathFac
         assert (status, document["code"]) == (503, "too_many_connections")
         assert connection.is_closed()
         with ExitStack() as stack:
-            silent = [stack.enter_context(Connection(server)) for _ in range(5)]
+            silent = [stack.enter_context(Connection(few)) for _ in range(5)]
             assert silent[-1].is_closed()  # twice as many are too many, whatever they will say
+
+
+def test_probes_and_metrics_are_answered_where_too_many_connections_are_open(few: RunningServer) -> None:
+    with Connection(few), Connection(few):
+        for path in ("/livez", "/readyz", "/metrics", "/v2/health/ready"):
+            answer = httpx.get(f"{few.url}{path}")
+            assert (answer.status_code, answer.headers["connection"]) == (200, "close")
+        assert httpx.head(f"{few.url}/readyz").status_code == 200
+        assert httpx.get(f"{few.url}/models").json()["code"] == "too_many_connections"
+        with Connection(few) as silent, Connection(few) as another:
+            assert silent.is_closed()  # long before one that is not too many
+            assert another.is_closed()

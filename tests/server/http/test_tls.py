@@ -25,21 +25,12 @@ from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 from server.http.protocol import MAX_FIELDS
 from server.tls import TlsError, read
 from tests import tiny
+from tests.server.certificates import written
 from tests.server.running import PATIENCE_S, RunningServer, red_image, until
 
 GET = b"GET /livez HTTP/1.1\r\nHost: here\r\n"
 HELLO = bytes.fromhex("1603010200")
 """The start of a handshake: a record of 512 bytes is to follow."""
-
-
-def written(folder: Path, kind: trustme.KeyType = trustme.KeyType.ECDSA) -> tuple[Path, Path]:
-    """A new certificate, with its authority's behind it, so that its file can be trusted; and its key."""
-    authority = trustme.CA()
-    issued = authority.issue_cert("localhost", "127.0.0.1", key_type=kind)
-    certificate, key = folder / "certificate.pem", folder / "key.pem"
-    certificate.write_bytes(b"".join(blob.bytes() for blob in [*issued.cert_chain_pems, authority.cert_pem]))
-    issued.private_key_pem.write_to_path(key)
-    return certificate, key
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ METHODS: Mapping[type, Mapping[str, tuple[str, ...]]] = {
     HttpToolsProtocol: {
         "connection_made": ("transport",),
         "connection_lost": ("exc",),
+        "eof_received": (),
         "pause_writing": (),
         "resume_writing": (),
         "on_message_begin": (),
@@ -48,6 +49,7 @@ ATTRIBUTES: Mapping[str, Mapping[str, str]] = {
         "loop": "the event loop",
         "parser": "which is replaced after an Upgrade",
         "pipeline": "the requests that wait, the newest first",
+        "scheme": "whether it is TLS",
         "transport": "what is written to",
         "url": "the target of the head that is read",
     },

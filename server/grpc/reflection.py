@@ -1,0 +1,49 @@
+"""Server reflection: tools such as grpcurl ask the server for the messages of its calls."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.protobuf import descriptor_pool
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from google.protobuf.json_format import MessageToJson, Parse
+from grpc_reflection.v1alpha import reflection_pb2 as pb
+from grpc_reflection.v1alpha._async import ReflectionServicer
+
+from server.grpc.streams import Streams
+
+ALPHA = pb.DESCRIPTOR.services_by_name["ServerReflection"].full_name
+SERVICE = ALPHA.replace("v1alpha", "v1")
+"""The same messages under the name that they have in the end."""
+PATIENCE_S = 60.0
+"""How long one call may go on: a tool asks a few questions and ends it."""
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+def handlers(services: Sequence[str], streams: Streams) -> list[grpc.GenericRpcHandler]:
+    """Of both versions, which tell of `services` and of themselves."""
+    _describe_v1()
+    servicer = ReflectionServicer([*services, SERVICE, ALPHA])
+
+    async def info(requests: AsyncIterator[pb.ServerReflectionRequest], context: Context) -> AsyncIterator[Any]:
+        answers = servicer.ServerReflectionInfo(requests, context)
+        with suppress(TimeoutError):
+            async with streams.one(context), asyncio.timeout(PATIENCE_S):
+                async for answer in answers:
+                    yield answer
+
+    read, write = pb.ServerReflectionRequest.FromString, pb.ServerReflectionResponse.SerializeToString
+    handler = grpc.stream_stream_rpc_method_handler(info, read, write)
+    return [grpc.method_handlers_generic_handler(name, {"ServerReflectionInfo": handler}) for name in (SERVICE, ALPHA)]
+
+
+def _describe_v1() -> None:
+    """The package has v1alpha only; the two differ in their names."""
+    alpha = FileDescriptorProto()
+    pb.DESCRIPTOR.CopyToProto(alpha)
+    renamed = Parse(MessageToJson(alpha).replace("v1alpha", "v1"), FileDescriptorProto())
+    descriptor_pool.Default().Add(renamed)  # type: ignore[no-untyped-call]

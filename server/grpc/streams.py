@@ -1,0 +1,46 @@
+"""Calls that go on until their client ends them: not too many, and not beyond the server's end."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import grpc.aio
+
+MAX_STREAMS = 64
+"""At one time, in each HTTP worker."""
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Streams:
+    """Those of one server."""
+
+    def __init__(self) -> None:
+        self._calls: set[asyncio.Task[Any]] = set()
+        self._ended = False
+
+    def end(self) -> None:
+        """Now: nobody waits for these."""
+        self._ended = True
+        for call in self._calls:
+            call.cancel()
+
+    @asynccontextmanager
+    async def one(self, context: Context) -> AsyncGenerator[None]:
+        """The block is one of them; the end interrupts it."""
+        call = asyncio.current_task()
+        if self._ended or call is None:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
+        if len(self._calls) >= MAX_STREAMS:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{MAX_STREAMS} streams are open: end some")
+        self._calls.add(call)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not self._ended:
+                raise
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
+        finally:
+            self._calls.discard(call)
