@@ -1,20 +1,19 @@
 """Checkpoint files: from what people save to the parameters of a network.
 
 A file is a state dict or holds one: under the key of whoever trained it, with the prefixes of the modules around the
-network, beside an optimizer and losses. What is not certain is refused by name.
+network, beside an optimizer and losses. What is not certain is refused by name, and chosen by an option.
 """
 
-import argparse
 import re
-import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models import names
+from models import foreign, names, unpickling
 from models.errors import ExpectedError
 
 _TRAINED_KEYS = ("state_dict", "model", "model_state_dict", "model_state", "net", "network", "module", "params")
@@ -32,82 +31,167 @@ class CheckpointError(ExpectedError):
     """A checkpoint cannot be read, or is not of this network."""
 
 
-def read(path: Path, *, averaged: bool = False) -> dict[str, Tensor]:
+def read(
+    path: Path, *, averaged: bool = False, key: str | None = None, prefix: str | None = None, head: str | None = None
+) -> dict[str, Tensor]:
     """Read the parameters from a .safetensors file or one written by `torch.save`, under our names (`models.names`).
 
     From a file that holds both, the trained parameters are taken, or with `averaged` their moving averages.
 
+    Args:
+        path: of the file; its bytes say what it is, not its name.
+        averaged: take the moving averages.
+        key: take what the file holds under this key, or under keys within each other: `a.b`.
+        prefix: take the parameters whose names begin so.
+        head: name of the last layer, where it is not among them.
+
     Raises:
         CheckpointError: it is unreadable, or does not hold the parameters of exactly one network.
     """
-    state = names.to_ours(_named_tensors(_content(path), path, averaged=averaged))
-    ends = tuple(f".{anchor}" for anchor in _ANCHORS)
-    prefixes = [name[: -len(end) + 1] for name in state for end in ends if f".{name}".endswith(end)]
-    prefix = _only(prefixes, path) or ""
-    network = {_torchvision_name(name.removeprefix(prefix)): state[name] for name in state if name.startswith(prefix)}
+    state = names.to_ours(_named_tensors(_content(path), path, averaged=averaged, key=key))
+    before = _prefix(state, path, prefix)
+    network = {_torchvision_name(name.removeprefix(before)): state[name] for name in state if name.startswith(before)}
+    if head:
+        network |= _head(state, head, path)
+    if (last := network.get("fc.weight")) is not None:
+        network.setdefault("fc.bias", torch.zeros(len(last)))  # a layer without one
     _flatten_head(network)
-    around = [name for name in state if not name.startswith(prefix)]
-    if around and num_classes(network) is None:
-        raise CheckpointError(f"{path} has no last layer {prefix}fc.weight, but {_listed(around)}")
+    if any(tensor.is_quantized for tensor in network.values()):
+        raise CheckpointError(f"{path} {foreign.QUANTISED}")
+    if any(anchor in network for anchor in _ANCHORS) and not any(name.startswith(("fc.", "_fc.")) for name in network):
+        raise CheckpointError(f"{path} {foreign.network(state) or _without_head(state, before)}")
     return network
 
 
 def _content(path: Path) -> object:
     """Read a file, but run no code that may be in it."""
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with (
-            warnings.catch_warnings(action="ignore"),  # torch warns of an odd pickle before it refuses it
-            torch.serialization.safe_globals([argparse.Namespace]),  # a training script's options: data, no code
-        ):
-            return torch.load(path, "cpu", weights_only=True)
+        what = foreign.file(path)
+        if what is None:
+            return load_file(path) if foreign.is_safetensors(path) else unpickling.load(path)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or error}") from error
+    except UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error)) or re.search(r"WeightsUnpickler error: (.+)", str(error))
+        what = (
+            "holds more than can be read without running code: torch.save the network's state_dict() alone"
+            f" ({found[1] if found else 'it is no pickle of torch'})"
+        )
     except Exception as error:  # a damaged file raises almost anything
-        code = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = f"{code[1]} in it might run code" if code else (str(error) or type(error).__name__).splitlines()[0]
-        raise CheckpointError(
-            f"{path} is damaged, or no checkpoint of plain tensors: copy it again, or save the network's state_dict()"
-            f" alone ({reason})"
-        ) from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        what = f"is cut off or damaged: copy it again ({reason})"
+    raise CheckpointError(f"{path} {what}")
 
 
-def _named_tensors(content: object, path: Path, *, averaged: bool) -> Mapping[str, Tensor]:
+def _named_tensors(content: object, path: Path, *, averaged: bool, key: str | None) -> dict[str, Tensor]:
     """Find the parameters in all that a training run has saved."""
-    keys = list(map(str, content)) if isinstance(content, Mapping) else []
+    whole = content = content if key is None else _at(key, content, path)
     if averaged:
         content = _under(_AVERAGED_KEYS, content, path)
     while (inner := _under(_TRAINED_KEYS, content, path)) is not None:
         content = inner
-    if isinstance(content, Mapping) and content and all(map(_is_named_tensor, content.items())):
-        return content
+    if isinstance(content, Mapping) and not any(isinstance(value, Mapping) for value in content.values()):
+        named = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
+        if named:
+            return named
+    raise CheckpointError(f"{path} {_without_tensors(content, whole, averaged=averaged)}")
+
+
+def _without_tensors(content: object, whole: object, *, averaged: bool) -> str:
+    """Say what there is instead, and how to choose from it."""
+    if code := unpickling.stands_for(content):
+        return (
+            f"is a whole {code}, which only its code can read: where that is,"
+            " torch.save(model.state_dict(), 'weights.pth') writes its parameters"
+        )
+    if not averaged and (known := foreign.network(_paths(whole))):
+        return known
+    held = dict(whole) if isinstance(whole, Mapping) else {}
+    keys = list(map(str, held))
     what = f"moving averages ({', '.join(_AVERAGED_KEYS)})" if averaged else "named tensors"
-    way_out = "--ema takes the moving averages" if {*keys} & {*_AVERAGED_KEYS} else "save the network's state_dict()"
-    raise CheckpointError(f"{path} holds no {what}{', but ' + _listed(keys) if keys else ''}: {way_out}")
+    way_out = "save the network's state_dict()"
+    if {*keys} & {*_AVERAGED_KEYS}:
+        way_out = "--ema takes the moving averages"
+    elif full := [f"--key {key}" for key, value in held.items() if isinstance(value, Mapping) and _has_tensors(value)]:
+        way_out = f"choose with {' or '.join(full)}"
+    return f"holds no {what}{', but ' + _listed(keys) if keys else ''}: {way_out}"
+
+
+def _at(key: str, content: object, path: Path) -> object:
+    """Return what is under a key, or under keys within each other: `a.b`."""
+    for part in key.split("."):
+        if not isinstance(content, Mapping) or part not in content:
+            there = _listed(list(map(str, content))) if isinstance(content, Mapping) and content else "nothing"
+            raise CheckpointError(f"{path} has nothing under the key {part}, but {there}")
+        content = content[part]
+    return content
 
 
 def _under(keys: Iterable[str], content: object, path: Path) -> object:
     """Return what a mapping holds under the one of `keys` that it has, None if it has none."""
     if not isinstance(content, Mapping):
         return None
-    key = _only([key for key in keys if isinstance(content.get(key), Mapping)], path)
-    return None if key is None else content[key]
+    held = [key for key in keys if isinstance(content.get(key), Mapping)]
+    full = [key for key in held if _has_tensors(content[key])]
+    if len(full) > 1:
+        raise _ambiguous(path, full, "--key")
+    return content[(full or held)[0]] if held else None
 
 
-def _only(places: list[str], path: Path) -> str | None:
-    """Return the one place where the network is, None if there is none."""
-    if len(places) > 1:
-        raise CheckpointError(f"{path} holds more than one network: {_listed(places)}")
-    return places[0] if places else None
+def _prefix(state: Mapping[str, Tensor], path: Path, wanted: str | None) -> str:
+    """Find what comes before the names of the one network, which `wanted` chooses where there are several."""
+    ends = tuple(f".{anchor}" for anchor in _ANCHORS)
+    found = [name[: -len(end) + 1] for name in state for end in ends if f".{name}".endswith(end)]
+    if wanted is not None:
+        begin = wanted.rstrip(".") + "."
+        if not any(name.startswith(begin) for name in state):
+            raise CheckpointError(f"{path} has no parameter whose name begins with {begin}, but {_listed(list(state))}")
+        found = [prefix for prefix in found if prefix.startswith(begin)] or [begin]
+    if len(found) > 1:
+        known = foreign.network(state)
+        raise CheckpointError(f"{path} {known}") if known else _ambiguous(path, found, "--prefix")
+    return found[0] if found else ""
 
 
-def _is_named_tensor(item: tuple[object, object]) -> bool:
-    return isinstance(item[0], str) and isinstance(item[1], Tensor)
+def _ambiguous(path: Path, places: list[str], option: str) -> CheckpointError:
+    return CheckpointError(f"{path} holds more than one network: {_listed(places)}: choose with {option} {places[0]}")
+
+
+def _has_tensors(value: object) -> bool:
+    return isinstance(value, Tensor) or (isinstance(value, Mapping) and any(map(_has_tensors, value.values())))
+
+
+def _paths(content: object, before: str = "") -> Iterator[str]:
+    """Name all that mappings within each other hold: `student.conv1.weight`."""
+    if isinstance(content, Mapping):
+        for key, value in content.items():
+            yield from _paths(value, f"{before}{key}.")
+    else:
+        yield before.removesuffix(".")
 
 
 def _torchvision_name(name: str) -> str:
     return ".".join(_RENAMED.get(part, part) for part in name.split("."))
+
+
+def _head(state: Mapping[str, Tensor], head: str, path: Path) -> dict[str, Tensor]:
+    """Take a layer of any name for the last."""
+    found = {part: state[f"{head}.{part}"] for part in ("weight", "bias") if f"{head}.{part}" in state}
+    if "weight" not in found:
+        layers = [name.removesuffix(".weight") for name in state if name.endswith(".weight") and state[name].ndim == 2]
+        raise CheckpointError(f"{path} has no layer {head}; its linear layers: {_listed(layers) or 'none'}")
+    return {f"fc.{part}": tensor for part, tensor in found.items()}
+
+
+def _without_head(state: Mapping[str, Tensor], before: str) -> str:
+    """Say that the last layer is missing, and what it may be."""
+    around = [name for name in state if not name.startswith(before)]
+    linear = [name.removesuffix(".weight") for name in around if name.endswith(".weight") and state[name].ndim == 2]
+    if len(linear) == 1:
+        way_out = f"--head {linear[0]} takes that for the last layer"
+    else:
+        way_out = "an encoder alone tells no classes apart: train a last layer on it, and export what comes of that"
+    return f"has no last layer {before}fc.weight{', but ' + _listed(around) if around else ''}: {way_out}"
 
 
 def _flatten_head(state: dict[str, Tensor]) -> None:
@@ -129,26 +213,52 @@ def num_classes(state: Mapping[str, Tensor]) -> int | None:
 
 
 def load(network: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
-    """Copy a checkpoint into a network, as float32; all names and shapes must be the network's.
+    """Copy a checkpoint into a network, as float32; all names and shapes must be the network's, and all values finite.
 
     Files from before batch norm counted its batches lack `num_batches_tracked`, which inference does not use.
 
     Raises:
-        CheckpointError: naming `origin` and the names and shapes that differ.
+        CheckpointError: naming `origin` and the names and shapes that differ, or the parameter that is damaged.
     """
     expected = network.state_dict()
     missing = [name for name in expected if name not in state and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in state if name not in expected]
-    reshaped = [
-        f"{name} {list(state[name].shape)} for {list(expected[name].shape)}"
-        for name in expected
-        if name in state and state[name].shape != expected[name].shape
-    ]
-    differences = [
-        f"{kind} {_listed(names)}"
-        for kind, names in (("missing", missing), ("unexpected", unexpected), ("shape", reshaped))
-        if names
-    ]
-    if differences:
-        raise CheckpointError(f"{origin} is no checkpoint of this network: {'; '.join(differences)}")
+    reshaped = [name for name in expected if name in state and state[name].shape != expected[name].shape]
+    if missing or unexpected or reshaped:
+        shapes = [f"{name} {list(state[name].shape)} for {list(expected[name].shape)}" for name in reshaped]
+        kinds = {"missing": missing, "unexpected": unexpected, "shape": shapes}
+        differences = "; ".join(f"{kind} {_listed(listed)}" for kind, listed in kinds.items() if listed)
+        raise CheckpointError(f"{origin} {_other_network(state, {*missing, *unexpected, *reshaped}, differences)}")
+    for name in expected.keys() & state.keys():
+        if damage := _damage(name, state[name]):
+            raise CheckpointError(f"{origin} cannot answer anything: {name} {damage}")
     network.load_state_dict(state, strict=False)
+
+
+def _other_network(state: Mapping[str, Tensor], differing: Set[str], differences: str) -> str:
+    """Say what a checkpoint is of, where that is known, and how it differs."""
+    if known := foreign.network(state):
+        return known
+    of_head = [name for name in differing if name.startswith("fc.")]
+    fitting = names.recognise(state) if len(of_head) < len(differing) else ()
+    what = f"is of {' or '.join(fitting)}, not a" if fitting else "is no"
+    hint = ""
+    if all(name.endswith(("running_mean", "running_var")) for name in differing):
+        hint = "; without means and variances of its own a batch norm takes those of whatever else is in a batch"
+    elif "fc.weight" in of_head and len(of_head) > 2:  # more than a weight and a bias
+        hint = f"; a head of several layers has no name here: {foreign.BY_ONNX}"
+    elif "conv1.weight" in differing and state.get("conv1.weight", torch.empty(0, 3)).shape[1] == 1:
+        hint = "; it sees grey images: --channels grey"
+    return f"{what} checkpoint of this network: {differences}{hint}"
+
+
+def _damage(name: str, values: Tensor) -> str | None:
+    if values.is_floating_point() and not values.isfinite().all():
+        return "is NaN or infinite in places"
+    return "is negative in places" if name.endswith("running_var") and (values < 0).any() else None
+
+
+def is_untracked(network: nn.Module) -> bool:
+    """Whether no batch norm has ever seen data, as in a network that was never trained."""
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    return bool(norms) and all(bool((n.running_mean == 0).all() and (n.running_var == 1).all()) for n in norms)

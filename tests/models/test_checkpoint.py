@@ -1,8 +1,13 @@
 import argparse
+import os
 import pickle
-from pathlib import Path
+import subprocess
+from collections import defaultdict, deque
+from datetime import UTC, datetime
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -137,6 +142,67 @@ def test_two_networks_in_one_file_are_not_chosen_from(trained: dict[str, Tensor]
         checkpoint.read(saved({"model": trained, "state_dict": trained}, tmp_path / "weights.pth"))
 
 
+def test_one_of_two_networks_is_chosen(network: nn.Module, trained: dict[str, Tensor], tmp_path: Path) -> None:
+    other = {name: torch.zeros_like(tensor) for name, tensor in trained.items()}
+    both = {f"model.{name}": tensor for name, tensor in other.items()}
+    both |= {f"ema_model.module.{name}": tensor for name, tensor in trained.items()}
+    path = saved({"state_dict": both, "teacher": {"net": trained}, "model": other}, tmp_path / "weights.pth")
+    for chosen in (
+        {"key": "state_dict", "prefix": "ema_model.module."},
+        {"key": "state_dict", "prefix": "ema_model"},
+        {"key": "teacher"},
+        {"key": "teacher.net"},
+    ):
+        checkpoint.load(network, checkpoint.read(path, **chosen), "weights.pth")
+        assert_same(network, trained)
+    with pytest.raises(CheckpointError, match="more than one network: state_dict, model: choose with --key state_dict"):
+        checkpoint.read(path)
+    with pytest.raises(CheckpointError, match=r"model\., ema_model\.module\.: choose with --prefix model\."):
+        checkpoint.read(path, key="state_dict")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ({"key": "student"}, "nothing under the key student, but teacher, epoch"),
+        ({"key": "epoch.model"}, "nothing under the key model, but nothing"),
+        ({"key": "teacher", "prefix": "net"}, r"no parameter whose name begins with net\., but conv1\.weight, "),
+        ({"key": "teacher", "head": "head"}, "no layer head; its linear layers: fc"),
+        ({}, "no named tensors, but teacher, epoch: choose with --key teacher"),
+    ],
+)
+def test_choice_of_what_is_not_there_names_what_is(
+    trained: dict[str, Tensor], tmp_path: Path, chosen: dict[str, str], message: str
+) -> None:
+    path = saved({"teacher": trained, "epoch": 3}, tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint.read(path, **chosen)
+
+
+def test_last_layer_of_another_name_is_chosen(network: nn.Module, trained: dict[str, Tensor], tmp_path: Path) -> None:
+    state = {f"encoder.{name}": tensor for name, tensor in trained.items() if not name.startswith("fc.")}
+    state |= {f"classifier.{part}": trained[f"fc.{part}"] for part in ("weight", "bias")}
+    path = saved(state, tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match="--head classifier takes that for the last layer"):
+        checkpoint.read(path)
+    checkpoint.load(network, checkpoint.read(path, head="classifier"), "weights.pth")
+    assert_same(network, trained)
+
+
+def test_last_layer_without_a_bias_has_one_of_zeros(
+    network: nn.Module, trained: dict[str, Tensor], tmp_path: Path
+) -> None:
+    del trained["fc.bias"]
+    checkpoint.load(network, checkpoint.read(saved(trained, tmp_path / "weights.pth")), "weights.pth")
+    assert not network.get_parameter("fc.bias").any()
+
+
+def test_network_whose_batch_norms_saw_no_data_is_known(network: nn.Module) -> None:
+    assert checkpoint.is_untracked(network)
+    network.get_buffer("bn1.running_mean").fill_(0.1)
+    assert not checkpoint.is_untracked(network)
+
+
 @pytest.mark.parametrize(
     ("head", "message"),
     [
@@ -163,11 +229,69 @@ def test_head_outside_the_backbone_is_refused_by_name(trained: dict[str, Tensor]
         checkpoint.read(saved(state, tmp_path / "weights.pth"))
 
 
-def test_code_in_a_checkpoint_is_named_and_not_run(tmp_path: Path) -> None:
-    with pytest.raises(
-        CheckpointError, match=r"save the network's state_dict\(\) alone \(pathlib\.\w+ in it might run code"
-    ):
-        checkpoint.read(saved({"model": {}, "args": Path("out")}, tmp_path / "weights.pth"))
+class Runs:
+    """Code that a checkpoint has called when it is unpickled."""
+
+    def __init__(self, *call: Any) -> None:
+        self._call = call
+
+    def __reduce__(self) -> Any:
+        function, *arguments = self._call
+        return function, tuple(arguments)
+
+
+class Options(dict[str, object]):
+    """Of a training script: a mapping of its own, with attributes."""
+
+
+def options() -> Options:
+    made = Options(lr=0.1)
+    made.frozen = True  # type: ignore[attr-defined]
+    return made
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_lies_beside_the_parameters_does_not_matter(
+    network: nn.Module, trained: dict[str, Tensor], tmp_path: Path, zipped: bool
+) -> None:
+    beside = [
+        np.float64(71.2),
+        np.arange(3.0),
+        np.dtype("float32"),
+        Path("/data/x"),
+        PureWindowsPath("C:/data"),
+        defaultdict(list, {"loss": [1.0, 2.0]}),
+        deque([1.0, 2.0], maxlen=3),
+        datetime(2026, 1, 1, tzinfo=UTC),
+        argparse.Namespace(lr=0.1, out=Path("out")),
+        options(),
+        torch.nn.functional.relu,
+        range(3),
+    ]
+    if zipped:
+        beside.append(nn.CrossEntropyLoss())  # before there were zip files, torch kept the code of modules
+    path = tmp_path / "weights.pth"
+    content = {"epoch": 3, "params": beside[5], "model": trained, "config": dict(enumerate(beside))}
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    checkpoint.load(network, checkpoint.read(path), "weights.pth")
+    assert_same(network, trained)
+
+
+def test_code_in_a_checkpoint_is_not_run(network: nn.Module, trained: dict[str, Tensor], tmp_path: Path) -> None:
+    harm = tmp_path / "harm"
+    code = [Runs(exec, f"open({str(harm)!r}, 'w')"), Runs(subprocess.run, ["touch", str(harm)])]
+    path = saved({"model": trained, "args": code}, tmp_path / "weights.pth")
+    checkpoint.load(network, checkpoint.read(path), "weights.pth")
+    assert_same(network, trained)
+    assert not harm.exists()
+
+
+def test_code_that_torch_blocks_is_named_and_not_run(trained: dict[str, Tensor], tmp_path: Path) -> None:
+    harm = tmp_path / "harm"
+    path = saved({"model": trained, "args": Runs(os.system, f"touch {harm}")}, tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match=r"save the network's state_dict\(\) alone \(\w+\.system\)"):
+        checkpoint.read(path)
+    assert not harm.exists()
 
 
 def test_safetensors_loads_as_well(network: nn.Module, trained: dict[str, Tensor], tmp_path: Path) -> None:

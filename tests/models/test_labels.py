@@ -49,18 +49,84 @@ def test_json_file_is_a_list(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("labels.txt", b"cat\n\ndog\n"),
-        ("labels.txt", b"caf\xe9\n"),
-        ("labels.json", b'{"0": "cat"}'),
-        ("labels.json", b'["cat", 1]'),
-        ("labels.json", b'["cat"'),
+        ("labels.txt", "cat\r\ndog\r\nred fox\r\n"),
+        ("labels.txt", "cat\ndog\nred fox\n\n  \n"),
+        ("labels.txt", "\ufeffcat\ndog\nred fox"),
+        ("labels.txt", "cat\ndog\nred fox\n".encode("utf-16")),
+        ("labels.txt", "# my classes\ncat\ndog\nred fox\n"),
+        ("labels.txt", '["cat", "dog", "red fox"]'),
+        ("labels.txt", "{0: 'cat',\n 1: 'dog',\n 2: 'red fox'}"),
+        ("labels.txt", "0\tcat\n2\tred fox\n1\tdog\n"),
+        ("labels.txt", "0: cat\n1: dog\n2: red fox\n"),
+        ("labels.json", '\ufeff["cat", "dog", "red fox"]'),
+        ("labels.json", '[["a", "cat"], ["b", "dog"], ["c", "red fox"]]'),
+        ("id2label.json", '{"0": "cat", "2": "red fox", "1": "dog"}'),
+        ("class_to_idx.json", '{"red fox": 2, "cat": 0, "dog": 1}'),
+        ("config.json", '{"architectures": ["Net"], "id2label": {"0": "cat", "1": "dog", "2": "red fox"}}'),
+        ("labels.csv", "0,cat\n1,dog\n2,red fox\n"),
+        ("labels.csv", "id,name\n0,cat\n2,red fox\n1,dog\n"),
+        ("labels.csv", "label\ncat\ndog\nred fox\n"),
+        ("labels.csv", 'name;count;class_id\ncat;many;0\ndog;few;1\n"red fox";few;2\n'),
+        ("labels.tsv", "cat\ndog\nred fox\n"),
     ],
-    ids=["empty line", "not UTF-8", "object", "number", "cut"],
 )
-def test_file_of_something_else_is_refused_by_name(tmp_path: Path, name: str, content: bytes) -> None:
+def test_names_are_read_in_every_form_that_people_have(tmp_path: Path, name: str, content: str | bytes) -> None:
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert names(tmp_path / name) == ["cat", "dog", "red fox"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("synset_words.txt", "n01440764 tench, Tinca tinca\nn01484850 great white shark, white shark\n"),
+        ("index.json", '{"0": ["n01440764", "tench"], "1": ["n01484850", "great_white_shark"]}'),
+        ("synsets.txt", "n01440764\nn01484850\n"),
+        ("labels.csv", "wnid,name\nn01440764,tench\nn01484850,great_white_shark\n"),
+    ],
+)
+def test_wordnet_ids_are_kept(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    assert [label.wordnet_id for label in labels.read(tmp_path / name)] == ["n01440764", "n01484850"]
+    assert names(tmp_path / name) == ["tench", "great white shark"]
+
+
+def test_folder_of_a_training_set_names_its_classes(tmp_path: Path) -> None:
+    for name in ("dog", "cat", "Zebra"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "README.txt").touch()
+    assert names(tmp_path) == ["Zebra", "cat", "dog"]
+
+
+def test_imagenet_s_own_repetitions_are_none(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("\n".join(label.label for label in labels.imagenet()))
+    assert names(tmp_path / "labels.txt").count("crane") == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("labels.txt", b"cat\n\ndog\n", "line 2 is empty"),
+        ("labels.txt", b"cat\ncaf\xe9\n", "line 2 is not UTF-8 text"),
+        ("labels.txt", b"", "it names no class"),
+        ("labels.txt", b"cat\ndog\ncat\n", "line 3 repeats line 1: cat"),
+        ("labels.json", b'{"cat": {"dog": 1}}', "neither of names and indices"),
+        ("labels.json", b'["cat", 1]', "entry 2 has 1 where a name is wanted"),
+        ("labels.json", b'["cat", " "]', "entry 2 has ' ' where a name is wanted"),
+        ("labels.json", b'["cat"', "it is no JSON"),
+        ("labels.json", b'{"cat": 1, "dog": 2}', "counts its classes from 1"),
+        ("labels.json", b'{"cat": 0, "dog": 0}', "the index 0 is there twice"),
+        ("labels.json", b'{"0": "cat", "2": "dog"}', "the index 2 is there and not 1"),
+        ("labels.csv", b"0,cat\n1,dog, hot\n", "line 2 has 3 columns, line 1 has 2"),
+        ("labels.csv", b"id,name\n0,cat\n1,\n", "line 3 has '' where a name is wanted"),
+    ],
+)
+def test_file_of_something_else_is_refused_by_name_and_line(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(LabelsError, match=name):
+    with pytest.raises(LabelsError, match=f"{name}: .*{message}") as caught:
         labels.read(tmp_path / name)
+    assert "\n" not in str(caught.value)
 
 
 def test_missing_file_is_said(tmp_path: Path) -> None:

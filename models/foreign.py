@@ -1,0 +1,125 @@
+"""What else people bring: files and networks that are not what is wanted here, what they are, and what to do with them.
+
+Each table goes from what only such a file has to the sentence that is said of it, after its name.
+"""
+
+import re
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+BY_ONNX = "export it to ONNX where it was made, and python export/from_onnx.py takes that"
+_HEAD_BYTES = 512
+_TORCH_BEFORE_ZIP = rb"\x02\x8a\x0al\xfc\x9cF\xf9"
+"""How the first pickle of a file goes on that an early `torch.save` wrote: its magic number."""
+
+_ARCHIVE = "is an archive: unpack it, and give the file in it"
+_KERAS = (
+    "is a file of Keras: model.export('model.onnx', format='onnx') there, and python export/from_onnx.py takes that"
+)
+
+_FIRST_BYTES: Sequence[tuple[bytes, str]] = (
+    (rb"\Z", "is empty: copy it again"),
+    (rb"version https://git-lfs", "is a Git LFS pointer, not the file that it stands for: git lfs pull fetches that"),
+    (rb"\s*(?i:<!doctype html|<html|<head|<\?xml)", "is a web page, saved under the name of a file: download it again"),
+    (rb"\x08[\x03-\x20][\x12\x1a\x22\x28\x32:B]", "is an ONNX file: python export/from_onnx.py takes it"),
+    (rb"\x89HDF\r\n", _KERAS),
+    (rb"\x08\x01", "is a TensorFlow SavedModel: python -m tf2onnx.convert writes what export/from_onnx.py takes"),
+    (rb".{4}TFL3", "is a TensorFlow Lite file: python -m tf2onnx.convert writes what export/from_onnx.py takes"),
+    (rb"[\x81-\x8f]\xa6params", f"holds the parameters of a Flax network: {BY_ONNX}"),
+    (
+        rb"\x1f\x8b|.{257}ustar|BZh|\xfd7zXZ|7z\xbc\xaf|\x28\xb5\x2f\xfd",
+        "is an archive: unpack it and give the file in it",
+    ),
+    (rb"\s*[{\[]", "is JSON text: give the file of weights that it belongs to"),
+    (
+        rb"\x80(?!" + _TORCH_BEFORE_ZIP + rb")",
+        "is a pickle that torch.save did not write, so reading it might run code: read it where it comes from, and"
+        " torch.save its parameters as a dict of names and tensors",
+    ),
+)
+_MEMBERS: Sequence[tuple[str, str]] = (
+    (
+        r"/code/__torch__|/constants\.pkl$",
+        "is a TorchScript program: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth') writes its parameters",
+    ),
+    (
+        r"/archive_format$|serialized_exported_program\.json$",
+        "is a program of torch.export: torch.save(torch.export.load(FILE).state_dict, 'weights.pth') writes its"
+        " parameters",
+    ),
+    (r"^model\.weights\.h5$", _KERAS),
+    (r"\.npy$", f"is an archive of NumPy arrays, as JAX's networks are published: {BY_ONNX}"),
+)
+QUANTISED = (
+    "is of a network that is quantised already: give the checkpoint in floating point, and quantise its export with"
+    " python export/quantize.py"
+)
+_PARAMETERS: Sequence[tuple[str, str]] = (
+    (r"(^|\.)(zero_point|_packed_params)(\.|$)", QUANTISED),
+    (
+        r"(^|\.)(encoder_[qk]|(base|momentum)_encoder|projector|projection_head|prototypes)\.|^(student|teacher)\..*head\."
+        r"|(^|\.)(mlp_head|head\.mlp|head\.last_layer)\.",
+        "is self-supervised pre-training (as DINO's or MoCo's), whose encoder tells no classes apart: train a last"
+        " layer on it, and export what comes of that",
+    ),
+    (r"(^|\.)(rpn|roi_heads|bbox_head|backbone\.fpn)\.", "is of a detector of objects, not of a classifier"),
+    (r"(^|\.)(aux_classifier|decode_head)\.", "is of a network that segments images, not of a classifier"),
+    (r"^0\.4\.0\.conv1\.weight$", f"is of a body and a head as fastai builds them, which have no name here: {BY_ONNX}"),
+    (r"(^|\.)(attn|attention|self_attention)\.", f"is of a transformer, which has no name here: {BY_ONNX}"),
+    (r"(^|\.)(features|blocks|stages)\.\d", f"is of a network that has no name here: {BY_ONNX}"),
+)
+
+
+def file(path: Path) -> str | None:
+    """Say what a file is that is no checkpoint; None of one that may be a checkpoint.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if path.is_dir():
+        return "is a folder: give a file in it"
+    first = _first_bytes(path)
+    if first.startswith(b"PK\x03\x04"):
+        return _zip(path)
+    if is_safetensors(path):
+        return None
+    for signature, sentence in _FIRST_BYTES:
+        if re.match(signature, first, re.DOTALL):
+            return sentence
+    return None if first.startswith(b"\x80") else "is no checkpoint: neither torch.save nor safetensors wrote it"
+
+
+def is_safetensors(path: Path) -> bool:
+    """Tell it by its first bytes, whatever its name is: the length of a header, and the JSON that begins there."""
+    return re.match(rb".{8}\{\s*[\"}]", _first_bytes(path), re.DOTALL) is not None
+
+
+def network(names: Iterable[str]) -> str | None:
+    """Say which network parameters of these names are of, where it is known to be none that can be exported."""
+    listed = list(names)
+    for pattern, sentence in _PARAMETERS:
+        if any(re.search(pattern, name) for name in listed):
+            return sentence
+    return None
+
+
+def _zip(path: Path) -> str | None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.namelist()
+    except zipfile.BadZipFile:
+        return "is cut off or damaged: copy it again"
+    for pattern, sentence in _MEMBERS:
+        if any(re.search(pattern, member) for member in members):
+            return sentence
+    return (
+        None
+        if any(member.endswith("data.pkl") for member in members)
+        else "is an archive: unpack it and give the file in it"
+    )
+
+
+def _first_bytes(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_HEAD_BYTES)
