@@ -112,33 +112,12 @@ def _next(depth: int, groups: int, width: int, *variants: dict[str, Any]) -> Arc
     return _of(depth, *variants, groups=groups, width_per_group=width)
 
 
-ARCHITECTURES = {
-    **{f"resnet{depth}": _of(depth) for depth in (18, 26, 34, 50, 101, 152, 200)},
-    "resnext50_32x4d": _next(50, 32, 4),
+TIMM = {
+    **{f"resnet{depth}": _of(depth) for depth in (26, 200)},
     "resnext101_32x4d": _next(101, 32, 4),
-    "resnext101_32x8d": _next(101, 32, 8),
     "resnext101_32x16d": _next(101, 32, 16),
     "resnext101_32x32d": _next(101, 32, 32),
-    "resnext101_64x4d": _next(101, 64, 4),
-    "wide_resnet50_2": _of(50, width_per_group=128),
-    "wide_resnet101_2": _of(101, width_per_group=128),
-    **{f"preresnet{depth}": _of(depth, style="pre-activation") for depth in (18, 34, 50, 101, 152, 200)},
-    **{f"plain{depth}": _of(depth, style="plain") for depth in (18, 34)},
-    # [ResNet] section 4.2: 6n + 2 layers, shortcuts A.
-    **{
-        f"cifar_resnet{6 * n + 2}": Architecture((n, n, n), "basic", width=16, cifar=True, shortcut="A")
-        for n in (3, 5, 7, 9, 18, 200)
-    },
-    "cifar_preresnet110": Architecture((18, 18, 18), "basic", "pre-activation", width=16, cifar=True, shortcut="A"),
-    # The authors' resnet-1k-layers: 9n + 2 layers, stride in the 1x1.
-    **{
-        f"cifar_preresnet{9 * n + 2}": Architecture(
-            (n, n, n), "bottleneck", "pre-activation", width=16, cifar=True, stride_in="1x1"
-        )
-        for n in (18, 111)
-    },
-    # What follows is timm's. A deep stem (c), also twice as wide (s); with pooled shortcuts (d), and a narrower first
-    # convolution (t).
+    # A deep stem (c), also twice as wide (s); with pooled shortcuts (d), and a narrower first convolution (t).
     **{f"resnet{depth}c": _of(depth, _C) for depth in (50, 101, 152)},
     **{f"resnet{depth}s": _of(depth, _S) for depth in (50, 101, 152)},
     **{f"resnet{depth}d": _of(depth, _D) for depth in (18, 26, 34, 50, 101, 152, 200)},
@@ -185,4 +164,29 @@ ARCHITECTURES = {
         for depth, times in ((50, 1), (50, 3), (101, 1), (101, 3), (152, 2), (152, 4))
     },
 }
-"""The networks by name. Where the published weights of one are torchvision's, `models.zoo` has them."""
+"""Networks that timm has and torchvision has not."""
+
+ARCHITECTURES = {
+    **{f"resnet{depth}": _of(depth) for depth in (18, 34, 50, 101, 152)},
+    "resnext50_32x4d": _next(50, 32, 4),
+    "resnext101_32x8d": _next(101, 32, 8),
+    "resnext101_64x4d": _next(101, 64, 4),
+    "wide_resnet50_2": _of(50, width_per_group=128),
+    "wide_resnet101_2": _of(101, width_per_group=128),
+    **{f"preresnet{depth}": _of(depth, style="pre-activation") for depth in (18, 34, 50, 101, 152, 200)},
+    **{f"plain{depth}": _of(depth, style="plain") for depth in (18, 34)},
+    # [ResNet] section 4.2: 6n + 2 layers, shortcuts A.
+    **{
+        f"cifar_resnet{6 * n + 2}": Architecture((n, n, n), "basic", width=16, cifar=True, shortcut="A")
+        for n in (3, 5, 7, 9, 18, 200)
+    },
+    "cifar_preresnet110": Architecture((18, 18, 18), "basic", "pre-activation", width=16, cifar=True, shortcut="A"),
+    # The authors' resnet-1k-layers: 9n + 2 layers, stride in the 1x1.
+    **{
+        f"cifar_preresnet{9 * n + 2}": Architecture(
+            (n, n, n), "bottleneck", "pre-activation", width=16, cifar=True, stride_in="1x1"
+        )
+        for n in (18, 111)
+    },
+    **TIMM,
+}

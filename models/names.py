@@ -73,8 +73,12 @@ _LAYOUTS = (
     _Layout(  # MMPretrain
         r"backbone\.layer1\.0\.conv1\.weight",
         (
-            (r"^backbone\.stem\.([0-6])\.", r"backbone.conv1.\1."),
-            (r"^backbone\.stem\.7\.", "backbone.bn1."),
+            (r"^backbone\.stem\.0\.conv\.", "backbone.conv1.0."),
+            (r"^backbone\.stem\.0\.bn\.", "backbone.conv1.1."),
+            (r"^backbone\.stem\.1\.conv\.", "backbone.conv1.3."),
+            (r"^backbone\.stem\.1\.bn\.", "backbone.conv1.4."),
+            (r"^backbone\.stem\.2\.conv\.", "backbone.conv1.6."),
+            (r"^backbone\.stem\.2\.bn\.", "backbone.bn1."),
             (r"\.se_layer\.conv(\d)\.conv\.", r".se.fc\1."),
         ),
     ),
@@ -93,6 +97,7 @@ def to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ours = {_renamed(name, prefixes, layout): tensor for name, tensor in ours.items()}
     for prefix in _before(r"layer1\.0\.conv1\.weight", ours):
         _move_head(ours, prefix)
+        _count_pooling(ours, f"{prefix}layer1.0.downsample", f"{prefix}layer2.0.downsample")
     # timm's resnetv2 has a convolution of 1x1 for a last layer.
     return {name: tensor.flatten(1) if name.endswith("fc.weight") else tensor for name, tensor in ours.items()}
 
@@ -114,6 +119,14 @@ def _move_head(state: dict[str, Tensor], prefix: str) -> None:
                 if f"{head}.{parameter}" in state:
                     state[f"{prefix}fc.{parameter}"] = state.pop(f"{head}.{parameter}")
             return
+
+
+def _count_pooling(state: dict[str, Tensor], kept: str, halved: str) -> None:
+    """Count a pooling also before the projection that keeps the resolution, which MMPretrain leaves out."""
+    if f"{halved}.2.weight" in state:
+        for old, new in (("1", "2"), ("0", "1")):
+            for name in [name for name in state if name.startswith(f"{kept}.{old}.") and f"{kept}.0.weight" in state]:
+                state[f"{kept}.{new}.{name.rpartition('.')[2]}"] = state.pop(name)
 
 
 def _renamed(name: str, prefixes: list[str], layout: _Layout) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from models import labels
-from models.architectures import ARCHITECTURES
+from models.architectures import ARCHITECTURES, TIMM
 from models.manifest import Accuracy, Label, Preprocessing
 
 DEFAULT = "resnet50"
@@ -86,6 +86,48 @@ def _untrained(architecture: str) -> Pretrained:
     )
 
 
+_TIMM_CROPS = {
+    (160, 0.91): "resnetrs50",
+    (176, 0.875): "resnet10t resnet14t",
+    (192, 0.94): "resnetrs101",
+    (224, 0.9): "resnetv2_18 resnetv2_34 resnetv2_18d resnetv2_34d",
+    (224, 0.94): "resnet50_gn",
+    (224, 0.95): "seresnet50 seresnext101_32x8d seresnext101d_32x8d resnetaa50 resnetaa50d resnetaa101d resnetv2_50"
+    " resnetv2_101 resnetv2_50d_gn",
+    (256, 0.875): "seresnet200d seresnet269d ecaresnet26t ecaresnet50t",
+    (256, 0.94): "resnet26t",
+    (256, 0.95): "resnet101d resnet152d resnet200d seresnet152d ecaresnet200d",
+    (256, 1.0): "resnetrs152 resnetrs200 resnetrs270",
+    (288, 0.95): "seresnextaa101d_32x8d",
+    (288, 1.0): "resnetrs350",
+    (320, 0.95): "ecaresnet269d",
+    (320, 1.0): "resnetrs420",
+    (384, 1.0): "seresnextaa201d_32x8d",
+    (448, 1.0): "resnetv2_50x3_bit resnetv2_101x1_bit resnetv2_101x3_bit",
+    (480, 1.0): "resnetv2_152x4_bit",
+}
+"""Crop, and its share of the resized image's short side, where they are not 224 and 0.875."""
+_TIMM_BILINEAR = (
+    "resnext101_32x4d resnext101_32x16d resnext101_32x32d resnetv2_50x3_bit resnetv2_101x1_bit resnetv2_101x3_bit"
+    " resnetv2_152x4_bit"
+)
+
+
+def _timm(architecture: str) -> Pretrained:
+    """Describe a network of timm, with the preprocessing of the weights that timm takes if none are named."""
+    sizes = {name: size for size, names in _TIMM_CROPS.items() for name in names.split()}
+    crop, share = sizes.get(architecture, (224, 0.875))
+    half = architecture.startswith("resnetv2")
+    preprocessing = Preprocessing(
+        resize=int(crop / share),
+        crop=crop,
+        interpolation="bilinear" if architecture in _TIMM_BILINEAR.split() else "bicubic",
+        mean=(0.5, 0.5, 0.5) if half else IMAGENET_MEAN,
+        std=(0.5, 0.5, 0.5) if half else IMAGENET_STD,
+    )
+    return Pretrained(architecture, architecture, None, preprocessing, labels.imagenet, None)
+
+
 def _efficientnet_lite0() -> Pretrained:
     return Pretrained(
         "efficientnet_lite0",
@@ -127,5 +169,6 @@ NETWORKS = {
         _imagenet("wide_resnet101_2", digest="d733dc28", resize=_V2_RESIZE, top1=82.510, top5=96.020),
         *(_untrained(name) for name in ARCHITECTURES if name.startswith(("cifar", "preresnet", "plain"))),
         _efficientnet_lite0(),
+        *map(_timm, TIMM),
     )
 }
