@@ -73,6 +73,7 @@ _LAYOUTS = (
     _Layout(  # MMPretrain
         r"backbone\.layer1\.0\.conv1\.weight",
         (
+            (r"^head\.fc\.", "backbone.fc."),
             (r"^backbone\.stem\.0\.conv\.", "backbone.conv1.0."),
             (r"^backbone\.stem\.0\.bn\.", "backbone.conv1.1."),
             (r"^backbone\.stem\.1\.conv\.", "backbone.conv1.3."),
@@ -85,10 +86,6 @@ _LAYOUTS = (
 )
 
 
-_HEADS = ("head.fc", "classifier", "head", "fc", "linear")
-"""What a last layer beside the network is called: MMPretrain's, and those of people's own modules."""
-
-
 def to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Name parameters as `models.resnet` does; names of no layout that is known stay as they are."""
     ours = dict(state)
@@ -96,7 +93,6 @@ def to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         prefixes = _before(layout.anchor, ours)
         ours = {_renamed(name, prefixes, layout): tensor for name, tensor in ours.items()}
     for prefix in _before(r"layer1\.0\.conv1\.weight", ours):
-        _move_head(ours, prefix)
         _count_pooling(ours, f"{prefix}layer1.0.downsample", f"{prefix}layer2.0.downsample")
     # timm's resnetv2 has a convolution of 1x1 for a last layer.
     return {name: tensor.flatten(1) if name.endswith("fc.weight") else tensor for name, tensor in ours.items()}
@@ -106,19 +102,6 @@ def _before(anchor: str, state: Mapping[str, Tensor]) -> list[str]:
     """List what comes before a name, once for each network."""
     pattern = re.compile(rf"(?:^|(?<=\.)){anchor}$")
     return [name[: match.start()] for name in state if (match := pattern.search(name))]
-
-
-def _move_head(state: dict[str, Tensor], prefix: str) -> None:
-    """Move to a network without a last layer the one that lies beside it."""
-    if not prefix or any(name.startswith((f"{prefix}fc.", f"{prefix}linear.")) for name in state):
-        return
-    around = prefix.removesuffix(".").rpartition(".")[0]
-    for head in (f"{around}.{name}".removeprefix(".") for name in _HEADS):
-        if f"{head}.weight" in state and state[f"{head}.weight"].ndim == 2:
-            for parameter in ("weight", "bias"):
-                if f"{head}.{parameter}" in state:
-                    state[f"{prefix}fc.{parameter}"] = state.pop(f"{head}.{parameter}")
-            return
 
 
 def _count_pooling(state: dict[str, Tensor], kept: str, halved: str) -> None:

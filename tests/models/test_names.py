@@ -137,7 +137,7 @@ def test_filters_that_are_standardised_stay_as_they_are() -> None:
     first, second = ResNet(shallow, NUM_CLASSES), ResNet(shallow, NUM_CLASSES)
     second.load_state_dict(first.state_dict())
     for name, tensor in second.state_dict().items():
-        torch.testing.assert_close(tensor, first.get_parameter(name), rtol=1e-4, atol=0)
+        torch.testing.assert_close(tensor, first.get_parameter(name), rtol=0, atol=1e-4)
     assert second.get_parameter("conv1.weight")[0].std(correction=0) == pytest.approx(1, rel=1e-4)
 
 
