@@ -36,6 +36,11 @@ def find_members(root: Path, names: Sequence[str]) -> list[Manifest]:
     return members
 
 
+def fingerprint(members: Sequence[Manifest]) -> str:
+    """Digest all that determines an ensemble: not the images that its figures are from."""
+    return hashlib.sha256("".join(member.file.sha256 for member in members).encode()).hexdigest()
+
+
 def measure(
     root: Path, name: str, members: Sequence[Manifest], paths: Sequence[Path], labels_from: LabelsFrom
 ) -> Ensemble:
@@ -66,7 +71,7 @@ def measure(
         images=len(paths),
         agreement=float((best == best[0]).all(0).mean()),
         accuracy=together,
-        fingerprint=hashlib.sha256("".join(member.file.sha256 for member in members).encode()).hexdigest(),
+        fingerprint=fingerprint(members),
     )
 
 

@@ -9,13 +9,13 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from export import console, repository
+from export import console, interrupts, repository
 from export.recipe import Recipe, plan
 from export.samples import LABELS_FROM, PHOTOS
 from models.architectures import SHORTCUTS, STRIDES_IN
 from models.errors import ExpectedError
-from models.manifest import Manifest, ModelName
-from server.cpus import available_cpus
+from models.manifest import Ensemble, Manifest, ModelName
+from server import cpus
 
 
 def main(
@@ -24,15 +24,14 @@ def main(
     arguments: Sequence[str] | None = None,
 ) -> int:
     """Parse and run: 0 is success, 1 an error that was reported in one line, 2 wrong usage, 130 an interrupt."""
-    options = parser().parse_args(arguments)
     try:
-        run(options)
+        run(parser().parse_args(arguments))
     except ExpectedError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130
+        return interrupts.EXIT_CODE
     return 0
 
 
@@ -44,14 +43,36 @@ def is_there(root: Path, name: str, fingerprint: str, how: str) -> bool:
     return known is not None
 
 
-def add_export(root: Path, name: str, fingerprint: str, make: Callable[[], tuple[Manifest, bytes]]) -> None:
+def prepare(root: Path, name: str, needed_bytes: int = 0) -> None:
+    """Before anything is made: find out whether it can be added to the repository, and say what it comes after.
+
+    Raises:
+        ExpectedError: the repository cannot be written, or has no room for `needed_bytes`.
+    """
+    repository.check_room(root, needed_bytes)
+    if known := repository.newest(root, name):
+        what = "an ensemble" if isinstance(known, Ensemble) else f"{known.architecture} in {known.precision}"
+        console.say(f"{name} has version {known.version} already, {what}: servers answer with the new one from then on")
+
+
+def warn_of_cpu(*models: Manifest) -> None:
+    """Say where figures that are measured on this CPU are not those of the CPU that a model was made for."""
+    for model in models:
+        if reason := cpus.why_not(model, cpus.flags()):
+            console.warn(f"{model.name} version {model.version} is measured on another CPU: {reason}")
+
+
+def add_export(
+    root: Path, name: str, fingerprint: str, make: Callable[[], tuple[Manifest, bytes]], needed_bytes: int = 0
+) -> None:
     """Make an export and add it to the repository, unless it is there, and print which of both it was.
 
     Raises:
-        ExpectedError: as `make`, or the repository cannot be written.
+        ExpectedError: as `make` and `prepare`.
     """
     if is_there(root, name, fingerprint, "already exported"):
         return
+    prepare(root, name, needed_bytes)
     started = time.monotonic()
     published = repository.publish(root, *make())
     rows = {
@@ -128,6 +149,6 @@ _SHARED: Mapping[str, dict[str, Any]] = {
         "default": "auto",
         "help": "where the images' classes are known from: their folders' names, or WordNet ids that begin their own",
     },
-    "--threads": {"type": int, "metavar": "N", "default": available_cpus(), "help": "of one inference"},
+    "--threads": {"type": int, "metavar": "N", "default": cpus.available_cpus(), "help": "of one inference"},
     "--seconds": {"type": float, "metavar": "S", "default": 10, "help": "for measuring speed, in all; 0 leaves it out"},
 }

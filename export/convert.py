@@ -114,6 +114,7 @@ def find_or_export(root: Path, network: str, weights_dir: Path, images: Path = s
     """
     if found := repository.find_fp32(root, network):
         return found
+    repository.check_room(root)
     recipe = plan(network)
     return repository.publish(root, *to_onnx(recipe, network, recipe.obtain_weights(weights_dir), images))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+import export.interrupts  # noqa: F401 before what takes time
 from export import averaging, command, console, repository
 from export.samples import image_paths
 from models.manifest import Ensemble
@@ -15,6 +16,10 @@ from models.manifest import Ensemble
 def _run(options: argparse.Namespace) -> None:
     root: Path = options.repository
     members = averaging.find_members(root, options.members)
+    if command.is_there(root, options.name, averaging.fingerprint(members), "there already"):
+        return
+    command.prepare(root, options.name)
+    command.warn_of_cpu(*members)
     draft = averaging.measure(root, options.name, members, image_paths(options.images), options.labels_from)
     _show(root, repository.publish(root, draft))
 

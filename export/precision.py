@@ -13,6 +13,7 @@ from export.samples import PHOTOS, image_paths
 from models.errors import ExpectedError
 from models.manifest import Calibration, Conversion, Manifest, QuantizationTarget
 from models.weights import sha256_of
+from server import cpus
 
 Method = Literal["percentile", "moving-average", "minmax", "entropy"]
 """How the range of an activation is found: without the outermost 0.01 % of its values, the mean of the batches'
@@ -119,7 +120,6 @@ def choose_images(precision: str, calibration: Path | None, images: Path | None)
     return Images(paths[::2], paths[1::2])
 
 
-def this_machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> QuantizationTarget:
+def this_machine(cpuinfo: Path = cpus.CPUINFO) -> QuantizationTarget:
     """Tell the target of this machine's CPU by its flags."""
-    flags = set(cpuinfo.read_text().split())
-    return "x86-vnni" if flags & {"avx512_vnni", "avx_vnni"} else "x86"
+    return "x86-vnni" if cpus.flags(cpuinfo) & cpus.VNNI else "x86"

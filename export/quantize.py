@@ -5,10 +5,12 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import export.interrupts  # noqa: F401 before what takes time
 from export import command, console, convert, precision, repository
 from export.backends import RUNTIMES
 from export.precision import METHODS, TARGETS, Wanted
 from export.report import REFERENCE_RUNTIME, Questions, Subject, compare
+from server import cpus
 
 FEW_IMAGES = 100
 """ONNX Runtime's guide asks for some hundred images to calibrate on."""
@@ -24,10 +26,13 @@ def _run(options: argparse.Namespace) -> None:
         precision.choose_images(options.precision, options.calibration, options.images),
         options.min_agreement,
     )
+    if options.precision == "int8" and wanted.target == "x86-vnni" and not cpus.flags() & cpus.VNNI:
+        console.warn("This CPU has no VNNI: what is measured on it is not what a CPU with VNNI answers.")
     source = convert.find_or_export(root, options.network, options.weights_dir)
     name = options.name or wanted.name(options.network)
     if command.is_there(root, name, wanted.fingerprint(source), "there already"):
         return
+    command.prepare(root, name, source.file.size_bytes)
     single = repository.read(root, source)
     lowered = convert.to_lower_precision(source, single, name, wanted)
     subjects = [

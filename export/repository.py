@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -29,13 +30,33 @@ def get(repository: Path, name: str, version: int | None = None) -> Manifest:
     """Return the manifest of a model, of its newest version if none is given.
 
     Raises:
-        RepositoryError: it is not there.
+        RepositoryError: it is not there, cannot be read, or is an ensemble.
     """
     versions = newest_first(repository / name)
     found = next((known for known in versions if version in (None, known.version)), None)
     if found is None:
-        raise RepositoryError(f"{repository} has no {name if version is None else f'{name} version {version}'}")
+        raise RepositoryError(_why_not(repository, name, version))
     return found
+
+
+def _why_not(repository: Path, name: str, version: int | None) -> str:
+    """Say what is there in place of a model."""
+    folder = repository / name
+    for number in reversed(_versions(folder)):
+        if version in (None, number):
+            try:
+                return _other_than_wanted(manifest.read_entry(folder / str(number)))
+            except ManifestError as error:
+                return str(error)
+    return f"{repository} has no {name if version is None else f'{name} version {version}'}"
+
+
+def _other_than_wanted(known: Entry) -> str:
+    """Say what is there in place of a model in FP32, and what to name instead."""
+    if isinstance(known, Ensemble):
+        return f"{known.name} is an ensemble: name one of its members, {', '.join(one.name for one in known.members)}"
+    what = f"{known.name} is a file of {known.backend} in {known.precision}, not of ONNX in FP32"
+    return f"{what}: name {known.conversion.source}, which it was made from" if known.conversion else what
 
 
 def read(repository: Path, model: Manifest) -> bytes:
@@ -56,10 +77,23 @@ def find(repository: Path, name: str, fingerprint: str) -> Entry | None:
 
 
 def find_fp32(repository: Path, name: str) -> Manifest | None:
-    """Return a model's newest version that is an ONNX file in FP32."""
+    """Return a model's newest version that is an ONNX file in FP32; None where there is no model of this name.
+
+    Raises:
+        RepositoryError: what has this name is something else.
+    """
     kind = ("onnx", "fp32")
-    versions = newest_first(repository / name)
-    return next((known for known in versions if (known.backend, known.precision) == kind), None)
+    entries = list(_entries(repository / name))
+    models = (known for known in entries if isinstance(known, Manifest))
+    found = next((known for known in models if (known.backend, known.precision) == kind), None)
+    if found is None and entries:
+        raise RepositoryError(_other_than_wanted(entries[0]))
+    return found
+
+
+def newest(repository: Path, name: str) -> Entry | None:
+    """Return what a server answers with under this name; None where it has nothing of it."""
+    return next(_entries(repository / name), None)
 
 
 def find_int8_for_gpus(repository: Path, name: str) -> Manifest:
@@ -96,6 +130,22 @@ def derive(source: Manifest, file_name: str, content: bytes, **changes: object) 
     """Draft the manifest of a file that was made from a model: all but `changes` is as of the model."""
     made = {"created": datetime.now(UTC), "file": model_file(file_name, content)}
     return Manifest(**dict(source) | made | changes)
+
+
+def check_room(repository: Path, needed_bytes: int = 0) -> None:
+    """Find out beforehand whether something can be added, of about this size.
+
+    Raises:
+        RepositoryError: the folder cannot be written, or its disk is too full.
+    """
+    folder = next(folder for folder in (repository, *repository.absolute().parents) if folder.exists())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise RepositoryError(f"{repository} cannot be written: {error.strerror}") from error
+    if free < needed_bytes:
+        raise RepositoryError(f"{repository} has {free / 1e6:.0f} MB left, and {needed_bytes / 1e6:.0f} MB are needed")
 
 
 def publish(repository: Path, draft: AnyEntry, model: bytes | None = None) -> AnyEntry:

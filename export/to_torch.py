@@ -7,6 +7,7 @@ import argparse
 import sys
 from functools import partial
 
+import export.interrupts  # noqa: F401 before what takes time
 from export import command, convert
 from models import zoo
 

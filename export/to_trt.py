@@ -9,6 +9,7 @@ from typing import get_args
 
 from rich.progress import Progress
 
+import export.interrupts  # noqa: F401 before what takes time
 from export import command, console, convert, engine, repository
 from models.manifest import Compatibility, Manifest
 from server.engine.backends.device import find_gpu
@@ -28,6 +29,7 @@ def _run(options: argparse.Namespace) -> None:
     name = options.name or wanted.name(options.network, precision)
     if command.is_there(root, name, wanted.fingerprint(source, precision), "already built"):
         return
+    command.prepare(root, name, source.file.size_bytes)
     onnx, parity = repository.read(root, source), source.parity
     if precision == "fp16":
         onnx, parity = convert.to_proven_half(source, onnx, options.check_images)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
+import export.interrupts  # noqa: F401 before what takes time
 from export import command, report
 from export.backends import RUNTIMES
 from export.report import Questions
@@ -16,6 +17,8 @@ Choice = TypeVar("Choice")
 
 def _run(options: argparse.Namespace) -> None:
     subjects = report.beside_fp32(options.repository, options.name, options.version, options.backend)
+    if not options.json:
+        command.warn_of_cpu(*(subject.model for subject in subjects))
     questions = Questions(
         image_paths(options.images),
         options.threads,

@@ -1,6 +1,7 @@
 """What else people bring: files and networks that are not what is wanted here, what they are, and what to do with them.
 
-Each table goes from what only such a file has to the sentence that is said of it, after its name.
+Each table goes from what only such a file has to the sentence that is said of it, after its name; FILE in it is that
+name, too.
 """
 
 import re
@@ -22,15 +23,12 @@ _FIRST_BYTES: Sequence[tuple[bytes, str]] = (
     (rb"\Z", "is empty: copy it again"),
     (rb"version https://git-lfs", "is a Git LFS pointer, not the file that it stands for: git lfs pull fetches that"),
     (rb"\s*(?i:<!doctype html|<html|<head|<\?xml)", "is a web page, saved under the name of a file: download it again"),
-    (rb"\x08[\x03-\x20][\x12\x1a\x22\x28\x32:B]", "is an ONNX file: python export/from_onnx.py takes it"),
+    (rb"\x08[\x03-\x20][\x12\x1a\x22\x28\x32:B]", "is an ONNX file: python export/from_onnx.py FILE takes it"),
     (rb"\x89HDF\r\n", _KERAS),
     (rb"\x08\x01", "is a TensorFlow SavedModel: python -m tf2onnx.convert writes what export/from_onnx.py takes"),
     (rb".{4}TFL3", "is a TensorFlow Lite file: python -m tf2onnx.convert writes what export/from_onnx.py takes"),
     (rb"[\x81-\x8f]\xa6params", f"holds the parameters of a Flax network: {BY_ONNX}"),
-    (
-        rb"\x1f\x8b|.{257}ustar|BZh|\xfd7zXZ|7z\xbc\xaf|\x28\xb5\x2f\xfd",
-        "is an archive: unpack it and give the file in it",
-    ),
+    (rb"\x1f\x8b|.{257}ustar|BZh|\xfd7zXZ|7z\xbc\xaf|\x28\xb5\x2f\xfd", _ARCHIVE),
     (rb"\s*[{\[]", "is JSON text: give the file of weights that it belongs to"),
     (
         rb"\x80(?!" + _TORCH_BEFORE_ZIP + rb")",
@@ -41,11 +39,12 @@ _FIRST_BYTES: Sequence[tuple[bytes, str]] = (
 _MEMBERS: Sequence[tuple[str, str]] = (
     (
         r"/code/__torch__|/constants\.pkl$",
-        "is a TorchScript program: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth') writes its parameters",
+        "is a TorchScript program: torch.save(torch.jit.load('FILE').state_dict(), 'weights.pth') writes its"
+        " parameters",
     ),
     (
         r"/archive_format$|serialized_exported_program\.json$",
-        "is a program of torch.export: torch.save(torch.export.load(FILE).state_dict, 'weights.pth') writes its"
+        "is a program of torch.export: torch.save(torch.export.load('FILE').state_dict, 'weights.pth') writes its"
         " parameters",
     ),
     (r"^model\.weights\.h5$", _KERAS),
@@ -77,6 +76,11 @@ def file(path: Path) -> str | None:
     Raises:
         OSError: it cannot be read.
     """
+    sentence = _file(path)
+    return sentence and sentence.replace("FILE", str(path))
+
+
+def _file(path: Path) -> str | None:
     if path.is_dir():
         return "is a folder: give a file in it"
     first = _first_bytes(path)

@@ -317,6 +317,12 @@ class Manifest(_Record):
         return self
 
     @property
+    def quantized_for(self) -> QuantizationTarget | None:
+        """What runs it as it was meant; None of what is not quantised."""
+        calibration = self.conversion and self.conversion.calibration
+        return calibration.target if calibration else None
+
+    @property
     def input_shape(self) -> tuple[int, int, int]:
         """Shape of one image in the batch: (H, W, 3), uint8."""
         return *self.preprocessing.crop, 3

@@ -1,11 +1,43 @@
-"""How many CPUs this process may really use."""
+"""What this machine's CPUs can do, and how many of them this process may really use."""
 
 import math
 import os
+from collections.abc import Set
 from pathlib import Path
+
+from models.manifest import Manifest
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 SELF_CGROUP = Path("/proc/self/cgroup")
+CPUINFO = Path("/proc/cpuinfo")
+VNNI = frozenset({"avx512_vnni", "avx_vnni"})
+"""Flags of the CPUs that add four 8-bit products in 32 bits."""
+
+
+def flags(cpuinfo: Path = CPUINFO) -> frozenset[str]:
+    """Flags of the CPU, as Linux names them; none where they cannot be told."""
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        return frozenset()
+    found = (
+        value for name, _, value in (line.partition(":") for line in lines) if name.strip() in ("flags", "Features")
+    )
+    return frozenset(next(found, "").split())
+
+
+def why_not(model: Manifest, cpu_flags: Set[str]) -> str | None:
+    """Say why the CPU answers otherwise than the one a model was proven on; None: it does not, or that is not known.
+
+    Without VNNI, x86 adds two products of 8 bits in 16, which overflow where the weights have all 8 bits.
+    """
+    if model.quantized_for != "x86-vnni" or "sse2" not in cpu_flags or cpu_flags & VNNI:
+        return None
+    source = model.conversion.source if model.conversion else model.name
+    return (
+        "it was quantised for CPUs with VNNI and this one has none, so that its sums overflow and its answers change:"
+        f" python export/quantize.py {source} --target x86 makes one for every x86 CPU"
+    )
 
 
 def available_cpus() -> int:

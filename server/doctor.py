@@ -26,7 +26,7 @@ from PIL import features
 
 from models import manifest
 from models.manifest import Manifest, ManifestError
-from server import VERSION, gpus, repository, run_folder, tracing
+from server import VERSION, cpus, gpus, repository, run_folder, tracing
 from server.cpus import available_cpus, cgroup_quota
 from server.engine.backends import inventory
 from server.images import jpeg
@@ -170,8 +170,8 @@ def _gpus(_settings: Settings, _report: Report) -> dict[str, Any]:
 
 
 def _cpu(_settings: Settings, _report: Report) -> dict[str, Any]:
-    info = dict(re.findall(r"^([^\t:]+)\t*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE))
-    flags = (info.get("flags") or info.get("Features") or "").split()
+    info = dict(re.findall(r"^([^\t:]+)\t*: (.*)$", cpus.CPUINFO.read_text(), re.MULTILINE))
+    flags = cpus.flags()
     quota = cgroup_quota()
     return {
         "model": info.get("model name", platform.processor()),
@@ -280,6 +280,9 @@ def _repository(settings: Settings, report: Report) -> dict[str, Any]:
                 manifest.read_model_file(settings.repository / key.name / str(key.version), found)
             except ManifestError as error:
                 refused[str(key)] = str(error)
+                continue
+            if set(settings.providers) == {"CPUExecutionProvider"} and (reason := cpus.why_not(found, cpus.flags())):
+                refused[str(key)] = reason
                 continue
         models[str(key)] = shown
     for what, reason in refused.items():

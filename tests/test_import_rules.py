@@ -73,6 +73,12 @@ def test_no_command_of_export_imports_another() -> None:
     assert offences("export", {f"export.{command}" for command in COMMANDS}) == []
 
 
+def test_commands_of_export_import_first_what_answers_ctrl_c() -> None:
+    ours = [(Path(file).stem, name) for file, name in imports("export") if offends(name, OURS)]
+    for command in COMMANDS:
+        assert next(name for stem, name in ours if stem == command) == "export.interrupts"
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_reads_its_arguments_before_it_loads_a_runtime(command: str) -> None:
     heavy = RUNTIMES - {"cuda"} | WEB | {"onnx"}  # CUDA's bindings take no time, and say which GPU there is

@@ -14,7 +14,18 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from models import manifest
-from models.manifest import Ensemble, Label, Manifest, Member, ModelFile, Preprocessing, Weights
+from models.manifest import (
+    Calibration,
+    Conversion,
+    Ensemble,
+    Label,
+    Manifest,
+    Member,
+    ModelFile,
+    Preprocessing,
+    QuantizationTarget,
+    Weights,
+)
 
 CLASSES = 256
 TOP_K = 100
@@ -64,6 +75,27 @@ def publish(repository: Path, version: int, **options: int) -> None:
     aside = repository.parent / f"aside-{version}"
     write(aside, "tiny", version, **options)
     (aside / "tiny" / str(version)).rename(repository / "tiny" / str(version))
+
+
+def quantised_for(
+    repository: Path, target: QuantizationTarget, name: str = "tiny-int8", source: str = "tiny"
+) -> Manifest:
+    """Write the model with a manifest that says that it is in INT8, for this target."""
+    base = write(repository, name)
+    made = Conversion(
+        source=source,
+        source_version=1,
+        source_sha256=base.file.sha256,
+        calibration=Calibration(target=target, method="minmax", images=1),
+        images=1,
+        top1_agreement=1,
+        max_logit_error=0,
+        accuracy=None,
+        source_accuracy=None,
+    )
+    found = Manifest(**dict(base) | {"precision": "int8", "conversion": made})
+    (repository / name / "1" / manifest.FILE_NAME).write_text(found.model_dump_json(indent=1))
+    return found
 
 
 def write_torch(repository: Path, name: str = "tiny", *, crop: int = 32, poisonous: bool = False) -> Manifest:

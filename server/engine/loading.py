@@ -3,7 +3,7 @@
 import ctypes
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +12,7 @@ import numpy as np
 
 from models import manifest
 from models.manifest import ManifestError
+from server import cpus
 from server.engine import backends
 from server.engine.backends import Backend
 from server.engine.scheduler import Limits, buckets
@@ -19,6 +20,10 @@ from server.repository import Model
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
+
+
+class UnsuitableError(Exception):
+    """A file answers otherwise on this machine than where it was proven."""
 
 
 class Warm(NamedTuple):
@@ -30,11 +35,18 @@ class Warm(NamedTuple):
     """of a warm batch, by its size"""
 
 
-def load(repository: Path, model: Model, settings: Settings, progress: Callable[[], None] = lambda: None) -> Warm:
+def load(
+    repository: Path,
+    model: Model,
+    settings: Settings,
+    progress: Callable[[], None] = lambda: None,
+    cpu_flags: Callable[[], Set[str]] = cpus.flags,
+) -> Warm:
     """Verify the digest, load, and run batches of every bucket, so that no request pays for a first time.
 
     Raises:
         ManifestError: the file is not the manifest's, in its digest or in what it answers.
+        UnsuitableError: it was quantised for another kind of CPU.
         Exception: whatever the runtime reports.
     """
     started_s = time.monotonic()
@@ -43,6 +55,8 @@ def load(repository: Path, model: Model, settings: Settings, progress: Callable[
     backend = backends.load(found, manifest.read_model_file(folder, found), settings)
     latency_s: dict[int, float] = {}
     try:
+        if not backend.on_gpu and (reason := cpus.why_not(found, cpu_flags())):
+            raise UnsuitableError(reason)
         for size in buckets(settings.max_batch):
             progress()
             images = [np.zeros(found.input_shape, np.uint8)] * size

@@ -10,6 +10,7 @@ import pytest
 from export import repository
 from export.repository import RepositoryError
 from models import manifest
+from tests import tiny
 from tests.export.drafts import MODEL, draft, everything
 
 
@@ -85,3 +86,36 @@ def test_full_disk_is_said_and_leaves_what_there_was(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
     assert everything(tmp_path) == before
     assert repository.find(tmp_path, first.name, first.fingerprint) == first
+
+
+@pytest.mark.parametrize("folder", ["a file/repository", "/proc/repository"])
+def test_repository_that_cannot_be_written_is_known_beforehand(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "a file").touch()
+    with pytest.raises(RepositoryError, match=f"{folder} cannot be written: "):
+        repository.check_room(tmp_path / folder)
+
+
+def test_disk_without_room_is_known_beforehand_and_nothing_is_left(tmp_path: Path) -> None:
+    repository.check_room(tmp_path / "new" / "repository", 1)
+    with pytest.raises(RepositoryError, match=r"repository has \d+ MB left, and 1\d+ MB are needed"):
+        repository.check_room(tmp_path / "new" / "repository", 10**18)
+    assert everything(tmp_path) == []
+
+
+def test_what_is_there_instead_of_a_model_in_fp32_is_told(tmp_path: Path) -> None:
+    members = [tiny.write(tmp_path, "one"), tiny.write(tmp_path, "two")]
+    tiny.write_ensemble(tmp_path, "both", members)
+    tiny.quantised_for(tmp_path, "x86", "one-int8", "one")
+    tiny.write(tmp_path, "broken")
+    (tmp_path / "broken" / "1" / manifest.FILE_NAME).write_text("{}")
+    for find in (repository.get, repository.find_fp32):
+        with pytest.raises(RepositoryError, match="both is an ensemble: name one of its members, one, two"):
+            find(tmp_path, "both")
+    with pytest.raises(
+        RepositoryError, match=r"one-int8 is a file of onnx in int8.*: name one, which it was made from"
+    ):
+        repository.find_fp32(tmp_path, "one-int8")
+    with pytest.raises(RepositoryError, match=r"broken/1/manifest\.json: "):
+        repository.get(tmp_path, "broken")
+    with pytest.raises(RepositoryError, match="has no one version 7"):
+        repository.get(tmp_path, "one", 7)

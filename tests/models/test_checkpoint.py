@@ -181,11 +181,11 @@ def test_choice_of_what_is_not_there_names_what_is(
 
 def test_last_layer_of_another_name_is_chosen(network: nn.Module, trained: dict[str, Tensor], tmp_path: Path) -> None:
     state = {f"encoder.{name}": tensor for name, tensor in trained.items() if not name.startswith("fc.")}
-    state |= {f"classifier.{part}": trained[f"fc.{part}"] for part in ("weight", "bias")}
+    state |= {f"top.{part}": trained[f"fc.{part}"] for part in ("weight", "bias")}
     path = saved(state, tmp_path / "weights.pth")
-    with pytest.raises(CheckpointError, match="--head classifier takes that for the last layer"):
+    with pytest.raises(CheckpointError, match="--head top takes that for the last layer"):
         checkpoint.read(path)
-    checkpoint.load(network, checkpoint.read(path, head="classifier"), "weights.pth")
+    checkpoint.load(network, checkpoint.read(path, head="top"), "weights.pth")
     assert_same(network, trained)
 
 
@@ -224,8 +224,8 @@ def test_head_of_several_layers_is_refused_by_name(
 
 def test_head_outside_the_backbone_is_refused_by_name(trained: dict[str, Tensor], tmp_path: Path) -> None:
     state = {f"backbone.{name}": tensor for name, tensor in trained.items() if not name.startswith("fc.")}
-    state |= {"head.weight": trained["fc.weight"], "head.bias": trained["fc.bias"]}
-    with pytest.raises(CheckpointError, match=r"no last layer backbone\.fc\.weight, but head\.weight, head\.bias"):
+    state |= {"top.weight": trained["fc.weight"], "top.bias": trained["fc.bias"]}
+    with pytest.raises(CheckpointError, match=r"no last layer backbone\.fc\.weight, but top\.weight, top\.bias"):
         checkpoint.read(saved(state, tmp_path / "weights.pth"))
 
 

@@ -90,3 +90,13 @@ def test_the_smaller_of_affinity_and_quota_counts_rounded_up(
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(affinity)))
     monkeypatch.setattr(cpus, "cgroup_quota", lambda: granted)
     assert cpus.available_cpus() == expected
+
+
+def test_flags_are_read_from_the_first_cpu(tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text(
+        "processor\t: 0\nflags\t\t: fpu sse2 avx_vnni\nbugs\t\t: none\n\nprocessor\t: 1\n"
+    )
+    assert cpus.flags(tmp_path / "cpuinfo") == {"fpu", "sse2", "avx_vnni"}
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nFeatures\t: fp asimd i8mm\n")
+    assert cpus.flags(tmp_path / "cpuinfo") == {"fp", "asimd", "i8mm"}
+    assert cpus.flags(tmp_path / "none") == set()

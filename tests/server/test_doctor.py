@@ -111,6 +111,17 @@ def test_a_folder_that_is_too_deep_for_sockets_is_named(doctor: Doctor, reposito
     assert "too long a path for a socket" in problem["what"]
 
 
+def test_a_model_for_another_cpu_is_named(doctor: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.write(tmp_path)
+    tiny.quantised_for(tmp_path, "x86-vnni")
+    monkeypatch.setattr("server.cpus.flags", lambda: {"sse2"})
+    report = doctor.report(0, "--repository", tmp_path)
+    assert [problem["what"] for problem in report["problems"]] == [
+        f"tiny-int8 version 1 is not served: {report['sections']['repository']['refused']['tiny-int8 version 1']}"
+    ]
+    assert "quantised for CPUs with VNNI" in report["problems"][0]["what"]
+
+
 def test_no_secret_is_told(doctor: Doctor, repository: Path) -> None:
     flags = ["--otlp-endpoint", "http://me:hidden@host:4318"]
     flags += ["--repository", str(repository), "--port", "0"]

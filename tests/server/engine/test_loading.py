@@ -7,7 +7,8 @@ import pytest
 
 from models.manifest import Manifest, ManifestError
 from server.engine.backends.onnx import OnnxBackend
-from server.engine.loading import load
+from server.engine.loading import UnsuitableError, load
+from server.refusals import Refusal
 from server.repository import Model
 from server.settings import ModelSettings, Settings
 from tests import tiny
@@ -40,3 +41,26 @@ def test_a_changed_file_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(ManifestError):
         load(tmp_path, Model.of(found), Settings())
+
+
+def test_a_file_for_vnni_is_refused_by_a_cpu_without_it(tmp_path: Path) -> None:
+    model = Model.of(tiny.quantised_for(tmp_path, "x86-vnni"))
+    with (
+        patch.object(OnnxBackend, "close") as close,
+        pytest.raises(UnsuitableError, match=r"export/quantize\.py tiny --target x86 makes one") as caught,
+    ):
+        load(tmp_path, model, Settings(), cpu_flags=lambda: {"sse2", "avx2"})
+    close.assert_called_once()
+    assert not Refusal.of(caught.value).is_tried_again
+    assert load(tmp_path, model, Settings(), cpu_flags=lambda: {"sse2", "avx512_vnni"}).latency_s
+
+
+@pytest.mark.parametrize("flags", [{"asimd", "i8mm"}, set()], ids=["no x86", "unknown"])
+def test_a_cpu_that_may_do_as_well_is_not_refused(tmp_path: Path, flags: set[str]) -> None:
+    model = Model.of(tiny.quantised_for(tmp_path, "x86-vnni"))
+    assert load(tmp_path, model, Settings(max_batch=1), cpu_flags=lambda: flags).latency_s
+
+
+def test_a_file_for_every_x86_needs_no_vnni(tmp_path: Path) -> None:
+    model = Model.of(tiny.quantised_for(tmp_path, "x86"))
+    assert load(tmp_path, model, Settings(max_batch=1), cpu_flags=lambda: {"sse2"}).latency_s

@@ -1,0 +1,103 @@
+"""What all commands of the export tell before they work, and when they are interrupted."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from export import ensemble, quantize, to_onnx, to_torch, to_trt, verify
+from export.samples import PHOTOS
+from tests import tiny
+from tests.conftest import ROOT
+
+TOLD_BY_AN_EXTENSION = """
+try:
+    raise KeyboardInterrupt
+except BaseException:
+    raise ImportError("half of it")
+"""
+
+
+@pytest.mark.parametrize(
+    ("imported", "code", "end"),
+    [
+        ("raise KeyboardInterrupt", 130, "interrupted\n"),
+        (TOLD_BY_AN_EXTENSION, 130, "interrupted\n"),
+        ("1 / 0", 1, "ZeroDivisionError: division by zero\n"),
+    ],
+    ids=["interrupt", "interrupt that an extension tells otherwise", "bug"],
+)
+def test_only_an_interrupt_of_the_imports_is_one_line(tmp_path: Path, imported: str, code: int, end: str) -> None:
+    (tmp_path / "rich.py").write_text(imported)
+    done = subprocess.run(
+        [sys.executable, ROOT / "export" / "verify.py", "mine"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == code
+    assert done.stderr == end if code == 130 else done.stderr.endswith(end)
+
+
+def test_interrupt_while_a_command_works_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("export.convert.to_onnx", lambda *_: signal.raise_signal(signal.SIGINT))
+    assert to_onnx.main(["cifar_resnet20", "--random-weights", "--repository", str(tmp_path / "repository")]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    assert not (tmp_path / "repository").exists()
+
+
+def test_repository_that_cannot_be_written_is_told_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "repository").touch()
+    makers = {"convert.to_onnx", "convert.to_program", "averaging.measure", "engine.build"}
+    for maker in makers:
+        monkeypatch.setattr(f"export.{maker}", lambda *_: pytest.fail("something was made"))
+    folder = ["--repository", str(tmp_path / "repository")]
+    for main, arguments in (
+        (to_onnx.main, ["cifar_resnet20", "--random-weights"]),
+        (to_torch.main, ["cifar_resnet20", "--random-weights"]),
+        (quantize.main, ["cifar_resnet20", "--precision", "fp16"]),
+    ):
+        assert main([*arguments, *folder]) == 1
+        assert capsys.readouterr().err == f"error: {tmp_path}/repository cannot be written: Not a directory\n"
+
+
+def test_ensemble_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny.write_ensemble(tmp_path, "both", [tiny.write(tmp_path, "one"), tiny.write(tmp_path, "two")])
+    for main, arguments in (
+        (verify.main, ["both"]),
+        (quantize.main, ["both", "--calibration", str(PHOTOS)]),
+        (to_trt.main, ["both", "--target", "sm89"]),
+        (ensemble.main, ["more", "both", "one"]),
+    ):
+        assert main([*arguments, "--repository", str(tmp_path)]) == 1
+        assert capsys.readouterr().err == "error: both is an ensemble: name one of its members, one, two\n"
+
+
+def test_version_that_comes_before_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny.write_ensemble(tmp_path, "cifar_resnet20", [tiny.write(tmp_path, "one"), tiny.write(tmp_path, "two")])
+    (tmp_path / "photos").mkdir()
+    arguments = ["cifar_resnet20", "--random-weights", "--check-images", str(tmp_path / "photos")]
+    assert to_onnx.main([*arguments, "--repository", str(tmp_path)]) == 1
+    assert "cifar_resnet20 has version 1 already, an ensemble: " in capsys.readouterr().out
+
+
+def test_figures_of_another_cpu_are_told_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny.write(tmp_path)
+    tiny.quantised_for(tmp_path, "x86-vnni")
+    arguments = ["tiny-int8", "--repository", str(tmp_path), "--seconds", "0"]
+    monkeypatch.setattr("server.cpus.flags", lambda: {"sse2"})
+    assert verify.main(arguments) == 0
+    assert "tiny-int8 version 1 is measured on another CPU" in " ".join(capsys.readouterr().out.split())
+    monkeypatch.setattr("server.cpus.flags", lambda: {"sse2", "avx512_vnni"})
+    assert verify.main(arguments) == 0
+    assert "another CPU" not in capsys.readouterr().out
