@@ -1,7 +1,6 @@
 """What outlives any child: the ports, the slots of shared memory, the folder of the run and what is in it."""
 
 import contextlib
-import logging
 import math
 import tempfile
 from collections.abc import Generator, Mapping
@@ -26,8 +25,6 @@ from server.usage import Usage
 
 ENGINE_NAME = "engine"
 """Of the one engine process."""
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +54,9 @@ class Resources:
             self.usage.clear(worker_names(self.settings).index(worker))
 
     def tell_ready(self, processes: Mapping[str, int]) -> None:
-        """Write the ready file, where one is asked for; one that cannot be written is logged."""
-        if not self.ready_file:
-            return
-        try:
+        """Have the ready file written, where one is asked for."""
+        if self.ready_file:
             self.ready_file.write(self.listeners.url, self.listeners.grpc_address, processes)
-        except OSError as error:
-            log.warning("--ready-file %s: %s", self.settings.ready_file, error.strerror)
 
     @classmethod
     @contextlib.contextmanager
