@@ -25,6 +25,8 @@ from server.usage import Usage
 
 ENGINE_NAME = "engine"
 """Of the one engine process."""
+USUAL_BYTES = 224 * 224 * 3
+"""Of an image, as far as is known where no model can be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +122,7 @@ def _room_for(what: str, folder: Path) -> Generator[None]:
 
 
 def _slots(settings: Settings, catalogue: Catalogue) -> Slots:
-    largest = max(math.prod(model.manifest.input_shape) for model in catalogue.models.values())
+    largest = max((math.prod(model.manifest.input_shape) for model in catalogue.models.values()), default=USUAL_BYTES)
     try:
         return Slots(settings.slots_per_worker * settings.http_workers, largest)
     except OSError as error:
