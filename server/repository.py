@@ -327,13 +327,13 @@ def _read(
     lacking = UnreadableError if passing else ManifestError
     if names and default_model and default_model not in names:
         raise ManifestError(f"the default model {default_model!r} is not among the models to serve: {', '.join(names)}")
-    found = _catalogue(folder, models, ensembles, refused, default_model or _default(models, set(names) or there))
+    catalogue = _catalogue(folder, models, ensembles, refused, default_model or _default(models, set(names) or there))
     for name in (*names, *([default_model] if default_model else [])):
         if name not in there:
-            return found, lacking(f"model {name!r} is not in {folder}: python export/to_onnx.py {name}{reasons}")
+            return catalogue, lacking(f"model {name!r} is not in {folder}: python export/to_onnx.py {name}{reasons}")
     if not models:
-        return found, lacking(f"no model in {folder}: python export/to_onnx.py makes one{reasons}")
-    return found, None
+        return catalogue, lacking(f"no model in {folder}: python export/to_onnx.py makes one{reasons}")
+    return catalogue, None
 
 
 def signature(folder: Path) -> Mapping[Path, tuple[int, int, int]]:
