@@ -18,7 +18,7 @@ from rich.progress import Progress, TaskID
 from export import repository
 from models.errors import ExpectedError
 from models.manifest import INPUT_NAME, Compatibility, Flavour, Manifest, Parity, Profile, TensorRT
-from server.engine.backends.device import Gpu
+from server.cuda import Gpu
 from server.engine.backends.tensorrt import FIRST_AMPERE, MODULES, TITLES
 
 if TYPE_CHECKING:

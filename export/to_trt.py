@@ -12,7 +12,7 @@ from rich.progress import Progress
 import export.interrupts  # noqa: F401 before what takes time
 from export import command, console, convert, engine, repository
 from models.manifest import Compatibility, Manifest
-from server.engine.backends.device import find_gpu
+from server.cuda import find_gpu
 from server.engine.backends.tensorrt import TITLES
 
 

@@ -30,7 +30,8 @@ from models import manifest
 from models.manifest import Manifest
 from server import repository
 from server.engine import backends
-from server.engine.backends import ONNX_BACKENDS, Backend, DeviceLostError
+from server.engine.backends import ONNX_BACKENDS, Backend
+from server.errors import DeviceLostError
 from server.settings import Settings
 
 CUDA = ("CUDAExecutionProvider", "CPUExecutionProvider")

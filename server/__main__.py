@@ -31,7 +31,7 @@ def main() -> int:
     for name in unknown_variables():
         log.warning("%s is no setting of the server", name)
     try:
-        catalogue = repository.scan(settings.repository, settings.models, settings.default_model)
+        catalogue = repository.first_scan(settings.repository, settings.models, settings.default_model)
         supervise(settings, catalogue)
     except (ManifestError, StartupError) as error:
         if settings.log_format == "json":

@@ -56,3 +56,7 @@ class ServiceError(Exception):
 
 class StartupError(ExpectedError):
     """The server cannot start; the message says why and what to do."""
+
+
+class DeviceLostError(Exception):
+    """The device answers every call of this process with an error: only another process can use it again."""

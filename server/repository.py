@@ -38,6 +38,10 @@ class ModelKey(NamedTuple):
         return f"{self.name} version {self.version}"
 
 
+_EVERYTHING = ModelKey("*", 0)
+"""Refused where the repository cannot even be listed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Model:
     """What the engine loads: a manifest and the settings it is served with."""
@@ -116,6 +120,10 @@ class Catalogue:
             if key.name == wanted and version in (None, key.version) and refusal.is_tried_again:
                 detail = f"{key} cannot be served for now, and is tried again: {refusal.reason}"
                 raise ServiceError(Code.MODEL_UNAVAILABLE, detail)
+        for key, refusal in self.refused.items():
+            if not self.entries and refusal.is_tried_again and (key == _EVERYTHING or not wanted):
+                detail = f"no model can be served for now, and that is tried again: {refusal.reason}"
+                raise ServiceError(Code.MODEL_UNAVAILABLE, detail)
         if not versions:
             names = ", ".join(self.versions) or "none"
             problem = (
@@ -178,7 +186,7 @@ class Watch:
             names: the models to serve; none: all.
             every_s: how often to look; 0: never, unless something cannot be read.
             now_s: the caller's clock.
-            whole: the last scan, before this, could read all of it.
+            whole: the last scan, before this, could read all of it; else the next takes all of it for changed.
 
         Raises:
             UnreadableError: a folder cannot be listed.
@@ -188,7 +196,7 @@ class Watch:
         self._every_s = every_s or math.inf
         self._looked_s = now_s
         self._whole = whole
-        self._seen = signature(folder)
+        self._seen: Mapping[Path, tuple[int, int, int]] = signature(folder) if whole else {}
 
     def is_due(self, now_s: float) -> bool:
         """Whether it is time to look."""
@@ -260,6 +268,36 @@ def scan(
         ManifestError: there is no model to serve, or one that was asked for is missing.
         UnreadableError: the same, where something cannot be read.
     """
+    found, lacking = _read(folder, names, default_model, also)
+    if lacking:
+        raise lacking
+    return found
+
+
+def first_scan(folder: Path, names: tuple[str, ...] = (), default_model: str | None = None) -> Catalogue:
+    """The same for a server that starts: what cannot be read for now is refused, and may leave nothing to serve.
+
+    Raises:
+        ManifestError: there is no model to serve, or one that was asked for is missing, and nothing is unreadable.
+    """
+    try:
+        found, lacking = _read(folder, names, default_model)
+    except UnreadableError as error:
+        return Catalogue(folder, {}, {}, {_EVERYTHING: Refusal.of(error)}, default_model)
+    if lacking and not isinstance(lacking, UnreadableError):
+        raise lacking
+    return found
+
+
+def _read(
+    folder: Path, names: tuple[str, ...], default_model: str | None, also: Iterable[str] = ()
+) -> tuple[Catalogue, ManifestError | None]:
+    """What is there, and what `scan` raises if that is not enough.
+
+    Raises:
+        ManifestError: the default model is not among `names`.
+        UnreadableError: a folder cannot be listed.
+    """
     entries: dict[ModelKey, Entry] = {}
     refused: dict[ModelKey, Refusal] = {}
     # A version's folder is named by its number; an export in progress has another name until it is complete.
@@ -289,12 +327,13 @@ def scan(
     lacking = UnreadableError if passing else ManifestError
     if names and default_model and default_model not in names:
         raise ManifestError(f"the default model {default_model!r} is not among the models to serve: {', '.join(names)}")
+    catalogue = _catalogue(folder, models, ensembles, refused, default_model or _default(models, set(names) or there))
     for name in (*names, *([default_model] if default_model else [])):
         if name not in there:
-            raise lacking(f"model {name!r} is not in {folder}: python export/to_onnx.py {name}{reasons}")
+            return catalogue, lacking(f"model {name!r} is not in {folder}: python export/to_onnx.py {name}{reasons}")
     if not models:
-        raise lacking(f"no model in {folder}: python export/to_onnx.py makes one{reasons}")
-    return _catalogue(folder, models, ensembles, refused, default_model or _default(models, set(names) or there))
+        return catalogue, lacking(f"no model in {folder}: python export/to_onnx.py makes one{reasons}")
+    return catalogue, None
 
 
 def signature(folder: Path) -> Mapping[Path, tuple[int, int, int]]:

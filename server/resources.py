@@ -1,7 +1,6 @@
 """What outlives any child: the ports, the slots of shared memory, the folder of the run and what is in it."""
 
 import contextlib
-import logging
 import math
 import tempfile
 from collections.abc import Generator, Mapping
@@ -26,8 +25,8 @@ from server.usage import Usage
 
 ENGINE_NAME = "engine"
 """Of the one engine process."""
-
-log = logging.getLogger(__name__)
+USUAL_BYTES = 224 * 224 * 3
+"""Of an image, as far as is known where no model can be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +56,9 @@ class Resources:
             self.usage.clear(worker_names(self.settings).index(worker))
 
     def tell_ready(self, processes: Mapping[str, int]) -> None:
-        """Write the ready file, where one is asked for; one that cannot be written is logged."""
-        if not self.ready_file:
-            return
-        try:
+        """Have the ready file written, where one is asked for."""
+        if self.ready_file:
             self.ready_file.write(self.listeners.url, self.listeners.grpc_address, processes)
-        except OSError as error:
-            log.warning("--ready-file %s: %s", self.settings.ready_file, error.strerror)
 
     @classmethod
     @contextlib.contextmanager
@@ -127,7 +122,7 @@ def _room_for(what: str, folder: Path) -> Generator[None]:
 
 
 def _slots(settings: Settings, catalogue: Catalogue) -> Slots:
-    largest = max(math.prod(model.manifest.input_shape) for model in catalogue.models.values())
+    largest = max((math.prod(model.manifest.input_shape) for model in catalogue.models.values()), default=USUAL_BYTES)
     try:
         return Slots(settings.slots_per_worker * settings.http_workers, largest)
     except OSError as error:

@@ -6,6 +6,7 @@ until something happens, asks them what follows, and has `Children` carry it out
 
 import contextlib
 import logging
+import math
 import signal
 import socket
 import threading
@@ -28,6 +29,7 @@ from server.control import (
     FromEngine,
     FromWorker,
     Heartbeat,
+    Load,
     Loaded,
     Serving,
     WorkerReady,
@@ -36,7 +38,7 @@ from server.errors import StartupError
 from server.fleet import Action, Announce, BeginDrain, Fleet, GiveUp, KillProcess, StartProcess, StopAccepting
 from server.listeners import Listeners
 from server.model_control import ModelControl, TellEngine, TellWorker, TellWorkers
-from server.repository import Catalogue
+from server.repository import Catalogue, Model
 from server.rereading import Rereading
 from server.resources import ENGINE_NAME, Resources, worker_names
 from server.settings import Settings
@@ -79,6 +81,8 @@ class Supervisor:
         self._models = ModelControl(catalogue, settings.default_model)
         self._files = Rereading(resources, catalogue, self._models, children.tell_workers, time.monotonic())
         self._engine_up: EngineUp | None = None
+        self._ready = False
+        """Was announced; from then on it is at most out of service for a while."""
         resources.metrics.count_refused(catalogue.refused.values())
         for process in ("http", "engine"):
             resources.metrics.restarts.labels(process).inc(0)  # to be seen before the first
@@ -110,8 +114,7 @@ class Supervisor:
                 log.error("%s has shown no progress for %.0f s: it is killed", name, silent_s)
                 self._children.kill(name)
             case Announce():
-                log_announcement(self._models.served, self._resources.listeners)
-                self._write_ready_file()
+                self._announce()
             case BeginDrain():
                 log.info("draining: no longer ready, answering what was accepted")
                 self._children.tell_workers(Draining())
@@ -188,9 +191,9 @@ class Supervisor:
             case EngineReady(address, refused):
                 self._models.engine_ready(refused, now_s)
                 served = self._models.served
-                if not (self._fleet.announced or served.models):
-                    reasons = "; ".join(f"{what}: {why.reason}" for what, why in served.refused.items())
-                    raise StartupError(reasons or "every model was unloaded before it was served")
+                hopeful = any(refusal.is_tried_again for refusal in served.refused.values())
+                if not (self._fleet.announced or served.models or hopeful):
+                    raise StartupError(_reasons(served) or "every model was unloaded before it was served")
                 self._became_ready(name)
                 self._engine_up = EngineUp(address)
                 self._roll_out()
@@ -237,16 +240,40 @@ class Supervisor:
         for step in self._models.steps():
             match step:
                 case TellEngine(message):
+                    if isinstance(message, Load):
+                        self._check_room(message.model)
                     self._children.tell_engine(message)
                 case TellWorkers(serve):
                     self._children.tell_workers(serve)
                     self._resources.metrics.count_refused(serve.catalogue.refused.values())
-                    if self._fleet.announced:
+                    if self._ready:
                         log_change(serve.catalogue, before)
+                    elif self._fleet.announced:
+                        self._announce()
                 case TellWorker(name, changed):
                     self._children.tell_worker(name, changed)
                 case _:
                     assert_never(step)
+
+    def _announce(self) -> None:
+        """All processes are ready: so is the server, with the first model that can be served."""
+        served = self._models.served
+        if served.entries:
+            self._ready = True
+            log_announcement(served, self._resources.listeners)
+            self._write_ready_file()
+        else:
+            url = self._resources.listeners.url
+            log.warning("listening on %s, and not ready: %s: this is tried again", url, _reasons(served))
+
+    def _check_room(self, model: Model) -> None:
+        """Of the first models nothing was known at the start if they could not be read.
+
+        Raises:
+            StartupError: the slots are too small, and whoever starts the server again gets other ones.
+        """
+        if not self._ready and math.prod(model.manifest.input_shape) > self._resources.slots.slot_bytes:
+            raise StartupError(f"{model.key} can be read by now, and needs more memory than was taken: start again")
 
     def _became_ready(self, name: str) -> None:
         self._fleet.became_ready(name, time.monotonic())
@@ -254,9 +281,13 @@ class Supervisor:
         self._write_ready_file()
 
     def _write_ready_file(self) -> None:
-        if self._fleet.announced:
+        if self._ready:
             pids = self._children.pids
             self._resources.tell_ready({name: pids[name] for name in self._fleet.ready})
+
+
+def _reasons(catalogue: Catalogue) -> str:
+    return "; ".join(f"{what}: {why.reason}" for what, why in catalogue.refused.items())
 
 
 def log_change(catalogue: Catalogue, before: Catalogue) -> None:

@@ -63,7 +63,8 @@ def test_models_imports_nothing_of_ours() -> None:
 
 def test_export_knows_of_the_server_only_what_runs_models_and_reads_images() -> None:
     assert offences("export", OURS - {"export", "models", "server"}) == []
-    known = {"server.engine.backends", "server.images.decode", "server.cpus", "server.errors", "server.settings"}
+    known = {"server.engine.backends", "server.images.decode"}
+    known |= {f"server.{name}" for name in ("cpus", "cuda", "errors", "settings")}
     others = [line for line in offences("export", {"server"}) if not offends(line.split()[-1], known)]
     assert others == []
 
@@ -137,7 +138,14 @@ def test_grpc_is_not_loaded_where_it_is_not_asked_for() -> None:
 
 def test_only_backends_know_runtimes() -> None:
     found = offences("server", RUNTIMES, but="server/engine/backends")
-    assert found == ["server/images/nvimagecodec.py imports onnxruntime"]  # for a graph of its own
+    assert found == [
+        "server/cuda.py imports cuda.bindings.runtime",  # for them and for who decodes on a GPU
+        "server/images/nvimagecodec.py imports onnxruntime",  # for a graph of its own
+    ]
+
+
+def test_images_do_not_know_the_engine() -> None:
+    assert offences("server/images", {"server.engine", "server.serving"}) == []
 
 
 def test_the_engine_core_knows_neither_processes_nor_sockets() -> None:

@@ -22,12 +22,11 @@ from models.manifest import CropCount, ManifestError
 from server import repository
 from server.engine import loading
 from server.engine.admission import Admission
-from server.engine.backends import DeviceLostError
 from server.engine.classes import Classes
 from server.engine.core import Engine, Outcome
 from server.engine.decoding import Decoders, Image
 from server.engine.scheduler import Job, Priority
-from server.errors import Code, ServiceError
+from server.errors import Code, DeviceLostError, ServiceError
 from server.images import jpeg
 from server.images.decode import decode
 from server.metrics import Metrics

@@ -12,10 +12,10 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from server.engine.backends import Backend, DeviceLostError, Outputs
+from server.engine.backends import Backend, Outputs
 from server.engine.classes import Classes
 from server.engine.scheduler import Job, Limits, Scheduler
-from server.errors import Code, ServiceError
+from server.errors import Code, DeviceLostError, ServiceError
 
 
 class Decoded(Protocol):

@@ -22,13 +22,12 @@ from models.manifest import ManifestError
 from server import logs, metrics
 from server.control import HEARTBEAT_S, EngineReady, FromEngine, Heartbeat, Load, Loaded, ToEngine, Unload
 from server.engine import backends
-from server.engine.backends import DeviceLostError
 from server.engine.channel import Channel
 from server.engine.core import Engine, Outcome
 from server.engine.loading import Warm, give_memory_back, load
 from server.engine.messages import Answer, Cancel, Dropped, Failure, Reply, Submit, decode_request, encode
 from server.engine.scheduler import Job
-from server.errors import Code, ServiceError
+from server.errors import Code, DeviceLostError, ServiceError
 from server.refusals import Refusal
 from server.repository import Model
 from server.settings import Settings

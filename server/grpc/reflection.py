@@ -46,4 +46,4 @@ def _describe_v1() -> None:
     alpha = FileDescriptorProto()
     pb.DESCRIPTOR.CopyToProto(alpha)
     renamed = Parse(MessageToJson(alpha).replace("v1alpha", "v1"), FileDescriptorProto())
-    descriptor_pool.Default().Add(renamed)  # type: ignore[no-untyped-call]
+    descriptor_pool.Default().Add(renamed)

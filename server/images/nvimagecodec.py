@@ -26,7 +26,8 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 from models.manifest import Interpolation
-from server.engine.backends import DeviceLostError, device
+from server import cuda
+from server.errors import DeviceLostError
 from server.images import resampling
 from server.images.preprocess import Window
 
@@ -79,7 +80,7 @@ class NvImageCodec:
         self._codec = nvimgcodec = _import_quietly()
         self._kind = kind
         self._count = count
-        self._stream = int(device.create_stream()) if kind == "cuda" else 0
+        self._stream = int(cuda.create_stream()) if kind == "cuda" else 0
         kinds = nvimgcodec.BackendKind
         on_gpu = (kinds.HW_GPU_ONLY, kinds.GPU_ONLY, kinds.HYBRID_CPU_GPU)
         backends = [nvimgcodec.Backend(each) for each in (on_gpu if kind == "cuda" else (kinds.CPU_ONLY,))]
@@ -135,12 +136,12 @@ class NvImageCodec:
         options.enable_cpu_mem_arena = False
         if self._kind == "cpu":
             return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        cuda = {
+        on_cuda = {
             "user_compute_stream": str(self._stream),  # the decoder's, which it then need not wait for
             "use_tf32": "0",
             "arena_extend_strategy": "kSameAsRequested",
         }
-        providers = [("CUDAExecutionProvider", cuda), "CPUExecutionProvider"]
+        providers = [("CUDAExecutionProvider", on_cuda), "CPUExecutionProvider"]
         ort.preload_dlls()  # as the backend does
         session = ort.InferenceSession(graph, options, providers=providers, enable_fallback=0)
         if session.get_providers()[0] != "CUDAExecutionProvider":  # left out with no more than a line of its log
@@ -184,7 +185,7 @@ class NvImageCodec:
 
     def _raise_if_lost(self) -> None:
         if self._kind == "cuda":
-            device.raise_if_lost()
+            cuda.raise_if_lost()
 
     def _resampled(self, photo: _Photo, picture: Any) -> list[NDArray[np.uint8]]:
         address = _address(picture.__cuda_array_interface__ if self._kind == "cuda" else picture.__array_interface__)

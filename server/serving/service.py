@@ -102,7 +102,7 @@ class Service:
         missing = [name for name in must_be_there if name not in served | self.catalogue.unloaded]
         if missing:
             return f"not served: {', '.join(missing)}; GET /models says why"
-        if not served and self.catalogue.refused:
+        if not served and (self.catalogue.refused or not self.catalogue.unloaded):
             return "no model is served; GET /models says why"
         return None
 

@@ -17,7 +17,7 @@ from export.recipe import OPSET, plan
 from export.samples import PHOTOS
 from models import manifest
 from models.manifest import Calibration, Conversion, Manifest, ManifestError, ModelFile
-from server.engine.backends.device import Gpu
+from server.cuda import Gpu
 from server.engine.backends.tensorrt import TITLES
 from tests.export.conftest import export
 from tests.export.drafts import everything

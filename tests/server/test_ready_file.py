@@ -1,6 +1,7 @@
 """The file that tells where a server that is ready listens."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import psutil
 import pytest
 
 from tests import tiny
-from tests.server.running import RunningServer, run_server, until
+from tests.server.running import RunningServer, red_image, run_server, top1, until
 
 
 def test_it_is_there_while_the_server_is_ready_and_names_its_newest_processes(tmp_path: Path) -> None:
@@ -37,6 +38,18 @@ def test_it_is_there_while_the_server_is_ready_and_names_its_newest_processes(tm
             assert content()["processes"][name] in {process.pid for process in server.tree()}
         assert server.terminate() == 0
     assert [file.name for file in tmp_path.iterdir()] == ["repository"]
+
+
+def test_a_volume_that_hangs_keeps_nobody_from_anything_else(tmp_path: Path) -> None:
+    tiny.write(tmp_path / "repository")
+    with RunningServer(tmp_path / "repository", ready_file=tmp_path / "ready.json") as server:
+        old, lines = server.pid("engine"), len(server.lines)
+        os.mkfifo(tmp_path / "ready.json.new")  # who opens it waits for a reader
+        psutil.Process(old).kill()
+        server.wait_for_line("engine is ready", lines)
+        assert server.pid("engine") == old  # nothing newer was said
+        assert top1(server.classify(red_image(7))) == 7
+        assert server.terminate() == 0
 
 
 def test_what_a_killed_server_has_left_is_gone_before_the_next_is_ready(tmp_path: Path) -> None:

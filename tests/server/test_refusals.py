@@ -2,9 +2,10 @@
 
 import errno
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 
 from models.manifest import ManifestError, UnreadableError
@@ -73,6 +74,32 @@ def test_a_model_that_cannot_be_read_while_an_engine_starts_is_served_again_by_i
         until(lambda: server.client.get("/readyz").status_code == 200)
         assert top1(server.classify(red_image(7))) == 7
         assert server.metric("serving_refused_models") == 0
+
+
+class StartingServer(RunningServer):
+    waits = False
+
+
+@pytest.mark.parametrize("what", ["tiny/1/model.onnx", "."], ids=["the model", "the repository"])
+def test_a_server_whose_only_model_cannot_be_read_when_it_starts_serves_it_once_it_can(
+    tmp_path: Path, what: str
+) -> None:
+    repository = tmp_path / "repository"
+    tiny.write(repository)
+    with ExitStack() as unreadable:
+        unreadable.enter_context(away(repository / what, "loop"))
+        with StartingServer(repository, reload_ms=100) as server:
+            url = server.wait_for_line(r"listening on (\S+), and not ready: .*Too many levels of symbolic links")[1]
+            assert httpx.get(f"{url}/livez").status_code == 200
+            assert httpx.get(f"{url}/readyz").status_code == 503
+            refused = httpx.post(f"{url}/classify", content=red_image(7))
+            assert (refused.status_code, refused.json()["code"]) == (503, "model_unavailable")
+            assert refused.headers["retry-after"]
+            unreadable.close()
+            server.wait_until_ready()
+            assert server.url == url
+            assert top1(server.classify(red_image(7))) == 7
+            assert server.client.get("/readyz").status_code == 200
 
 
 def test_a_damaged_model_stays_refused_until_it_changes_and_the_server_is_not_ready(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from models.manifest import ManifestError, Profile, TensorRT, UnreadableError
 from server.errors import Code, ServiceError
 from server.refusals import Cause, Refusal
-from server.repository import Catalogue, ModelKey, Watch, scan, signature
+from server.repository import Catalogue, ModelKey, Watch, first_scan, scan, signature
 from server.settings import Settings
 from tests import tiny
 
@@ -358,3 +358,22 @@ def test_a_file_that_gets_its_old_time_back_has_changed(tmp_path: Path) -> None:
     model.write_bytes(bytes(before.st_size))
     os.utime(model, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert signature(tmp_path) != seen
+
+
+def test_a_first_scan_goes_on_with_what_can_be_read_and_ends_with_what_never_will(tmp_path: Path) -> None:
+    tiny.write(tmp_path, "a")
+    tiny.write(tmp_path, "b")
+    (tmp_path / "b" / "1" / "manifest.json").unlink()
+    (tmp_path / "b" / "1" / "manifest.json").symlink_to("manifest.json")  # to itself
+    found = first_scan(tmp_path, ("a", "b"), "b")
+    assert [key.name for key in found.models] == ["a"]
+    assert found.default_model == "b"
+    with pytest.raises(ServiceError) as raised:
+        found.resolve("b", None)
+    assert raised.value.code is Code.MODEL_UNAVAILABLE
+    with pytest.raises(UnreadableError):
+        scan(tmp_path, ("a", "b"))
+    (tmp_path / "b" / "1" / "manifest.json").unlink()
+    (tmp_path / "b" / "1" / "manifest.json").write_text("{}")
+    with pytest.raises(ManifestError, match="'b' is not in"):
+        first_scan(tmp_path, ("a", "b"))

@@ -26,10 +26,6 @@ class Outputs(NamedTuple):
     """float32[N, num_classes], for those who average over crops or networks"""
 
 
-class DeviceLostError(Exception):
-    """The device answers every call of this process with an error: only another process can use it again."""
-
-
 class BackendMissingError(Exception):
     """A model's runtime is not installed; the message says which."""
 
@@ -82,6 +78,6 @@ def load(manifest: Manifest, content: bytes, settings: Settings) -> Backend:
 
 def page_locked(memory: NDArray[np.uint8]) -> AbstractContextManager[None]:
     """While open, backends that are on a GPU have images in `memory` read from where they lie."""
-    from server.engine.backends import device
+    from server import cuda
 
-    return device.page_locked(memory)
+    return cuda.page_locked(memory)

@@ -15,8 +15,10 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from models.manifest import INPUT_NAME, OUTPUT_NAMES, Manifest
-from server.engine.backends import Outputs, device, stack
-from server.engine.backends.device import Buffers, Instance, OutOfMemoryError, Tensor
+from server import cuda
+from server.cuda import OutOfMemoryError
+from server.engine.backends import Outputs, stack
+from server.engine.backends.device import Buffers, Instance, Tensor
 from server.engine.scheduler import buckets
 from server.settings import Settings
 
@@ -130,7 +132,7 @@ class _Bucket:
         try:
             self._session.run_with_iobinding(self._binding, self._options)
         except Exception as error:  # its errors have no common class
-            device.raise_if_lost()
+            cuda.raise_if_lost()
             if any(text in str(error) for text in _OUT_OF_MEMORY):
                 raise OutOfMemoryError(f"the GPU has no memory left for batches of {self.size}") from error
             raise
@@ -146,13 +148,13 @@ def load(found: Manifest, content: bytes, settings: Settings) -> OnnxBackend | O
     _check_providers(settings)
     if not {CUDA, TENSORRT} & set(settings.providers):
         return OnnxBackend(_open(content, settings, list(settings.providers)), settings.instances)
-    if device.find_gpu() is None:
+    if cuda.find_gpu() is None:
         raise ProviderRefusedError(
             "this machine has no NVIDIA GPU that CUDA can use, or lacks its driver or cuda-bindings:"
             " set providers to CPUExecutionProvider"
         )
     ort.preload_dlls()  # CUDA and cuDNN where they came as packages: their folders are on no loader's path
-    stream = device.create_stream()
+    stream = cuda.create_stream()
     sizes = buckets(settings.max_batch)
     options = {CUDA: _cuda_options(settings, stream), TENSORRT: _tensorrt_options(found, settings, stream, sizes[-1])}
     session = _open(content, settings, [(name, options.get(name, {})) for name in settings.providers])

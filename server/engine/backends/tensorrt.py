@@ -14,8 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.manifest import INPUT_NAME, Flavour, Manifest
-from server.engine.backends import Outputs, device
-from server.engine.backends.device import Buffers, Gpu, Instance, OutOfMemoryError, Tensor
+from server import cuda
+from server.cuda import Gpu, OutOfMemoryError
+from server.engine.backends import Outputs
+from server.engine.backends.device import Buffers, Instance, Tensor
 from server.settings import Settings
 
 if TYPE_CHECKING:
@@ -87,7 +89,7 @@ def load(found: Manifest, content: bytes, _settings: Settings) -> "TensorRTBacke
         OutOfMemoryError: not even a batch of one fits.
     """
     module = _import(found)
-    check(found, device.find_gpu(), module.__version__ if module else None)
+    check(found, cuda.find_gpu(), module.__version__ if module else None)
     if found.tensorrt is None or module is None:
         raise EngineRefusedError(f"model {found.name} is no TensorRT engine")
     runtime = module.Runtime(module.Logger(module.Logger.WARNING))
@@ -134,7 +136,7 @@ class TensorRTBackend:
 
 
 def _instance(module: Any, engine: "trt.ICudaEngine", sizes: list[int], name: str) -> Instance:
-    stream = device.create_stream()
+    stream = cuda.create_stream()
     return Instance(
         [partial(_Bucket, module, engine, profile, size, stream) for profile, size in enumerate(sizes)], name
     )
@@ -172,18 +174,18 @@ class _Bucket:
     def run(self, images: Sequence[NDArray[np.uint8]]) -> Outputs:
         """See `Bucket.run`. The rows after the images hold what an earlier batch left, and no one reads them."""
         self._buffers.upload(images)
-        device.launch(self._graph, self._stream)
+        cuda.launch(self._graph, self._stream)
         return self._buffers.outputs(len(images))
 
     def _capture(self) -> Any:
         """Record all that follows the upload. TensorRT must have run the shape once before, unrecorded."""
         self._enqueue()
-        device.synchronize(self._stream)
-        return device.record(self._enqueue, self._stream)
+        cuda.synchronize(self._stream)
+        return cuda.record(self._enqueue, self._stream)
 
     def _enqueue(self) -> None:
         if not self._context.execute_async_v3(int(self._stream)):
-            device.check_last()
+            cuda.check_last()
             raise RuntimeError(f"TensorRT did not start a batch of {self.size}: see its log")
         self._buffers.download()
 

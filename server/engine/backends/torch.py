@@ -16,9 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.manifest import Manifest
-from server.engine.backends import DeviceLostError, Outputs, stack
-from server.engine.backends.device import Instance, OutOfMemoryError
+from server.cuda import OutOfMemoryError
+from server.engine.backends import Outputs, stack
+from server.engine.backends.device import Instance
 from server.engine.scheduler import buckets
+from server.errors import DeviceLostError
 from server.settings import Settings
 
 # Read once, when torch loads OpenMP: threads that spin take the cores away from decoding, and on a busy machine from

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from numpy.typing import NDArray
 
-from server.engine.backends import DeviceLostError, Outputs
+from server.engine.backends import Outputs
 from server.engine.classes import Classes
 from server.engine.core import Engine, Outcome
 from server.engine.scheduler import Job, Limits
-from server.errors import Code, ServiceError
+from server.errors import Code, DeviceLostError, ServiceError
 
 PATIENCE_S = 10.0
 """Only a failure waits for it."""

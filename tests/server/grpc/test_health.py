@@ -58,10 +58,10 @@ def test_a_tool_that_knows_nothing_of_the_server_can_call_it(channel: grpc.Chann
     database = ProtoReflectionDescriptorDatabase(channel)
     assert {INFERENCE, "grpc.health.v1.Health"} < set(database.get_services())
     method = DescriptorPool(database).FindServiceByName(INFERENCE).methods_by_name["ModelInfer"]
-    request = GetMessageClass(method.input_type)(model_name="tiny", raw_input_contents=[])
+    request: Any = GetMessageClass(method.input_type)(model_name="tiny", raw_input_contents=[])
     tensor = request.inputs.add(name="encoded", datatype="BYTES", shape=[1])
     tensor.contents.bytes_contents.append(red_image(7))
-    call = channel.unary_unary(
+    call: Any = channel.unary_unary(
         f"/{INFERENCE}/{method.name}",
         request_serializer=lambda message: message.SerializeToString(),
         response_deserializer=GetMessageClass(method.output_type).FromString,

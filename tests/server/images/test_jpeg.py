@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from server.engine.backends import device
+from server.cuda import find_gpu
 from server.images import jpeg
 from server.settings import Settings
 from tests import tiny
 from tests.server.running import run_server
 
-without_gpu = pytest.mark.skipif(device.find_gpu() is not None, reason="there is a GPU here")
+without_gpu = pytest.mark.skipif(find_gpu() is not None, reason="there is a GPU here")
 
 
 @without_gpu

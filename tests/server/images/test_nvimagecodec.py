@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from models.manifest import Preprocessing
-from server.engine.backends import DeviceLostError, device
-from server.errors import Code, ServiceError
+from server.cuda import find_gpu
+from server.errors import Code, DeviceLostError, ServiceError
 from server.images.decode import decode
 from server.images.nvimagecodec import MAX_PIXELS, NvImageCodec, _address
 from tests import tiny
@@ -244,7 +244,7 @@ def test_a_server_answers_as_with_pillow(tmp_path: Path) -> None:
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("photo", PHOTOS, ids=lambda photo: photo.stem)
 def test_a_gpu_gives_nearly_pillows_pixels(photo: Path, interpolation: str) -> None:
-    if device.find_gpu() is None or "CUDAExecutionProvider" not in ort.get_available_providers():
+    if find_gpu() is None or "CUDAExecutionProvider" not in ort.get_available_providers():
         pytest.skip("no GPU, or no onnxruntime-gpu, here")
     outcomes: list[str] = []
     decoder = NvImageCodec("cuda", 2, outcomes.append)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from server.engine.backends import device
+from server import cuda as ours
 
 cuda = pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed")
 
@@ -46,7 +46,7 @@ class HostCuda:
             cudaHostRegister=self._register,
             cudaHostUnregister=lambda address: self.registered.pop(address) and (OK,),
         )
-        monkeypatch.setattr(device, "cuda", fake)
+        monkeypatch.setattr(ours, "runtime", fake)
 
     def _allocate(self, size: int) -> tuple[Any, ...]:
         if sum(map(len, self.allocated.values())) + size > self.limit_bytes:

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from server.engine.backends import DeviceLostError, Outputs, device
-from server.engine.backends.device import Instance, OutOfMemoryError
+from server.cuda import OutOfMemoryError, checked, page_locked
+from server.engine.backends import Outputs
+from server.engine.backends.device import Instance
+from server.errors import DeviceLostError
 from tests.server.engine.backends.host_cuda import OK, OUT_OF_MEMORY, STICKY, HostCuda, cuda, host_cuda
 
 __all__ = ["host_cuda"]
@@ -49,16 +51,16 @@ def does_not_fit() -> Bucket:
 def test_sticky_error_is_a_lost_device(host_cuda: HostCuda) -> None:
     host_cuda.lost = STICKY
     with pytest.raises(DeviceLostError, match="cudaErrorIllegalAddress"):
-        device.checked((STICKY,))
+        checked((STICKY,))
 
 
 @pytest.mark.usefixtures("host_cuda")
 def test_error_that_passes_leaves_the_device_usable() -> None:
     with pytest.raises(RuntimeError, match="cudaErrorInvalidValue"):
-        device.checked((cuda.cudaError_t.cudaErrorInvalidValue,))
+        checked((cuda.cudaError_t.cudaErrorInvalidValue,))
     with pytest.raises(OutOfMemoryError):
-        device.checked((OUT_OF_MEMORY, None))
-    assert device.checked((OK, 5)) == 5
+        checked((OUT_OF_MEMORY, None))
+    assert checked((OK, 5)) == 5
 
 
 def test_batch_runs_in_the_smallest_bucket_that_holds_it() -> None:
@@ -100,7 +102,7 @@ def test_model_of_which_nothing_fits_is_refused() -> None:
 
 def test_slots_are_page_locked_while_the_engine_serves(host_cuda: HostCuda) -> None:
     memory = np.zeros(4096, np.uint8)
-    with device.page_locked(memory):
+    with page_locked(memory):
         assert host_cuda.registered == {memory.ctypes.data: 4096}
     assert host_cuda.registered == {}
 
@@ -109,12 +111,12 @@ def test_memory_that_cannot_be_page_locked_is_said_once_and_served(
     host_cuda: HostCuda, caplog: pytest.LogCaptureFixture
 ) -> None:
     host_cuda.refuses_to_register = OUT_OF_MEMORY
-    with device.page_locked(np.zeros(4096, np.uint8)):
+    with page_locked(np.zeros(4096, np.uint8)):
         assert host_cuda.registered == {}
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
 
 
 def test_device_lost_before_it_serves_ends_the_engine(host_cuda: HostCuda) -> None:
     host_cuda.refuses_to_register = host_cuda.lost = STICKY
-    with pytest.raises(DeviceLostError), device.page_locked(np.zeros(4096, np.uint8)):
+    with pytest.raises(DeviceLostError), page_locked(np.zeros(4096, np.uint8)):
         pass

@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 
 from models import manifest
 from models.manifest import Manifest
+from server import cuda
+from server.cuda import Gpu, OutOfMemoryError
 from server.engine import backends
-from server.engine.backends import DeviceLostError, Outputs, device, onnx
-from server.engine.backends.device import Gpu, OutOfMemoryError
+from server.engine.backends import Outputs, onnx
 from server.engine.backends.onnx import CUDA, TENSORRT, OnnxGpuBackend, ProviderRefusedError
+from server.errors import DeviceLostError
 from server.settings import Settings
 from tests import tiny
 from tests.server.engine.backends.host_cuda import STICKY, HostCuda, host_cuda
@@ -29,7 +31,7 @@ CROP = 8
 IMAGE_BYTES = CROP * CROP * 3
 SIZES = (1, 2, 4, 8)
 Bind = Callable[[Any], OnnxGpuBackend]
-NO_GPU = device.find_gpu() is None
+NO_GPU = cuda.find_gpu() is None
 
 
 @pytest.fixture
@@ -203,8 +205,8 @@ def test_cuda_that_came_as_packages_is_loaded_before_the_session_needs_it(
 
     monkeypatch.setattr(ort, "get_available_providers", lambda: [CUDA, "CPUExecutionProvider"])
     monkeypatch.setattr(ort, "preload_dlls", lambda: done.append("preloaded"))
-    monkeypatch.setattr(device, "find_gpu", lambda: Gpu("a GPU", "sm90"))
-    monkeypatch.setattr(device, "create_stream", lambda: 1)
+    monkeypatch.setattr(cuda, "find_gpu", lambda: Gpu("a GPU", "sm90"))
+    monkeypatch.setattr(cuda, "create_stream", lambda: 1)
     monkeypatch.setattr(onnx, "_open", opened)
     with pytest.raises(InterruptedError):
         backends.load(*model, Settings(providers=(CUDA,)))
@@ -253,4 +255,4 @@ def test_cuda_answers_as_the_cpu_does(model_repository: Path, cuda_graph: bool) 
         answer, expected = ours.run(pixels[:count]), plain.run(pixels[:count])
         np.testing.assert_allclose(answer.logits, expected.logits, rtol=0, atol=1e-3)
         assert isinstance(answer, Outputs)
-    assert isinstance(device.find_gpu(), Gpu)
+    assert isinstance(cuda.find_gpu(), Gpu)

@@ -8,9 +8,9 @@ import pytest
 
 from models import manifest
 from models.manifest import Compatibility, Flavour, Manifest, Profile, TensorRT
+from server.cuda import Gpu, find_gpu
 from server.engine import backends
-from server.engine.backends import device, tensorrt
-from server.engine.backends.device import Gpu
+from server.engine.backends import tensorrt
 from server.engine.backends.tensorrt import EngineRefusedError
 from server.settings import Settings
 from tests import tiny
@@ -19,7 +19,7 @@ VERSION = "1.7.1.116"
 RTX4090 = Gpu("NVIDIA GeForce RTX 4090", "sm89")
 H100 = Gpu("NVIDIA H100 80GB HBM3", "sm90")
 H200 = Gpu("NVIDIA H200", "sm90")
-NO_GPU = device.find_gpu() is None
+NO_GPU = find_gpu() is None
 NO_TENSORRT = not any(map(find_spec, ("tensorrt", "tensorrt_rtx")))
 
 

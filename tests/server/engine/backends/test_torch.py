@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from models import manifest
 from models.manifest import Manifest
+from server.cuda import OutOfMemoryError
 from server.engine import backends
-from server.engine.backends.device import OutOfMemoryError
 from server.engine.backends.torch import Program, TorchBackend, TorchGpuBackend, place
 from server.settings import Settings
 from tests import tiny
