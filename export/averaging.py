@@ -1,6 +1,5 @@
 """Ensembles: what several models say together, and what that is worth."""
 
-import hashlib
 from collections.abc import Sequence
 from contextlib import closing
 from datetime import UTC, datetime
@@ -29,6 +28,11 @@ def find_members(root: Path, names: Sequence[str]) -> list[Manifest]:
     for member in members:
         if member.labels != members[0].labels:
             raise EnsembleError(f"{member.name} has other classes than {members[0].name}")
+        if member.activation != members[0].activation:
+            raise EnsembleError(
+                f"{member.name} gives {member.activation} and {members[0].name} {members[0].activation}:"
+                " their probabilities have no common mean"
+            )
         if member.backend == "tensorrt":
             raise EnsembleError(f"{member.name} is a TensorRT engine: name the ONNX model that it was made from")
     if len({(member.name, member.version) for member in members}) < max(2, len(members)):
@@ -52,7 +56,7 @@ def measure(
     if classes is not None:
         alone = [answer.accuracy(classes) for answer in answers]
         together = comparison.accuracy(np.mean([answer.probabilities()[:, 0] for answer in answers], axis=0), classes)
-    best = np.stack([answer.logits[:, 0].argmax(1) for answer in answers])
+    best = np.stack([answer.best() for answer in answers])
     return Ensemble(
         name=name,
         version=1,
@@ -66,7 +70,7 @@ def measure(
         images=len(paths),
         agreement=float((best == best[0]).all(0).mean()),
         accuracy=together,
-        fingerprint=hashlib.sha256("".join(member.file.sha256 for member in members).encode()).hexdigest(),
+        fingerprint=repository.digest([member.fingerprint for member in members]),
     )
 
 
@@ -79,5 +83,5 @@ def _find(root: Path, text: str) -> Manifest:
 
 def _answers(root: Path, member: Manifest, paths: Sequence[Path]) -> Answers:
     with closing(backends.load(member, repository.read(root, member))) as backend:
-        (answers,) = comparison.answers([backend], paths, member.preprocessing)
+        (answers,) = comparison.answers([backend], paths, member)
     return answers

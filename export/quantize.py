@@ -7,6 +7,7 @@ from pathlib import Path
 
 from export import command, console, convert, precision, repository
 from export.backends import RUNTIMES
+from export.options import add_preprocessing, stated
 from export.precision import METHODS, TARGETS, Wanted
 from export.report import REFERENCE_RUNTIME, Questions, Subject, compare
 
@@ -24,7 +25,7 @@ def _run(options: argparse.Namespace) -> None:
         precision.choose_images(options.precision, options.calibration, options.images),
         options.min_agreement,
     )
-    source = convert.find_or_export(root, options.network, options.weights_dir)
+    source = convert.find_or_export(root, options.network, options.weights_dir, stated=stated(options))
     name = options.name or wanted.name(options.network)
     if command.is_there(root, name, wanted.fingerprint(source), "there already"):
         return
@@ -65,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add(parser, "--name", help="in the repository, if not NAME-int8 or NAME-fp16")
     command.add(parser, "--repository", "--weights-dir", "--threads", "--seconds")
+    add_preprocessing(parser)
     return parser
 
 

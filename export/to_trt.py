@@ -10,6 +10,7 @@ from typing import get_args
 from rich.progress import Progress
 
 from export import command, console, convert, engine, repository
+from export.options import add_preprocessing, stated
 from models.manifest import Compatibility, Manifest
 from server.engine.backends.device import find_gpu
 from server.engine.backends.tensorrt import TITLES
@@ -23,7 +24,7 @@ def _run(options: argparse.Namespace) -> None:
     source = (
         repository.find_int8_for_gpus(root, options.network)
         if precision == "int8"
-        else convert.find_or_export(root, options.network, options.weights_dir, options.check_images)
+        else convert.find_or_export(root, options.network, options.weights_dir, options.check_images, stated(options))
     )
     name = options.name or wanted.name(options.network, precision)
     if command.is_there(root, name, wanted.fingerprint(source, precision), "already built"):
@@ -87,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--refit", action="store_true", help="an engine whose weights can be exchanged")
     command.add(parser, "--name", "--repository", "--weights-dir", "--check-images")
+    add_preprocessing(parser)
     return parser
 
 
