@@ -1,6 +1,5 @@
 """Ensembles: what several models say together, and what that is worth."""
 
-import hashlib
 from collections.abc import Sequence
 from contextlib import closing
 from datetime import UTC, datetime
@@ -29,6 +28,11 @@ def find_members(root: Path, names: Sequence[str]) -> list[Manifest]:
     for member in members:
         if member.labels != members[0].labels:
             raise EnsembleError(f"{member.name} has other classes than {members[0].name}")
+        if member.activation != members[0].activation:
+            raise EnsembleError(
+                f"{member.name} gives {member.activation} and {members[0].name} {members[0].activation}:"
+                " their probabilities have no common mean"
+            )
         if member.backend == "tensorrt":
             raise EnsembleError(f"{member.name} is a TensorRT engine: name the ONNX model that it was made from")
     if len({(member.name, member.version) for member in members}) < max(2, len(members)):
@@ -38,7 +42,7 @@ def find_members(root: Path, names: Sequence[str]) -> list[Manifest]:
 
 def fingerprint(members: Sequence[Manifest]) -> str:
     """Digest all that determines an ensemble: not the images that its figures are from."""
-    return hashlib.sha256("".join(member.file.sha256 for member in members).encode()).hexdigest()
+    return repository.digest([member.fingerprint for member in members])
 
 
 def measure(
@@ -57,7 +61,7 @@ def measure(
     if classes is not None:
         alone = [answer.accuracy(classes) for answer in answers]
         together = comparison.accuracy(np.mean([answer.probabilities()[:, 0] for answer in answers], axis=0), classes)
-    best = np.stack([answer.logits[:, 0].argmax(1) for answer in answers])
+    best = np.stack([answer.best() for answer in answers])
     return Ensemble(
         name=name,
         version=1,
@@ -84,5 +88,5 @@ def _find(root: Path, text: str) -> Manifest:
 
 def _answers(root: Path, member: Manifest, paths: Sequence[Path]) -> Answers:
     with closing(backends.load(member, repository.read(root, member))) as backend:
-        (answers,) = comparison.answers([backend], paths, member.preprocessing)
+        (answers,) = comparison.answers([backend], paths, member)
     return answers

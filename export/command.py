@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from export import console, interrupts, repository
+from export.options import add_preprocessing, as_options, stated
 from export.recipe import Recipe, plan
 from export.samples import LABELS_FROM, PHOTOS
 from models.architectures import SHORTCUTS, STRIDES_IN
@@ -93,10 +94,13 @@ def add_export(
 def recipe_of(network: str, options: argparse.Namespace) -> Recipe:
     """Read what to export from the options of `add_recipe`.
 
+    For weights of the user's own, what is not stated of their preprocessing is assumed, and printed.
+
     Raises:
         ExpectedError: as `plan`.
     """
-    return plan(
+    given = stated(options)
+    recipe = plan(
         network,
         checkpoint=options.weights,
         random=options.random_weights,
@@ -105,7 +109,11 @@ def recipe_of(network: str, options: argparse.Namespace) -> Recipe:
         shortcut=options.shortcut,
         stride_in=options.stride_in,
         averaged=options.ema,
+        stated=given,
     )
+    if options.weights and (assumed := as_options(recipe.preprocessing, given)):
+        console.say(f"assumed of how {options.weights.name} was trained (docs/preprocessing.md): {assumed}")
+    return recipe
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -123,6 +131,7 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
         "--stride-in", choices=STRIDES_IN, help="which convolution of a bottleneck, where it is not the usual one"
     )
     add(parser, "--name", "--repository", "--weights-dir", "--check-images")
+    add_preprocessing(parser)
 
 
 def add(parser: argparse.ArgumentParser, *options: str, **changes: object) -> None:

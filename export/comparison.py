@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import track
 
 from export import samples
-from models.manifest import Accuracy, CropCount, Preprocessing
+from models.manifest import Accuracy, Activation, CropCount, Manifest
 from server.engine.backends import Backend
 
 ROUNDS = 5
@@ -26,27 +26,54 @@ class Answers:
 
     logits: NDArray[np.float32]
     """float32[M, crops, num_classes], the centre crop first."""
+    activation: Activation
+
+    def best(self) -> NDArray[np.int64]:
+        """Of each image's centre crop, int64[M]: see `best`."""
+        return best(self.logits[:, 0])
 
     def top1_agreement(self, reference: "Answers") -> float:
         """Share of the images whose centre crop has the same best class."""
-        return float(np.mean(self.logits[:, 0].argmax(1) == reference.logits[:, 0].argmax(1)))
+        return float(np.mean(self.best() == reference.best()))
 
     def max_logit_error(self, reference: "Answers") -> float:
         """Largest difference of a logit, over all crops."""
         return float(np.abs(self.logits - reference.logits).max())
 
     def divergence(self, reference: "Answers") -> float:
-        """Mean Kullback-Leibler divergence of the centre crop's probabilities from the reference's, in nats."""
-        ours, theirs = _log_softmax(self.logits[:, 0]), _log_softmax(reference.logits[:, 0])
-        return float(np.mean((np.exp(theirs) * (theirs - ours)).sum(1)))
+        """Mean Kullback-Leibler divergence of the centre crop's answer from the reference's, in nats.
+
+        Of independent probabilities, the sum over the classes, each of which is or is not.
+        """
+        ours, theirs = self.logits[:, 0].astype(np.float64), reference.logits[:, 0].astype(np.float64)
+        both = [_log_probabilities(logits, self.activation) for logits in (ours, theirs)]
+        if self.activation == "sigmoid":  # 1 - sigmoid(x) = sigmoid(-x)
+            against = [_log_probabilities(-logits, self.activation) for logits in (ours, theirs)]
+            both = [np.concatenate(pair, axis=1) for pair in zip(both, against, strict=True)]
+        log_ours, log_theirs = both
+        return float(np.mean((np.exp(log_theirs) * (log_theirs - log_ours)).sum(1)))
 
     def probabilities(self) -> NDArray[np.float64]:
         """Return float64[M, crops, num_classes]."""
-        return np.exp(_log_softmax(self.logits))
+        return probabilities(self.logits, self.activation)
 
     def accuracy(self, classes: NDArray[np.int64], crops: int = 1) -> Accuracy:
         """Accuracy in percent, by the mean probability over the first so many crops."""
         return accuracy(self.probabilities()[:, :crops].mean(1), classes)
+
+
+def best(logits: NDArray[np.float32]) -> NDArray[np.int64]:
+    """The class with the largest logit, int64[M] of [M, num_classes]; of one class, whether it is more likely than not.
+
+    Without the latter, files of a network with one logit would always agree.
+    """
+    found: NDArray[np.int64] = logits.argmax(1) if logits.shape[1] > 1 else (logits[:, 0] > 0).astype(np.int64)
+    return found
+
+
+def probabilities(logits: NDArray[np.float32], activation: Activation) -> NDArray[np.float64]:
+    """What the graph computes, more precisely: float64 of the logits' shape."""
+    return np.exp(_log_probabilities(logits.astype(np.float64), activation))
 
 
 def accuracy(probabilities: NDArray[np.float64], classes: NDArray[np.int64]) -> Accuracy:
@@ -55,10 +82,8 @@ def accuracy(probabilities: NDArray[np.float64], classes: NDArray[np.int64]) -> 
     return Accuracy(top1=100 * float(right[:, 0].mean()), top5=100 * float(right.any(1).mean()))
 
 
-def answers(
-    backends: Sequence[Backend], paths: Sequence[Path], preprocessing: Preprocessing, crops: CropCount = 1
-) -> list[Answers]:
-    """Put the same images to each, a few at a time.
+def answers(backends: Sequence[Backend], paths: Sequence[Path], model: Manifest, crops: CropCount = 1) -> list[Answers]:
+    """Put the same images to each, a few at a time, as `model` wants them.
 
     Raises:
         ImagesError: one cannot be read.
@@ -66,11 +91,11 @@ def answers(
     collected: list[list[NDArray[np.float32]]] = [[] for _ in backends]
     starts = range(0, len(paths), _PHOTOS_AT_ONCE)
     for start in track(starts, "compare answers", console=_progress, transient=True, disable=not _progress.is_terminal):
-        pixels = samples.pixels(paths[start : start + _PHOTOS_AT_ONCE], preprocessing, crops)
+        pixels = samples.pixels(paths[start : start + _PHOTOS_AT_ONCE], model.preprocessing, crops)
         images = list(pixels.reshape(-1, *pixels.shape[2:]))
         for parts, backend in zip(collected, backends, strict=True):
             parts.append(backend.run(images).logits.reshape(*pixels.shape[:2], -1))
-    return [Answers(np.concatenate(parts)) for parts in collected]
+    return [Answers(np.concatenate(parts), model.activation) for parts in collected]
 
 
 def paces(
@@ -108,7 +133,9 @@ def _pace(backend: Backend, batch: Sequence[NDArray[np.uint8]], seconds: float) 
     return images / elapsed_s
 
 
-def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+def _log_probabilities(logits: NDArray[np.float64], activation: Activation) -> NDArray[np.float64]:
+    if activation == "sigmoid":
+        return -np.logaddexp(0, -logits)
+    shifted = logits - logits.max(-1, keepdims=True)
     result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
     return result

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from export import backends, parity, repository, samples
 from export.console import step
+from export.options import NOTHING, Stated, as_options
 from export.precision import Lowered, Wanted
-from export.recipe import OPSET, TOOLS, Recipe, plan
+from export.recipe import OPSET, TOOLS, Recipe, RecipeError, plan
 from models.manifest import Calibration, Manifest, Parity
 from models.weights import sha256_of
 
@@ -45,7 +46,7 @@ def to_onnx(recipe: Recipe, name: str, weights_file: Path | None, images: Path) 
         from export import graph
 
         preprocessing = recipe.preprocessing
-        complete = graph.CompleteGraph(source.network, preprocessing, recipe.top_k)
+        complete = graph.CompleteGraph(source.network, preprocessing, recipe.top_k, recipe.activation)
         content = graph.to_onnx(complete, preprocessing.crop, OPSET)
     return _proven(describe(recipe, name, weights_file, source.network, content), content, source)
 
@@ -66,7 +67,7 @@ def to_program(recipe: Recipe, name: str, weights_file: Path | None, images: Pat
         from export import program
 
         preprocessing = recipe.preprocessing
-        complete = program.complete(source.network, preprocessing, recipe.top_k, precision)
+        complete = program.complete(source.network, preprocessing, recipe.top_k, recipe.activation, precision)
         content = program.to_program(complete, preprocessing.crop)
     draft = repository.derive(
         describe(recipe, name, weights_file, source.network, content),
@@ -106,16 +107,25 @@ def describe(recipe: Recipe, name: str, weights_file: Path | None, network: "nn.
     )
 
 
-def find_or_export(root: Path, network: str, weights_dir: Path, images: Path = samples.PHOTOS) -> Manifest:
-    """Return the newest FP32 ONNX file of a name; where there is none, that network of the zoo is exported.
+def find_or_export(
+    root: Path, network: str, weights_dir: Path, images: Path = samples.PHOTOS, stated: Stated = NOTHING
+) -> Manifest:
+    """Return the newest FP32 ONNX file of a name; where there is none, that network of the zoo is exported as stated.
 
     Raises:
-        ExpectedError: it cannot be.
+        ExpectedError: it cannot be, or it is there and was not exported as stated.
     """
     if found := repository.find_fp32(root, network):
+        same = stated.over(found.preprocessing) == found.preprocessing
+        if not same or stated.activation not in (None, found.activation):
+            raise RecipeError(
+                f"{network} version {found.version} was exported with {as_options(found.preprocessing)}"
+                f" --activation {found.activation}: export what you state with to_onnx.py under another --name,"
+                " and give that name here"
+            )
         return found
     repository.check_room(root)
-    recipe = plan(network)
+    recipe = plan(network, stated=stated)
     return repository.publish(root, *to_onnx(recipe, network, recipe.obtain_weights(weights_dir), images))
 
 

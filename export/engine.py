@@ -66,7 +66,9 @@ class Build:
     def fingerprint(self, source: Manifest, precision: str) -> str:
         """Digest all that determines the engine that is built from an ONNX file, brought to a precision before."""
         converter = Path(__file__).with_name("half.py").read_text() if precision == "fp16" else None
-        return repository.digest([precision, converter, self.record(source.file.sha256).model_dump()])
+        return repository.digest(
+            [precision, converter, source.fingerprint, self.record(source.file.sha256).model_dump()]
+        )
 
     def draft(self, source: Manifest, name: str, precision: str, content: bytes, parity: Parity | None) -> Manifest:
         """Describe an engine; `parity` is that of the ONNX file in its precision."""

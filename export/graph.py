@@ -14,21 +14,68 @@ from onnxscript.rewriter import rewrite
 from onnxscript.rewriter.rules import common as rules
 from torch import Tensor, nn
 
-from models.manifest import INDICES_NAME, INPUT_NAME, LOGITS_NAME, PROBABILITIES_NAME, Preprocessing
+from models.manifest import (
+    INDICES_NAME,
+    INPUT_NAME,
+    LOGITS_NAME,
+    PROBABILITIES_NAME,
+    Activation,
+    ChannelOrder,
+    Preprocessing,
+)
+
+
+class _Reversed(nn.Module):
+    """RGB as BGR."""
+
+    order: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("order", torch.tensor([2, 1, 0]))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Any [N, 3, H, W]."""
+        return pixels.index_select(1, self.order)
+
+
+class _Grey(nn.Module):
+    """RGB as Pillow's L: ITU-R BT.601's luma, in 16-bit fractions, rounded.
+
+    All of it are integers below 2**24, which float32 holds exactly in whatever order they are added.
+    """
+
+    weights: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weights", torch.tensor([19595.0, 38470.0, 7471.0]).view(3, 1, 1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """float32[N, 3, H, W] of 0 to 255 to float32[N, 1, H, W]."""
+        total = (pixels * self.weights).sum(1, keepdim=True)
+        return ((total + 32768) / 65536).floor()
+
+
+_CHANNELS: dict[ChannelOrder, type[nn.Module]] = {"rgb": nn.Identity, "bgr": _Reversed, "grey": _Grey}
 
 
 class CompleteGraph(nn.Module):
-    """A network with normalisation and layout change before it, softmax and ranking after it."""
+    """A network with channels, normalisation and layout change before it, activation and ranking after it."""
 
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, network: nn.Module, preprocessing: Preprocessing, top_k: int) -> None:
+    def __init__(
+        self, network: nn.Module, preprocessing: Preprocessing, top_k: int, activation: Activation = "softmax"
+    ) -> None:
         super().__init__()
         self.network = network
+        self.channels = _CHANNELS[preprocessing.channels]()
         self.top_k = top_k
-        mean = torch.tensor(preprocessing.mean, dtype=torch.float64).view(3, 1, 1)
-        std = torch.tensor(preprocessing.std, dtype=torch.float64).view(3, 1, 1)
+        self.activation = activation
+        mean = torch.tensor(preprocessing.mean, dtype=torch.float64).view(-1, 1, 1)
+        std = torch.tensor(preprocessing.std, dtype=torch.float64).view(-1, 1, 1)
         # (pixel / 255 - mean) / std as one multiplication and one addition, rounded to float32 once.
         self.register_buffer("scale", (1 / (255 * std)).float())
         self.register_buffer("shift", (-mean / std).float())
@@ -41,9 +88,10 @@ class CompleteGraph(nn.Module):
             float32[N, num_classes].
         """
         pixels = images.float().permute(0, 3, 1, 2)  # in this order: TensorRT transposes no uint8
-        logits: Tensor = self.network(pixels * self.scale + self.shift)
+        logits: Tensor = self.network(self.channels(pixels) * self.scale + self.shift)
         indices = logits.topk(self.top_k).indices
-        return logits.softmax(1).gather(1, indices), indices.int(), logits
+        probabilities = logits.sigmoid() if self.activation == "sigmoid" else logits.softmax(1)
+        return probabilities.gather(1, indices), indices.int(), logits
 
 
 def to_onnx(graph: CompleteGraph, crop: tuple[int, int], opset: int) -> bytes:

@@ -111,16 +111,23 @@ def stated(arguments: argparse.Namespace) -> Stated:
     return Stated(**given)
 
 
-def describe(preprocessing: Preprocessing) -> str:
-    """Preprocessing as the options that state it."""
+def as_options(preprocessing: Preprocessing, given: Stated = NOTHING) -> str:
+    """Preprocessing as the options that would state it, but for what was `given`."""
 
     def numbers(values: Sequence[float]) -> str:
         return " ".join(f"{value:.4g}" for value in values)
 
-    return (
-        f"--resize {preprocessing.resize} --crop {preprocessing.crop_text} --crop-mode {preprocessing.crop_mode}"
-        f" --interpolation {preprocessing.interpolation} --channels {preprocessing.channels}"
-        f" --mean {numbers(preprocessing.mean)} --std {numbers(preprocessing.std)}"
+    known = {
+        "resize": str(preprocessing.resize),
+        "crop": preprocessing.crop_text,
+        "crop_mode": preprocessing.crop_mode,
+        "interpolation": preprocessing.interpolation,
+        "channels": preprocessing.channels,
+        "mean": numbers(preprocessing.mean),
+        "std": numbers(preprocessing.std),
+    }
+    return " ".join(
+        f"--{name.replace('_', '-')} {value}" for name, value in known.items() if getattr(given, name) is None
     )
 
 

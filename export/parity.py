@@ -9,7 +9,7 @@ from contextlib import closing
 import numpy as np
 from numpy.typing import NDArray
 
-from export import backends
+from export import backends, comparison
 from models.errors import ExpectedError
 from models.manifest import Manifest, Parity
 
@@ -72,7 +72,8 @@ def check(
         )
     for output, logits in results:
         # In lower precision, what is ranked are its own logits, whose error was just found to be allowed.
-        _check_ranking(output.probabilities, output.indices, logits if draft.precision == "fp32" else output.logits)
+        ranked = comparison.probabilities(logits if draft.precision == "fp32" else output.logits, draft.activation)
+        _check_ranking(output.probabilities, output.indices, ranked)
     return Parity(
         batch_sizes=BATCH_SIZES,
         images=sum(map(len, batches)),
@@ -80,7 +81,11 @@ def check(
         max_logit_error=error,
         max_logit_error_allowed=allowed,
         top1_agreement=float(
-            np.mean(np.concatenate([output.indices[:, 0] == logits.argmax(1) for output, logits in results]))
+            np.mean(
+                np.concatenate(
+                    [comparison.best(output.logits) == comparison.best(logits) for output, logits in results]
+                )
+            )
         ),
     )
 
@@ -100,11 +105,9 @@ def _batches(photos: NDArray[np.uint8], random: np.random.Generator) -> Iterator
 
 
 def _check_ranking(
-    probabilities: NDArray[np.float32], indices: NDArray[np.int32], expected_logits: NDArray[np.float32]
+    probabilities: NDArray[np.float32], indices: NDArray[np.int32], expected: NDArray[np.float64]
 ) -> None:
     """Check that the graph ranks classes by their probability, and gives PyTorch's probability to each."""
-    powers = np.exp(expected_logits.astype(np.float64) - expected_logits.max(1, keepdims=True))
-    expected = powers / powers.sum(1, keepdims=True)
     ranked = -np.sort(-expected, axis=1)[:, : indices.shape[1]]
     named = np.take_along_axis(expected, indices.astype(np.int64), axis=1)
     error = max(np.abs(probabilities - ranked).max(), np.abs(probabilities - named).max())

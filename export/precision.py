@@ -66,7 +66,7 @@ class Wanted:
         int8 = self.precision == "int8"
         converters = ("quantization.py", "bias_correction.py") if int8 else ("half.py",)
         ingredients = [
-            source.file.sha256,
+            [source.file.sha256, source.fingerprint],  # one file may go with several preprocessings and labels
             self.precision,
             self.backend,
             TOOLS,

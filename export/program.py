@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from export.graph import CompleteGraph
-from models.manifest import INPUT_NAME, Preprocessing
+from models.manifest import INPUT_NAME, Activation, Preprocessing
 
 _TRACES = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node")
 """What the exporter notes of where each operation came from: files and lines on this machine."""
@@ -26,7 +26,9 @@ class HalfNetwork(nn.Module):
         return logits.float()
 
 
-def complete(network: nn.Module, preprocessing: Preprocessing, top_k: int, precision: str) -> nn.Module:
+def complete(
+    network: nn.Module, preprocessing: Preprocessing, top_k: int, activation: Activation, precision: str
+) -> nn.Module:
     """Make the complete graph of a network, in evaluation mode and in fp32 or fp16; the network stays as it is."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its own imports
@@ -34,7 +36,7 @@ def complete(network: nn.Module, preprocessing: Preprocessing, top_k: int, preci
 
         folded = fuse(network)  # batch norm, before it is rounded to half precision, which keeps more of it
     computed = HalfNetwork(folded) if precision == "fp16" else folded
-    return CompleteGraph(computed, preprocessing, top_k).eval()
+    return CompleteGraph(computed, preprocessing, top_k, activation).eval()
 
 
 def to_program(graph: nn.Module, crop: tuple[int, int]) -> bytes:

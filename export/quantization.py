@@ -65,7 +65,7 @@ def calibrate(
         return next(iter(files.items()))
     with console.step("choose the method"):
         loaded = [backends.load(source, content) for content in (single, *files.values())]
-        reference, *candidates = comparison.answers(loaded, paths, source.preprocessing)
+        reference, *candidates = comparison.answers(loaded, paths, source)
     divergences = (answers.divergence(reference) for answers in candidates)
     _, best = min(zip(divergences, files, strict=True))
     console.say(f"closest to FP32 on the images of the calibration: {best}")

@@ -8,6 +8,7 @@ from pathlib import Path
 import export.interrupts  # noqa: F401 before what takes time
 from export import command, console, convert, precision, repository
 from export.backends import RUNTIMES
+from export.options import add_preprocessing, stated
 from export.precision import METHODS, TARGETS, Wanted
 from export.report import REFERENCE_RUNTIME, Questions, Subject, compare
 from server import cpus
@@ -28,7 +29,7 @@ def _run(options: argparse.Namespace) -> None:
     )
     if options.precision == "int8" and wanted.target == "x86-vnni" and not cpus.flags() & cpus.VNNI:
         console.warn("This CPU has no VNNI: what is measured on it is not what a CPU with VNNI answers.")
-    source = convert.find_or_export(root, options.network, options.weights_dir)
+    source = convert.find_or_export(root, options.network, options.weights_dir, stated=stated(options))
     name = options.name or wanted.name(options.network)
     if command.is_there(root, name, wanted.fingerprint(source), "there already"):
         return
@@ -70,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add(parser, "--name", help="in the repository, if not NAME-int8 or NAME-fp16")
     command.add(parser, "--repository", "--weights-dir", "--threads", "--seconds")
+    add_preprocessing(parser)
     return parser
 
 

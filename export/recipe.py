@@ -70,8 +70,9 @@ class Recipe:
 
     @property
     def published_accuracy(self) -> Accuracy | None:
-        """The accuracy published for the zoo's weights; nothing is known of other parameters."""
-        return None if self.random or self.checkpoint else self.pretrained.accuracy
+        """The accuracy published for the zoo's weights; nothing is known of other parameters, or other pixels."""
+        other = self.random or self.checkpoint or self.preprocessing != self.pretrained.preprocessing
+        return None if other else self.pretrained.accuracy
 
     def fingerprint(self) -> str:
         """Digest all that determines the exported file. Nothing is fetched: the zoo's weights are known by name."""
@@ -110,7 +111,7 @@ class Recipe:
 
         Raises:
             CheckpointError: the file is not of this network.
-            RecipeError: it has another number of classes than there are labels.
+            RecipeError: it has another number of classes than there are labels, or sees other channels.
         """
         from models import checkpoint, networks  # these import torch, which takes seconds
 
@@ -124,6 +125,12 @@ class Recipe:
         network = networks.build(
             self.pretrained.architecture, self.num_classes, self.shortcut, RANDOM_SEED, stride_in=self.stride_in
         )
+        grey = self.preprocessing.channels == "grey"
+        if state is not None and checkpoint.channels(state) not in (None, 1 if grey else 3):
+            wanted = "leave --channels grey out" if grey else "give --channels grey, with its --mean and --std"
+            raise RecipeError(f"{weights_file} sees {checkpoint.channels(state)} channels: {wanted}")
+        if grey:
+            networks.see_grey(network)
         if state is not None:
             checkpoint.load(network, state, str(weights_file))
         return network

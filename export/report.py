@@ -128,7 +128,7 @@ def compare(subjects: Sequence[Subject], questions: Questions) -> Report:
     preprocessing, labels = subjects[0].model.preprocessing, subjects[0].model.labels
     loaded = [backends.load(one.model, one.content, one.runtime, questions.threads) for one in subjects]
     classes = samples.classes(questions.images, labels, questions.labels_from)
-    answers = comparison.answers(loaded, questions.images, preprocessing, max(questions.crops))
+    answers = comparison.answers(loaded, questions.images, subjects[0].model, max(questions.crops))
     images_per_s: list[dict[int, float]] = [{} for _ in subjects]
     times_reference = images_per_s
     if questions.seconds:

@@ -11,6 +11,7 @@ from rich.progress import Progress
 
 import export.interrupts  # noqa: F401 before what takes time
 from export import command, console, convert, engine, repository
+from export.options import add_preprocessing, stated
 from models.manifest import Compatibility, Manifest
 from server.cuda import find_gpu
 from server.engine.backends.tensorrt import TITLES
@@ -24,7 +25,7 @@ def _run(options: argparse.Namespace) -> None:
     source = (
         repository.find_int8_for_gpus(root, options.network)
         if precision == "int8"
-        else convert.find_or_export(root, options.network, options.weights_dir, options.check_images)
+        else convert.find_or_export(root, options.network, options.weights_dir, options.check_images, stated(options))
     )
     name = options.name or wanted.name(options.network, precision)
     if command.is_there(root, name, wanted.fingerprint(source, precision), "already built"):
@@ -89,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--refit", action="store_true", help="an engine whose weights can be exchanged")
     command.add(parser, "--name", "--repository", "--weights-dir", "--check-images")
+    add_preprocessing(parser)
     return parser
 
 

@@ -36,3 +36,10 @@ def build(
             changed = replace(usual, shortcut=shortcut or usual.shortcut, stride_in=stride_in or usual.stride_in)
             network = ResNet(changed, num_classes)
     return network.eval()
+
+
+def see_grey(network: nn.Module) -> None:
+    """Have a network with random parameters take one channel instead of three, by its first convolution."""
+    first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
+    first.in_channels = 1
+    first.weight = nn.Parameter(first.weight.detach()[:, :1].clone())

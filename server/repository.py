@@ -170,6 +170,9 @@ def _catalogue(
                 broken[key] = Refusal(Cause.NEVER, f"its member {member_key} is another file by now")
             elif model.manifest.num_classes != len(ensemble.labels):
                 broken[key] = Refusal(Cause.NEVER, f"its member {member_key} has other classes")
+        keys = [ModelKey(member.name, member.version) for member in ensemble.members]
+        if key not in broken and len({models[each].manifest.activation for each in keys}) > 1:
+            broken[key] = Refusal(Cause.NEVER, "some of its members give softmax, others sigmoid: they have no mean")
         if key not in broken:
             whole[key] = ensemble
     return Catalogue(folder, models, whole, {**refused, **broken}, default_model)

@@ -7,6 +7,7 @@ two requests' pixels or answers were mixed up. `work` makes each batch slow by r
 import hashlib
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from models import manifest
 from models.manifest import (
+    Activation,
     Calibration,
     Conversion,
     Ensemble,
@@ -34,13 +36,21 @@ _WORK_SIZE = 256
 
 
 def write(
-    repository: Path, name: str = "tiny", version: int = 1, *, crop: int = 32, work: int = 0, channel: int = 0
+    repository: Path,
+    name: str = "tiny",
+    version: int = 1,
+    *,
+    crop: int = 32,
+    work: int = 0,
+    channel: int = 0,
+    preprocessing: Preprocessing | None = None,
+    activation: Activation = "softmax",
 ) -> Manifest:
     """Write the model to `repository`; `work` is the number of 256 x 256 matrix products that a batch costs more.
 
-    `channel` 1 or 2 has it look at green or blue instead.
+    `channel` 1 or 2 has it look at green or blue instead. `preprocessing` is instead of a square `crop` of the centre.
     """
-    content = _graph(work, channel).SerializeToString()
+    content = _graph(work, channel, activation).SerializeToString()
     found = Manifest(
         name=name,
         version=version,
@@ -49,9 +59,9 @@ def write(
         parameters=0,
         weights=Weights(source="made by hand", sha256=None),
         published_accuracy=None,
-        preprocessing=Preprocessing(
-            resize=crop, crop=crop, interpolation="bilinear", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
-        ),
+        preprocessing=preprocessing
+        or Preprocessing(resize=crop, crop=crop, interpolation="bilinear", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
+        activation=activation,
         num_classes=CLASSES,
         top_k=TOP_K,
         backend="onnx",
@@ -70,7 +80,7 @@ def write(
     return found
 
 
-def publish(repository: Path, version: int, **options: int) -> None:
+def publish(repository: Path, version: int, **options: Any) -> None:
     """Write a new version in one step, as an export does it."""
     aside = repository.parent / f"aside-{version}"
     write(aside, "tiny", version, **options)
@@ -155,7 +165,7 @@ def _constant(name: str, values: NDArray[np.generic]) -> onnx.TensorProto:
     return numpy_helper.from_array(values, name)
 
 
-def _graph(work: int, channel: int) -> onnx.ModelProto:
+def _graph(work: int, channel: int, activation: Activation) -> onnx.ModelProto:
     """logits[c] = 2 * c * red - c^2, which is largest for the c nearest to the mean red value."""
     classes = np.arange(CLASSES, dtype=np.float32)
     matrix = np.eye(_WORK_SIZE, dtype=np.float32)
@@ -183,7 +193,9 @@ def _graph(work: int, channel: int) -> onnx.ModelProto:
         helper.make_node("ReduceMin", ["worked"], ["zero"], keepdims=0),  # of the unit matrix to whatever power
         helper.make_node("Add", ["product", "zero"], ["product_worked"]),
         helper.make_node("Sub", ["product_worked", "class_squared"], [manifest.LOGITS_NAME]),
-        helper.make_node("Softmax", [manifest.LOGITS_NAME], ["all"], axis=1),
+        helper.make_node("Softmax", [manifest.LOGITS_NAME], ["all"], axis=1)
+        if activation == "softmax"
+        else helper.make_node("Sigmoid", [manifest.LOGITS_NAME], ["all"]),
         helper.make_node("TopK", ["all", "k"], [manifest.PROBABILITIES_NAME, "indices64"]),
         helper.make_node("Cast", ["indices64"], [manifest.INDICES_NAME], to=TensorProto.INT32),
     ]

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from models.manifest import Activation
+
 
 class Classes(NamedTuple):
     """The classes of one image and how it got them."""
@@ -32,11 +34,14 @@ class Classes(NamedTuple):
         )
 
 
-def average(answers: Sequence[Classes], top_k: int) -> Classes:
+def average(answers: Sequence[Classes], top_k: int, activation: Activation) -> Classes:
     """The `top_k` classes by the mean probability over answers that hold logits; of times and sizes the largest."""
     logits = np.stack([answer.logits for answer in answers]).astype(np.float64)
-    powers = np.exp(logits - logits.max(1, keepdims=True))
-    probabilities = (powers / powers.sum(1, keepdims=True)).mean(0)
+    if activation == "sigmoid":
+        probabilities = np.exp(-np.logaddexp(0, -logits)).mean(0)
+    else:
+        powers = np.exp(logits - logits.max(1, keepdims=True))
+        probabilities = (powers / powers.sum(1, keepdims=True)).mean(0)
     best = np.argsort(-probabilities, kind="stable")[:top_k]
     return Classes(
         probabilities[best].astype(np.float32),

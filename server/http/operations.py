@@ -7,7 +7,7 @@ from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel
 from starlette.status import HTTP_503_SERVICE_UNAVAILABLE
 
-from models.manifest import Accuracy, Ensemble, Entry, Member, Preprocessing
+from models.manifest import Accuracy, Activation, Ensemble, Entry, Member, Preprocessing
 from server import metrics
 from server.serving.service import Service
 
@@ -27,6 +27,7 @@ class Model(BaseModel):
     num_classes: int
     top_k: int
     preprocessing: Preprocessing
+    activation: Activation
     weights_sha256: str | None
     file_sha256: str
 

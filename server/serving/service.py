@@ -199,4 +199,7 @@ class Service:
             except ExceptionGroup as errors:
                 raise errors.exceptions[0] from None
             answers = [answer for task in asked for answer in task.result()]
-        return average(answers, min(ask.top_k, plan.members[0].manifest.top_k)) if plan.averages else answers[0]
+        if not plan.averages:
+            return answers[0]
+        first = plan.members[0].manifest
+        return average(answers, min(ask.top_k, first.top_k), first.activation)

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from deploy.ray.engine import catalogue_of
-from models.manifest import ManifestError
+from models.manifest import ManifestError, Preprocessing
 from server import metrics, repository
 from server.engine.classes import Classes
 from server.errors import ServiceError
@@ -71,6 +71,16 @@ def classified(folder: Path, images: list[bytes], within_s: float = 60, **settin
     """In a process of its own, as metrics are of a process."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         return process.submit(_classified, folder, images, within_s, **settings).result()
+
+
+def test_an_image_is_fitted_as_its_model_wants_it(tmp_path: Path) -> None:
+    """Padded with the mean colour to twice its width."""
+    how = Preprocessing(
+        resize=40, crop=(20, 40), crop_mode="pad", interpolation="nearest", mean=(0.8, 0, 0), std=(1, 1, 1)
+    )
+    tiny.write(tmp_path, preprocessing=how)
+    ((best, _),) = classified(tmp_path, [red_image(70)])
+    assert best == (70 + 204) // 2
 
 
 def test_each_image_of_a_batch_gets_its_own_answer_and_a_broken_one_spares_its_neighbours(tmp_path: Path) -> None:

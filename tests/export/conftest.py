@@ -40,7 +40,7 @@ def truth(network: nn.Module, preprocessing: Preprocessing) -> Truth:
 
 def export(recipe: Recipe, network: nn.Module) -> bytes:
     preprocessing = recipe.preprocessing
-    return to_onnx(CompleteGraph(network, preprocessing, recipe.top_k), preprocessing.crop, OPSET)
+    return to_onnx(CompleteGraph(network, preprocessing, recipe.top_k, recipe.activation), preprocessing.crop, OPSET)
 
 
 @pytest.fixture(scope="session")

@@ -55,6 +55,24 @@ def test_each_member_is_measured_by_the_backend_that_serves_it(
     assert (written.images, written.agreement) == (3, 1)
 
 
+def test_probabilities_of_different_kinds_have_no_mean(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny.write(tmp_path, "usual")
+    tiny.write(tmp_path, "own", activation="sigmoid")
+    assert ensemble.main(["both", "usual", "own", "--repository", str(tmp_path)]) == 1
+    assert "own gives sigmoid and usual softmax" in capsys.readouterr().err
+
+
+def test_a_member_that_sees_other_pixels_makes_another_ensemble(tmp_path: Path) -> None:
+    """Though its file has the same bytes: how images are resized is not in it."""
+    for version in (1, 2):
+        known = tiny.write(tmp_path, "a", version)
+        path = tmp_path / "a" / str(version) / manifest.FILE_NAME
+        path.write_text(known.model_copy(update={"fingerprint": f"{version:064x}"}).model_dump_json())
+        tiny.write(tmp_path, "b", version)
+        assert ensemble.main(["both", "a", "b", "--repository", str(tmp_path)]) == 0
+    assert sorted(path.name for path in (tmp_path / "both").iterdir()) == ["1", "2"]
+
+
 @pytest.mark.parametrize(
     ("members", "message"),
     [

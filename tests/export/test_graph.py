@@ -1,13 +1,30 @@
+from contextlib import closing
+
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
+from torch import nn
 
-from export.recipe import plan
+from export import backends
+from export.backends import RUNTIMES, Runtime
+from export.graph import CompleteGraph, to_onnx
+from export.recipe import OPSET, plan
 from export.reference import reference_logits
-from models.manifest import INDICES_NAME, INPUT_NAME, LOGITS_NAME, PROBABILITIES_NAME
+from models.manifest import (
+    INDICES_NAME,
+    INPUT_NAME,
+    LOGITS_NAME,
+    PROBABILITIES_NAME,
+    Activation,
+    ChannelOrder,
+    Preprocessing,
+)
 from tests.export.conftest import Exported, export
+
+GREY = Preprocessing(resize=24, crop=(16, 24), interpolation="bilinear", channels="grey", mean=(0.4,), std=(0.3,))
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +62,38 @@ def test_any_batch_size_runs(exported: Exported, batch: int) -> None:
     np.testing.assert_array_equal(indices, np.argsort(-logits, axis=1))
     softmax = torch.from_numpy(expected).softmax(1).numpy()
     np.testing.assert_allclose(probabilities, -np.sort(-softmax, axis=1), atol=1e-6)
+
+
+def test_grey_is_pillows() -> None:
+    """Of a million of the 17 million colours, white among them: the largest sum that float32 has to hold."""
+    colours = np.random.default_rng(0).integers(0, 256, (1000, 1000, 3), np.uint8)
+    colours[0] = 255
+    seen = CompleteGraph(nn.Identity(), GREY, 1).channels(torch.from_numpy(colours).permute(2, 0, 1)[None].float())
+    np.testing.assert_array_equal(seen[0, 0].numpy(), np.asarray(Image.fromarray(colours).convert("L")))
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize(("channels", "classes", "activation"), [("bgr", 5, "softmax"), ("grey", 5, "sigmoid")])
+def test_channels_and_activation_are_in_the_graph(
+    exported: Exported, runtime: Runtime, channels: ChannelOrder, classes: int, activation: Activation
+) -> None:
+    """Of images that are wider than high."""
+    count = 1 if channels == "grey" else 3
+    network = nn.Sequential(nn.Conv2d(count, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+    mean, std = (0.3, 0.5, 0.6)[:count], (0.2, 0.3, 0.4)[:count]
+    how = GREY.model_copy(update={"channels": channels, "mean": mean, "std": std})
+    content = to_onnx(CompleteGraph(network.eval(), how, classes, activation), how.crop, OPSET)
+    draft = exported.draft.model_copy(
+        update={"preprocessing": how, "activation": activation, "num_classes": classes, "top_k": classes}
+    )
+    images = np.random.default_rng(0).integers(0, 256, (3, *how.crop, 3), np.uint8)
+    with closing(backends.load(draft, content, runtime)) as backend:
+        probabilities, indices, logits = backend.run(list(images))
+    expected = torch.from_numpy(reference_logits(network, images, how))
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+    answer = expected.sigmoid() if activation == "sigmoid" else expected.softmax(1)
+    np.testing.assert_allclose(probabilities, -np.sort(-answer.numpy(), axis=1), atol=1e-6)
+    np.testing.assert_array_equal(indices, np.argsort(-logits, axis=1))
 
 
 def test_batch_norm_is_folded_away(proto: onnx.ModelProto) -> None:

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from export.options import NOTHING, Stated, StatedError, add_preprocessing, describe, stated
+from export.options import NOTHING, Stated, StatedError, add_preprocessing, as_options, stated
 from models.manifest import Preprocessing
 from models.zoo import IMAGENET_MEAN, IMAGENET_STD
 
@@ -86,4 +86,4 @@ def test_numbers_that_are_none_are_said_to_be(line: str, mistake: str) -> None:
 
 def test_description_states_the_same_again() -> None:
     squashed = read("--crop-mode squash --crop 128x64 --channels bgr --mean 0.4 0.5 0.6 --std 0.25").over(BASE)
-    assert read(describe(squashed)).over(BASE) == squashed
+    assert read(as_options(squashed)).over(BASE) == squashed

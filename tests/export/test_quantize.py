@@ -150,6 +150,13 @@ def test_gate_its_images_and_the_correction_belong_to_the_fingerprint(
     assert int8.fingerprint(source) != before
 
 
+def test_source_that_sees_other_pixels_is_another_though_its_file_is_the_same(cifar_repository: Path) -> None:
+    source = repository.get(cifar_repository, NAME)
+    other = source.model_copy(update={"fingerprint": "0" * 64})
+    half = Wanted("fp16", "onnx", "x86", METHODS, Images([], image_paths(PHOTOS)), 99)
+    assert half.fingerprint(source) != half.fingerprint(other)
+
+
 def test_best_method_is_chosen_on_the_images_of_the_calibration(
     root: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,6 +1,7 @@
 // An image in, its classes out. Whatever the server says is put into the page as text, never as markup.
 
 const TOP_K = 5;
+const FITTED = { centre: "", squash: ", squashed", pad: ", padded" };
 const WORTH_ANOTHER_TRY = new Set([0, 408, 429, 500, 502, 503, 504]);
 
 const byId = (id) => document.getElementById(id);
@@ -174,12 +175,15 @@ function aboutModel() {
   showUntrained();
 }
 
-function describe({ architecture, parameters, precision, published_accuracy, accuracy, members }) {
+function describe({ architecture, parameters, precision, published_accuracy, accuracy, members, preprocessing,
+                    activation }) {
   const top1 = (published_accuracy ?? accuracy)?.top1;
   return [
     members ? `ensemble of ${members.map((member) => member.name).join(", ")}` : architecture,
     parameters && `${(parameters / 1e6).toFixed(1)} million parameters`,
     precision?.toUpperCase(),
+    preprocessing && `${preprocessing.crop[1]}×${preprocessing.crop[0]} pixels${FITTED[preprocessing.crop_mode]}`,
+    activation === "sigmoid" && "each class has a probability of its own",
     top1 && `${top1.toFixed(1)}% top-1`,
   ].filter(Boolean).join(" · ");
 }

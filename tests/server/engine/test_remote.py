@@ -343,9 +343,19 @@ def test_an_average_ranks_by_the_mean_probability() -> None:
         nothing = np.empty(0, np.float32)
         return Classes(nothing, nothing.astype(np.int32), logits, 2.0, 3.0, 4, 0.5, 1.0)
 
-    mean = average([answer(0.6, 0.3, 0.1), answer(0.1, 0.5, 0.4)], 2)
+    mean = average([answer(0.6, 0.3, 0.1), answer(0.1, 0.5, 0.4)], 2, "softmax")
     assert mean.indices.tolist() == [1, 0]
     np.testing.assert_allclose(mean.probabilities, [0.4, 0.35], atol=1e-6)
+
+
+def test_an_average_of_independent_probabilities_need_not_sum_to_one() -> None:
+    def answer(*logits: float) -> Classes:
+        nothing = np.empty(0, np.float32)
+        return Classes(nothing, nothing.astype(np.int32), np.array(logits, np.float32), 2.0, 3.0, 4)
+
+    mean = average([answer(0, 1000, -1000), answer(1000, 0, -1000)], 3, "sigmoid")
+    assert mean.indices.tolist() == [0, 1, 2]
+    np.testing.assert_allclose(mean.probabilities, [0.75, 0.75, 0])
 
 
 def test_requests_wait_for_the_first_engine(play: Play) -> None:
