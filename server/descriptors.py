@@ -15,22 +15,24 @@ log = logging.getLogger(__name__)
 def provide(settings: Settings) -> Settings:
     """Raise the limit for this process and its children to what `max_connections` needs.
 
-    An HTTP worker answers up to twice that many before it closes any. If the system allows fewer, `max_connections` is
-    lowered, so that what is too much is refused with its code, rather than never accepted and without a word.
+    An HTTP worker answers up to twice that many before it closes any, and has as many again over gRPC. If the system
+    allows fewer, `max_connections` is lowered, so that what is too much is refused with its code, rather than never
+    accepted and without a word.
 
     Raises:
         StartupError: the limit has no room for connections at all.
     """
-    needed = 2 * settings.max_connections + OTHERS
+    each = 2 if settings.grpc_port is None else 3
+    needed = each * settings.max_connections + OTHERS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
     if soft != resource.RLIM_INFINITY and soft < allowed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
     if allowed == needed:
         return settings
-    fitting = (allowed - OTHERS) // 2
+    fitting = (allowed - OTHERS) // each
     if fitting < 1:
-        raise StartupError(f"only {hard} open files are allowed (ulimit -Hn): at least {OTHERS + 2} are needed")
+        raise StartupError(f"only {hard} open files are allowed (ulimit -Hn): at least {OTHERS + each} are needed")
     log.warning(
         "max_connections is %d, not %d: %d open files are allowed (ulimit -Hn), which takes %d",
         fitting,

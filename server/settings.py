@@ -56,6 +56,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix="SERVER_",
+        env_ignore_empty=True,  # as `${PORT:-}` of a compose file has it
         frozen=True,
         extra="forbid",
         dotenv_filtering="match_prefix",  # a file that other programs read, too

@@ -22,6 +22,7 @@ from server.grpc.streams import MAX_STREAMS, Streams
 from server.keys import RefusedError
 from server.serving.outcomes import Outcome
 from server.serving.service import Service
+from server.settings import Settings
 from server.tls import Certificate
 from server.v2 import models, tensors
 from server.v2.infer import InferAnswer, InferRequest, Input, RequestedOutput, infer
@@ -55,6 +56,10 @@ STATUS: dict[Code, grpc.StatusCode] = {
 
 PROBES = 16
 """Calls that only ask whether the server is there, beside as many others as may be under way."""
+KEEPALIVE_MS = 60_000
+"""How often a connection over which nothing comes is asked whether its client is there."""
+MIN_PING_MS = 10_000
+"""How often a client may ask the same. By the library's own five minutes, usual clients lose the connection."""
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 Kind = TypeVar("Kind")
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -108,12 +113,8 @@ async def start(service: Service, address: str) -> Server:
     settings = service.settings
     server = grpc.aio.server(
         interceptors=[KeyCheck(service, service.keys, _refuse)] if service.keys else None,
-        options=[
-            ("grpc.so_reuseport", 1),
-            ("grpc.max_receive_message_length", settings.max_body_bytes),  # also of what it decompresses to
-            ("grpc.server_handshake_timeout_ms", max(1, round(settings.header_timeout_ms))),
-        ],
-        maximum_concurrent_rpcs=settings.max_connections + MAX_STREAMS + PROBES,
+        options=_options(settings),
+        maximum_concurrent_rpcs=_most_calls(settings),
     )
     room, streams = _Room(settings.max_connections), Streams()
     handlers = {
@@ -140,6 +141,26 @@ async def start(service: Service, address: str) -> Server:
         server.add_insecure_port(address)
     await server.start()
     return Server(server, streams)
+
+
+def _options(settings: Settings) -> list[tuple[str, int]]:
+    """Of gRPC's library (docs/defaults.md has those that stay as they are)."""
+    return [
+        ("grpc.so_reuseport", 1),
+        ("grpc.max_receive_message_length", settings.max_body_bytes),  # also of what it decompresses to
+        ("grpc.server_handshake_timeout_ms", max(1, round(settings.header_timeout_ms))),
+        ("grpc.max_allowed_incoming_connections", settings.max_connections),
+        ("grpc.max_concurrent_streams", _most_calls(settings)),  # of one connection
+        ("grpc.max_connection_idle_ms", max(1, round(settings.keep_alive_ms))),
+        # Who is gone without a word is noticed, and clients may look as often whether the server is there.
+        ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_MS),
+    ]
+
+
+def _most_calls(settings: Settings) -> int:
+    return settings.max_connections + MAX_STREAMS + PROBES
 
 
 def _shown(certificate: Certificate) -> grpc.ServerCertificateConfiguration:

@@ -96,6 +96,22 @@ async def _serve(start: Start, control: Connection) -> None:
     decoders.close(wait=False)
 
 
+def config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
+    """Of the HTTP server (docs/defaults.md has what stays as it is)."""
+    return uvicorn.Config(
+        app,
+        http=protocol_class(settings.header_timeout_ms, settings.max_connections),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=math.ceil(settings.keep_alive_ms / 1e3),
+        timeout_graceful_shutdown=max(1, round(settings.drain_timeout_ms / 1e3)),
+    )
+
+
 def _observed(app: ASGIApp, settings: Settings) -> ASGIApp:
     """The app, and around it what the settings want to be seen of it."""
     if tracing.is_on():
@@ -192,20 +208,7 @@ class _Server(uvicorn.Server):
         settings = service.settings
         self._service = service
         self._grpc: GrpcServer | None = None
-        super().__init__(
-            uvicorn.Config(
-                _observed(create_app(service), settings),
-                http=protocol_class(settings.header_timeout_ms, settings.max_connections),
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                proxy_headers=False,
-                server_header=False,
-                timeout_keep_alive=math.ceil(settings.keep_alive_ms / 1e3),
-                timeout_graceful_shutdown=max(1, round(settings.drain_timeout_ms / 1e3)),
-            )
-        )
+        super().__init__(config(_observed(create_app(service), settings), settings))
         self._control = control
         self._tls = tls.Renewable(service.certificate) if service.certificate else None
 

@@ -69,6 +69,11 @@ def test_flags_win(read: Read) -> None:
     assert read("--max-batch=5").port == 1
 
 
+def test_an_empty_variable_counts_as_none(read: Read) -> None:
+    without = read()
+    assert read(SERVER_GRPC_PORT="", SERVER_MODELS="", SERVER_REPOSITORY="") == without
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [("a", ("a",)), ("a,b", ("a", "b")), ("a,,b,", ("a", "b")), (" a, b ", ("a", "b")), ("", ())],
