@@ -53,7 +53,7 @@ from server.settings import Settings
 from server.tls import Certificate
 
 if TYPE_CHECKING:
-    from server.grpc.service import Server as GrpcServer
+    from server.grpc import service as grpc
 
 
 def main(start: Start, control: Connection) -> None:
@@ -207,7 +207,7 @@ class _Server(uvicorn.Server):
     def __init__(self, service: Service, control: Connection) -> None:
         settings = service.settings
         self._service = service
-        self._grpc: GrpcServer | None = None
+        self._grpc: grpc.Server | None = None
         super().__init__(config(_observed(create_app(service), settings), settings))
         self._control = control
         self._tls = tls.Renewable(service.certificate) if service.certificate else None
