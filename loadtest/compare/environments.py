@@ -1,6 +1,7 @@
 """The rivals' virtual environments: one for each, since what they need does not go together."""
 
 import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -42,13 +43,12 @@ def ensure(rival: str, folder: Path) -> Path:
     if not (done.exists() and done.read_text() == digest):
         print(f"installing {rival} into {environment}", flush=True)
         shutil.rmtree(environment, ignore_errors=True)
-        venv.create(environment, with_pip=True)
-        # -I: a package that PYTHONPATH offers here is not there when the rival runs
-        pip = [
-            str(environment / "bin" / "python"),
-            *["-I", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"],
-        ]
-        ended = subprocess.run([*pip, "--requirement", str(pins)], stderr=subprocess.PIPE, text=True, check=False)  # noqa: S603
+        venv.create(environment)
+        pip = [sys.executable, "-m", "pip", "--python", str(environment / "bin" / "python")]
+        command = [*pip, "install", "--quiet", "--disable-pip-version-check", "--requirement", str(pins)]
+        # a package that PYTHONPATH offers here is not there when the rival runs
+        own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        ended = subprocess.run(command, env=own, stderr=subprocess.PIPE, text=True, check=False)  # noqa: S603
         if ended.returncode:
             raise InstallError(f"{rival} cannot be installed: {ended.stderr.strip()[-1000:]}")
         done.write_text(digest)
