@@ -31,14 +31,15 @@ def version(rival: str, package: str) -> str:
     return found[1] if found else ""
 
 
-def ensure(rival: str, folder: Path) -> Path:
+def ensure(rival: str) -> Path:
     """The folder with the programs of a rival's environment, made where it is missing or was made of other pins.
 
     Raises:
         InstallError: pip fails.
     """
     pins = requirements(rival)
-    environment, done = folder / rival, folder / rival / "installed"
+    environment = FOLDER / rival
+    done = environment / "installed"
     digest = hashlib.sha256(pins.read_bytes() + sys.version.encode()).hexdigest()
     if not (done.exists() and done.read_text() == digest):
         print(f"installing {rival} into {environment}", flush=True)

@@ -12,7 +12,7 @@ from tests import tiny
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """FastAPI, as a rival, runs in this environment, which has all that it needs."""
-    monkeypatch.setattr(environments, "ensure", lambda *_: Path(sys.executable).parent)
+    monkeypatch.setattr(environments, "ensure", lambda _: Path(sys.executable).parent)
 
 
 @pytest.fixture(scope="session")

@@ -44,7 +44,7 @@ def test_a_target_out_of_reach_is_one_line(tmp_path: Path) -> None:
 
 
 def test_no_model_is_said(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "server", "tune", "--p99-ms", "100", "--repository", tmp_path]
+    command: list[str | Path] = [sys.executable, "-m", "server", "tune", "--p99-ms", "100", "--repository", tmp_path]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert "no model in" in done.stderr
