@@ -25,11 +25,10 @@ class Descent:
     has_time: Callable[[], bool] = lambda: True
     """No measurement begins when this is no longer so."""
     repeats: int = REPEATS
-    margin: float = MARGIN
 
-    def best(self, axes: Mapping[str, Sequence[str]], start: Candidate) -> Candidate:
-        """Improve one name after the other, from `start`, until a whole pass changes nothing."""
-        best = start
+    def best(self, axes: Mapping[str, Sequence[str]]) -> Candidate:
+        """Improve one name after the other, from the defaults, until a whole pass changes nothing."""
+        best: Candidate = {}
         for _ in range(MAX_PASSES):
             before = best
             for name, values in axes.items():
@@ -51,4 +50,4 @@ class Descent:
             most = max(median(scores[at]) for at, _ in going)
             going = [(at, one) for at, one in going if at == 0 or median(scores[at]) > HOPELESS * most]
         at, best = max(going, key=lambda one: median(scores[one[0]]))
-        return best if at and median(scores[at]) > median(scores[0]) * (1 + self.margin) else incumbent
+        return best if at and median(scores[at]) > median(scores[0]) * (1 + MARGIN) else incumbent

@@ -84,7 +84,7 @@ def main() -> int:
     work = {_network(found): roofline.count(_read(options.repository, found)) for found in plain}
     # In a process of its own: what PyTorch takes of the device's memory and threads ends with it.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
-        best = apart.submit(roofline.measure).result()
+        best = apart.submit(roofline.measure, options.seconds).result()
     rows: list[Row] = []
     refused: dict[str, str] = {}
     settings = Settings(max_batch=max(options.batches))

@@ -27,7 +27,6 @@ import uvloop
 
 from loadtest import command, loops, machine, photos, plots, processes, results, tables
 from loadtest.command import LoadTestError, names, numbers
-from loadtest.compare import environments
 from loadtest.compare.servers import RIVALS, SERVERS
 from loadtest.connection import request
 from loadtest.loops import OpenLoop, OpenWindow, Outcomes, Photo, Target
@@ -109,7 +108,7 @@ def _ours(options: argparse.Namespace) -> Generator[Server]:
     models = ("--models", options.model) if options.model else ()
     settings = {} if options.deadline_header else {"SERVER_TIMEOUT_MS": f"{options.deadline_ms:g}"}
     with processes.serve("--repository", str(options.repository), *models, environment=settings) as server:
-        yield Server(options.name, Target(f"{server.url}/classify"), server.members)
+        yield Server("this server", Target(f"{server.url}/classify"), server.members)
 
 
 @contextmanager
@@ -121,7 +120,7 @@ def _rival(name: str, model: str, options: argparse.Namespace) -> Generator[Serv
     image = photos.find(options.photos)[0].read_bytes()
     with tempfile.TemporaryDirectory() as folder:
         work = networks.real(options.repository, model, Path(folder))
-        with rounds.serving(rival, work, options.environments) as (running, target):
+        with rounds.serving(rival, work) as (running, target):
             uvloop.run(rounds.first_answer(running, target, request(target.url, image, target.headers)))
             yield Server(rival.title, target, running.members, model)
 
@@ -232,7 +231,7 @@ def _write(found: Sequence[Overload], options: argparse.Namespace) -> None:
     base.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps([result.model_dump() for result in found], indent=1)
     base.with_suffix(".json").write_text(text + "\n")
-    plot = base.with_suffix(f".{options.format}")
+    plot = base.with_suffix(".svg")
     plots.save(_panels(found), plot)
     parts = ["# Overload: what arrives when more comes than can be answered", f"![goodput and latency]({plot.name})"]
     parts += [_section(result) for result in found]
@@ -276,8 +275,6 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--rivals", type=names(RIVALS), default=[], metavar="NAME,NAME,…", help=f"after our own, of {', '.join(RIVALS)}"
     )
-    parser.add_argument("--environments", type=Path, default=environments.FOLDER, metavar="FOLDER", help="of rivals")
-    parser.add_argument("--name", default="this server", help="of our own server in the table and the plot")
     parser.add_argument("--plot", type=Path, nargs="+", default=[], metavar="JSON", help="measure nothing: plot these")
     parser.add_argument("--pixels", type=int, metavar="N", help="send N x N images made of the photos instead")
     parser.add_argument("--factors", type=numbers(float), default=[0.5, 0.8, 1, 1.5, 2, 3, 5, 10], metavar="F,F,…")
@@ -288,7 +285,6 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--sockets", type=int, default=512, metavar="N", help="most at one time (default 512)")
     parser.add_argument("--connections", type=int, default=32, metavar="N", help="of the closed loop (default 32)")
     parser.add_argument("--write", type=Path, metavar="BASE", help="write BASE.json, BASE.md and the plot")
-    parser.add_argument("--format", choices=("svg", "png"), default="svg", help="of the plot (default svg)")
     options = parser.parse_args()
     if options.server and options.rivals:
         parser.error("--rivals are measured after our own server, not after --server")

@@ -1,4 +1,4 @@
-"""Plots as SVG, which is the same bytes for the same figures, or PNG."""
+"""Plots as SVG: the same bytes for the same figures."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 mpl.rcParams["svg.hashsalt"] = "resnet-serving"  # else each file has ids of its own
 _SIZE_IN = (5.0, 3.6)
 _LONG_SIZE_IN = (9.0, 2.6)
-_DPI = 120
 
 Points = tuple[Sequence[float], Sequence[float]]
 """Seconds of a run, and values."""
@@ -55,12 +54,12 @@ def over_time(title: str, lines: Mapping[str, Points], marks: Sequence[tuple[flo
 
 
 def save(panels: Sequence[Panel], path: Path) -> None:
-    """Draw panels beside each other; the file's suffix says the format."""
+    """Draw panels beside each other."""
     figure = Figure(figsize=(_SIZE_IN[0] * len(panels), _SIZE_IN[1]), layout="constrained")
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         _draw(axes, panel)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=_DPI, metadata={"Date": None} if path.suffix == ".svg" else None)
+    figure.savefig(path, metadata={"Date": None})
 
 
 def svg(panels: Sequence[Panel]) -> str:

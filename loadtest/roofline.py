@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in the server; read once, when torch loads OpenMP
 
 ELEMENT_BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "int8": 1}
-ROOFLINE_S = 1.0
-"""For each of its figures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +49,11 @@ class Work:
         return batch / max(batch * self.giga_flops / peak / 1e3, moved / roofline.copy_gb_per_s / 1e9)
 
 
-def measure() -> Roofline:
-    """Time matrix products in each precision, on a CPU also as convolutions, and copies, larger than any cache."""
+def measure(seconds: float = 1.0) -> Roofline:
+    """Time matrix products in each precision, on a CPU also as convolutions, and copies, larger than any cache.
+
+    Each for so many seconds.
+    """
     import torch  # by whoever measures alone
 
     on_gpu = torch.cuda.is_available()
@@ -63,15 +64,15 @@ def measure() -> Roofline:
         torch.backends.cuda.matmul.allow_tf32 = tf32
         left, right = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
         out = torch.empty_like(left)
-        return 2 * side**3 / _seconds(lambda: torch.mm(left, right, out=out), device) / 1e12
+        return 2 * side**3 / _fastest_s(lambda: torch.mm(left, right, out=out), device, seconds) / 1e12
 
     def convolution_tera_flops() -> float:
         """By another library: the CPU's for matrices uses half the width of the vectors of some."""
         batch, channels, width = 4, 256, 56
         images = torch.randn(batch, channels, width, width).to(memory_format=torch.channels_last)
         filters = torch.randn(channels, channels, 3, 3).to(memory_format=torch.channels_last)
-        seconds = _seconds(lambda: torch.conv2d(images, filters, padding=1), device)
-        return 2 * batch * 9 * (channels * width) ** 2 / seconds / 1e12
+        taken_s = _fastest_s(lambda: torch.conv2d(images, filters, padding=1), device, seconds)
+        return 2 * batch * 9 * (channels * width) ** 2 / taken_s / 1e12
 
     peaks = {"fp32": tera_flops(torch.float32)}
     if on_gpu:
@@ -80,7 +81,7 @@ def measure() -> Roofline:
         peaks["fp32"] = max(peaks["fp32"], convolution_tera_flops())
     source = torch.zeros(copied, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    copy_s = _seconds(lambda: target.copy_(source), device)
+    copy_s = _fastest_s(lambda: target.copy_(source), device, seconds)
     name = torch.cuda.get_device_name() if on_gpu else f"{cpu_name()} {torch.get_num_threads()} threads"
     return Roofline(name, on_gpu, torch.__version__, peaks, 2 * copied / copy_s / 1e9)
 
@@ -106,13 +107,13 @@ def count(model: bytes) -> Work:
     return Work(flops / 1e9, written / 1e6)
 
 
-def _seconds(work: Callable[[], Any], device: "torch.device") -> float:
+def _fastest_s(work: Callable[[], Any], device: "torch.device", seconds: float) -> float:
     """Of one call, the fastest of many: what else runs on the machine can only slow it."""
     import torch
 
     calls = 10 if device.type == "cuda" else 1
-    taken, until = [], time.perf_counter() + ROOFLINE_S
-    while time.perf_counter() < until:
+    taken, until = list[float](), time.perf_counter() + seconds
+    while not taken or time.perf_counter() < until:
         started = time.perf_counter()
         for _ in range(calls):
             work()

@@ -100,7 +100,7 @@ def _server(options: argparse.Namespace) -> Generator[tuple[Serving, Path]]:
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         repository = Path(folder) / "repository"
         shutil.copytree(options.repository / options.model, repository / options.model)
-        flags = ["--repository", str(repository), "--http-workers", "2", "--reload-ms", "500", *options.flags.split()]
+        flags = ["--repository", str(repository), "--http-workers", "2", "--reload-ms", "500"]
         with processes.serve(*flags, quiet=True) as server:
             yield server, repository
 
@@ -344,7 +344,6 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=20, metavar="N", help="requests a second (default 20)")
     parser.add_argument("--connections", type=int, default=16, metavar="N", help="requests at one time (default 16)")
     parser.add_argument("--every", type=float, default=10, metavar="S", help="seconds between troubles (default 10)")
-    parser.add_argument("--flags", default="", help="more of the server's flags, in one string")
     parser.add_argument("--write", type=Path, metavar="FILE", help="FILE.md, FILE.svg and FILE.html")
     return parser.parse_args()
 

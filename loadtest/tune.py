@@ -77,7 +77,7 @@ def main() -> int:
     print(f"{psutil.cpu_count()} CPUs, p99 within {options.p99_ms:g} ms; searched:")
     for name, values in axes.items():
         print(f"  {name}: {', '.join(values)}")
-    best = Descent(measure, lambda: time.monotonic() < give_up_s, options.repeats).best(axes, {})
+    best = Descent(measure, lambda: time.monotonic() < give_up_s, options.repeats).best(axes)
     print(f"\nfound: {_text(best)}; compared with the defaults:", flush=True)
     summary, is_better = _compare(best, images, options)
     best = best if is_better else {}

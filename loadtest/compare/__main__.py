@@ -19,8 +19,6 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tqdm import tqdm
-
 from loadtest import command, photos
 from loadtest.command import names, numbers
 from loadtest.compare import environments, networks, report, rounds, rows
@@ -33,6 +31,8 @@ from loadtest.processes import ROOT
 SAMPLE = ROOT.parent / "shared" / "data" / "imagenet-sample"
 """More and more varied photos than the project's own, where they are."""
 WORKS = ("real", networks.TINY)
+MOST_PHOTOS = 50
+"""Of a folder."""
 
 
 def main() -> int:
@@ -48,10 +48,10 @@ def main() -> int:
 
 def _compare(options: argparse.Namespace, folder: Path) -> int:
     paths = photos.find(options.photos)
-    paths = paths[:: -(-len(paths) // options.most_photos)]
+    paths = paths[:: -(-len(paths) // MOST_PHOTOS)]
     servers = [server for server in SERVERS if server.name in options.servers]
     for rival in dict.fromkeys(server.name for server in servers if not server.is_ours):
-        environments.ensure(rival, options.environments)
+        environments.ensure(rival)
     networks.export(options.repository, options.model, options.photos)
     make = {"real": networks.real, networks.TINY: networks.tiny}
     works = [make[work](options.repository, options.model, folder) for work in options.works]
@@ -63,7 +63,6 @@ def _compare(options: argparse.Namespace, folder: Path) -> int:
         options.warm_up,
         options.baseline_seconds,
         datetime.now(UTC),
-        options.environments,
     )
     options.output.mkdir(parents=True, exist_ok=True)
     file = options.output / "compare.jsonl"
@@ -78,15 +77,12 @@ def _measure(
     servers: Sequence[Server], works: Sequence[networks.Work], plan: Plan, known: Sequence[Row], file: Path
 ) -> list[Row]:
     """Measure what is not known yet; each row is in the file as soon as it is there."""
-    wanted = rounds.keys(servers, works, plan)
-    done = {row.key for row in known}
+    total = len(rounds.runs(servers, works)) * len(plan.connections) * plan.rounds
     found = []
-    with tqdm(total=len(wanted), initial=len(done.intersection(wanted)), unit="row", smoothing=0) as progress:
-        for row in rounds.measure(servers, works, plan, done):
-            row.append(file)
-            found.append(row)
-            progress.write(_line(row))
-            progress.update()
+    for row in rounds.measure(servers, works, plan, {row.key for row in known}):
+        row.append(file)
+        found.append(row)
+        print(f"{len(known) + len(found):4}/{total} {_line(row)}", flush=True)
     return found
 
 
@@ -150,8 +146,6 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--baseline-seconds", "--limit-seconds", type=float, default=4, metavar="S", help="of each (default 4)"
     )
-    parser.add_argument("--most-photos", type=int, default=50, metavar="N", help="of the folder (default 50)")
-    parser.add_argument("--environments", type=Path, default=environments.FOLDER, metavar="FOLDER")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "measurements", metavar="FOLDER")
     parser.add_argument("--resume", action="store_true", help="keep the rows that are there, measure the others")
     return parser.parse_args()

@@ -1,6 +1,7 @@
 """The rivals' virtual environments: one for each, since what they need does not go together."""
 
 import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -30,25 +31,25 @@ def version(rival: str, package: str) -> str:
     return found[1] if found else ""
 
 
-def ensure(rival: str, folder: Path) -> Path:
+def ensure(rival: str) -> Path:
     """The folder with the programs of a rival's environment, made where it is missing or was made of other pins.
 
     Raises:
         InstallError: pip fails.
     """
     pins = requirements(rival)
-    environment, done = folder / rival, folder / rival / "installed"
+    environment = FOLDER / rival
+    done = environment / "installed"
     digest = hashlib.sha256(pins.read_bytes() + sys.version.encode()).hexdigest()
     if not (done.exists() and done.read_text() == digest):
         print(f"installing {rival} into {environment}", flush=True)
         shutil.rmtree(environment, ignore_errors=True)
-        venv.create(environment, with_pip=True)
-        # -I: a package that PYTHONPATH offers here is not there when the rival runs
-        pip = [
-            str(environment / "bin" / "python"),
-            *["-I", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"],
-        ]
-        ended = subprocess.run([*pip, "--requirement", str(pins)], stderr=subprocess.PIPE, text=True, check=False)  # noqa: S603
+        venv.create(environment)
+        pip = [sys.executable, "-m", "pip", "--python", str(environment / "bin" / "python")]
+        command = [*pip, "install", "--quiet", "--disable-pip-version-check", "--requirement", str(pins)]
+        # a package that PYTHONPATH offers here is not there when the rival runs
+        own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        ended = subprocess.run(command, env=own, stderr=subprocess.PIPE, text=True, check=False)  # noqa: S603
         if ended.returncode:
             raise InstallError(f"{rival} cannot be installed: {ended.stderr.strip()[-1000:]}")
         done.write_text(digest)

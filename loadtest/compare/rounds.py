@@ -46,7 +46,6 @@ class Plan:
     warm_up_s: float
     baseline_s: float
     begun: datetime
-    environments: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,26 +57,19 @@ class _Started:
     same_class: float
 
 
-def keys(servers: Sequence[Server], works: Sequence[Work], plan: Plan) -> list[Key]:
-    """All that there is to measure."""
-    return [
-        Key(work.name, server.name, server.variant, connections, number)
-        for number in range(plan.rounds)
-        for work in works
-        for server in servers
-        if server.can_run(work)
-        for connections in plan.connections
-    ]
+def runs(servers: Sequence[Server], works: Sequence[Work]) -> list[tuple[Work, Server]]:
+    """What is measured in each round."""
+    return [(work, server) for work in works for server in servers if server.can_run(work)]
 
 
 def measure(servers: Sequence[Server], works: Sequence[Work], plan: Plan, done: Set[Key]) -> Iterator[Row]:
     """Measure what is not done yet, in turns."""
     references = {work.name: _reference(work, plan.photos) for work in works}
     before: tuple[str, Baseline | None] = "", None  # of which work
-    for number, (work, server) in in_turns([(work, server) for work in works for server in servers], plan.rounds):
+    for number, (work, server) in in_turns(runs(servers, works), plan.rounds):
         key = Key(work.name, server.name, server.variant, 0, number)
         loads = [load for load in plan.connections if key._replace(connections=load) not in done]
-        if not loads or not server.can_run(work):
+        if not loads:
             continue
         if before[0] != work.name:
             before = work.name, _baseline(work, plan)
@@ -125,19 +117,19 @@ def _run(
     server: Server, work: Work, loads: Sequence[int], reference: Sequence[int], plan: Plan
 ) -> dict[int, Measured | str]:
     """What was measured under each load, or why nothing was."""
-    with serving(server, work, plan.environments) as (running, target):
+    with serving(server, work) as (running, target):
         return uvloop.run(_load(running, target, loads, reference, plan))
 
 
 @contextmanager
-def serving(server: Server, work: Work, environments: Path) -> Generator[tuple[Running, Target]]:
+def serving(server: Server, work: Work) -> Generator[tuple[Running, Target]]:
     """A server that starts, and where it will answer.
 
     Raises:
         InstallError: a rival cannot be installed.
     """
     port = _free_port()
-    command, variables = server.command(work, port, environments)
+    command, variables = server.command(work, port)
     variables["PYTHONPATH"] = str(ROOT)
     # a short path: Ray's sockets have room for some forty letters more
     with (

@@ -5,7 +5,6 @@ import sys
 import sysconfig
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,7 +43,7 @@ class Server:
         """It runs in this virtual environment, and on complete graphs."""
         return self.name == OURS
 
-    def command(self, work: "Work", port: int, environments_folder: Path) -> tuple[list[str], dict[str, str]]:
+    def command(self, work: "Work", port: int) -> tuple[list[str], dict[str, str]]:
         """What to run with which environment variables.
 
         Raises:
@@ -54,7 +53,7 @@ class Server:
             model = work.int8 if self.variant == "int8" else work.name
             serve = [sys.executable, "-m", "server", "--port", str(port), "--repository", str(work.repository)]
             return [*serve, "--models", str(model), *self.flags], {}
-        folder = environments.ensure(self.name, environments_folder)
+        folder = environments.ensure(self.name)
         described = {"network": str(work.network), "tuned": self.variant == "tuned", **work.preprocessing}
         program = [part.format(port=port) for part in self.program]
         variables = {"PORT": str(port), "COMPARE_WORK": json.dumps(described), **self.environment}

@@ -1,28 +1,28 @@
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests import tiny
+from tests.loadtest import commands
 from tests.loadtest.serving import answer, fake_server
 
-ROOT = Path(__file__).parents[2]
-SHORT = ("--connections", "1,4", "--seconds", "1", "--warm-up", "0.5")
+SHORT = ("--connections", "1,4", "--seconds", "0.4", "--warm-up", "0.1")
 PHOTOS = 3  # in export/photos
 
 
 def bench(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, ROOT / "loadtest" / "bench.py", *SHORT, *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return commands.run("bench.py", *SHORT, *arguments)
 
 
-def test_right_answers_are_measured_against_the_baseline(model_repository: Path, tmp_path: Path) -> None:
+def test_right_answers_are_measured_against_the_baseline(tmp_path: Path) -> None:
+    tiny.write(tmp_path, crop=224)
     result = tmp_path / "result.json"
-    done = bench("--repository", model_repository, "--json", result)
+    done = bench("--repository", tmp_path, "--json", result)
     assert done.returncode == 0, done.stderr
     measured = json.loads(result.read_text())
-    assert measured["model"] == "efficientnet_lite0"
+    assert measured["model"] == "tiny"
     assert measured["photos"] == PHOTOS
     assert all(one["images_per_s"] > 1 for one in measured["baselines"])
     assert [step["connections"] for step in measured["steps"]] == [1, 4]
@@ -55,7 +55,7 @@ def test_refused_from_the_first_fails() -> None:
     ],
 )
 def test_wrong_under_load_fails(later: tuple[int, bytes], reason: str, tmp_path: Path) -> None:
-    with fake_server(lambda n: (200, answer(7)) if n < PHOTOS or n % 50 else later) as url:
+    with fake_server(lambda n: (200, answer(7)) if n < PHOTOS or n % 5 else later) as url:
         done = bench("--url", url, "--repository", tmp_path, "--connections", "2")
     assert done.returncode == 1
     assert reason in done.stderr

@@ -1,5 +1,4 @@
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,14 +8,18 @@ from loadtest import capacity
 from loadtest.command import LoadTestError
 from loadtest.results import Baseline, Bench, Overload, OverloadStep, Pace, Step, Times
 from loadtest.simulate import Costs, Inference
+from tests.loadtest import commands
 
-ROOT = Path(__file__).parents[2]
 COSTS = Costs(cpus=2, decode_ms=(2.0,), overhead_ms=1.0, inference={1: Inference(images_per_s=200, cpu_ms=7.0)})
 
 
+@pytest.fixture(autouse=True)
+def _few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capacity, "SIMULATED_REQUESTS", 5000)
+
+
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, ROOT / "loadtest" / "capacity.py", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return commands.call(capacity.main, *arguments)
 
 
 def baseline(decode_ms: float, infer_1: tuple[float, float], infer_8: tuple[float, float]) -> Baseline:
@@ -128,7 +131,7 @@ def test_a_target_that_no_number_meets_is_said() -> None:
 def test_machines_are_found_by_simulation(tmp_path: Path) -> None:
     path = tmp_path / "costs.json"
     path.write_text(COSTS.model_dump_json())
-    done = run("--costs", path, "--per-s", "500", "--p99-ms", "100", "--balancer", "least-connections")
+    done = run("--costs", path, "--per-s", "500", "--p99-ms", "50", "--balancer", "least-connections")
     assert done.returncode == 0, done.stderr
     assert "so 3 at least would be needed" in done.stdout
     assert "\n4 machines answer 500 requests/s" in done.stdout

@@ -1,7 +1,5 @@
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import onnx
@@ -10,8 +8,7 @@ from onnx import TensorProto, helper
 
 from loadtest.roofline import Roofline, Work, count
 from tests import tiny
-
-ROOT = Path(__file__).parents[2]
+from tests.loadtest import commands
 
 
 def test_work_is_that_of_convolutions_and_matrix_products() -> None:
@@ -53,9 +50,8 @@ def test_every_backend_that_runs_here_is_in_the_table_and_the_others_are_named(t
     repository = tmp_path / "repository"
     tiny.write(repository, crop=8, work=1)
     tiny.write_torch(repository, "program", crop=8)
-    command: list[str | Path] = [sys.executable, "loadtest/engine.py", "--repository", repository, "--batches", "1,2"]
-    command += ["--seconds", "0.01", "--output", tmp_path / "out"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    arguments = ("--repository", repository, "--batches", "1,2", "--seconds", "0.01", "--output", tmp_path / "out")
+    done = commands.run("engine.py", *arguments)
     assert done.returncode == 0, done.stderr
     (written,) = (tmp_path / "out").glob("engine-*.json")
     rows = json.loads(written.read_text())["rows"]

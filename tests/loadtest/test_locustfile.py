@@ -24,7 +24,7 @@ def reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_photos_are_answered_as_body_and_as_form(server_url: str) -> None:
-    done = locust(server_url, "-t", "3s")
+    done = locust(server_url, "-t", "1s")
     assert done.returncode == 0, done.stderr
     assert "/classify (body)" in done.stderr
     assert "/classify (form)" in done.stderr
@@ -43,7 +43,7 @@ def test_a_scenario_that_keeps_its_thresholds_passes_and_is_reported(
     server_url: str, scenario: str, reports: Path
 ) -> None:
     limits = ("--max-p99-ms", "60000", "--max-error-share", "0")
-    done = locust(server_url, "--scenario", scenario, "--length", "0.05", "--rate", "10", *limits)
+    done = locust(server_url, "--scenario", scenario, "--length", "0.03", "--rate", "20", *limits)
     assert done.returncode == 0, done.stdout + done.stderr
     (report,) = reports.glob(f"{scenario}-*.html")
     page = report.read_text()

@@ -12,23 +12,21 @@ from loadtest.loops import OpenLoop, OpenWindow, Photo, Target, poisson
 from tests.loadtest.serving import answer, fake_server
 
 FULL = (429, b'{"code": "queue_full"}')
-PATIENT_S = 30.0
-"""A deadline that nothing here comes near."""
 
 
-def send(base_url: str, per_s: float, *, deadline_s: float = PATIENT_S, sockets: int = 64) -> OpenWindow[int]:
-    """About `per_s` requests within a second; they go on for another deadline, but no longer than a test may take."""
+def send(base_url: str, per_s: float, *, deadline_s: float, sockets: int = 64) -> OpenWindow[int]:
+    """About half of `per_s` requests in half a second; they go on for another deadline."""
     url = f"{base_url}/classify"
     photo = Photo(request(url, b"photo"), top1=7)
     readings = count()
     loop = OpenLoop(Target(url), [photo], deadline_s, sockets)
-    return uvloop.run(loop.run(per_s, 0.0, 1.0, lambda: next(readings)))
+    return uvloop.run(loop.run(per_s, 0.0, 0.5, lambda: next(readings)))
 
 
 def test_every_request_that_is_due_has_one_outcome() -> None:
     outcomes = {0: FULL, 1: None, 2: (500, b"?"), 3: (200, answer(8)), 4: (200, b"?")}
     with fake_server(lambda n: outcomes.get(n % 8, (200, answer(7)))) as url:
-        window = send(url, 100, deadline_s=1.0)
+        window = send(url, 200, deadline_s=1.0)
     found = window.outcomes
     refused = sum(map(len, found.refused_s.values()))
     assert found.due == len(found.good_s) + len(found.late_s) + refused + found.wrong + found.lost + found.unsent
@@ -54,7 +52,7 @@ def test_a_server_that_does_not_answer_does_not_stop_the_requests() -> None:
     with fake_server(when_told) as url:
         teller = threading.Thread(target=tell_after_ten)
         teller.start()
-        window = send(url, 100, deadline_s=2.0)
+        window = send(url, 200, deadline_s=1.0)
         teller.join()
     assert window.most_sockets >= 10
     assert window.outcomes.lost == 0
@@ -69,9 +67,9 @@ def test_what_has_no_socket_is_unsent_and_not_lost() -> None:
         return 200, answer(7)
 
     with fake_server(slowly) as url:
-        teller = threading.Timer(1.2, answering.set)
+        teller = threading.Timer(0.8, answering.set)
         teller.start()
-        window = send(url, 50, deadline_s=0.5, sockets=1)
+        window = send(url, 50, deadline_s=0.2, sockets=1)
         teller.join()
     assert window.most_sockets == 1
     assert window.outcomes.unsent > 0

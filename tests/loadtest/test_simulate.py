@@ -3,7 +3,6 @@
 import json
 import math
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 
 from loadtest.simulate import Balancer, Costs, Inference, Report, Shape, simulate
 from server.engine.scheduler import Limits, Scheduler
-from tests.conftest import ROOT
+from tests.loadtest import commands
 
 NOTHING = 1e-6  # milliseconds: a cost that is as good as none
 SERVICE_S = 0.01
@@ -24,20 +23,20 @@ def device(images_per_s: float, limits: Limits = ENDLESS, timeout_s: float = 1e9
     return Costs(cpus=64, decode_ms=(NOTHING,), inference=sizes), Shape(limits, timeout_s, 64)
 
 
-@pytest.mark.parametrize("load", [0.3, 0.6, 0.8])
+@pytest.mark.parametrize("load", [0.3, 0.5, 0.7])
 def test_one_instance_without_batches_waits_as_the_m_d_1_queue(load: float) -> None:
     costs, shape = device(1 / SERVICE_S)
-    report = simulate(costs, shape, load / SERVICE_S, 30_000)
+    report = simulate(costs, shape, load / SERVICE_S, 10_000)
     wait_s = load * SERVICE_S / (2 * (1 - load))  # Pollaczek and Khinchine
     assert report.mean_s - SERVICE_S == pytest.approx(wait_s, rel=0.1)
 
 
-@pytest.mark.parametrize(("servers", "load"), [(1, 0.7), (4, 0.8)])
+@pytest.mark.parametrize(("servers", "load"), [(1, 0.5), (4, 0.7)])
 def test_decoders_with_exponential_times_wait_as_the_m_m_c_queue(servers: int, load: float) -> None:
     quantiles = 4000
     times_ms = tuple(-1e3 * SERVICE_S * math.log((n + 0.5) / quantiles) for n in range(quantiles))
     costs = Costs(cpus=servers, decode_ms=times_ms, inference={1: Inference(images_per_s=1e9, cpu_ms=0)})
-    report = simulate(costs, Shape(ENDLESS, 1e9, servers), servers * load / SERVICE_S, 40_000)
+    report = simulate(costs, Shape(ENDLESS, 1e9, servers), servers * load / SERVICE_S, 10_000)
     offered = servers * load
     waiting = offered**servers / math.factorial(servers) / (1 - load)
     erlang_c = waiting / (sum(offered**n / math.factorial(n) for n in range(servers)) + waiting)
@@ -49,16 +48,16 @@ def test_random_balancing_makes_each_machine_an_m_d_1_queue_and_others_are_bette
     costs, shape = device(1 / SERVICE_S)
 
     def wait_s(balancer: Balancer) -> float:
-        return simulate(costs, shape, 10 * 0.8 / SERVICE_S, 30_000, 10, balancer).mean_s - SERVICE_S
+        return simulate(costs, shape, 10 * 0.7 / SERVICE_S, 12_000, 10, balancer).mean_s - SERVICE_S
 
     at_random = wait_s("random")
-    assert at_random == pytest.approx(0.8 * SERVICE_S / (2 * (1 - 0.8)), rel=0.1)
+    assert at_random == pytest.approx(0.7 * SERVICE_S / (2 * (1 - 0.7)), rel=0.1)
     assert max(wait_s("least-connections"), wait_s("round-robin")) < at_random / 4
 
 
 def test_work_on_shared_cpus_slows_down_and_none_is_lost() -> None:
     costs = Costs(cpus=1, decode_ms=(5.0,), inference={1: Inference(images_per_s=200, cpu_ms=5)})
-    report = simulate(costs, Shape(ENDLESS, 1e9, 4), 80, 20_000)
+    report = simulate(costs, Shape(ENDLESS, 1e9, 4), 80, 8_000)
     assert report.busy == pytest.approx(80 * (0.005 + 0.005), rel=0.02)
     assert report.good_per_s == pytest.approx(report.offered_per_s)
     assert report.mean_s > 0.01
@@ -106,8 +105,7 @@ def test_the_same_seed_gives_the_same_report() -> None:
 
 
 def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, ROOT / "loadtest" / "simulate.py", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return commands.run("simulate.py", *arguments)
 
 
 def test_command_prints_a_report(tmp_path: Path) -> None:

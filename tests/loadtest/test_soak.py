@@ -1,20 +1,17 @@
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from loadtest.soak import growth
 from tests import tiny
-from tests.conftest import ROOT
+from tests.loadtest import commands
 
 
 def test_nothing_is_lost_in_a_short_soak(tmp_path: Path) -> None:
     tiny.write(tmp_path / "repository", crop=224)
-    command = [sys.executable, str(ROOT / "loadtest" / "soak.py"), "--minutes", "0.15", "--every", "1", "--rate", "40"]
-    command += ["--repository", str(tmp_path / "repository"), "--model", "tiny", "--write", str(tmp_path / "soak")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    short = ("--minutes", "0.05", "--every", "0.2", "--rate", "40", "--model", "tiny")
+    done = commands.run("soak.py", *short, "--repository", tmp_path / "repository", "--write", tmp_path / "soak")
     assert "kept: lost requests 0" in done.stdout, done.stdout + done.stderr
     assert "kept: wrong answers 0" in done.stdout
     assert "engine killed" in done.stdout

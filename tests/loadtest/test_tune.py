@@ -4,23 +4,28 @@ from pathlib import Path
 
 import pytest
 
+from loadtest import tune
 from tests import tiny
+from tests.loadtest import commands
 
 ROOT = Path(__file__).parents[2]
-SHORT = ("--seconds", "0.5", "--repeats", "1", "--minutes", "5")
 
 
-def tune(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "server", "tune", *SHORT, *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune, "CONNECTIONS", (1, 2))
+    monkeypatch.setattr(tune, "WARM_UP_S", 0.1)
 
 
-@pytest.mark.slow
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return commands.call(tune.main, "--seconds", "0.3", "--repeats", "1", "--minutes", "5", *arguments)
+
+
 def test_settings_are_found_compared_and_written_for_the_server(tmp_path: Path) -> None:
     tiny.write(tmp_path, work=4)
     env_file = tmp_path / "serving.env"
     arguments = ("--repository", tmp_path, "--try", "max-batch=1", "--try", "backend=tensorflow")
-    done = tune("--p99-ms", "1000", *arguments, "--write", env_file)
+    done = run("--p99-ms", "1000", *arguments, "--write", env_file)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "backend tensorflow" in done.stdout
     assert "does not start" in done.stdout
@@ -30,16 +35,16 @@ def test_settings_are_found_compared_and_written_for_the_server(tmp_path: Path) 
     assert [line for line in written if not line.startswith("#")] in ([], ["SERVER_MAX_BATCH=1"])
 
 
-@pytest.mark.slow
 def test_a_target_out_of_reach_is_one_line(tmp_path: Path) -> None:
     tiny.write(tmp_path)
-    done = tune("--p99-ms", "0.01", "--repository", tmp_path, "--try", "max_batch=1")
+    done = run("--p99-ms", "0.01", "--repository", tmp_path, "--try", "max_batch=1")
     assert done.returncode == 1
     assert done.stderr.startswith("error: p99 within 0.01 ms is not met")
     assert done.stderr.count("\n") == 1
 
 
 def test_no_model_is_said(tmp_path: Path) -> None:
-    done = tune("--p99-ms", "100", "--repository", tmp_path)
+    command: list[str | Path] = [sys.executable, "-m", "server", "tune", "--p99-ms", "100", "--repository", tmp_path]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert "no model in" in done.stderr
