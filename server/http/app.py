@@ -1,8 +1,10 @@
 """The FastAPI application of one HTTP worker."""
 
+from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request, Response
+from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -40,7 +42,7 @@ def _guarded(app: ASGIApp, service: Service) -> ASGIApp:
     if service.keys:
         app = KeyCheck(app, service, service.keys)
     if service.settings.cors_origins:
-        app = CORSMiddleware(
+        app = _Cors(
             app,
             allow_origins=service.settings.cors_origins,
             allow_methods=["GET", "POST"],
@@ -48,6 +50,22 @@ def _guarded(app: ASGIApp, service: Service) -> ASGIApp:
             expose_headers=[request_ids.HEADER, v2.HEADER_LENGTH, classify.CACHE_HEADER, "Retry-After"],
         )
     return app
+
+
+class _Cors(CORSMiddleware):
+    """Refuses as everything else does."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        response = super().preflight_response(request_headers)
+        if response.status_code < HTTPStatus.BAD_REQUEST:
+            return response
+        what = bytes(response.body).decode().removeprefix("Disallowed CORS ")
+        detail = f"pages may not send this: {what}; --cors-origins names the origins that may"
+        asked = Request({"type": "http", "headers": request_headers.raw})
+        refused = problems.problem(asked, "cors_refused", HTTPStatus.BAD_REQUEST, detail)
+        allowed = {name: value for name, value in response.headers.items() if not name.startswith("content-")}
+        refused.headers.update(allowed)
+        return refused
 
 
 class _Head:

@@ -1,5 +1,6 @@
 """Forms (multipart/form-data): the files in them, and the fields beside those."""
 
+import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -7,6 +8,8 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from server.errors import Code, ServiceError
+
+logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # the answer says what is wrong with a form
 
 MAX_PARTS = 100
 """Each costs the event loop some microseconds, and one is needed for each image."""
@@ -80,8 +83,15 @@ def _parts(body: bytes, boundary: bytes, max_parts: int) -> list[_Part]:
     """
     if not boundary:
         raise ServiceError(Code.MALFORMED_MULTIPART, "the form's content type names no boundary")
-    if body.count(b"--" + boundary) > max_parts:
+    delimiter = b"--" + boundary
+    if body.count(delimiter) > max_parts:
         raise ServiceError(Code.MALFORMED_MULTIPART, f"the form has more than {max_parts} parts")
+    if not body.startswith(delimiter):  # RFC 2046, 5.1.1: what is before the first part is ignored
+        start = body.find(b"\r\n" + delimiter)
+        if start < 0:
+            detail = "the boundary in the content type is not that of the form: have the client make both"
+            raise ServiceError(Code.MALFORMED_MULTIPART, detail)
+        body = body[start + 2 :]
     parts: list[_Part] = []
     names: list[bytes] = []
     values: list[bytes] = []

@@ -3,6 +3,7 @@
 
 import asyncio
 import logging
+import re
 import socket
 import sys
 from functools import partial
@@ -29,6 +30,8 @@ MAX_PIPELINED = 100
 PROBES = OPEN | {"/metrics"}
 """What is answered also where `max_connections` are open: a server that is busy is neither dead nor unobserved."""
 _GATHERED_BYTES = 64 * 1024
+_HOST = re.compile(rb"[\w.~!$&'()*+,;=%:\[\]-]*")
+"""RFC 9112, 3.2: a name or an address, and a port; none of it where the target has none."""
 
 
 def protocol_class(header_timeout_ms: float, max_open: int) -> type[asyncio.Protocol]:
@@ -124,7 +127,8 @@ class BoundedProtocol(Connection):
                 detail = f"URL and headers exceed {MAX_HEAD_BYTES} bytes or {MAX_FIELDS} fields: send fewer"
                 self._refuse("headers_too_large", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, detail)
             else:
-                self._refuse("bad_request", HTTPStatus.BAD_REQUEST, f"not HTTP/1.1: {error}")
+                reason = error.__context__ if isinstance(error.__context__, HttpParserError) else error
+                self._refuse("bad_request", HTTPStatus.BAD_REQUEST, f"not HTTP/1.1: {reason}")
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -157,9 +161,25 @@ class BoundedProtocol(Connection):
             return
         if self.waiting == MAX_PIPELINED:
             raise HttpParserError("too many requests wait")
+        self._check_head()
         self._in_body = True
         self._cancel_deadline()
         super().on_headers_complete()
+
+    def _check_head(self) -> None:
+        """What the parser lets pass.
+
+        Raises:
+            HttpParserError: it is not for this server, or may mean something else to who passed it on.
+        """
+        if self.version not in ("1.0", "1.1"):
+            raise HttpParserError(f"HTTP/{self.version} is not spoken here")
+        hosts = [value for name, value in self.headers if name == b"host"]
+        if len(hosts) > 1 or (not hosts and self.version == "1.1") or not all(map(_HOST.fullmatch, hosts)):
+            raise HttpParserError("there must be one Host field, with a name and perhaps a port")
+        for name, value in self.headers:
+            if name == b"transfer-encoding" and value.strip().lower() != b"chunked":
+                raise HttpParserError("the only transfer coding is chunked")
 
     def on_chunk_header(self) -> None:
         """Progress: the framing of a body in chunks is no part of the head."""

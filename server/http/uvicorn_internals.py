@@ -11,7 +11,7 @@ from socket import socket
 from typing import Any
 
 import uvicorn
-from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser, parse_url
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -62,6 +62,11 @@ class Connection(HttpToolsProtocol):
     def waiting(self) -> int:
         """How many requests wait behind the one that is being answered."""
         return len(self.pipeline)
+
+    @property
+    def version(self) -> str:
+        """Of HTTP, of the message whose head was parsed last."""
+        return self.parser.get_http_version()
 
     @property
     def newest_waits(self) -> bool:
@@ -161,6 +166,11 @@ class Connection(HttpToolsProtocol):
         self.app = None  # which refers to this connection
 
     def on_headers_complete(self) -> None:
+        """Of a target in absolute form, which may lack a path (RFC 9112, 3.2.2), uvicorn cannot make a request."""
+        if not (self.url.startswith((b"/", b"*")) or (target := parse_url(self.url)).path):
+            self.url = b"/" + (b"?" + target.query if target.query else b"")
+        if self.version == "1.0":
+            self.expect_100_continue = False  # RFC 9110, 10.1.1
         runs_at_once = self.idle
         super().on_headers_complete()
         if runs_at_once:

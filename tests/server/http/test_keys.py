@@ -296,6 +296,10 @@ def test_pages_of_other_origins_may_if_they_are_named(public: RunningServer, ser
     assert from_page(public, PAGE) == [(200, PAGE), (200, PAGE), (401, PAGE)]
     assert from_page(public, "http://page.example") == [(400, None), (200, None), (401, None)]
     assert from_page(server, PAGE) == [(401, None), (200, None), (401, None)]
+    asked = {"Origin": "http://page.example", "Access-Control-Request-Method": "POST"}
+    refused = public.client.options("/classify", headers=asked)
+    assert refusal(refused) == (400, "cors_refused")
+    assert refused.headers["vary"].startswith("Origin, ")
 
 
 @pytest.mark.parametrize(

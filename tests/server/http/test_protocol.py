@@ -378,6 +378,65 @@ def test_what_is_not_http_gets_a_problem(server: RunningServer) -> None:
             assert connection.is_closed()
 
 
+IMAGE = red_image(7)
+LENGTH = b"Content-Length: %d\r\n\r\n" % len(IMAGE)
+UNCLEAR = {
+    "no host": b"POST /classify HTTP/1.1\r\n" + LENGTH,
+    "two hosts": b"POST /classify HTTP/1.1\r\nHost: a\r\nHost: b\r\n" + LENGTH,
+    "no name of a host": b"POST /classify HTTP/1.1\r\nHost: a b/c\r\n" + LENGTH,
+    "HTTP/2.0": b"POST /classify HTTP/2.0\r\nHost: a\r\n" + LENGTH,
+    "HTTP/0.9": b"GET /livez\r\n\r\n",
+    "a transfer coding": b"POST /classify HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+    "a length and chunks": b"POST /classify HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n" + LENGTH,
+}
+
+
+@pytest.mark.parametrize("head", UNCLEAR.values(), ids=UNCLEAR)
+def test_what_a_proxy_may_have_understood_otherwise_is_refused(server: RunningServer, head: bytes) -> None:
+    with Connection(server, head + IMAGE) as connection:
+        ((status, document),) = connection.answers()
+        assert (status, document["code"]) == (400, "bad_request")
+        assert connection.is_closed()
+
+
+@pytest.mark.parametrize("start", [b"POST /classify HTTP/1.0\r\n", b"POST /classify HTTP/1.1\r\nHost: [::1]:80\r\n"])
+def test_a_host_may_be_an_address_or_missing_in_http_1_0(server: RunningServer, start: bytes) -> None:
+    with Connection(server, start + LENGTH + IMAGE) as connection:
+        assert [class_of(answer) for answer in connection.answers()] == [7]
+
+
+def test_the_continuation_that_a_client_of_http_1_0_expects_is_not_sent(server: RunningServer) -> None:
+    expecting = b"POST /classify HTTP/1.0\r\nExpect: 100-continue\r\n" + LENGTH
+    with Connection(server, expecting, IMAGE) as connection:
+        assert [class_of(answer) for answer in connection.answers()] == [7]
+
+
+@pytest.mark.parametrize(
+    ("target", "path", "query"),
+    [
+        (b"http://here/a?b", "/a", b"b"),
+        (b"http://here", "/", b""),
+        (b"http://here?b=1", "/", b"b=1"),
+        (b"http://here:80/", "/", b""),
+        (b"/a", "/a", b""),
+        (b"*", "*", b""),
+    ],
+)
+def test_a_target_may_be_absolute_and_without_a_path(target: bytes, path: str, query: bytes) -> None:
+    seen: list[tuple[str, bytes]] = []
+
+    async def talk() -> None:
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            seen.append((scope["path"], scope["query_string"]))
+            await Response(NOTHING)(scope, receive, send)
+
+        async with InProcess(app) as connection:
+            await connection.answer(b"GET %s HTTP/1.1\r\nHost: here\r\n\r\n" % target)
+
+    uvloop.run(talk())
+    assert seen == [(path, query)]
+
+
 def test_nonsense_after_a_request_does_not_pass_for_its_answer(server: RunningServer) -> None:
     with Connection(server, post(7) + b"nonsense\r\n\r\n") as connection:
         assert [class_of(answer) for answer in connection.answers()] == [7]

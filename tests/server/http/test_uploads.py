@@ -187,6 +187,24 @@ def test_a_form_without_exactly_one_whole_file_is_malformed(body: bytes) -> None
     assert refused([body], "multipart/form-data; boundary=b1") is Code.MALFORMED_MULTIPART
 
 
+@pytest.mark.parametrize("before", [b"\r\n", b"This is a message of several parts.\r\n", b"--b\r\n\r\n"])
+def test_what_is_before_the_first_part_of_a_form_is_ignored(before: bytes) -> None:
+    body = before + form("b1", part(b"picture")) + b"and what comes after the last"
+    assert read([body], "multipart/form-data; boundary=b1") == b"picture"
+
+
+def test_a_boundary_that_is_not_that_of_the_form_is_told_to_the_client_alone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for sent in (form("other", part(b"picture")), form("b1", part(b"picture")).replace(b"\r\n", b"\n")):
+        with pytest.raises(ServiceError) as error:
+            read([sent], "multipart/form-data; boundary=b1")
+        assert error.value.code is Code.MALFORMED_MULTIPART
+    with pytest.raises(ServiceError, match="boundary in the content type is not that of the form"):
+        read([form("other", part(b"picture"))], "multipart/form-data; boundary=b1")
+    assert caplog.text == ""
+
+
 @given(cut=st.integers(0, len(form("b1", FIELD, part(b"picture"))) - 3))
 def test_a_truncated_form_is_never_taken_for_an_image(cut: int) -> None:
     body = form("b1", FIELD, part(b"picture"))[:cut]

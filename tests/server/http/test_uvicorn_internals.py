@@ -44,6 +44,7 @@ ATTRIBUTES: Mapping[str, Mapping[str, str]] = {
         "app": "what the next request is run by",
         "connections": "how many connections there are",
         "cycle": "the newest request",
+        "expect_100_continue": "which is of HTTP/1.1",
         "flow": "pauses reading and writing",
         "headers": "the fields of the head that is read, which an Upgrade has to be taken out of",
         "loop": "the event loop",
