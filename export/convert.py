@@ -116,17 +116,26 @@ def find_or_export(
         ExpectedError: it cannot be, or it is there and was not exported as stated.
     """
     if found := repository.find_fp32(root, network):
-        same = stated.over(found.preprocessing) == found.preprocessing
-        if not same or stated.activation not in (None, found.activation):
-            raise RecipeError(
-                f"{network} version {found.version} was exported with {as_options(found.preprocessing)}"
-                f" --activation {found.activation}: export what you state with to_onnx.py under another --name,"
-                " and give that name here"
-            )
+        check_stated(found, stated)
         return found
     repository.check_room(root)
     recipe = plan(network, stated=stated)
     return repository.publish(root, *to_onnx(recipe, network, recipe.obtain_weights(weights_dir), images))
+
+
+def check_stated(found: Manifest, stated: Stated) -> None:
+    """See that a model of the repository is as stated.
+
+    Raises:
+        ExpectedError: it was exported otherwise.
+    """
+    same = stated.over(found.preprocessing) == found.preprocessing
+    if not same or stated.activation not in (None, found.activation):
+        raise RecipeError(
+            f"{found.name} version {found.version} was exported with {as_options(found.preprocessing)}"
+            f" --activation {found.activation}: export what you state with to_onnx.py under another --name,"
+            " and give that name here"
+        )
 
 
 def to_proven_half(source: Manifest, single: bytes, images: Path) -> tuple[bytes, Parity | None]:

@@ -4,7 +4,6 @@ import argparse
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from fractions import Fraction
 from typing import Any, get_args
 
 from pydantic import ValidationError
@@ -146,7 +145,8 @@ def _crop(text: str) -> tuple[int, int]:
 
 def _level(text: str) -> float:
     try:
-        value = float(Fraction(text))
+        numerator, _, denominator = text.partition("/")
+        value = float(numerator) / float(denominator or 1)
     except (ValueError, ZeroDivisionError):
         raise argparse.ArgumentTypeError(f"{text} is no number, such as 0.485 or 104/255") from None
     if not 0 <= value <= 1:

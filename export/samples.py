@@ -15,7 +15,10 @@ from server.settings import Settings
 
 PHOTOS = Path(__file__).parent / "photos"
 """Photographs that come with the project, free to use: see the README there."""
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+IMAGE_SUFFIXES = {
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif")
+}
+"""Of all that the server decodes: what a phone stores is measured, too."""
 MAX_PIXELS: int = Settings.model_fields["max_pixels"].default
 CROPS: tuple[CropCount, ...] = get_args(CropCount)
 LabelsFrom = Literal["auto", "folders", "wordnet-ids", "none"]

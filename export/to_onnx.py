@@ -6,6 +6,7 @@ from functools import partial
 
 import export.interrupts  # noqa: F401 before what takes time
 from export import command, convert
+from export.options import NOTHING, stated
 from models import zoo
 from models.weights import MIRROR_VARIABLE, UnreachableError
 
@@ -14,7 +15,7 @@ def _run(options: argparse.Namespace) -> None:
     try:
         _export(options.network or zoo.DEFAULT, options)
     except UnreachableError as error:
-        if options.network or options.name:
+        if options.network or options.name or stated(options) != NOTHING:
             raise
         print(f"{error}\nExporting {zoo.OFFLINE_DEFAULT} instead, whose weights are installed.", file=sys.stderr)
         _export(zoo.OFFLINE_DEFAULT, options)

@@ -22,11 +22,13 @@ def _run(options: argparse.Namespace) -> None:
     wanted = engine.decide(
         options.target, options.compat, refit=options.refit, max_batch=options.max_batch, gpu=find_gpu()
     )
-    source = (
-        repository.find_int8_for_gpus(root, options.network)
-        if precision == "int8"
-        else convert.find_or_export(root, options.network, options.weights_dir, options.check_images, stated(options))
-    )
+    if precision == "int8":
+        source = repository.find_int8_for_gpus(root, options.network)
+        convert.check_stated(source, stated(options))
+    else:
+        source = convert.find_or_export(
+            root, options.network, options.weights_dir, options.check_images, stated(options)
+        )
     name = options.name or wanted.name(options.network, precision)
     if command.is_there(root, name, wanted.fingerprint(source, precision), "already built"):
         return

@@ -43,8 +43,8 @@ def test_nothing_stated_changes_nothing() -> None:
         ("--mean 0.5 0.5 0.5 --std 0.25", {"mean": (0.5,) * 3, "std": (0.25,) * 3}),
         ("--channels bgr", {"channels": "bgr", "mean": IMAGENET_MEAN[::-1], "std": IMAGENET_STD[::-1]}),
         (
-            "--channels bgr --mean 104/255 117/255 123/255 --std 1/255",
-            {"channels": "bgr", "mean": (104 / 255, 117 / 255, 123 / 255), "std": (1 / 255,) * 3},
+            "--channels bgr --mean 103.939/255 0.5 123/255 --std 1/255",
+            {"channels": "bgr", "mean": (103.939 / 255, 0.5, 123 / 255), "std": (1 / 255,) * 3},
         ),
         ("--channels grey --mean 0.5 --std 0.5", {"channels": "grey", "mean": (0.5,), "std": (0.5,)}),
     ],

@@ -55,13 +55,21 @@ def as_people_have_them(tmp_path_factory: pytest.TempPathFactory) -> Path:
     drawing = Image.new("RGBA", (300, 200), (0, 0, 0, 0))
     drawing.paste((200, 30, 30, 255), (100, 50, 200, 150))
     drawing.save(folder / "drawing.png")
+    upright.resize((400, 300)).save(folder / "phone.heic")
     return folder
 
 
+PADDED = IMAGENET.model_copy(update={"resize": 224, "crop": (160, 224), "crop_mode": "pad", "interpolation": "lanczos"})
+WANTED = {name: NETWORKS[name].preprocessing for name in ("efficientnet_lite0", "resnet50", "cifar_resnet20")} | {
+    "padded": PADDED,
+    "squashed": PADDED.model_copy(update={"crop_mode": "squash", "interpolation": "nearest"}),
+}
+
+
 @pytest.mark.parametrize("crops", CROPS)
-@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet50", "cifar_resnet20"])
+@pytest.mark.parametrize("name", WANTED)
 def test_photos_are_read_as_the_server_reads_them(as_people_have_them: Path, name: str, crops: CropCount) -> None:
-    preprocessing = NETWORKS[name].preprocessing
+    preprocessing = WANTED[name]
     paths = [*image_paths(as_people_have_them), *image_paths(PHOTOS)]
     for path, images in zip(paths, pixels(paths, preprocessing, crops), strict=True):
         np.testing.assert_array_equal(images, served(path.read_bytes(), preprocessing, crops), str(path))

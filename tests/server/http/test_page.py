@@ -16,7 +16,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.select import Select
 
-from models.manifest import FILE_NAME
+from models.manifest import FILE_NAME, Preprocessing
 from server.http.page import HEADERS, PAGES
 from tests import tiny
 from tests.server.running import GatedServer, RunningServer, red_image, until
@@ -95,7 +95,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """Serves `tiny` (the default), and `untrained`, which looks at green instead."""
     repository = tmp_path_factory.mktemp("repository")
     tiny.write(repository)
-    untrained = tiny.write(repository, "untrained", channel=1)
+    narrow = Preprocessing(
+        resize=32, crop=(32, 16), crop_mode="squash", interpolation="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3
+    )
+    untrained = tiny.write(repository, "untrained", channel=1, preprocessing=narrow, activation="sigmoid")
     random = untrained.model_copy(update={"weights": untrained.weights.model_copy(update={"random": True})})
     (repository / "untrained" / "1" / FILE_NAME).write_text(random.model_dump_json())
     with RunningServer(repository, default_model="tiny") as running:
@@ -147,6 +150,14 @@ def test_a_chosen_image_has_the_five_bars_of_its_answer(
     assert browser.text("summary") == ", ".join(bars[0])
     assert "tiny version 1" in browser.text("facts")
     assert browser.by_id("preview").get_attribute("naturalWidth") == "32"
+
+
+def test_what_a_model_sees_is_told(browser: Browser) -> None:
+    assert "32\N{MULTIPLICATION SIGN}32 pixels" in browser.text("about")
+    Select(browser.by_id("model")).select_by_visible_text("untrained · version 1")
+    assert "16\N{MULTIPLICATION SIGN}32 pixels, squashed · each class has a probability of its own" in browser.text(
+        "about"
+    )
 
 
 def test_an_image_is_dropped(browser: Browser, tmp_path: Path) -> None:

@@ -106,6 +106,31 @@ def test_any_jpeg_gives_pillows_pixels(
     assert counted.outcomes.pop() == "done"
 
 
+@pytest.mark.parametrize("mode", ["centre", "squash", "pad"])
+@pytest.mark.parametrize("orientation", [1, 5, 6])
+def test_a_photo_is_fitted_to_any_crop_as_pillow_does_it(counted: Counted, mode: str, orientation: int) -> None:
+    noise = Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (75, 100, 3), np.uint8)
+    )  # Pillow halves none of this size
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(noise, "JPEG", exif=exif)
+    how = Preprocessing.model_validate(
+        preprocessing(48).model_dump() | {"resize": 48, "crop": (24, 40), "crop_mode": mode, "mean": (0.4, 0.5, 0.6)}
+    )
+    expected, found = (decoded(data, how, decoder, 10) for decoder in (None, counted.decoder))
+    assert difference(found, expected) <= 2
+    assert counted.outcomes.pop() == "done"
+
+
+@pytest.mark.parametrize("interpolation", ["lanczos", "nearest"])
+def test_filters_that_have_no_graph_are_left_to_pillow(counted: Counted, interpolation: str) -> None:
+    how, before = preprocessing(40, 32, interpolation), len(counted.outcomes)
+    expected, found = (decoded(PHOTOS[0].read_bytes(), how, decoder) for decoder in (None, counted.decoder))
+    np.testing.assert_array_equal(found, expected)
+    assert len(counted.outcomes) == before
+
+
 def test_a_large_photo_is_not_halved_and_differs_little_from_one_that_is(counted: Counted) -> None:
     expected, found = (
         decoded(encoded(picture(1200, 900), "JPEG"), preprocessing(), decoder) for decoder in (None, counted.decoder)
