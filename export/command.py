@@ -25,14 +25,17 @@ def main(
     arguments: Sequence[str] | None = None,
 ) -> int:
     """Parse and run: 0 is success, 1 an error that was reported in one line, 2 wrong usage, 130 an interrupt."""
+    interrupts.raise_them()
     try:
         run(parser().parse_args(arguments))
-    except ExpectedError as error:
+    except (Exception, KeyboardInterrupt) as error:
+        if interrupts.is_behind(error):
+            print("interrupted", file=sys.stderr)
+            return interrupts.EXIT_CODE
+        if not isinstance(error, ExpectedError):
+            raise
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return interrupts.EXIT_CODE
     return 0
 
 
