@@ -32,6 +32,8 @@ def main(
         if interrupts.is_behind(error):
             print("interrupted", file=sys.stderr)
             return interrupts.EXIT_CODE
+        if isinstance(error, OSError) and error.filename is not None:  # whichever file it is, it is not ours
+            error = ExpectedError(f"{error.filename}: {error.strerror}")
         if not isinstance(error, ExpectedError):
             raise
         print(f"error: {error}", file=sys.stderr)

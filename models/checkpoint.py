@@ -252,8 +252,6 @@ def _other_network(state: Mapping[str, Tensor], differing: Set[str], differences
         hint = "; without means and variances of its own a batch norm takes those of whatever else is in a batch"
     elif "fc.weight" in of_head and len(of_head) > 2:  # more than a weight and a bias
         hint = f"; a head of several layers has no name here: {foreign.BY_ONNX}"
-    elif "conv1.weight" in differing and state.get("conv1.weight", torch.empty(0, 3)).shape[1] == 1:
-        hint = "; it sees grey images: --channels grey"
     return f"{what} checkpoint of this network: {differences}{hint}"
 
 

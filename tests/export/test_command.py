@@ -1,5 +1,6 @@
 """What all commands of the export tell before they work, and when they are interrupted."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -69,6 +70,27 @@ def test_interrupt_while_a_command_works_is_one_line(
     assert to_onnx.main(["cifar_resnet20", "--random-weights", "--repository", str(tmp_path / "repository")]) == 130
     assert capsys.readouterr().err == "interrupted\n"
     assert not (tmp_path / "repository").exists()
+
+
+def test_file_that_cannot_be_read_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "mine.pth")
+
+    monkeypatch.setattr("export.convert.to_onnx", refuse)
+    assert to_onnx.main(["cifar_resnet20", "--random-weights", "--repository", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == "error: mine.pth: Permission denied\n"
+
+
+@pytest.mark.parametrize(("images", "reason"), [("none", "No such file or directory"), ("file", "Not a directory")])
+def test_folder_of_images_that_is_none_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], images: str, reason: str
+) -> None:
+    tiny.write(tmp_path)
+    (tmp_path / "file").touch()
+    assert verify.main(["tiny", "--repository", str(tmp_path), "--images", str(tmp_path / images)]) == 1
+    assert capsys.readouterr().err == f"error: {tmp_path}/{images}: {reason}\n"
 
 
 def test_noted_interrupt_is_raised_after_the_work() -> None:
