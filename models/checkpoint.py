@@ -263,5 +263,5 @@ def _damage(name: str, values: Tensor) -> str | None:
 
 def is_untracked(network: nn.Module) -> bool:
     """Whether no batch norm has ever seen data, as in a network that was never trained."""
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    return bool(norms) and all(bool((n.running_mean == 0).all() and (n.running_var == 1).all()) for n in norms)
+    found = {name: tensor for name, tensor in network.state_dict().items() if "running_" in name}
+    return bool(found) and all((tensor == name.endswith("running_var")).all() for name, tensor in found.items())

@@ -98,7 +98,12 @@ def test_interrupt_ends_a_build_and_leaves_nothing(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = everything(root)
-    monkeypatch.setattr("rich.progress.Progress.add_task", lambda *_, **__: signal.raise_signal(signal.SIGINT) or 0)
+
+    def interrupt(*_: object, **__: object) -> int:
+        signal.raise_signal(signal.SIGINT)
+        return 0
+
+    monkeypatch.setattr("rich.progress.Progress.add_task", interrupt)
     monkeypatch.setattr("rich.progress.Progress.update", lambda *_, **__: None)
     monkeypatch.setattr("rich.progress.Progress.remove_task", lambda *_: None)
     assert to_trt.main([SMALL, "--target", "sm89", "--repository", str(root)]) == 130
