@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from export import ensemble, interrupts, quantize, to_onnx, to_torch, to_trt, verify
 from export.backends import BackendError
@@ -142,6 +143,28 @@ def test_version_that_comes_before_is_told(tmp_path: Path, capsys: pytest.Captur
     arguments = ["cifar_resnet20", "--random-weights", "--check-images", str(tmp_path / "photos")]
     assert to_onnx.main([*arguments, "--repository", str(tmp_path)]) == 1
     assert "cifar_resnet20 has version 1 already, an ensemble: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "assumed"),
+    [((), True), (("--num-classes", "10"), False), (("--labels", "labels.txt"), False)],
+    ids=["nothing", "a number", "labels"],
+)
+def test_names_that_are_assumed_of_classes_are_told(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: tuple[str, ...],
+    assumed: bool,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({}, "mine.pth")
+    Path("labels.txt").write_text("\n".join("abcdefghij"))
+    assert to_onnx.main(["cifar_resnet20", "--weights", "mine.pth", *options]) == 1
+    told = "10 classes (docs/own_model.md): airplane to truck, as those of cifar_resnet20's own weights" in (
+        " ".join(capsys.readouterr().out.split())
+    )
+    assert told == assumed
 
 
 def test_figures_of_another_cpu_are_told_as_such(
