@@ -25,14 +25,19 @@ def main(
     arguments: Sequence[str] | None = None,
 ) -> int:
     """Parse and run: 0 is success, 1 an error that was reported in one line, 2 wrong usage, 130 an interrupt."""
+    interrupts.raise_them()
     try:
         run(parser().parse_args(arguments))
-    except ExpectedError as error:
+    except (Exception, KeyboardInterrupt) as error:
+        if interrupts.is_behind(error):
+            print("interrupted", file=sys.stderr)
+            return interrupts.EXIT_CODE
+        if isinstance(error, OSError) and error.filename is not None:  # whichever file it is, it is not ours
+            error = ExpectedError(f"{error.filename}: {error.strerror}")
+        if not isinstance(error, ExpectedError):
+            raise
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return interrupts.EXIT_CODE
     return 0
 
 
@@ -91,6 +96,11 @@ def add_export(
     console.show(published, rows)
 
 
+def size_bytes(checkpoint: Path | None) -> int:
+    """About what the export of a checkpoint takes."""
+    return checkpoint.stat().st_size if checkpoint else 0
+
+
 def recipe_of(network: str, options: argparse.Namespace) -> Recipe:
     """Read what to export from the options of `add_recipe`.
 
@@ -109,10 +119,19 @@ def recipe_of(network: str, options: argparse.Namespace) -> Recipe:
         shortcut=options.shortcut,
         stride_in=options.stride_in,
         averaged=options.ema,
+        key=options.key,
+        prefix=options.prefix,
+        head=options.head,
         stated=given,
     )
     if options.weights and (assumed := as_options(recipe.preprocessing, given)):
         console.say(f"assumed of how {options.weights.name} was trained (docs/preprocessing.md): {assumed}")
+    if options.weights and not options.labels and options.num_classes is None:
+        first, *_, last = (label.label for label in recipe.labels)
+        console.say(
+            f"assumed of its {recipe.num_classes} classes (docs/own_model.md): {first} to {last}, as those of"
+            f" {network}'s own weights; --labels FILE names yours, --num-classes {recipe.num_classes} numbers them"
+        )
     return recipe
 
 
@@ -122,7 +141,12 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--weights", type=Path, metavar="FILE", help="your checkpoint: .pth, .th, .pt or .safetensors")
     source.add_argument("--random-weights", action="store_true", help="an untrained network, with the same seed always")
     parser.add_argument("--ema", action="store_true", help="from your checkpoint, the moving averages of the weights")
-    parser.add_argument("--labels", type=Path, metavar="FILE", help="text with a label a line, or a JSON list")
+    parser.add_argument("--key", help="of several networks in your checkpoint, the one under this key")
+    parser.add_argument("--prefix", help="of several networks in your checkpoint, the one whose names begin so")
+    parser.add_argument("--head", metavar="NAME", help="the last layer of your checkpoint, if it is not the network's")
+    parser.add_argument(
+        "--labels", type=Path, metavar="FILE", help="names of the classes: text, JSON, CSV, or a training set's folder"
+    )
     parser.add_argument(
         "--num-classes", type=int, metavar="N", help="how many classes; without labels, they are numbered"
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from export import backends, parity, repository, samples
-from export.console import step
+from export.console import step, warn
 from export.options import NOTHING, Stated, as_options
 from export.precision import Lowered, Wanted
 from export.recipe import OPSET, TOOLS, Recipe, RecipeError, plan
@@ -199,8 +199,13 @@ def halve(single: bytes) -> bytes:
 
 def _load(recipe: Recipe, weights_file: Path | None, images: Path) -> _Source:
     with step("load the network"):
+        from models import checkpoint
+
         photos = samples.photos(images, recipe.preprocessing)
-        return _Source(recipe.build(weights_file), photos)
+        network = recipe.build(weights_file)
+    if weights_file and checkpoint.is_untracked(network):
+        warn(f"{weights_file.name} has batch norms that saw no data, as if it had never been trained.")
+    return _Source(network, photos)
 
 
 def _proven(draft: Manifest, content: bytes, source: _Source) -> Made:

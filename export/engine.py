@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from threading import Event
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from rich.progress import Progress, TaskID
 
-from export import repository
+from export import interrupts, repository
 from models.errors import ExpectedError
 from models.manifest import INPUT_NAME, Compatibility, Flavour, Manifest, Parity, Profile, TensorRT
 from server.cuda import Gpu
@@ -187,11 +188,9 @@ def build(wanted: Build, onnx: bytes, progress: Progress, timing_cache: Path) ->
         config.add_optimization_profile(shapes)
     if wanted.flavour == "tensorrt":
         _read_timing_cache(config, timing_cache)
-    monitor = _monitor(module, progress)
-    config.progress_monitor = monitor
-    plan = builder.build_serialized_network(network, config)
-    if monitor.interrupted:
-        raise KeyboardInterrupt
+    with interrupts.noted() as interrupted:  # no exception may pass through TensorRT's own code
+        config.progress_monitor = _monitor(module, progress, interrupted)
+        plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise EngineError(f"{TITLES[wanted.flavour]} cannot build the engine: {logger.first_error}")
     if wanted.flavour == "tensorrt":
@@ -241,13 +240,12 @@ def _logger(module: ModuleType) -> Any:
     return Logger()
 
 
-def _monitor(module: ModuleType, progress: Progress) -> Any:
+def _monitor(module: ModuleType, progress: Progress, interrupted: Event) -> Any:
     class Monitor(module.IProgressMonitor):  # type: ignore[misc,name-defined] # the module is one of two
         """Shows the builder's phases, each below the one it is part of. Several of its threads may call."""
 
         def __init__(self) -> None:
             super().__init__()
-            self.interrupted = False
             self._phases: dict[str, tuple[TaskID, int]] = {}
 
         def phase_start(self, name: str, parent: str | None, steps: int) -> None:
@@ -255,11 +253,8 @@ def _monitor(module: ModuleType, progress: Progress) -> Any:
             self._phases[name] = progress.add_task("  " * depth + name, total=steps), depth
 
         def step_complete(self, name: str, step: int) -> bool:
-            try:
-                progress.update(self._phases[name][0], completed=step + 1)
-            except KeyboardInterrupt:  # must not pass through TensorRT's own code
-                self.interrupted = True
-            return not self.interrupted
+            progress.update(self._phases[name][0], completed=step + 1)
+            return not interrupted.is_set()
 
         def phase_finish(self, name: str) -> None:
             progress.remove_task(self._phases.pop(name)[0])

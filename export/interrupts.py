@@ -1,24 +1,62 @@
-"""Ctrl-C while a command is still importing ends it in one line, as `command.main` does later.
+"""Ctrl-C ends a command in one line, whenever it comes.
 
-A command imports this before all else of ours.
+While a command still imports, it just ends: an exception would leave a trace, and is lost in some callbacks of Python
+and of extensions. A command imports this before all else of ours.
 """
 
 import os
+import signal
 import sys
-from types import TracebackType
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event
 
 EXIT_CODE = 130
 """What shells report of a program that Ctrl-C has ended."""
 
 
-def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def raise_them() -> None:
+    """From now on Ctrl-C is an exception, so that what was begun is cleaned up."""
+    if signal.getsignal(signal.SIGINT) is _end:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def is_behind(error: BaseException) -> bool:
+    """Whether it is Ctrl-C, or what an import that Ctrl-C ended has made of it."""
     cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, KeyboardInterrupt):  # which an extension may have turned into an error of its import
-            print("interrupted", file=sys.stderr, flush=True)
-            os._exit(EXIT_CODE)
+    while cause is not None and not isinstance(cause, KeyboardInterrupt):
         cause = cause.__cause__ or cause.__context__
-    sys.__excepthook__(kind, error, trace)
+    return cause is not None
 
 
-sys.excepthook = _report
+@contextmanager
+def noted() -> Iterator[Event]:
+    """Note Ctrl-C instead, around what must see no exception or would lose it, and raise it afterwards.
+
+    Raises:
+        KeyboardInterrupt: there was one.
+    """
+    event = Event()
+    before = signal.signal(signal.SIGINT, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if event.is_set():
+        raise KeyboardInterrupt
+
+
+def _end(*_: object) -> None:
+    os.write(sys.stderr.fileno(), b"interrupted\n")
+    os._exit(EXIT_CODE)
+
+
+def _is_command() -> bool:
+    """Whether one of this folder's files is what was started."""
+    started = getattr(sys.modules["__main__"], "__file__", None)
+    return started is not None and Path(started).resolve().parent == Path(__file__).parent
+
+
+if _is_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored
+    signal.signal(signal.SIGINT, _end)

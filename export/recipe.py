@@ -2,16 +2,17 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from export.options import NOTHING, Stated
-from models import labels, weights, zoo
+from models import foreign, labels, weights, zoo
 from models.architectures import ARCHITECTURES, Shortcut, StrideIn
 from models.errors import ExpectedError
 from models.manifest import MAX_TOP_K, Accuracy, Activation, Label, Preprocessing, Weights
+from models.part import Part
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,8 +44,8 @@ class Recipe:
     """None: the architecture's own."""
     checkpoint: Path | None
     """A file of the user's instead of the zoo's weights."""
-    averaged: bool
-    """The moving averages that the checkpoint holds beside the trained parameters."""
+    part: Part
+    """Of the user's file."""
     random: bool
     """No trained parameters at all."""
     labels: tuple[Label, ...]
@@ -79,7 +80,7 @@ class Recipe:
         if self.random:
             parameters = f"random {RANDOM_SEED}"
         elif self.checkpoint:
-            parameters = weights.sha256_of(self.checkpoint) + (" averaged" if self.averaged else "")
+            parameters = weights.sha256_of(self.checkpoint) + str(self.part)
         else:
             parameters = repr(self.pretrained.weights)
         root = Path(__file__).parents[1]
@@ -115,7 +116,7 @@ class Recipe:
         """
         from models import checkpoint, networks  # these import torch, which takes seconds
 
-        state = None if weights_file is None else checkpoint.read(weights_file, averaged=self.averaged)
+        state = None if weights_file is None else checkpoint.read(weights_file, **asdict(self.part))
         num_classes = self.num_classes if state is None else checkpoint.num_classes(state)
         if num_classes not in (None, self.num_classes):
             raise RecipeError(
@@ -141,9 +142,7 @@ class Recipe:
             return Weights(source=f"random, seed {RANDOM_SEED}", sha256=None, random=True)
         official = self.checkpoint is None and isinstance(self.pretrained.weights, zoo.OfficialWeights)
         source = weights.OFFICIAL_URL + weights_file.name if official else weights_file.name
-        if self.averaged:
-            source += ", moving averages"
-        return Weights(source=source, sha256=weights.sha256_of(weights_file))
+        return Weights(source=source + str(self.part), sha256=weights.sha256_of(weights_file))
 
 
 def plan(
@@ -156,6 +155,9 @@ def plan(
     shortcut: Shortcut | None = None,
     stride_in: StrideIn | None = None,
     averaged: bool = False,
+    key: str | None = None,
+    prefix: str | None = None,
+    head: str | None = None,
     stated: Stated = NOTHING,
 ) -> Recipe:
     """Decide what to export.
@@ -173,10 +175,13 @@ def plan(
         raise RecipeError(f"{name} has no shortcuts to choose")
     if stride_in and (residual is None or residual.block != "bottleneck"):
         raise RecipeError(f"{name} has no bottlenecks to choose the stride of")
-    if averaged and not checkpoint:
-        raise RecipeError("--ema chooses from your own checkpoint: give it with --weights FILE")
-    if checkpoint and not checkpoint.is_file():
-        raise RecipeError(f"{checkpoint}: there is no such file")
+    part = Part(averaged, key, prefix, head)
+    if part.is_chosen and not checkpoint:
+        raise RecipeError(
+            "--ema, --key, --prefix and --head choose from your own checkpoint: give it with --weights FILE"
+        )
+    if checkpoint:
+        _check_kind(checkpoint)
     if pretrained.weights is None and not checkpoint and not random:
         raise RecipeError(
             f"{name} has no published weights: give your own with --weights FILE,"
@@ -184,13 +189,25 @@ def plan(
         )
     if num_classes is not None and num_classes < 1:
         raise RecipeError(f"{num_classes} classes are none to choose from")
-    classes = labels.read(labels_file) if labels_file else pretrained.labels()
-    if num_classes not in (None, len(classes)):
-        if labels_file:
+    if labels_file:
+        classes = labels.read(labels_file)
+        if num_classes not in (None, len(classes)):
             raise RecipeError(f"{labels_file} has {len(classes)} labels, not {num_classes}: give one for each class")
-        classes = labels.numbered(num_classes)
+    else:
+        classes = pretrained.labels()
+        if num_classes is not None and (checkpoint or num_classes != len(classes)):
+            classes = labels.numbered(num_classes)  # one's own are not a data set's, though they be as many
     activation = stated.activation or "softmax"
     if len(classes) == 1 and activation == "softmax":
         raise RecipeError("softmax of one class is always 1: give --activation sigmoid for its probability")
     preprocessing = stated.over(pretrained.customary if checkpoint else pretrained.preprocessing)
-    return Recipe(pretrained, shortcut, stride_in, checkpoint, averaged, random, classes, preprocessing, activation)
+    return Recipe(pretrained, shortcut, stride_in, checkpoint, part, random, classes, preprocessing, activation)
+
+
+def _check_kind(checkpoint: Path) -> None:
+    """Tell at once of a file that is no checkpoint."""
+    try:
+        if what := foreign.file(checkpoint):
+            raise RecipeError(f"{checkpoint} {what}")
+    except FileNotFoundError as error:
+        raise RecipeError(f"{checkpoint}: there is no such file") from error

@@ -83,11 +83,10 @@ def find_fp32(repository: Path, name: str) -> Manifest | None:
         RepositoryError: what has this name is something else.
     """
     kind = ("onnx", "fp32")
-    entries = list(_entries(repository / name))
-    models = (known for known in entries if isinstance(known, Manifest))
-    found = next((known for known in models if (known.backend, known.precision) == kind), None)
-    if found is None and entries:
-        raise RepositoryError(_other_than_wanted(entries[0]))
+    versions = newest_first(repository / name)
+    found = next((known for known in versions if (known.backend, known.precision) == kind), None)
+    if found is None and _versions(repository / name):
+        raise RepositoryError(_why_not(repository, name, None))
     return found
 
 
@@ -204,7 +203,18 @@ def _entries(folder: Path) -> Iterator[Entry]:
 
 
 def _versions(folder: Path) -> list[int]:
-    return sorted(int(path.name) for path in folder.glob("[1-9]*") if path.name.isdecimal())
+    """List the numbers of a model's versions, none where there is no such model.
+
+    Raises:
+        RepositoryError: the folder cannot be read.
+    """
+    try:
+        names = [path.name for path in folder.iterdir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise RepositoryError(f"{folder}: {error.strerror}") from error
+    return sorted(int(name) for name in names if name.isdecimal() and not name.startswith("0"))
 
 
 def _write(path: Path, content: bytes) -> None:

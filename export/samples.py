@@ -37,6 +37,10 @@ def image_paths(folder: Path) -> list[Path]:
     Raises:
         ImagesError: there is none.
     """
+    try:
+        any(folder.iterdir())  # to glob, what cannot be read is empty
+    except OSError as error:
+        raise ImagesError(f"{folder}: {error.strerror}") from error
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
         raise ImagesError(f"{folder} has no images ({', '.join(sorted(IMAGE_SUFFIXES))})")

@@ -28,7 +28,7 @@ def _export(network: str, options: argparse.Namespace) -> None:
     def make() -> convert.Made:
         return convert.to_onnx(recipe, name, recipe.obtain_weights(options.weights_dir), options.check_images)
 
-    command.add_export(options.repository, name, recipe.fingerprint(), make)
+    command.add_export(options.repository, name, recipe.fingerprint(), make, command.size_bytes(options.weights))
 
 
 def _parser() -> argparse.ArgumentParser:

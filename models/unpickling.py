@@ -8,6 +8,7 @@ options, paths, NumPy's numbers, a loss. Here each of those names gets a stand-i
 import re
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -30,6 +31,7 @@ def load(path: Path) -> object:
     """
     stand_ins: dict[str, type] = {}
     while True:
+        known: list[Callable[..., Any] | tuple[Callable[..., Any], str]]
         known = [(stand_in, name) for name, stand_in in stand_ins.items()]
         with (
             path.open("rb") as file,  # as a name, torch would believe its suffix

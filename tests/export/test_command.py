@@ -1,34 +1,42 @@
 """What all commands of the export tell before they work, and when they are interrupted."""
 
+import errno
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
-from export import ensemble, quantize, to_onnx, to_torch, to_trt, verify
+from export import ensemble, interrupts, quantize, to_onnx, to_torch, to_trt, verify
+from export.backends import BackendError
 from export.samples import PHOTOS
 from tests import tiny
 from tests.conftest import ROOT
 
-TOLD_BY_AN_EXTENSION = """
-try:
-    raise KeyboardInterrupt
-except BaseException:
-    raise ImportError("half of it")
+INTERRUPT = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
+IN_A_CALLBACK = """
+class Held:
+    def __del__(self):
+        import os, signal
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(100):
+            pass  # what is raised here is printed, and forgotten
+Held()
 """
 
 
 @pytest.mark.parametrize(
     ("imported", "code", "end"),
     [
-        ("raise KeyboardInterrupt", 130, "interrupted\n"),
-        (TOLD_BY_AN_EXTENSION, 130, "interrupted\n"),
+        (INTERRUPT, 130, "interrupted\n"),
+        (IN_A_CALLBACK, 130, "interrupted\n"),
         ("1 / 0", 1, "ZeroDivisionError: division by zero\n"),
     ],
-    ids=["interrupt", "interrupt that an extension tells otherwise", "bug"],
+    ids=["interrupt", "interrupt of a callback", "bug"],
 )
 def test_only_an_interrupt_of_the_imports_is_one_line(tmp_path: Path, imported: str, code: int, end: str) -> None:
     (tmp_path / "rich.py").write_text(imported)
@@ -43,13 +51,61 @@ def test_only_an_interrupt_of_the_imports_is_one_line(tmp_path: Path, imported: 
     assert done.stderr == end if code == 130 else done.stderr.endswith(end)
 
 
+def interrupt() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+def be_told_otherwise() -> None:
+    """As an extension does whose import is interrupted, and the backend that needs it."""
+    try:
+        interrupt()
+    except KeyboardInterrupt as cause:
+        raise BackendError("initialization failed") from cause
+
+
+@pytest.mark.parametrize("work", [interrupt, be_told_otherwise])
 def test_interrupt_while_a_command_works_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], work: Callable[[], None]
 ) -> None:
-    monkeypatch.setattr("export.convert.to_onnx", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr("export.convert.to_onnx", lambda *_: work())
     assert to_onnx.main(["cifar_resnet20", "--random-weights", "--repository", str(tmp_path / "repository")]) == 130
     assert capsys.readouterr().err == "interrupted\n"
     assert not (tmp_path / "repository").exists()
+
+
+def test_file_that_cannot_be_read_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "mine.pth")
+
+    monkeypatch.setattr("export.convert.to_onnx", refuse)
+    assert to_onnx.main(["cifar_resnet20", "--random-weights", "--repository", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == "error: mine.pth: Permission denied\n"
+
+
+@pytest.mark.parametrize(("images", "reason"), [("none", "No such file or directory"), ("file", "Not a directory")])
+def test_folder_of_images_that_is_none_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], images: str, reason: str
+) -> None:
+    tiny.write(tmp_path)
+    (tmp_path / "file").touch()
+    assert verify.main(["tiny", "--repository", str(tmp_path), "--images", str(tmp_path / images)]) == 1
+    assert capsys.readouterr().err == f"error: {tmp_path}/{images}: {reason}\n"
+
+
+def test_noted_interrupt_is_raised_after_the_work() -> None:
+    seen: list[bool] = []
+
+    def work() -> None:
+        with interrupts.noted() as interrupted:
+            seen.append(interrupted.is_set())
+            interrupt()
+            seen.append(interrupted.is_set())
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert seen == [False, True]
 
 
 def test_repository_that_cannot_be_written_is_told_before_anything_is_made(
@@ -87,6 +143,28 @@ def test_version_that_comes_before_is_told(tmp_path: Path, capsys: pytest.Captur
     arguments = ["cifar_resnet20", "--random-weights", "--check-images", str(tmp_path / "photos")]
     assert to_onnx.main([*arguments, "--repository", str(tmp_path)]) == 1
     assert "cifar_resnet20 has version 1 already, an ensemble: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "assumed"),
+    [((), True), (("--num-classes", "10"), False), (("--labels", "labels.txt"), False)],
+    ids=["nothing", "a number", "labels"],
+)
+def test_names_that_are_assumed_of_classes_are_told(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: tuple[str, ...],
+    assumed: bool,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({}, "mine.pth")
+    Path("labels.txt").write_text("\n".join("abcdefghij"))
+    assert to_onnx.main(["cifar_resnet20", "--weights", "mine.pth", *options]) == 1
+    told = "10 classes (docs/own_model.md): airplane to truck, as those of cifar_resnet20's own weights" in (
+        " ".join(capsys.readouterr().out.split())
+    )
+    assert told == assumed
 
 
 def test_figures_of_another_cpu_are_told_as_such(

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -123,9 +124,38 @@ def test_averages_are_taken_where_they_are_asked_for(tmp_path: Path) -> None:
         assert recipe.describe_weights(path).source == "mine.pth" + (", moving averages" if averaged else "")
 
 
-def test_averages_of_the_zoos_own_weights_are_none() -> None:
-    with pytest.raises(RecipeError, match=r"--ema .*--weights FILE"):
-        plan("resnet18", averaged=True)
+def test_network_of_several_is_taken_that_is_chosen(tmp_path: Path) -> None:
+    student, teacher = (networks.build("cifar_resnet20", 10, seed=seed).state_dict() for seed in (1, 2))
+    both = {f"student.{name}": student[name] for name in student} | {
+        f"teacher.{name}": teacher[name] for name in teacher
+    }
+    torch.save({"nets": both}, tmp_path / "mine.pth")
+    recipe = plan("cifar_resnet20", checkpoint=tmp_path / "mine.pth", key="nets", prefix="teacher.")
+    network = recipe.build(tmp_path / "mine.pth")
+    assert torch.equal(network.get_parameter("fc.weight"), teacher["fc.weight"])
+    assert recipe.describe_weights(tmp_path / "mine.pth").source == "mine.pth, key nets, prefix teacher."
+
+
+@pytest.mark.parametrize("chosen", [{"averaged": True}, {"key": "a"}, {"prefix": "a"}, {"head": "a"}])
+def test_of_the_zoos_own_weights_nothing_is_chosen(chosen: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match=r"--ema.*--weights FILE"):
+        plan("resnet18", **chosen)
+
+
+def test_file_that_is_no_checkpoint_is_told_before_torch_is_needed(tmp_path: Path) -> None:
+    (tmp_path / "mine.pth").write_text("<!DOCTYPE html>")
+    with pytest.raises(RecipeError, match=r"mine\.pth is a web page"):
+        plan("resnet18", checkpoint=tmp_path / "mine.pth")
+    with pytest.raises(RecipeError, match="is a folder"):
+        plan("resnet18", checkpoint=tmp_path)
+    with pytest.raises(RecipeError, match="there is no such file"):
+        plan("resnet18", checkpoint=tmp_path / "none.pth")
+
+
+def test_as_many_classes_as_imagenet_has_are_not_imagenets(checkpoint_of_seven: Path) -> None:
+    own = plan("resnet18", checkpoint=checkpoint_of_seven, num_classes=1000)
+    assert own.labels[0].label == "class 0"
+    assert plan("resnet18", num_classes=1000).labels[0].label == "tench"
 
 
 def test_labels_file_that_is_none_is_refused(tmp_path: Path) -> None:
@@ -167,6 +197,9 @@ def test_fingerprint_tells_exports_apart(tmp_path: Path, labels_of_seven: Path, 
         plan("resnet18", checkpoint=other_checkpoint),
         plan("resnet18", checkpoint=other_checkpoint, labels_file=labels_of_seven),
         plan("resnet18", checkpoint=other_checkpoint, averaged=True),
+        plan("resnet18", checkpoint=other_checkpoint, key="model"),
+        plan("resnet18", checkpoint=other_checkpoint, prefix="model"),
+        plan("resnet18", checkpoint=other_checkpoint, head="model"),
         plan("resnet18", random=True, num_classes=7),
         changed("A"),
         changed("B"),

@@ -117,5 +117,7 @@ def test_what_is_there_instead_of_a_model_in_fp32_is_told(tmp_path: Path) -> Non
         repository.find_fp32(tmp_path, "one-int8")
     with pytest.raises(RepositoryError, match=r"broken/1/manifest\.json: "):
         repository.get(tmp_path, "broken")
+    with pytest.raises(RepositoryError, match=r"broken/1/manifest\.json: "):
+        repository.find_fp32(tmp_path, "broken")
     with pytest.raises(RepositoryError, match="has no one version 7"):
         repository.get(tmp_path, "one", 7)

@@ -1,6 +1,7 @@
 """Engines are really built here, ahead of time for RTX GPUs; what runs them is tested where there is one."""
 
 import hashlib
+import signal
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -91,6 +92,23 @@ def build(root: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Manif
         return manifest.read(newest.parent)
 
     return run
+
+
+def test_interrupt_ends_a_build_and_leaves_nothing(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = everything(root)
+
+    def interrupt(*_: object, **__: object) -> int:
+        signal.raise_signal(signal.SIGINT)
+        return 0
+
+    monkeypatch.setattr("rich.progress.Progress.add_task", interrupt)
+    monkeypatch.setattr("rich.progress.Progress.update", lambda *_, **__: None)
+    monkeypatch.setattr("rich.progress.Progress.remove_task", lambda *_: None)
+    assert to_trt.main([SMALL, "--target", "sm89", "--repository", str(root)]) == 130
+    assert capsys.readouterr().err.endswith("interrupted\n")
+    assert everything(root) == before
 
 
 @pytest.mark.parametrize(

@@ -147,12 +147,13 @@ def test_one_of_two_networks_is_chosen(network: nn.Module, trained: dict[str, Te
     both = {f"model.{name}": tensor for name, tensor in other.items()}
     both |= {f"ema_model.module.{name}": tensor for name, tensor in trained.items()}
     path = saved({"state_dict": both, "teacher": {"net": trained}, "model": other}, tmp_path / "weights.pth")
-    for chosen in (
+    choices: list[dict[str, Any]] = [
         {"key": "state_dict", "prefix": "ema_model.module."},
         {"key": "state_dict", "prefix": "ema_model"},
         {"key": "teacher"},
         {"key": "teacher.net"},
-    ):
+    ]
+    for chosen in choices:
         checkpoint.load(network, checkpoint.read(path, **chosen), "weights.pth")
         assert_same(network, trained)
     with pytest.raises(CheckpointError, match="more than one network: state_dict, model: choose with --key state_dict"):
@@ -172,7 +173,7 @@ def test_one_of_two_networks_is_chosen(network: nn.Module, trained: dict[str, Te
     ],
 )
 def test_choice_of_what_is_not_there_names_what_is(
-    trained: dict[str, Tensor], tmp_path: Path, chosen: dict[str, str], message: str
+    trained: dict[str, Tensor], tmp_path: Path, chosen: dict[str, Any], message: str
 ) -> None:
     path = saved({"teacher": trained, "epoch": 3}, tmp_path / "weights.pth")
     with pytest.raises(CheckpointError, match=message):
