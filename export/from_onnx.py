@@ -25,7 +25,7 @@ def _run(arguments: argparse.Namespace) -> None:
     def make() -> tuple[Manifest, bytes]:
         return found.make(arguments.name, samples.photos(arguments.check_images, found.preprocessing))
 
-    command.add_export(arguments.repository, arguments.name, found.fingerprint(), make)
+    command.add_export(arguments.repository, arguments.name, found.fingerprint(), make, len(file.content))
 
 
 def _tell(found: "Import", stated: options.Stated, *, labelled: bool) -> None:

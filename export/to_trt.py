@@ -22,17 +22,13 @@ def _run(options: argparse.Namespace) -> None:
     wanted = engine.decide(
         options.target, options.compat, refit=options.refit, max_batch=options.max_batch, gpu=find_gpu()
     )
-    source = (
-        repository.find_int8_for_gpus(root, options.network)
-        if precision == "int8"
-        else convert.find_or_export(root, options.network, options.weights_dir, options.check_images, stated(options))
-    )
+    source = _source(options)
     name = options.name or wanted.name(options.network, precision)
     if command.is_there(root, name, wanted.fingerprint(source, precision), "already built"):
         return
     command.prepare(root, name, source.file.size_bytes)
     onnx, parity = repository.read(root, source), source.parity
-    if precision == "fp16":
+    if precision == "fp16" and source.precision == "fp32":
         onnx, parity = convert.to_proven_half(source, onnx, options.check_images)
     started = time.monotonic()
     timing_cache = root / f".timing-{wanted.version}-{'-'.join(wanted.targets)}.cache"
@@ -41,6 +37,16 @@ def _run(options: argparse.Namespace) -> None:
     seconds = time.monotonic() - started
     published = repository.publish(root, wanted.draft(source, name, precision, content, parity), content)
     _report(root, published, seconds)
+
+
+def _source(options: argparse.Namespace) -> Manifest:
+    """Find the ONNX file to build from, or export it."""
+    root, network = options.repository, options.network
+    if options.precision != "fp32" and (known := repository.find_as_it_came(root, network, options.precision)):
+        return known
+    if options.precision == "int8":
+        return repository.find_int8_for_gpus(root, network)
+    return convert.find_or_export(root, network, options.weights_dir, options.check_images, stated(options))
 
 
 def _report(root: Path, published: Manifest, seconds: float) -> None:

@@ -219,7 +219,7 @@ def detector(path: Path) -> Path:
     return path
 
 
-def quantized(path: Path, source: Path) -> Path:
+def quantized(path: Path, source: Path, **options: bool) -> Path:
     """As ONNX Runtime's tools quantise a file: QuantizeLinear and DequantizeLinear everywhere."""
 
     class Random(CalibrationDataReader):  # type: ignore[misc] # ONNX Runtime has no types
@@ -230,5 +230,5 @@ def quantized(path: Path, source: Path) -> Path:
         def get_next(self) -> dict[str, NDArray[np.float32]] | None:
             return next(self.batches, None)
 
-    quantize_static(source, path, Random())
+    quantize_static(source, path, Random(), extra_options=options)
     return path

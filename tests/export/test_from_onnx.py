@@ -90,8 +90,8 @@ def half(path: Path) -> Path:
     return script(path, Small().half(), example=torch.zeros(1, 3, SIDE, SIDE).half())
 
 
-def int8(path: Path, network: nn.Module | None = None) -> Path:
-    return onnx_files.quantized(path, script(path.with_name("single.onnx"), network or Small()))
+def int8(path: Path, network: nn.Module, **options: bool) -> Path:
+    return onnx_files.quantized(path, script(path.with_name("single.onnx"), network), **options)
 
 
 def external(path: Path) -> Path:
@@ -539,10 +539,13 @@ def test_file_that_was_tampered_with_while_it_was_completed_is_noticed(
 
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository with models of two files: one of Keras, and a transformer whose batch was frozen."""
+    """A repository with models of files of Keras, of a transformer whose batch was frozen, and in lower precision."""
     root = tmp_path_factory.mktemp("imported")
     assert run(onnx_files.keras(root / "keras.onnx"), root) == 0
     assert run(script(root / "tokens.onnx", Tokens(), batch=1), root, name="tokens") == 0
+    assert run(half(root / "half.onnx"), root, name="half") == 0
+    for_gpus = int8(root / "int8.onnx", Small(), ActivationSymmetric=True, QuantizeBias=False)
+    assert run(for_gpus, root, name="int8") == 0
     return root
 
 
@@ -563,11 +566,17 @@ def test_quantize_lowers_it(name: str, imported: Path, capsys: pytest.CaptureFix
     assert repository.get(imported, f"{name}-int8").precision == "int8"
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("name", [NAME, "tokens"])
+@pytest.mark.parametrize(
+    ("name", "precision"), [(NAME, "fp32"), (NAME, "fp16"), ("tokens", "fp16"), ("half", "fp16"), ("int8", "int8")]
+)
 def test_tensorrt_builds_an_engine_of_it(
     name: str, precision: str, imported: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [name, "--repository", str(imported), "--target", "sm89", "--precision", precision, "--max-batch", "2"]
     assert to_trt.main(arguments) == 0, capsys.readouterr().err
     assert repository.get(imported, f"{name}-rtx-{precision}-sm89").backend == "tensorrt"
+
+
+def test_what_came_in_lower_precision_is_lowered_no_more(imported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert quantize.main(["half", "--repository", str(imported), "--precision", "fp16"]) == 1
+    assert "half is a file of onnx in fp16, not of ONNX in FP32" in capsys.readouterr().err
