@@ -24,9 +24,13 @@ def correct(model: onnx.ModelProto, images: NDArray[np.uint8], largest: int, exc
         largest: magnitude of the largest quantised weight.
         excluded: names of layers that will not be rounded.
     """
-    layers = [node for node in model.graph.node if _has_outputs_first(node) and node.name not in excluded]
-    means = _channel_means(model, sorted({node.input[0] for node in layers}), images)
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    layers = [
+        node
+        for node in model.graph.node
+        if _has_outputs_first(node) and node.name not in excluded and node.input[1] in tensors
+    ]
+    means = _channel_means(model, sorted({node.input[0] for node in layers}), images)
     for node in layers:
         inputs, weights, *bias = node.input
         values = numpy_helper.to_array(tensors[weights]).astype(np.float64)

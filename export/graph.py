@@ -100,9 +100,14 @@ def to_onnx(graph: CompleteGraph, crop: tuple[int, int], opset: int) -> bytes:
     The file holds no trace of the machine it was made on (the exporter records source files and lines), so that the
     same weights and tools give the same bytes.
     """
+    return finish(trace(graph, crop, opset))
+
+
+def trace(graph: CompleteGraph, crop: tuple[int, int], opset: int) -> onnx_ir.Model:
+    """Export a graph with a free batch size, as the exporter leaves it."""
     # Two images, not one: the exporter takes a dimension of one for a constant.
     example = torch.zeros(2, *crop, 3, dtype=torch.uint8)
-    with _silenced():
+    with silenced():
         from torch.fx.experimental.optimization import fuse  # warns of its own imports
 
         # Batch norm is folded before the export, whose time grows with the square of the number of parameters.
@@ -118,8 +123,13 @@ def to_onnx(graph: CompleteGraph, crop: tuple[int, int], opset: int) -> bytes:
             verbose=False,
             optimize=False,
         )
-    _optimize(program.model)
-    proto = program.model_proto
+    return program.model
+
+
+def finish(model: onnx_ir.Model) -> bytes:
+    """Tidy a complete graph and check it against ONNX's rules; the same graph gives the same bytes."""
+    _optimize(model)
+    proto = onnx_ir.to_proto(model)
     onnx.checker.check_model(proto, full_check=True)
     content: bytes = proto.SerializeToString(deterministic=True)
     return content
@@ -155,7 +165,7 @@ def _optimize(model: onnx_ir.Model) -> None:
 
 
 @contextmanager
-def _silenced() -> Iterator[None]:
+def silenced() -> Iterator[None]:
     """Keep from our users what the exporter tells its developers (no torchvision, deprecated calls of its own)."""
     logging.disable(logging.WARNING)
     try:

@@ -26,7 +26,7 @@ def to_half(model: bytes) -> bytes:
     Normalisation before it, softmax and ranking after it stay in FP32, and so do the graph's inputs and outputs.
 
     Raises:
-        HalfError: it has no convolution or no logits.
+        HalfError: it has no convolution or no logits, or an operator that computes in FP32 alone.
     """
     proto = onnx.load_from_string(model)
     graph = proto.graph
@@ -39,6 +39,9 @@ def to_half(model: bytes) -> bytes:
     for node in network:
         _rename(node.input, {pixels: _PIXELS, LOGITS_NAME: _LOGITS})
         _rename(node.output, {LOGITS_NAME: _LOGITS})
+        for attribute in node.attribute:
+            if (node.op_type, attribute.name, attribute.i) == ("Cast", "to", TensorProto.FLOAT):
+                attribute.i = TensorProto.FLOAT16
     parameters = {name for node in network for name in node.input}
     for tensor in graph.initializer:
         if tensor.name in parameters and tensor.data_type == TensorProto.FLOAT:
@@ -53,7 +56,10 @@ def to_half(model: bytes) -> bytes:
     del graph.node[:]
     del graph.value_info[:]  # intermediate types, which are others now
     graph.node.extend(nodes)
-    onnx.checker.check_model(proto, full_check=True)
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise HalfError(f"the network cannot be converted to half precision: {str(error).splitlines()[0]}") from error
     content: bytes = proto.SerializeToString(deterministic=True)
     return content
 

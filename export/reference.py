@@ -1,26 +1,31 @@
 """The reference that all that is exported is compared with: PyTorch alone, as plainly as it can be written."""
 
+from collections.abc import Callable
 from typing import assert_never
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.manifest import ChannelOrder, Preprocessing
 
 
 def reference_logits(
-    network: nn.Module, images: NDArray[np.uint8], preprocessing: Preprocessing
+    network: Callable[[Tensor], Tensor], images: NDArray[np.uint8], preprocessing: Preprocessing
 ) -> NDArray[np.float32]:
     """Run a network on RGB images uint8[N, H, W, 3]: logits float32[N, num_classes]."""
+    with torch.inference_mode():
+        return network(normalised(images, preprocessing)).numpy()
+
+
+def normalised(images: NDArray[np.uint8], preprocessing: Preprocessing) -> Tensor:
+    """RGB images uint8[N, H, W, 3] as the network sees them: float32[N, C, H, W]."""
     mean = torch.tensor(preprocessing.mean).view(-1, 1, 1)
     std = torch.tensor(preprocessing.std).view(-1, 1, 1)
     pixels = torch.from_numpy(_seen(images, preprocessing.channels)).permute(0, 3, 1, 2).float() / 255
-    with torch.inference_mode():
-        logits: Tensor = network((pixels - mean) / std)
-    return logits.numpy()
+    return (pixels - mean) / std
 
 
 def _seen(images: NDArray[np.uint8], channels: ChannelOrder) -> NDArray[np.uint8]:

@@ -90,6 +90,13 @@ def find_fp32(repository: Path, name: str) -> Manifest | None:
     return found
 
 
+def find_as_it_came(repository: Path, name: str, precision: str) -> Manifest | None:
+    """Return a model's newest version that was imported in this precision, and made of no file in FP32."""
+    kind = ("onnx", precision, None)
+    versions = newest_first(repository / name)
+    return next((known for known in versions if (known.backend, known.precision, known.conversion) == kind), None)
+
+
 def newest(repository: Path, name: str) -> Entry | None:
     """Return what a server answers with under this name; None where it has nothing of it."""
     return next(_entries(repository / name), None)

@@ -22,19 +22,13 @@ def _run(options: argparse.Namespace) -> None:
     wanted = engine.decide(
         options.target, options.compat, refit=options.refit, max_batch=options.max_batch, gpu=find_gpu()
     )
-    if precision == "int8":
-        source = repository.find_int8_for_gpus(root, options.network)
-        convert.check_stated(source, stated(options))
-    else:
-        source = convert.find_or_export(
-            root, options.network, options.weights_dir, options.check_images, stated(options)
-        )
+    source = _source(options)
     name = options.name or wanted.name(options.network, precision)
     if command.is_there(root, name, wanted.fingerprint(source, precision), "already built"):
         return
     command.prepare(root, name, source.file.size_bytes)
     onnx, parity = repository.read(root, source), source.parity
-    if precision == "fp16":
+    if precision == "fp16" and source.precision == "fp32":
         onnx, parity = convert.to_proven_half(source, onnx, options.check_images)
     started = time.monotonic()
     timing_cache = root / f".timing-{wanted.version}-{'-'.join(wanted.targets)}.cache"
@@ -43,6 +37,18 @@ def _run(options: argparse.Namespace) -> None:
     seconds = time.monotonic() - started
     published = repository.publish(root, wanted.draft(source, name, precision, content, parity), content)
     _report(root, published, seconds)
+
+
+def _source(options: argparse.Namespace) -> Manifest:
+    """Find the ONNX file to build from, or export it."""
+    root, network, precision = options.repository, options.network, options.precision
+    known = None if precision == "fp32" else repository.find_as_it_came(root, network, precision)
+    if known is None and precision == "int8":
+        known = repository.find_int8_for_gpus(root, network)
+    if known is None:
+        return convert.find_or_export(root, network, options.weights_dir, options.check_images, stated(options))
+    convert.check_stated(known, stated(options))
+    return known
 
 
 def _report(root: Path, published: Manifest, seconds: float) -> None:

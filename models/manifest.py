@@ -204,7 +204,7 @@ class Accuracy(_Record):
 
 
 class Parity(_Record):
-    """How close the exported graph is to PyTorch in FP32, over all batches and images that were compared."""
+    """How close the graph is to PyTorch in FP32, or to the ONNX file it was made of, over all that was compared."""
 
     batch_sizes: tuple[int, ...]
     images: int

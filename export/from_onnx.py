@@ -1,0 +1,66 @@
+"""The command that makes a model of an ONNX file that somebody has: `python export/from_onnx.py FILE --name NAME`."""
+
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from export import command, console, options, samples
+from models.manifest import Manifest
+
+if TYPE_CHECKING:
+    from export.imported import Import
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from export import imported, onnx_file  # these import ONNX and torch, which takes seconds
+
+    stated = options.stated(arguments)
+    file = onnx_file.read(arguments.file, arguments.input, arguments.output, arguments.layout)
+    found = imported.plan(file, stated, arguments.scores, arguments.labels)
+    console.say(f"{arguments.file}: {file}")
+    _tell(found, stated, labelled=arguments.labels is not None)
+
+    def make() -> tuple[Manifest, bytes]:
+        return found.make(arguments.name, samples.photos(arguments.check_images, found.preprocessing))
+
+    command.add_export(arguments.repository, arguments.name, found.fingerprint(), make, len(file.content))
+
+
+def _tell(found: "Import", stated: options.Stated, *, labelled: bool) -> None:
+    """Say what was found out, and what was assumed because nothing says it."""
+    meaning = found.meaning
+    taken = f"the logits before its {meaning.activation}" if meaning.inner else f"its {meaning.taken.scores}"
+    console.say(f"taken from it: {taken}, of {meaning.num_classes} classes")
+    if found.original.batch is not None:
+        console.say(f"its batch is frozen at {found.original.batch}, and is freed")
+    if assumed := found.assumed(stated):
+        console.say(f"assumed, since an ONNX file does not say it (docs/preprocessing.md): {assumed}")
+    if not labelled:
+        console.say("its classes are numbered: name them with --labels FILE")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="from_onnx.py",
+        description="Complete the ONNX file of an image classifier by preprocessing and ranking, compare that with the"
+        " file, and add it to the model repository.",
+        epilog="docs/from_onnx.md says which files come in.",
+    )
+    parser.add_argument("file", type=Path, metavar="FILE", help="an ONNX file; external data lie beside it")
+    command.add(parser, "--name", required=True, help="name in the repository")
+    parser.add_argument("--labels", type=Path, metavar="FILE", help="the classes' names; numbered if not given")
+    parser.add_argument("--input", metavar="NAME", help="the value that takes the image, where the file has several")
+    parser.add_argument("--output", metavar="NAME", help="the value that has a score for each class, likewise")
+    parser.add_argument("--layout", choices=("nchw", "nhwc"), help="of the image, where the file does not tell")
+    parser.add_argument("--scores", choices=("logits", "probabilities"), help="what they are, where that is not plain")
+    options.add_preprocessing(parser)
+    command.add(parser, "--repository", "--check-images")
+    return parser
+
+
+main = partial(command.main, _parser, _run)
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,202 @@
+"""From an ONNX file that somebody has to a model that is proven: what is known of it, what is assumed, and the gate.
+
+The truth is the file itself in ONNX Runtime, fed by the reference's normalisation.
+"""
+
+import hashlib
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from export import parity, repository, splice
+from export.console import step
+from export.convert import ONNX_FILE
+from export.onnx_file import OnnxFile, OnnxFileError
+from export.options import Stated, as_options
+from export.original import Meaning, Original, Scores, fails
+from export.recipe import OPSET, TOOLS
+from export.reference import normalised, reference_logits
+from models import labels
+from models.manifest import MAX_TOP_K, Label, Manifest, Preprocessing, Weights
+from models.weights import sha256_of
+from models.zoo import IMAGENET_MEAN, IMAGENET_STD
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+ARCHITECTURE = "imported"
+_GREY: tuple[tuple[float, ...], tuple[float, ...]] = ((0.449,), (0.226,))
+"""ImageNet's mean and std over its channels."""
+_SMALL = 128
+"""Networks for smaller images see them whole: those of CIFAR and MNIST."""
+_OUR_SOURCES = ("onnx_file.py", "original.py", "splice.py", "graph.py")
+
+
+@dataclass(frozen=True)
+class Import:
+    """A file, and all that its complete graph is made by."""
+
+    file: OnnxFile
+    original: Original
+    meaning: Meaning
+    preprocessing: Preprocessing
+    labels: tuple[Label, ...]
+
+    @property
+    def top_k(self) -> int:
+        """How many classes the graph ranks."""
+        return min(MAX_TOP_K, self.meaning.num_classes)
+
+    def fingerprint(self) -> str:
+        """Digest all that determines the complete graph."""
+        return repository.digest(
+            {
+                "file": hashlib.sha256(self.file.content).hexdigest(),
+                "ends": [self.file.input.name, self.file.output.name, self.file.layout],
+                "taken": [self.meaning.inner, self.meaning.taken.scores, self.meaning.activation],
+                "preprocessing": self.preprocessing.model_dump(),
+                "labels": [label.model_dump() for label in self.labels],
+                "top_k": self.top_k,
+                "opset": OPSET,
+                "tools": TOOLS,
+                "sources": [sha256_of(Path(__file__).with_name(name)) for name in _OUR_SOURCES],
+            }
+        )
+
+    def assumed(self, stated: Stated) -> str:
+        """Say, as options, what of its preprocessing nobody stated and the file does not tell."""
+        known = replace(stated, crop=self.preprocessing.crop)
+        if self.file.kind == np.uint8:
+            known = replace(known, mean=self.preprocessing.mean, std=self.preprocessing.std)
+        return as_options(self.preprocessing, known)
+
+    def describe(self, name: str, content: bytes) -> Manifest:
+        """Write down all that is known about the complete graph before it is proven."""
+        return Manifest(
+            name=name,
+            version=1,
+            created=datetime.now(UTC),
+            architecture=ARCHITECTURE,
+            parameters=self.file.parameters,
+            weights=Weights(source=self.file.path.name, sha256=sha256_of(self.file.path)),
+            published_accuracy=None,
+            preprocessing=self.preprocessing,
+            activation=self.meaning.activation,
+            num_classes=self.meaning.num_classes,
+            top_k=self.top_k,
+            backend="onnx",
+            precision=self.file.precision,
+            opset=max(OPSET, self.file.opset),
+            file=repository.model_file(ONNX_FILE, content),
+            parity=None,
+            tools=TOOLS,
+            fingerprint=self.fingerprint(),
+            labels=self.labels,
+        )
+
+    def make(self, name: str, photos: "NDArray[np.uint8]") -> tuple[Manifest, bytes]:
+        """Make the complete graph, proven to compute what the file computes on random pixels and on photos.
+
+        Args:
+            name: in the repository.
+            photos: uint8[M, H, W, 3].
+
+        Raises:
+            ExpectedError: the graph cannot be changed as it must be, or parity fails.
+        """
+        frozen = self.original.batch
+        with step("complete the graph"):
+            content = splice.complete(self.file, self.meaning, frozen, self.preprocessing, self.top_k, OPSET)
+        if frozen is not None and (reason := fails(content, np.zeros((3, *self.preprocessing.crop, 3), np.uint8))):
+            raise self._stays_frozen(frozen, reason)
+        draft = self.describe(name, content)
+        truth = partial(
+            reference_logits, partial(self.original.logits, meaning=self.meaning), preprocessing=self.preprocessing
+        )
+        try:
+            with step(f"compare with {self.file.path.name}"):
+                measured = parity.check(draft, content, truth, photos, origin=self.file.path.name)
+        except parity.ParityError as error:
+            raise error if frozen is None else self._stays_frozen(frozen, str(error)) from error
+        return draft.model_copy(update={"parity": measured}), content
+
+    def _stays_frozen(self, frozen: int, reason: str) -> OnnxFileError:
+        return OnnxFileError(
+            f"{self.file.path} was exported for batches of {frozen} and could not be freed of that: export it once more"
+            f" with a free batch size ({reason})"
+        )
+
+
+def customary(file: OnnxFile, stated: Stated) -> Preprocessing:
+    """Say what a file's network most likely wants of all that an ONNX file does not tell: what ImageNet's networks do.
+
+    Raises:
+        OnnxFileError: the size of its images is free, and none was stated.
+    """
+    height, width = file.size
+    if stated.crop is not None:
+        wanted = height or stated.crop[0], width or stated.crop[1]
+        if wanted != stated.crop:
+            raise OnnxFileError(
+                f"{file.path} takes images of {_size(*wanted)}, not of {_size(*stated.crop)}: leave out --crop"
+            )
+        height, width = stated.crop
+    if height is None or width is None:
+        raise OnnxFileError(f"{file.path} takes images of any size: say with --crop HxW which it is to have")
+    grey = file.channels == 1
+    mean, std = _GREY if grey else (IMAGENET_MEAN, IMAGENET_STD)
+    if file.kind == np.uint8:  # it normalises by itself
+        mean, std = (0.0,) * file.channels, (1 / 255,) * file.channels
+    side = max(height, width)
+    return Preprocessing(
+        resize=side if min(height, width) < _SMALL else round(side / 0.875),
+        crop=(height, width),
+        interpolation="bilinear",
+        channels="grey" if grey else "rgb",
+        mean=mean,
+        std=std,
+    )
+
+
+def preprocessing_of(file: OnnxFile, stated: Stated) -> Preprocessing:
+    """Complete what was stated by what is customary.
+
+    Raises:
+        ExpectedError: it does not go together, or not with the file.
+    """
+    if file.kind == np.uint8 and (stated.mean or stated.std):
+        raise OnnxFileError(f"{file.path} takes pixels as bytes and normalises them itself: leave out --mean and --std")
+    if stated.channels is not None and (stated.channels == "grey") != (file.channels == 1):
+        raise OnnxFileError(
+            f"{file.path} takes images with {file.channels} channels: --channels {stated.channels} has others"
+        )
+    return stated.over(customary(file, stated))
+
+
+def plan(
+    file: OnnxFile,
+    stated: Stated,
+    scores: Scores | None,
+    labels_file: Path | None,
+) -> Import:
+    """Find out what a file answers and how it is to be asked.
+
+    Raises:
+        ExpectedError: it cannot be run, its scores are none, or what was stated does not go with it.
+    """
+    preprocessing = preprocessing_of(file, stated)
+    original = Original(file)
+    random = np.random.default_rng(0).integers(0, 256, (4, *preprocessing.crop, 3), np.uint8)
+    meaning = original.meaning(normalised(random, preprocessing).numpy(), stated.activation, scores)
+    classes = labels.read(labels_file) if labels_file else labels.numbered(meaning.num_classes)
+    if len(classes) != meaning.num_classes:
+        raise OnnxFileError(f"{file.path} has {meaning.num_classes} classes, {labels_file} has {len(classes)} labels")
+    return Import(file, original, meaning, preprocessing, classes)
+
+
+def _size(height: int, width: int) -> str:
+    return f"{height}x{width}"
