@@ -21,9 +21,18 @@ DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
+Labels = tuple[str, str]
+"""A model's name and version, both empty where a request means none."""
+NO_MODEL: Labels = ("", "")
 
-ROOM_BYTES = {"counter": 2**18, "histogram": 2**20, "gauge_livesum": 2**16, "gauge_livemax": 2**16}
-"""Of each process's files, by kind: enough for some 80 models."""
+ROOM_BYTES = {
+    "counter": 2**18,
+    "summary": 2**19,
+    "histogram": 2**21,
+    "gauge_livesum": 2**16,
+    "gauge_livemax": 2**16,
+}
+"""Of each process's files, by kind: enough for some 160 versions of models, as long as it runs."""
 
 
 def use_directory(directory: Path, identities: Iterable[str]) -> None:
@@ -46,13 +55,25 @@ class Metrics:
 
     def __init__(self, identity: str) -> None:
         """Open this process's files: one `Metrics` a process."""
-        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, values
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary, values
 
         values.ValueClass = values.MultiProcessValue(process_identifier=lambda: identity)  # type: ignore[no-untyped-call]
         registry = CollectorRegistry()
-        model = ["model"]
+        model = ["model", "version"]
         self.requests = Counter(
-            "serving_requests", "Requests to classify, by how they ended", ["model", "code"], registry=registry
+            "serving_requests", "Requests to classify, by how they ended", [*model, "code"], registry=registry
+        )
+        self.images = Counter(
+            "serving_images",
+            "Images of requests that were answered, but for those remembered",
+            model,
+            registry=registry,
+        )
+        self.stages = Summary(
+            "serving_request_stage_seconds",
+            "Of each request by stage, the longest of its images: queue, decode, inference; or remembered, failed",
+            [*model, "stage"],
+            registry=registry,
         )
         self.refused = Counter(
             "serving_refused_requests", "Requests refused for their API key, by code", ["code"], registry=registry
@@ -130,13 +151,13 @@ class Metrics:
             registry=registry,
         )
         stages = self.decode_wait, self.decode, self.queue, self.inference
-        for each in (self.requests, self.total, *stages, self.batch_size):
+        for each in (self.requests, self.images, self.stages, self.total, *stages, self.batch_size):
             each.labels = cache(each.labels)  # type: ignore[assignment, method-assign]  # no locks, no checks
 
-    def count_decoding(self, model: str, wait_s: float, decode_s: float) -> None:
+    def count_decoding(self, model: Labels, wait_s: float, decode_s: float) -> None:
         """One image more that was decoded."""
-        self.decode_wait.labels(model).observe(wait_s)
-        self.decode.labels(model).observe(decode_s)
+        self.decode_wait.labels(*model).observe(wait_s)
+        self.decode.labels(*model).observe(decode_s)
 
     def count_refused(self, refused: Iterable[Refusal]) -> None:
         """These are all that are refused now."""

@@ -29,7 +29,7 @@ from server.engine.scheduler import Job, Priority
 from server.errors import Code, DeviceLostError, ServiceError
 from server.images import jpeg
 from server.images.decode import decode
-from server.metrics import Metrics
+from server.metrics import Labels, Metrics
 from server.repository import Catalogue, Model
 from server.settings import Settings
 
@@ -53,7 +53,7 @@ class _Crop(NamedTuple):
     """A job's payload."""
 
     pixels: NDArray[np.uint8]
-    name: str
+    model: Labels
     top_k: int | None
     decode_times_s: tuple[float, float]
     """the wait for a thread, and decoding"""
@@ -114,6 +114,7 @@ class LocalEngine:
         self._count(crops)
         permits, jobs = self._under_way, list[Job[_Crop]]()
         pixels = [np.empty(model.manifest.input_shape, np.uint8) for _ in range(crops)]
+        labels = model.manifest.name, str(model.manifest.version)
         try:
             async with asyncio.timeout(deadline_s - started_s):
                 preprocessing = model.manifest.preprocessing
@@ -124,7 +125,7 @@ class LocalEngine:
                     raise ServiceError(Code.DEADLINE_EXCEEDED, "the deadline passed before the image was decoded")
                 times = decoded.started_s - started_s, decoded.ended_s - decoded.started_s
                 for each in pixels:
-                    crop = _Crop(each, model.manifest.name, top_k, times, self._loop.create_future())
+                    crop = _Crop(each, labels, top_k, times, self._loop.create_future())
                     jobs.append(Job(next(self._ids), decoded.ended_s, deadline_s, crop, priority=priority))
                     self._engine.submit(model.id, jobs[-1])
                 self._step()
@@ -159,10 +160,10 @@ class LocalEngine:
         self._timer = None if due_s is None else self._loop.call_later(max(0, due_s - time.monotonic()), self._step)
 
     def _started(self, jobs: Sequence[Job[_Crop]]) -> None:
-        name = jobs[0].payload.name
-        self._metrics.batch_size.labels(name).observe(len(jobs))
+        labels = jobs[0].payload.model
+        self._metrics.batch_size.labels(*labels).observe(len(jobs))
         for job in jobs:
-            self._metrics.queue.labels(name).observe(time.monotonic() - job.arrived_s)
+            self._metrics.queue.labels(*labels).observe(time.monotonic() - job.arrived_s)
 
     def _answer(self, outcome: Outcome[_Crop]) -> None:
         crop, result = outcome.job.payload, outcome.result
@@ -172,7 +173,7 @@ class LocalEngine:
             crop.future.set_exception(result)
             crop.future.exception()  # of several crops only the first failure is asked for
             return
-        self._metrics.inference.labels(crop.name).observe(result.inference_s)
+        self._metrics.inference.labels(*crop.model).observe(result.inference_s)
         decode_wait_s, decode_s = crop.decode_times_s
         crop.future.set_result(result.ranked(crop.top_k)._replace(decode_wait_s=decode_wait_s, decode_s=decode_s))
 

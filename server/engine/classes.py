@@ -34,8 +34,8 @@ class Classes(NamedTuple):
         )
 
 
-def average(answers: Sequence[Classes], top_k: int, activation: Activation) -> Classes:
-    """The `top_k` classes by the mean probability over answers that hold logits; of times and sizes the largest."""
+def average(answers: Sequence[Classes], top_k: int | None, activation: Activation) -> Classes:
+    """The `top_k` classes, None: all, by the mean probability over answers with logits; the largest times and sizes."""
     logits = np.stack([answer.logits for answer in answers]).astype(np.float64)
     if activation == "sigmoid":
         probabilities = np.exp(-np.logaddexp(0, -logits)).mean(0)

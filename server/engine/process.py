@@ -43,7 +43,7 @@ class _Crop(NamedTuple):
     id: int
     slot: int
     pixels: NDArray[np.uint8]
-    model: str
+    model: metrics.Labels
     top_k: int | None
 
 
@@ -161,11 +161,11 @@ class _Process:
         self._poll.register(worker.fileno(), select.EPOLLIN)
 
     def _show_queues(self) -> None:
-        lengths: Counter[str] = Counter()
+        lengths: Counter[metrics.Labels] = Counter()
         for model in self._models.values():
-            lengths[model.manifest.name] += self._engine.queue_length(model.id)
-        for name, length in lengths.items():
-            self._metrics.queue_length.labels(name).set(length)
+            lengths[_labels(model)] += self._engine.queue_length(model.id)
+        for labels, length in lengths.items():
+            self._metrics.queue_length.labels(*labels).set(length)
 
     def _obey(self, message: ToEngine) -> list[Outcome[_Crop]]:
         """What the supervisor wants; the outcomes are of what waited for a model that it takes away."""
@@ -175,7 +175,8 @@ class _Process:
                 self._loading[loading] = model
                 loading.add_done_callback(lambda _: os.eventfd_write(self._wake, 1))
             case Unload(model_id):
-                if self._models.pop(model_id, None):
+                if gone := self._models.pop(model_id, None):
+                    self._metrics.queue_length.labels(*_labels(gone)).set(0)
                     outcomes = self._engine.remove_model(model_id)
                     gc.collect()
                     give_memory_back()
@@ -224,7 +225,7 @@ class _Process:
         if model is None:
             raise ServiceError(Code.ENGINE_UNAVAILABLE, "the model is not loaded; try again later")
         pixels = self._slots.pixels(request.slot, model.manifest.input_shape)
-        crop = _Crop(owner, request.id, request.slot, pixels, model.manifest.name, request.top_k)
+        crop = _Crop(owner, request.id, request.slot, pixels, _labels(model), request.top_k)
         job = Job(
             (owner, request.id), request.arrived_s, request.deadline_s, crop, request.quarantined, request.priority
         )
@@ -233,17 +234,17 @@ class _Process:
     def _started(self, jobs: Sequence[Job[_Crop]]) -> None:
         self._slots.running[[job.payload.slot for job in jobs]] = True
         now_s = time.monotonic()
-        name = jobs[0].payload.model
-        self._metrics.batch_size.labels(name).observe(len(jobs))
+        labels = jobs[0].payload.model
+        self._metrics.batch_size.labels(*labels).observe(len(jobs))
         for job in jobs:
-            self._metrics.queue.labels(name).observe(now_s - job.arrived_s)
+            self._metrics.queue.labels(*labels).observe(now_s - job.arrived_s)
 
     def _reply(self, outcome: Outcome[_Crop]) -> tuple[Channel, Reply]:
         crop, result = outcome.job.payload, outcome.result
         self._slots.running[crop.slot] = False
         if isinstance(result, ServiceError):
             return crop.owner, Failure(crop.id, result.code, result.detail)
-        self._metrics.inference.labels(crop.model).observe(result.inference_s)
+        self._metrics.inference.labels(*crop.model).observe(result.inference_s)
         wanted = result.ranked(crop.top_k)
         return crop.owner, Answer(
             crop.id,
@@ -263,6 +264,10 @@ class _Process:
         for owner, together in by_owner.items():
             if owner in self._workers.values() and not owner.send(encode(together)):
                 self._poll.modify(owner.fileno(), select.EPOLLIN | select.EPOLLOUT)
+
+
+def _labels(model: Model) -> metrics.Labels:
+    return model.manifest.name, str(model.manifest.version)
 
 
 def _refusal(model: Model, error: Exception) -> Refusal:

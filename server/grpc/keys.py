@@ -3,6 +3,7 @@
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
+from contextvars import ContextVar
 from typing import Any
 
 import grpc
@@ -14,6 +15,9 @@ from server.serving.service import Service
 OPEN = frozenset({"ServerLive", "ServerReady", "Check", "Watch"})
 """Probes are asked by machines that hold no key."""
 ADMIN = frozenset({"RepositoryModelLoad", "RepositoryModelUnload"})
+
+ACCOUNT: ContextVar[Account | None] = ContextVar("account", default=None)
+"""Whose stream it is, where each request of it counts by itself."""
 
 Handler = Any  # grpc.RpcMethodHandler, which is generic for the type checker only
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -49,7 +53,8 @@ class KeyCheck(grpc.aio.ServerInterceptor):
             call = self._counted(account, handler.unary_unary)
             return grpc.unary_unary_rpc_method_handler(call, handler.request_deserializer, handler.response_serializer)
         if handler.stream_stream:
-            stream = self._counted_stream(account, handler.stream_stream)
+            known = self._known_stream if name == "ModelStreamInfer" else self._counted_stream
+            stream = known(account, handler.stream_stream)
             return grpc.stream_stream_rpc_method_handler(
                 stream, handler.request_deserializer, handler.response_serializer
             )
@@ -87,6 +92,15 @@ class KeyCheck(grpc.aio.ServerInterceptor):
                         yield answer
 
         return counted
+
+    def _known_stream(self, account: Account, call: Stream) -> Stream:
+        async def known(requests: Any, context: Context) -> AsyncGenerator[Any, None]:
+            ACCOUNT.set(account)
+            async with aclosing(call(requests, context)) as answers:
+                async for answer in answers:
+                    yield answer
+
+        return known
 
 
 def _sent(metadata: Any) -> bytes | None:

@@ -2,8 +2,7 @@
 
 import asyncio
 import logging
-import math
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, NoReturn, TypeVar
@@ -11,12 +10,13 @@ from typing import Any, NoReturn, TypeVar
 import grpc
 import grpc.aio
 from google.protobuf.json_format import ParseDict
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
 from server import tracing
 from server.errors import Code, ServiceError
-from server.grpc import health, reflection
+from server.grpc import health, messages, reflection
 from server.grpc import inference_pb2 as pb
+from server.grpc.infer_streams import InferStreams
 from server.grpc.keys import KeyCheck
 from server.grpc.streams import MAX_STREAMS, Streams
 from server.keys import RefusedError
@@ -24,9 +24,8 @@ from server.serving.outcomes import Outcome
 from server.serving.service import Service
 from server.settings import Settings
 from server.tls import Certificate
-from server.v2 import models, tensors
-from server.v2.infer import InferAnswer, InferRequest, Input, RequestedOutput, infer
-from server.v2.tensors import Values
+from server.v2 import models
+from server.v2.infer import infer
 
 STATUS: dict[Code, grpc.StatusCode] = {
     Code.EMPTY_BODY: grpc.StatusCode.INVALID_ARGUMENT,
@@ -127,6 +126,12 @@ async def start(service: Service, address: str) -> Server:
     handlers["ModelInfer"] = grpc.stream_unary_rpc_method_handler(
         _Infer(service, room).model_infer, None, pb.ModelInferResponse.SerializeToString
     )
+    handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
+        InferStreams(service, streams).model_stream_infer, None, pb.ModelStreamInferResponse.SerializeToString
+    )
+    for memory in ("System", "Cuda"):
+        handlers[f"{memory}SharedMemoryRegister"] = grpc.unary_unary_rpc_method_handler(_register)
+        handlers[f"{memory}SharedMemoryUnregister"] = grpc.unary_unary_rpc_method_handler(_unregister)
     server.add_generic_rpc_handlers(
         [
             grpc.method_handlers_generic_handler(SERVICE, handlers),
@@ -199,17 +204,40 @@ async def _statistics(service: Service, asked: pb.ModelStatisticsRequest) -> mod
 
 
 async def _index(service: Service, asked: pb.RepositoryIndexRequest) -> models.Json:
+    _check_repository(asked.repository_name)
     return {"models": models.index(service, ready=asked.ready)}
 
 
 async def _load(service: Service, asked: pb.RepositoryModelLoadRequest) -> models.Json:
+    _check_repository(asked.repository_name)
+    models.check_load(asked.parameters)
     await service.changes.ask(asked.model_name, "load")
     return {}
 
 
 async def _unload(service: Service, asked: pb.RepositoryModelUnloadRequest) -> models.Json:
+    _check_repository(asked.repository_name)
+    models.check_unload(messages.parameters(asked.parameters))
     await service.changes.ask(asked.model_name, "unload")
     return {}
+
+
+def _check_repository(name: str) -> None:
+    """Refuse a name: the one repository has none.
+
+    Raises:
+        ServiceError: INVALID_PARAMETER.
+    """
+    if name:
+        raise ServiceError(Code.INVALID_PARAMETER, f"there is one repository here, and none called {name[:100]!r}")
+
+
+async def _register(_: bytes, context: Context) -> NoReturn:
+    await context.abort(grpc.StatusCode.UNIMPLEMENTED, models.NO_SHARED_MEMORY)
+
+
+async def _unregister(_: bytes, _context: Context) -> bytes:
+    return b""  # nothing is registered, as clients make sure of when they start
 
 
 CALLS: dict[str, tuple[type[Message], type[Message], _Answer]] = {
@@ -276,9 +304,9 @@ class _Infer:
             service.shed()
             content = await self._receive(context)
             with service.buffers.held(len(content)):
-                request, request_id = _read(content, context.time_remaining())
+                request, request_id = messages.read(content, context.time_remaining())
                 del content  # its tensors are in the request
-                return _message(await infer(service, request, outcome), request_id)
+                return messages.written(await infer(service, request, outcome), request_id)
 
     async def _receive(self, context: Context) -> bytes:
         """The message.
@@ -295,65 +323,3 @@ class _Infer:
         if not isinstance(content, bytes):
             raise ServiceError(Code.INVALID_REQUEST, "the call has no message")
         return content
-
-
-def _read(content: bytes, timeout_s: float | None) -> tuple[InferRequest, str]:
-    """The request and its id.
-
-    Raises:
-        ServiceError: INVALID_REQUEST.
-    """
-    try:
-        asked = pb.ModelInferRequest.FromString(content)
-    except DecodeError as error:
-        raise ServiceError(Code.INVALID_REQUEST, f"the message cannot be read: {error}") from None
-    request = InferRequest(
-        asked.model_name,
-        asked.model_version,
-        _parameters(asked.parameters),
-        _inputs(asked),
-        [RequestedOutput(each.name, _parameters(each.parameters)) for each in asked.outputs],
-        math.inf if timeout_s is None else timeout_s,
-    )
-    return request, asked.id
-
-
-def _message(answer: InferAnswer, request_id: str) -> pb.ModelInferResponse:
-    return pb.ModelInferResponse(
-        model_name=answer.model,
-        model_version=answer.version,
-        id=request_id,
-        parameters={name: pb.InferParameter(bool_param=bool(value)) for name, value in answer.parameters.items()},
-        outputs=[
-            pb.ModelInferResponse.InferOutputTensor(name=each.name, datatype=each.datatype, shape=each.shape)
-            for each in answer.outputs
-        ],
-        raw_output_contents=[tensors.to_raw(each.values) for each in answer.outputs],
-    )
-
-
-def _parameters(sent: Mapping[str, pb.InferParameter]) -> dict[str, bool | int | float | str]:
-    kinds = {name: value.WhichOneof("parameter_choice") for name, value in sent.items()}
-    return {name: getattr(sent[name], kind) for name, kind in kinds.items() if kind}
-
-
-def _inputs(asked: pb.ModelInferRequest) -> list[Input]:
-    """Each input with how to read its elements: all are raw, or none is."""
-    raw = asked.raw_input_contents
-    if raw and len(raw) != len(asked.inputs):
-        detail = f"{len(asked.inputs)} inputs have {len(raw)} raw_input_contents; there must be one for each, or none"
-        raise ServiceError(Code.INVALID_REQUEST, detail)
-    readers: list[Callable[[int], Values]] = [
-        partial(tensors.from_raw, each.datatype, raw[index]) if raw else partial(_from_fields, each)
-        for index, each in enumerate(asked.inputs)
-    ]
-    return [
-        Input(each.name, each.datatype, tuple(each.shape), read)
-        for each, read in zip(asked.inputs, readers, strict=True)
-    ]
-
-
-def _from_fields(sent: pb.ModelInferRequest.InferInputTensor, _: int) -> Values:
-    if sent.datatype == "BYTES":
-        return list(sent.contents.bytes_contents)
-    return tensors.numbers_from_list(sent.contents.uint_contents)

@@ -19,11 +19,12 @@ class Streams:
 
     def __init__(self) -> None:
         self._calls: set[asyncio.Task[Any]] = set()
-        self._ended = False
+        self.ending = asyncio.Event()
+        """Streams that must answer what they have received wait for this instead."""
 
     def end(self) -> None:
         """Now: nobody waits for these."""
-        self._ended = True
+        self.ending.set()
         for call in self._calls:
             call.cancel()
 
@@ -31,7 +32,7 @@ class Streams:
     async def one(self, context: Context) -> AsyncGenerator[None]:
         """The block is one of them; the end interrupts it."""
         call = asyncio.current_task()
-        if self._ended or call is None:
+        if self.ending.is_set() or call is None:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
         if len(self._calls) >= MAX_STREAMS:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{MAX_STREAMS} streams are open: end some")
@@ -39,7 +40,7 @@ class Streams:
         try:
             yield
         except asyncio.CancelledError:
-            if not self._ended:
+            if not self.ending.is_set():
                 raise
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
         finally:

@@ -149,7 +149,7 @@ def router(service: Service, uploads: Uploads) -> APIRouter:
                 plan = _plan(service, plan, request, image.fields)
                 async with cancelled_when_gone(request):
                     answer = await service.classify(plan, image.content, received_s)
-            outcome.answered(answer.plan.entry.name, answer.total_s)
+            outcome.answered([answer])
         headers = {CACHE_HEADER: "hit" if answer.remembered else "miss"} if service.cache else None
         return responses.response(request, responses.classification(answer, request_id), headers)
 

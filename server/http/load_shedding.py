@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.errors import ServiceError
 from server.http import problems
+from server.metrics import NO_MODEL
 from server.serving.service import Service
 
 PATH = "/classify"
@@ -33,7 +34,7 @@ class LoadShedding:
                 service.shed(within_s=min(service.settings.timeout_ms / 1e3, _patience_s(scope)))
             except ServiceError as error:
                 # No model: a name in the query has not been looked up, and may be anything.
-                service.metrics.requests.labels("", error.code).inc()
+                service.metrics.requests.labels(*NO_MODEL, error.code).inc()
                 await problems.service_problem(Request(scope), error)(scope, receive, send)
                 return
         await self._app(scope, receive, send)

@@ -13,7 +13,7 @@ from server import logs, tracing
 from server.errors import Code, ServiceError
 from server.http import request_ids
 from server.http.request_ids import request_id_of
-from server.metrics import Metrics
+from server.metrics import NO_MODEL, Metrics
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -114,7 +114,7 @@ def install(app: FastAPI, metrics: Metrics) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def on_invalid(request: Request, error: RequestValidationError) -> Response:
-        metrics.requests.labels("", Code.INVALID_PARAMETER).inc()
+        metrics.requests.labels(*NO_MODEL, Code.INVALID_PARAMETER).inc()
         return service_problem(request, invalid_parameter(error))
 
     @app.exception_handler(ClientDisconnect)

@@ -6,8 +6,9 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 from fastapi import APIRouter, Request, Response
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.status import HTTP_503_SERVICE_UNAVAILABLE
+from starlette.status import HTTP_501_NOT_IMPLEMENTED, HTTP_503_SERVICE_UNAVAILABLE
 
 from server.errors import SHUTTING_DOWN, Code, ServiceError
 from server.http import request_ids
@@ -17,7 +18,7 @@ from server.http.uploads import Uploads
 from server.serving.outcomes import Outcome
 from server.serving.plan import Ask
 from server.serving.service import Service
-from server.v2 import models, tensors
+from server.v2 import models, tensors, views
 from server.v2.infer import InferAnswer, InferRequest, Input, RequestedOutput, infer
 from server.v2.tensors import Values
 
@@ -30,7 +31,11 @@ Kind = TypeVar("Kind")
 _Parameters = dict[str, bool | int | float | str]
 
 
-class _Input(msgspec.Struct):
+class _Strict(msgspec.Struct, forbid_unknown_fields=True):
+    """What is not understood is refused."""
+
+
+class _Input(_Strict):
     name: str
     datatype: str
     shape: Annotated[list[int], msgspec.Meta(max_length=8)]
@@ -38,23 +43,25 @@ class _Input(msgspec.Struct):
     data: list[Any] | msgspec.UnsetType = msgspec.UNSET
 
 
-class _Output(msgspec.Struct):
+class _Output(_Strict):
     name: str
     parameters: _Parameters = {}
 
 
-class _Infer(msgspec.Struct):
+class _Infer(_Strict):
     inputs: Annotated[list[_Input], msgspec.Meta(max_length=16)]
     outputs: Annotated[list[_Output], msgspec.Meta(max_length=16)] = []
     id: str = ""
     parameters: _Parameters = {}
+    model_name: str | None = None
+    """As KServe's SDK repeats it; where it is there it must be the one of the path."""
 
 
-class _Load(msgspec.Struct):
+class _Load(_Strict):
     parameters: dict[str, Any] = {}
 
 
-class _Index(msgspec.Struct):
+class _Index(_Strict):
     ready: bool = False
 
 
@@ -69,12 +76,13 @@ def router(service: Service, uploads: Uploads) -> APIRouter:
 
     @routes.get("/health/live")
     async def live() -> Response:
-        return Response()
+        return _json({"live": True})
 
     @routes.get("/health/ready")
     async def ready() -> Response:
-        reason = service.why_not_ready()
-        return _json({"error": reason}, HTTP_503_SERVICE_UNAVAILABLE) if reason else Response()
+        if reason := service.why_not_ready():
+            return _json({"ready": False, "error": reason}, HTTP_503_SERVICE_UNAVAILABLE)
+        return _json({"ready": True})
 
     @routes.get("/models/stats")
     @routes.get("/models/{name}/stats")
@@ -95,19 +103,24 @@ def router(service: Service, uploads: Uploads) -> APIRouter:
     @routes.get("/models/{name}/ready")
     @routes.get("/models/{name}/versions/{version}/ready")
     async def model_ready(name: str, version: str = "") -> Response:
-        return Response(status_code=200 if models.is_ready(service, name, version) else HTTP_503_SERVICE_UNAVAILABLE)
+        is_ready = models.is_ready(service, name, version)
+        return _json({"name": name, "ready": is_ready}, 200 if is_ready else HTTP_503_SERVICE_UNAVAILABLE)
 
     @routes.post("/models/{name}/infer")
     @routes.post("/models/{name}/versions/{version}/infer")
     async def model_infer(request: Request, name: str, version: str = "") -> Response:
         with Outcome(service.metrics, cancelled=SHUTTING_DOWN, gone=ClientDisconnect) as outcome:
-            service.admit(Ask(name, models.number(version)), outcome)
+            service.admit(Ask(views.parted(name)[0], models.number(version)), outcome)
             async with uploads.body(request) as body:
                 asked, binary = _split(body, request.headers.get(HEADER_LENGTH))
-                wanted = InferRequest(name, version, asked.parameters, _inputs(asked, binary), _outputs(asked))
+                if asked.model_name not in (None, name):
+                    raise ServiceError(Code.INVALID_REQUEST, "model_name is another than that of the path")
+                outputs, are_binary = _outputs(asked)
+                _, parameters = _taken(asked.parameters, "binary_data_output", default=False)
+                wanted = InferRequest(name, version, parameters, _inputs(asked, binary), outputs)
                 async with cancelled_when_gone(request):
                     answer = await infer(service, wanted, outcome)
-        return _answer(asked, answer, {request_ids.HEADER: request_id_of(request)})
+        return _answer(asked.id, answer, are_binary, {request_ids.HEADER: request_id_of(request)})
 
     @routes.post("/repository/index")
     async def index(request: Request) -> Response:
@@ -126,8 +139,19 @@ def router(service: Service, uploads: Uploads) -> APIRouter:
     @routes.post("/repository/models/{name}/unload")
     async def unload(request: Request, name: str) -> Response:
         _check_origin(request)
+        async with uploads.body(request) as body:
+            models.check_unload((_decoded(body, _Load) if body else _Load()).parameters)
         await service.changes.ask(name, "unload")
         return Response()
+
+    @routes.post("/{kind}sharedmemory/unregister")
+    @routes.post("/{kind}sharedmemory/region/{name}/unregister")
+    async def unregister() -> Response:
+        return Response()  # nothing is registered, as clients make sure of when they start
+
+    @routes.post("/{kind}sharedmemory/region/{name}/register")
+    async def register() -> Response:
+        raise HTTPException(HTTP_501_NOT_IMPLEMENTED, models.NO_SHARED_MEMORY)
 
     return routes
 
@@ -181,7 +205,10 @@ def _inputs(asked: _Infer, binary: memoryview) -> list[Input]:
     inputs = []
     start = 0
     for each in asked.inputs:
-        size = each.parameters.get("binary_data_size")
+        parameters = dict(each.parameters)
+        size = parameters.pop("binary_data_size", None)
+        if parameters.keys() & models.SHARED_MEMORY:
+            raise ServiceError(Code.INVALID_REQUEST, models.NO_SHARED_MEMORY)
         if (size is None) == (each.data is msgspec.UNSET):
             detail = f"input {each.name[:100]!r} must have either data or the parameter binary_data_size"
             raise ServiceError(Code.INVALID_REQUEST, detail)
@@ -193,7 +220,7 @@ def _inputs(asked: _Infer, binary: memoryview) -> list[Input]:
         else:
             read = partial(tensors.from_raw, each.datatype, binary[start : start + size])
             start += size
-        inputs.append(Input(each.name, each.datatype, tuple(each.shape), read))
+        inputs.append(Input(each.name, each.datatype, tuple(each.shape), read, parameters))
     if start < len(binary):
         raise ServiceError(Code.INVALID_REQUEST, f"{len(binary) - start} bytes after the JSON belong to no input")
     return inputs
@@ -203,19 +230,42 @@ def _from_list(sent: _Input, _: int) -> Values:
     return tensors.from_list(sent.datatype, sent.data)
 
 
-def _outputs(asked: _Infer) -> list[RequestedOutput]:
-    return [RequestedOutput(each.name, each.parameters) for each in asked.outputs]
+def _outputs(asked: _Infer) -> tuple[list[RequestedOutput], Callable[[str], bool]]:
+    """The outputs that are wanted, and whether one is wanted in binary.
+
+    Raises:
+        ServiceError: INVALID_PARAMETER.
+    """
+    all_binary, _ = _taken(asked.parameters, "binary_data_output", default=False)
+    outputs, binary = [], set()
+    for each in asked.outputs:
+        is_binary, parameters = _taken(each.parameters, "binary_data", default=all_binary)
+        outputs.append(RequestedOutput(each.name, parameters))
+        if is_binary:
+            binary.add(each.name)
+    return outputs, binary.__contains__ if outputs else lambda _: all_binary
 
 
-def _answer(asked: _Infer, answer: InferAnswer, headers: Mapping[str, str]) -> Response:
+def _taken(parameters: _Parameters, name: str, *, default: bool) -> tuple[bool, _Parameters]:
+    """One parameter, and the others.
+
+    Raises:
+        ServiceError: INVALID_PARAMETER.
+    """
+    value = parameters.get(name, default)
+    if not isinstance(value, bool):
+        raise ServiceError(Code.INVALID_PARAMETER, f"{name} must be true or false")
+    return value, {other: each for other, each in parameters.items() if other != name}
+
+
+def _answer(
+    request_id: str, answer: InferAnswer, is_binary: Callable[[str], bool], headers: Mapping[str, str]
+) -> Response:
     """JSON, followed by those outputs that are wanted in binary."""
-    all_binary = asked.parameters.get("binary_data_output", False)
-    own = {each.name: each.parameters.get("binary_data") for each in asked.outputs}
     listed, binary = [], []
     for output in answer.outputs:
         shown: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": output.shape}
-        wanted = own.get(output.name)
-        if all_binary if wanted is None else wanted:
+        if is_binary(output.name):
             binary.append(tensors.to_raw(output.values))
             shown["parameters"] = {"binary_data_size": len(binary[-1])}
         else:
@@ -225,7 +275,7 @@ def _answer(asked: _Infer, answer: InferAnswer, headers: Mapping[str, str]) -> R
         {
             "model_name": answer.model,
             "model_version": answer.version,
-            **({"id": asked.id} if asked.id else {}),
+            **({"id": request_id} if request_id else {}),
             "parameters": answer.parameters,
             "outputs": listed,
         }

@@ -1,13 +1,15 @@
 """The one place that counts how requests end."""
 
 import asyncio
-from collections.abc import Generator
+import time
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
 from server.errors import CLIENT_CLOSED, ServiceError
-from server.metrics import Metrics
+from server.metrics import NO_MODEL, Labels, Metrics
+from server.serving.plan import Answer
 
 
 class Outcome:
@@ -16,12 +18,12 @@ class Outcome:
     As a context manager it counts the request at the end of the block, by what was set there or the error raised.
     """
 
-    __slots__ = ("_cancelled", "_gone", "_metrics", "code", "model")
+    __slots__ = ("_cancelled", "_gone", "_metrics", "_started_s", "code", "model")
 
     def __init__(
         self,
         metrics: Metrics,
-        model: str = "",
+        model: Labels = NO_MODEL,
         *,
         cancelled: str = CLIENT_CLOSED,
         gone: type[Exception] | tuple[()] = (),
@@ -30,13 +32,24 @@ class Outcome:
         self._metrics = metrics
         self._cancelled = cancelled
         self._gone = gone
+        self._started_s = time.monotonic()
         self.model = model
         self.code: str = "internal_error"
 
-    def answered(self, model: str, total_s: float) -> None:
-        """It is answered, `total_s` after its last byte came."""
-        self.model, self.code = model, "ok"
-        self._metrics.total.labels(model).observe(total_s)
+    def answered(self, answers: Sequence[Answer]) -> None:
+        """It is answered: of each stage the longest of its images counts."""
+        self.model = model = answers[-1].plan.labels
+        self.code = "ok"
+        total_s = max(answer.total_s for answer in answers)
+        self._metrics.total.labels(*model).observe(total_s)
+        stages = self._metrics.stages
+        if computed := [answer.classes for answer in answers if not answer.remembered]:
+            self._metrics.images.labels(*model).inc(len(computed))
+            stages.labels(*model, "queue").observe(max(each.decode_wait_s + each.queue_s for each in computed))
+            stages.labels(*model, "decode").observe(max(each.decode_s for each in computed))
+            stages.labels(*model, "inference").observe(max(each.inference_s for each in computed))
+        else:
+            stages.labels(*model, "remembered").observe(total_s)
 
     def __enter__(self) -> Self:
         return self
@@ -50,7 +63,9 @@ class Outcome:
             self.code = self._cancelled
         elif isinstance(error, self._gone):
             self.code = CLIENT_CLOSED
-        self._metrics.requests.labels(self.model, self.code).inc()
+        self._metrics.requests.labels(*self.model, self.code).inc()
+        if self.model != NO_MODEL and self.code not in ("ok", CLIENT_CLOSED):
+            self._metrics.stages.labels(*self.model, "failed").observe(time.monotonic() - self._started_s)
 
 
 @contextmanager
@@ -60,5 +75,5 @@ def counted_if_refused(metrics: Metrics) -> Generator[Outcome]:
     try:
         yield outcome
     except ServiceError as error:
-        metrics.requests.labels(outcome.model, error.code).inc()
+        metrics.requests.labels(*outcome.model, error.code).inc()
         raise

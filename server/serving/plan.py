@@ -6,6 +6,7 @@ from typing import NamedTuple, Self
 from models.manifest import CropCount, Entry
 from server.engine.classes import Classes
 from server.engine.scheduler import Priority
+from server.metrics import Labels
 from server.repository import Catalogue, Model
 from server.settings import Settings
 
@@ -19,7 +20,8 @@ class Ask(NamedTuple):
     """None: the default model"""
     version: int | None = None
     """None: the newest"""
-    top_k: int = DEFAULT_TOP_K
+    top_k: int | None = DEFAULT_TOP_K
+    """None: every class"""
     crops: CropCount = 1
     priority: Priority | None = None
     """None: as the model has it"""
@@ -59,6 +61,11 @@ class Plan(NamedTuple):
         )
 
     @property
+    def labels(self) -> Labels:
+        """What it is called in the metrics."""
+        return self.entry.name, str(self.entry.version)
+
+    @property
     def permits(self) -> int:
         """One for each crop that a member looks at."""
         return self.ask.crops * len(self.members)
@@ -67,6 +74,12 @@ class Plan(NamedTuple):
     def averages(self) -> bool:
         """Whether the answer is a mean over crops or members."""
         return self.permits > 1
+
+    @property
+    def top_k(self) -> int | None:
+        """Classes of the answer, as many as the model ranks; None: every class, which the graph does not rank."""
+        top_k = self.ask.top_k
+        return None if top_k is None else min(top_k, self.members[0].manifest.top_k)
 
     @property
     def random_weights(self) -> bool:

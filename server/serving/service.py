@@ -134,7 +134,7 @@ class Service:
             ServiceError: as `plan` and `shed`.
         """
         plan = self.plan(ask)
-        outcome.model = plan.entry.name
+        outcome.model = plan.labels
         try:
             self.shed(plan.permits, plan.within_s(time.monotonic()))
         except ServiceError as error:
@@ -164,23 +164,24 @@ class Service:
         if plan.catalogue is not self.catalogue:  # it has changed, during the upload for instance
             plan = self.plan(plan.ask)
         ids = tuple(member.id for member in plan.members)
-        key = (digest, ids, plan.ask.top_k, int(plan.ask.crops)) if digest else None
-        name = plan.entry.name
+        top_k = plan.ask.top_k
+        key = (digest, ids, top_k, int(plan.ask.crops)) if digest and top_k is not None else None
         if key and (remembered := self.cache.get(key)):
-            self.metrics.cache_hits.labels(name).inc()
+            self.metrics.cache_hits.labels(*plan.labels).inc()
             return Answer(plan, remembered, time.monotonic() - received_s)
         with self.leases.on(ids):
             classes = await self._ask_members(plan, image, plan.deadline_s(received_s))
-        self.metrics.count_decoding(name, classes.decode_wait_s, classes.decode_s)
+        self.metrics.count_decoding(plan.labels, classes.decode_wait_s, classes.decode_s)
         if key:
             self.cache.put(key, classes)
-            self.metrics.cache_misses.labels(name).inc()
+            self.metrics.cache_misses.labels(*plan.labels).inc()
         return Answer(plan, classes, time.monotonic() - received_s)
 
     async def _ask_members(self, plan: Plan, image: Image, deadline_s: float) -> Classes:
         """Ask every member about every crop at one time; all answer, or the first failure is the request's."""
         ask = plan.ask
-        top_k = None if plan.averages else ask.top_k
+        of_logits = plan.averages or ask.top_k is None
+        top_k = None if of_logits else ask.top_k
 
         async def crops_of(index: int) -> list[Classes]:
             model = plan.members[index]
@@ -199,7 +200,6 @@ class Service:
             except ExceptionGroup as errors:
                 raise errors.exceptions[0] from None
             answers = [answer for task in asked for answer in task.result()]
-        if not plan.averages:
+        if not of_logits:
             return answers[0]
-        first = plan.members[0].manifest
-        return average(answers, min(ask.top_k, first.top_k), first.activation)
+        return average(answers, plan.top_k, plan.members[0].manifest.activation)

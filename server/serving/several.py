@@ -50,12 +50,12 @@ async def classify_each(
                 answer = await service.classify(plan, image, received_s, patient=True)
         except TimeoutError:
             raise ServiceError(Code.DEADLINE_EXCEEDED, "the answer was not ready within the time limit") from None
-        outcome.answered(answer.plan.entry.name, answer.total_s)
+        outcome.answered([answer])
         return answer
 
     async def result(read: Callable[[], bytes]) -> Answer | ServiceError:
         try:
-            with Outcome(service.metrics, plan.entry.name) as outcome:
+            with Outcome(service.metrics, plan.labels) as outcome:
                 return await classify(read, outcome)
         except ServiceError as error:
             return error

@@ -1,25 +1,31 @@
 """One inference request of the protocol: N images in one tensor, their classes in others."""
 
+import asyncio
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from models.manifest import INDICES_NAME, INPUT_NAME, MAX_TOP_K, PROBABILITIES_NAME, Entry
+from models.manifest import INDICES_NAME, MAX_TOP_K, PROBABILITIES_NAME, Entry
 from server.engine.classes import Classes
-from server.engine.decoding import Image
 from server.engine.scheduler import Priority
 from server.errors import Code, ServiceError
 from server.serving.outcomes import Outcome
 from server.serving.plan import DEFAULT_TOP_K, Ask
 from server.serving.service import Service
 from server.serving.several import classify_all
-from server.v2.models import ENCODED_NAME, LABELS_NAME, input_shape, max_images, number
+from server.v2 import views
+from server.v2.models import LABELS_NAME, NO_SHARED_MEMORY, SHARED_MEMORY, inputs_of, max_images, number
 from server.v2.tensors import Tensor, Values
+from server.v2.views import ENCODED_NAME, SCALINGS, SCORES_NAME, Found, InputSpec, View
 
 OUTPUT_NAMES = (PROBABILITIES_NAME, INDICES_NAME, LABELS_NAME)
+RANKED_NAMES = (PROBABILITIES_NAME, SCORES_NAME)
+"""Those that `classification` turns into words."""
+SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
+"""Of Triton's models that have a state. None here has one: 0, "" and false say as much."""
 
 Parameters = Mapping[str, bool | int | float | str]
 
@@ -31,6 +37,8 @@ class Input(NamedTuple):
     datatype: str
     shape: tuple[int, ...]
     read: Callable[[int], Values]
+    parameters: Parameters
+    """But for those that its carrier knows."""
 
 
 class RequestedOutput(NamedTuple):
@@ -38,6 +46,16 @@ class RequestedOutput(NamedTuple):
 
     name: str
     parameters: Parameters
+    """But for those that its carrier knows."""
+
+
+class Wanted(NamedTuple):
+    """An output as it will be answered."""
+
+    name: str
+    classes: int | None
+    """Of each image; None: all."""
+    as_text: bool
 
 
 class InferRequest(NamedTuple):
@@ -70,47 +88,72 @@ async def infer(service: Service, request: InferRequest, outcome: Outcome) -> In
         ServiceError: the request is wrong, or the first failure of one of its images.
     """
     received_s = time.monotonic()
-    wanted = _wanted(request)
+    name, view = views.parted(request.model)
+    wanted = _wanted(request, view)
+    counts = [each.classes for each in wanted]
     ask = Ask(
-        request.model,
+        name,
         number(request.version),
-        max(count for _, count, _ in wanted),
+        None if None in counts else max(count or 0 for count in counts),
         priority=_priority(request.parameters),
         patience_s=received_s + min(_timeout_s(request.parameters), request.timeout_s),
     )
     plan = service.plan(ask)
-    outcome.model = plan.entry.name
-    images = _images(request.inputs, input_shape(plan.members), max_images(service, plan.members))
+    outcome.model = plan.labels
+    specs = inputs_of(view, plan.members)
+    images = _images(request.inputs, specs, max_images(service, plan.members))
+    if view in SCALINGS:
+        images = list(await asyncio.to_thread(views.unscaled, np.stack(images), view))
     answers = await classify_all(service, plan, images, received_s)
     entry = answers[-1].plan.entry
     classes = [answer.classes for answer in answers]
-    outcome.answered(entry.name, max(answer.total_s for answer in answers))
+    outcome.answered(answers)
     return InferAnswer(
-        entry.name,
+        Found(entry, view).name,
         str(entry.version),
         {"random_weights": answers[-1].plan.random_weights},
-        [_output(name, count, entry, classes, as_text=as_text) for name, count, as_text in wanted],
+        [_output(each, entry, classes) for each in wanted],
     )
 
 
-def _wanted(request: InferRequest) -> list[tuple[str, int, bool]]:
-    """(name, classes, whether as text) of each output.
+def _wanted(request: InferRequest, view: View) -> list[Wanted]:
+    """Each output.
 
     Raises:
         ServiceError: INVALID_REQUEST, INVALID_PARAMETER.
     """
-    top_k = _count(request.parameters, "top_k", DEFAULT_TOP_K)
+    _check_known(request.parameters, ("priority", "timeout", *SEQUENCE, *(() if view else ("top_k",))))
+    for name in SEQUENCE:
+        if request.parameters.get(name):
+            raise ServiceError(Code.INVALID_PARAMETER, f"{name}: no model here has a state, so there are no sequences")
+    top_k = None if view else _count(request.parameters, "top_k", DEFAULT_TOP_K)
+    names = (SCORES_NAME,) if view else OUTPUT_NAMES
     wanted = []
-    for name, parameters in request.outputs or [RequestedOutput(name, {}) for name in OUTPUT_NAMES]:
-        if name not in OUTPUT_NAMES:
-            raise ServiceError(Code.INVALID_REQUEST, f"there is no output {name!r}; there are {_listed(OUTPUT_NAMES)}")
+    for name, parameters in request.outputs or [RequestedOutput(name, {}) for name in names]:
+        if name not in names:
+            raise ServiceError(Code.INVALID_REQUEST, f"there is no output {name[:100]!r}; there are {_listed(names)}")
+        _check_known(parameters, ("classification",))
         classes = _count(parameters, "classification", 0)
-        if classes and name != PROBABILITIES_NAME:
+        if classes and name not in RANKED_NAMES:
             raise ServiceError(Code.INVALID_PARAMETER, f"classification is for the output {PROBABILITIES_NAME!r}")
-        wanted.append((name, classes or top_k, bool(classes)))
-    if len({name for name, _, _ in wanted}) < len(wanted):
+        wanted.append(Wanted(name, classes or top_k, bool(classes)))
+    if len({each.name for each in wanted}) < len(wanted):
         raise ServiceError(Code.INVALID_REQUEST, "an output is requested twice")
     return wanted
+
+
+def _check_known(parameters: Parameters, known: Sequence[str]) -> None:
+    """Refuse what would be ignored.
+
+    Raises:
+        ServiceError: INVALID_PARAMETER.
+    """
+    for name in parameters:
+        if name in SHARED_MEMORY:
+            raise ServiceError(Code.INVALID_REQUEST, NO_SHARED_MEMORY)
+        if name not in known:
+            there_are = f"there are {', '.join(known)}" if known else "there are none here"
+            raise ServiceError(Code.INVALID_PARAMETER, f"there is no parameter {name[:100]!r}; {there_are}")
 
 
 def _count(parameters: Parameters, name: str, default: int) -> int:
@@ -136,22 +179,23 @@ def _priority(parameters: Parameters) -> Priority | None:
     return {0: None, 1: Priority.HIGH, 2: Priority.NORMAL}.get(value, Priority.LOW)
 
 
-def _images(inputs: Sequence[Input], pixels: tuple[int, int, int] | None, at_most: int) -> list[Image]:
-    """The images of the one input.
+def _images(inputs: Sequence[Input], specs: Sequence[InputSpec], at_most: int) -> list[Any]:
+    """The images of the one input: bytes, or arrays [H, W, 3] of its datatype.
 
     Raises:
         ServiceError: INVALID_REQUEST.
     """
-    names = [*([INPUT_NAME] if pixels else []), ENCODED_NAME]
-    if len(inputs) != 1 or inputs[0].name not in names:
+    by_name = {spec.name: spec for spec in specs}
+    if len(inputs) != 1 or inputs[0].name not in by_name:
         sent = _listed([each.name for each in inputs[:10]]) or "none"
-        raise ServiceError(Code.INVALID_REQUEST, f"send one input of {_listed(names)}, not {sent}")
-    name, datatype, shape, read = inputs[0]
-    kind, dims = ("UINT8", pixels) if name == INPUT_NAME else ("BYTES", ())
+        raise ServiceError(Code.INVALID_REQUEST, f"send one input of {_listed([*by_name])}, not {sent}")
+    name, datatype, shape, read, parameters = inputs[0]
+    _, kind, dims = by_name[name]
     if datatype != kind:
-        raise ServiceError(Code.INVALID_REQUEST, f"input {name!r} is {kind}, not {datatype}")
-    if not shape or (shape[1:] != dims and (name, shape[1:]) != (ENCODED_NAME, (1,))):
-        raise ServiceError(Code.INVALID_REQUEST, f"input {name!r} has shape {[-1, *(dims or ())]}, not {[*shape]}")
+        raise ServiceError(Code.INVALID_REQUEST, f"input {name!r} is {kind}, not {datatype[:100]}")
+    _check_known(parameters, ())
+    if not shape or (shape[1:] != dims and (name, shape[1:]) != (ENCODED_NAME, ())):
+        raise ServiceError(Code.INVALID_REQUEST, f"input {name!r} has shape {[-1, *dims]}, not {[*shape]}")
     count = shape[0]
     if not 1 <= count <= at_most:
         raise ServiceError(Code.INVALID_REQUEST, f"one request may have 1 to {at_most} images, not {count}")
@@ -162,11 +206,16 @@ def _images(inputs: Sequence[Input], pixels: tuple[int, int, int] | None, at_mos
     return list(values.reshape(shape)) if isinstance(values, np.ndarray) else list(values)
 
 
-def _output(name: str, count: int, entry: Entry, classes: Sequence[Classes], *, as_text: bool) -> Tensor:
+def _output(wanted: Wanted, entry: Entry, classes: Sequence[Classes]) -> Tensor:
+    name, count, as_text = wanted
     probabilities = np.stack([each.probabilities[:count] for each in classes])
     indices = np.stack([each.indices[:count] for each in classes])
     if name == INDICES_NAME:
         return Tensor(name, "INT32", indices.shape, indices)
+    if name == SCORES_NAME and not as_text:
+        scores = np.empty_like(probabilities)
+        np.put_along_axis(scores, indices.astype(np.intp), probabilities, 1)
+        return Tensor(name, "FP32", scores.shape, scores)
     if name == PROBABILITIES_NAME and not as_text:
         return Tensor(name, "FP32", probabilities.shape, probabilities)
     labels = [entry.labels[index].label for index in indices.ravel().tolist()]

@@ -1,25 +1,30 @@
 """What the protocol tells of the server and its models; as JSON, of which gRPC's messages are another spelling."""
 
 from collections import defaultdict
-from collections.abc import Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from typing import Any
 
-from models.manifest import INDICES_NAME, INPUT_NAME, PROBABILITIES_NAME, Entry
+from models.manifest import INDICES_NAME, INPUT_NAME, PROBABILITIES_NAME, Ensemble
 from server import VERSION, metrics
-from server.errors import CLIENT_CLOSED, Code, ServiceError
+from server.errors import Code, ServiceError
 from server.repository import Model
 from server.serving.service import Service
+from server.v2 import views
+from server.v2.views import SCORES_NAME, Found, InputSpec, View
 
 Json = dict[str, Any]
 
-ENCODED_NAME = "encoded"
-"""Input: BYTES[N], one compressed image an element."""
 LABELS_NAME = "labels"
 """Output: BYTES[N, k], what the classes are called."""
 EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "model_repository", "statistics"]
 
+SHARED_MEMORY = frozenset({"shared_memory_region", "shared_memory_byte_size", "shared_memory_offset"})
+"""Parameters of a tensor that lies in what a client has registered, as nobody can here."""
+NO_SHARED_MEMORY = "this server shares no memory with its clients: send tensors in the messages, and have them so"
+
 _PLATFORMS = {"onnx": "onnxruntime_onnx", "tensorrt": "tensorrt_plan"}
 _CONFIG_TYPES = {"BYTES": "TYPE_STRING"}
+_FORMATS = {INPUT_NAME: "FORMAT_NHWC"}
 
 
 def number(version: str) -> int | None:
@@ -33,19 +38,35 @@ def number(version: str) -> int | None:
     return int(version) if version else None
 
 
-def find(service: Service, name: str, version: str) -> Entry:
+def find(service: Service, name: str, version: str) -> Found:
     """What a request means; without a version the newest.
 
     Raises:
         ServiceError: UNKNOWN_MODEL, MODEL_UNAVAILABLE.
     """
-    return service.catalogue.resolve(name, number(version))
+    model, view = views.parted(name)
+    entry = service.catalogue.resolve(model, number(version))
+    inputs_of(view, service.catalogue.members(entry))
+    return Found(entry, view)
 
 
 def input_shape(members: Sequence[Model]) -> tuple[int, int, int] | None:
     """(H, W, 3) of raw pixels; None for an ensemble whose members differ, which takes compressed images only."""
     shapes = {member.manifest.input_shape for member in members}
     return shapes.pop() if len(shapes) == 1 else None
+
+
+def inputs_of(view: View, members: Sequence[Model]) -> list[InputSpec]:
+    """What a model takes as one of its views; any one of these.
+
+    Raises:
+        ServiceError: UNKNOWN_MODEL, it has no such view.
+    """
+    specs = views.inputs(view, input_shape(members))
+    if not specs:
+        detail = f"its members take images of different sizes: this ensemble has no view but {View.ENCODED}"
+        raise ServiceError(Code.UNKNOWN_MODEL, detail)
+    return specs
 
 
 def max_images(service: Service, members: Sequence[Model]) -> int:
@@ -58,11 +79,12 @@ def server_metadata() -> Json:
     return {"name": "resnet-serving", "version": VERSION, "extensions": EXTENSIONS}
 
 
-def metadata(service: Service, entry: Entry) -> Json:
+def metadata(service: Service, found: Found) -> Json:
     """Inputs and outputs of a model; -1 is any number."""
-    inputs, outputs = _tensors(service, entry)
+    entry = found.entry
+    inputs, outputs = _tensors(service, found)
     return {
-        "name": entry.name,
+        "name": found.name,
         "versions": [str(version) for version in _versions(service, entry.name)],
         "platform": _PLATFORMS.get(entry.backend, entry.backend),
         "inputs": [{"name": name, "datatype": kind, "shape": [-1, *dims]} for name, kind, dims in inputs],
@@ -70,15 +92,19 @@ def metadata(service: Service, entry: Entry) -> Json:
     }
 
 
-def config(service: Service, entry: Entry) -> Json:
+def config(service: Service, found: Found) -> Json:
     """As far as clients ask. Dimensions leave out the batch; exactly one of the inputs is to be sent."""
-    inputs, outputs = _tensors(service, entry)
+    entry = found.entry
+    inputs, outputs = _tensors(service, found)
     return {
-        "name": entry.name,
+        "name": found.name,
         "platform": _PLATFORMS.get(entry.backend, entry.backend),
         "backend": entry.backend,
         "max_batch_size": max_images(service, service.catalogue.members(entry)),
-        "input": [{**_configured(*tensor), "optional": len(inputs) > 1} for tensor in inputs],
+        "input": [
+            {**_configured(*spec), "format": _FORMATS.get(spec.name, "FORMAT_NONE"), "optional": len(inputs) > 1}
+            for spec in inputs
+        ],
         "output": [_configured(*tensor) for tensor in outputs],
     }
 
@@ -120,67 +146,91 @@ def check_load(parameters: Sized) -> None:
         ServiceError: INVALID_PARAMETER.
     """
     if parameters:
-        detail = "a model is loaded as the repository has it, without parameters"
+        detail = "a model is loaded as the repository has it, without parameters: no config, no files"
         raise ServiceError(Code.INVALID_PARAMETER, detail)
 
 
-def statistics(service: Service, name: str, version: str) -> Json:
-    """Counts and cumulative times since the start, of one model or of all; read from files, so not in an event loop.
+def check_unload(parameters: Mapping[str, object]) -> None:
+    """An ensemble's members stay when it is unloaded.
 
-    The metrics do not tell versions apart: the figures are of all versions of the model.
+    Raises:
+        ServiceError: INVALID_PARAMETER.
+    """
+    for name, value in parameters.items():
+        if name != "unload_dependents" or value is not False:
+            detail = (
+                f"a model is unloaded alone: {name[:100]} is no parameter for that, but for unload_dependents=false"
+            )
+            raise ServiceError(Code.INVALID_PARAMETER, detail)
+
+
+def statistics(service: Service, name: str, version: str) -> Json:
+    """Counts and cumulative times since the start, of one model or of all, and of a version or of each that is served.
+
+    They are read from files, so not in an event loop.
 
     Raises:
         ServiceError: UNKNOWN_MODEL.
     """
     if name:
-        entries = [find(service, name, version)]
+        asked = find(service, name, version)
+        versions = service.catalogue.versions[asked.entry.name]
+        found = [asked] if version else [Found(versions[each], asked.view) for each in sorted(versions)]
     else:
-        entries = [service.catalogue.resolve(each, None) for each in service.catalogue.versions]
-    sums: dict[tuple[str, str], float] = defaultdict(float)
-    failed: dict[str, float] = defaultdict(float)
+        found = [Found(entry) for _, entry in sorted(service.catalogue.entries.items())]
+    sums: dict[tuple[str, ...], float] = defaultdict(float)
     for sample in metrics.samples():
-        model = sample.labels.get("model", "")
-        sums[sample.name, model] += sample.value
-        if sample.name == "serving_requests_total" and sample.labels["code"] not in ("ok", CLIENT_CLOSED):
-            failed[model] += sample.value
+        labels = sample.labels
+        key = sample.name, labels.get("model", ""), labels.get("version", ""), labels.get("stage", "")
+        sums[key] += sample.value
+    return {"model_stats": [_statistics(each, sums) for each in found]}
 
-    def stage(name: str, model: str) -> Json:
-        seconds = sums[f"serving_{name}_seconds_sum", model]
-        return {"count": int(sums[f"serving_{name}_seconds_count", model]), "ns": int(seconds * 1e9)}
 
+def _statistics(found: Found, sums: Mapping[tuple[str, ...], float]) -> Json:
+    """As Triton has them: every stage counts each request that was answered, but for those that were remembered."""
+    entry = found.entry
+    key = entry.name, str(entry.version)
+
+    def stage(name: str) -> Json:
+        return _duration(sums, "request_stage_seconds", *key, name)
+
+    success = _duration(sums, "request_seconds", *key, "")
+    computed = stage("inference")
+    batches = success["count"] if isinstance(entry, Ensemble) else int(sums["serving_batch_size_count", *key, ""])
     return {
-        "model_stats": [
-            {
-                "name": entry.name,
-                "version": str(entry.version),
-                "inference_count": int(sums["serving_decode_seconds_count", entry.name]),
-                "execution_count": int(sums["serving_batch_size_count", entry.name]),
-                "inference_stats": {
-                    "success": stage("request", entry.name),
-                    "fail": {"count": int(failed[entry.name]), "ns": 0},
-                    "queue": stage("queue", entry.name),
-                    "compute_input": stage("decode", entry.name),
-                    "compute_infer": stage("inference", entry.name),
-                    "compute_output": {"count": 0, "ns": 0},
-                },
-            }
-            for entry in entries
-        ]
+        "name": found.name,
+        "version": str(entry.version),
+        "inference_count": int(sums["serving_images_total", *key, ""]),
+        "execution_count": batches,
+        "inference_stats": {
+            "success": success,
+            "fail": stage("failed"),
+            "queue": stage("queue"),
+            "compute_input": stage("decode"),
+            "compute_infer": computed,
+            "compute_output": {**computed, "ns": 0},
+            "cache_hit": stage("remembered"),
+            "cache_miss": {"count": 0, "ns": 0},
+        },
     }
+
+
+def _duration(sums: Mapping[tuple[str, ...], float], name: str, *labels: str) -> Json:
+    count, seconds = (sums[f"serving_{name}_{kind}", *labels] for kind in ("count", "sum"))
+    return {"count": int(count), "ns": int(seconds * 1e9)}
 
 
 def _versions(service: Service, name: str) -> list[int]:
     return sorted(service.catalogue.versions[name])
 
 
-def _tensors(
-    service: Service, entry: Entry
-) -> tuple[list[tuple[str, str, tuple[int, ...]]], list[tuple[str, str, tuple[int, ...]]]]:
+def _tensors(service: Service, found: Found) -> tuple[list[InputSpec], list[tuple[str, str, tuple[int, ...]]]]:
     """(name, datatype, dimensions without the batch) of each input and each output."""
-    shape = input_shape(service.catalogue.members(entry))
-    pixels = [(INPUT_NAME, "UINT8", tuple(shape))] if shape else []
+    inputs = inputs_of(found.view, service.catalogue.members(found.entry))
+    if found.view:
+        return inputs, [(SCORES_NAME, "FP32", (len(found.entry.labels),))]
     outputs = [(PROBABILITIES_NAME, "FP32", (-1,)), (INDICES_NAME, "INT32", (-1,)), (LABELS_NAME, "BYTES", (-1,))]
-    return [*pixels, (ENCODED_NAME, "BYTES", ())], [*outputs]
+    return inputs, [*outputs]
 
 
 def _configured(name: str, datatype: str, dims: tuple[int, ...]) -> Json:

@@ -1,7 +1,7 @@
 """Tensors of the protocol, as they lie in its messages.
 
-Two datatypes come in, UINT8 and BYTES. Both carriers know a raw form, little-endian and row by row, in which each
-element of BYTES is its length in four bytes and its content; besides it JSON has lists, and gRPC typed fields.
+Three datatypes come in, UINT8, FP32 and BYTES. Both carriers know a raw form, little-endian and row by row, in which
+each element of BYTES is its length in four bytes and its content; besides it JSON has lists, and gRPC typed fields.
 """
 
 import base64
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from server.errors import Code, ServiceError
 
 Datatype = Literal["UINT8", "INT32", "FP32", "BYTES"]
+InputType = Literal["UINT8", "FP32", "BYTES"]
 Values = NDArray[Any] | Sequence[bytes]
 """Numbers of any shape, or the elements of BYTES in order."""
 
@@ -31,12 +32,18 @@ class Tensor(NamedTuple):
 
 
 def from_raw(datatype: str, raw: bytes | memoryview, count: int) -> Values:
-    """The `count` elements of a tensor of BYTES, or uint8[n]: a view of the message, which it keeps alive.
+    """The `count` elements of BYTES, or uint8[n] or float32[n]: a view of the message, which it keeps alive.
 
     Raises:
         ServiceError: INVALID_REQUEST.
     """
-    return elements_from_raw(raw, count) if datatype == "BYTES" else np.frombuffer(raw, np.uint8)
+    if datatype == "BYTES":
+        return elements_from_raw(raw, count)
+    if datatype == "UINT8":
+        return np.frombuffer(raw, np.uint8)
+    if len(raw) % 4:
+        raise ServiceError(Code.INVALID_REQUEST, f"data of FP32 must be four bytes a number, not {len(raw)} in all")
+    return np.frombuffer(raw, "<f4")
 
 
 def from_list(datatype: str, values: Any) -> Values:
@@ -45,7 +52,9 @@ def from_list(datatype: str, values: Any) -> Values:
     Raises:
         ServiceError: INVALID_REQUEST.
     """
-    return elements_from_list(values) if datatype == "BYTES" else numbers_from_list(values)
+    if datatype == "BYTES":
+        return elements_from_list(values)
+    return numbers_from_list(values) if datatype == "UINT8" else floats_from_list(values)
 
 
 def numbers_from_list(values: Any) -> NDArray[np.uint8]:
@@ -54,13 +63,31 @@ def numbers_from_list(values: Any) -> NDArray[np.uint8]:
     Raises:
         ServiceError: INVALID_REQUEST, they are not all whole numbers of 0 to 255.
     """
-    try:
-        numbers = np.asarray(values)
-    except (ValueError, OverflowError):
-        numbers = np.empty(0)
-    if numbers.dtype.kind not in "iu" or numbers.min() < 0 or numbers.max() > 255:
+    numbers = _array(values)
+    if not numbers.size or numbers.dtype.kind not in "iu" or numbers.min() < 0 or numbers.max() > 255:
         raise ServiceError(Code.INVALID_REQUEST, "data of UINT8 must be whole numbers of 0 to 255, in even rows")
     return numbers.ravel().astype(np.uint8)
+
+
+def floats_from_list(values: Any) -> NDArray[np.float32]:
+    """float32[n] of numbers in lists, nested or not.
+
+    Raises:
+        ServiceError: INVALID_REQUEST, they are not all numbers.
+    """
+    numbers = _array(values)
+    if numbers.dtype.kind not in "iuf":
+        raise ServiceError(Code.INVALID_REQUEST, "data of FP32 must be numbers, in even rows")
+    with np.errstate(over="ignore"):  # what is infinite then is no pixel, either
+        return numbers.ravel().astype(np.float32)
+
+
+def _array(values: Any) -> NDArray[Any]:
+    """What lists hold; of no number's type where they are uneven or hold else."""
+    try:
+        return np.asarray(values)
+    except (ValueError, OverflowError):
+        return np.empty(0, object)
 
 
 def elements_from_raw(raw: bytes | memoryview, count: int) -> list[bytes]:

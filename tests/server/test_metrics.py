@@ -7,12 +7,12 @@ from tests.server.running import run_with_metrics
 
 
 def test_processes_add_up_and_a_restarted_one_goes_on_where_it_was(tmp_path: Path) -> None:
-    count = "metrics.requests.labels('a', 'ok').inc(); metrics.pending.set({pending})"
+    count = "metrics.requests.labels('a', '1', 'ok').inc(); metrics.pending.set({pending})"
     for identity, pending in (("http-0", 9), ("http-1", 2), ("http-0", 3)):
         run_with_metrics(tmp_path, f"metrics = Metrics('{identity}'); {count.format(pending=pending)}")
     files = {path.name for path in tmp_path.iterdir()}
     lines = run_with_metrics(tmp_path, "print(exposition()[0].decode())").splitlines()
-    assert 'serving_requests_total{code="ok",model="a"} 3.0' in lines
+    assert 'serving_requests_total{code="ok",model="a",version="1"} 3.0' in lines
     assert "serving_pending_requests 5.0" in lines  # the newest of each process
     run_with_metrics(tmp_path, "Metrics('http-0')")
     assert {path.name for path in tmp_path.iterdir()} == files
@@ -21,7 +21,14 @@ def test_processes_add_up_and_a_restarted_one_goes_on_where_it_was(tmp_path: Pat
 def test_the_room_for_metrics_is_taken_at_the_start_and_is_enough(tmp_path: Path) -> None:
     metrics.use_directory(tmp_path, ["http-0"])
     before = {path.name: path.stat().st_blocks for path in tmp_path.iterdir()}
-    models = "for n in range(80): metrics.count_decoding(f'some-model-{n}', 0.1, 0.1)"
-    run_with_metrics(tmp_path, f"metrics = Metrics('http-0')\n{models}\nmetrics.requests.labels('a', 'ok').inc()")
+    models = """for n in range(160):
+    model = f'some-model-{n}', '1'
+    metrics.count_decoding(model, 0.1, 0.1)
+    metrics.total.labels(*model).observe(0.1)
+    for stage in ('queue', 'decode', 'inference', 'remembered', 'failed'):
+        metrics.stages.labels(*model, stage).observe(0.1)
+    for code in ('ok', 'deadline_exceeded', 'not_an_image', 'client_closed', 'queue_full', 'overloaded'):
+        metrics.requests.labels(*model, code).inc()"""
+    run_with_metrics(tmp_path, f"metrics = Metrics('http-0')\n{models}")
     assert {path.name: path.stat().st_blocks for path in tmp_path.iterdir()} == before
     assert sum(before.values()) * 512 >= sum(metrics.ROOM_BYTES.values())

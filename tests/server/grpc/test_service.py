@@ -1,6 +1,7 @@
 """The Open Inference Protocol over gRPC: NVIDIA's own client, and what others may send."""
 
 import asyncio
+import itertools
 import queue
 import socket
 import subprocess
@@ -21,6 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc.model_config_pb2 import ModelInput
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 from tritonclient.utils import InferenceServerException
 
@@ -99,6 +101,7 @@ def test_the_server_and_its_models_say_what_they_are(client: triton.InferenceSer
     assert found["inputs"][0] == {"name": "images", "datatype": "UINT8", "shape": ["-1", "32", "32", "3"]}
     config = client.get_model_config("tiny").config
     assert (config.max_batch_size, config.input[0].name, list(config.input[0].dims)) == (16, "images", [32, 32, 3])
+    assert [each.format for each in config.input] == [ModelInput.FORMAT_NHWC, ModelInput.FORMAT_NONE]
     assert {each.version for each in client.get_model_repository_index().models} == {"1", "2"}
 
 
@@ -175,6 +178,124 @@ def test_statistics_are_those_of_all_processes(client: triton.InferenceServerCli
     assert after.inference_stats.compute_infer.ns > before.inference_stats.compute_infer.ns
 
 
+def streamed(client: triton.InferenceServerClient, count: int, *asked: Any, **changes: Any) -> list[Any]:
+    """The answers, or errors, of a stream over which each of `asked` is sent for itself."""
+    answers: queue.Queue[Any] = queue.Queue()
+    client.start_stream(lambda result, error: answers.put(error or result))
+    try:
+        for number, tensor in enumerate(asked):
+            client.async_stream_infer("tiny", [tensor], request_id=str(number), **changes)
+        return [answers.get(timeout=PATIENCE_S) for _ in range(count)]
+    finally:
+        client.stop_stream()
+
+
+def test_a_stream_is_answered_in_its_order(client: triton.InferenceServerClient) -> None:
+    reds = [red % 256 for red in range(0, 1200, 30)]  # more than are under way at one time
+    answers = streamed(client, len(reds), *map(pixels, reds))
+    assert [best(each) for each in answers] == [[red] for red in reds]
+    assert [each.get_response().id for each in answers] == [str(number) for number in range(len(reds))]
+    assert all(each.get_response().parameters["triton_final_response"].bool_param for each in answers)
+
+
+def test_an_error_is_answered_in_its_place_and_the_stream_goes_on(client: triton.InferenceServerClient) -> None:
+    first, second, third = streamed(client, 3, encoded(red_image(1)), encoded(b"no image"), encoded(red_image(3)))
+    assert (best(first), best(third)) == ([1], [3])
+    assert isinstance(second, InferenceServerException)
+    assert str(second.message()).startswith("not_an_image: ")
+    (refused,) = streamed(client, 1, pixels(1), parameters={"else": 1})
+    assert str(refused.message()).startswith("invalid_parameter: ")
+    (answered,) = streamed(client, 1, pixels(1), enable_empty_final_response=True)
+    assert best(answered) == [1]
+
+
+def test_a_stream_of_what_cannot_be_read_or_is_too_large_ends_for_itself(
+    server: RunningServer, stub: GRPCInferenceServiceStub
+) -> None:
+    with grpc.insecure_channel(server.grpc_address) as channel:
+        call: Any = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
+        answers = [pb.ModelStreamInferResponse.FromString(each) for each in call(iter([b"\xff", b""]))]
+        assert [each.error_message.split(":")[0] for each in answers] == ["invalid_request"] * 2
+        assert list(call(iter([]))) == []
+    with pytest.raises(grpc.RpcError) as raised:
+        list(stub.ModelStreamInfer(iter([_request(raw_input_contents=[bytes(2 * MAX_BODY_BYTES)])])))
+    assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert stub.ModelInfer(_request()).model_name == "tiny"
+
+
+def test_streams_that_could_need_too_much_memory_are_refused(tmp_path: Path) -> None:
+    tiny.write(tmp_path)
+    never: queue.Queue[bytes] = queue.Queue()
+    limits = {"max_body_bytes": MAX_BODY_BYTES, "max_buffered_bytes": 2 * MAX_BODY_BYTES}
+    with (
+        GatedServer(tmp_path, grpc_port=0, max_batch=1, queue_size=8, **limits) as server,
+        grpc.insecure_channel(server.grpc_address) as channel,
+    ):
+        stub = GRPCInferenceServiceStub(channel)
+        calls: list[Any] = []
+        try:
+            for _ in range(2):
+                calls.append(stub.ModelStreamInfer(itertools.chain([_request()], iter(never.get, b"end"))))
+                assert next(calls[-1]).infer_response.model_name == "tiny"
+            with pytest.raises(grpc.RpcError) as raised:
+                next(stub.ModelStreamInfer(iter([_request()])))
+            assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        finally:
+            for call in calls:
+                call.cancel()
+                never.put(b"end")
+        until(lambda: next(stub.ModelStreamInfer(iter([_request()]))).error_message == "")
+
+
+def test_a_stream_has_no_more_under_way_than_it_may_and_is_answered_when_the_server_ends(tmp_path: Path) -> None:
+    """Half of the worker's 8 places; what is not read by then is not answered, and the call ends."""
+    tiny.write(tmp_path)
+    reds = range(1, 10)
+    answers: queue.Queue[Any] = queue.Queue()
+    with (
+        GatedServer(tmp_path, grpc_port=0, max_batch=1, queue_size=8) as server,
+        triton.InferenceServerClient(server.grpc_address) as client,
+        server.hold(*reds) as let_go,
+    ):
+        client.start_stream(lambda result, error: answers.put(error or result))
+        for red in reds:
+            client.async_stream_infer("tiny", [pixels(red)])
+        until(lambda: server.pending() == 4)
+        server.process.terminate()
+        server.wait_for_line("draining")
+        assert server.pending() == 4
+        let_go()
+        assert [best(answers.get(timeout=PATIENCE_S)) for _ in range(4)] == [[1], [2], [3], [4]]
+        assert server.process.wait(PATIENCE_S) == 0
+        client.stop_stream()
+
+
+def test_a_client_that_leaves_its_stream_frees_its_places(tmp_path: Path) -> None:
+    tiny.write(tmp_path)
+    with (
+        GatedServer(tmp_path, grpc_port=0, max_batch=1, queue_size=8) as server,
+        triton.InferenceServerClient(server.grpc_address) as client,
+        server.hold(1, 2) as let_go,
+    ):
+        client.start_stream(lambda result, error: None)  # noqa: ARG005
+        for red in (1, 2):
+            client.async_stream_infer("tiny", [pixels(red)])
+        until(lambda: server.batches() == 1 and server.pending() == 2)
+        client.stop_stream(cancel_requests=True)
+        until(lambda: server.pending() == 1)
+        let_go()
+        until(lambda: server.pending() == 0)
+        assert server.metric("serving_requests_total", code="client_closed") == 2
+
+
+def test_a_view_takes_typed_floats(stub: GRPCInferenceServiceStub) -> None:
+    plain = pb.ModelInferRequest.InferInputTensor(name="images", datatype="FP32", shape=[1, 32, 32, 3])
+    plain.contents.fp32_contents.extend([6 / 127.5 - 1, -1, -1] * 32 * 32)
+    answer = stub.ModelInfer(pb.ModelInferRequest(model_name="tiny:inception", inputs=[plain]))
+    assert np.frombuffer(answer.raw_output_contents[0], "<f4").argmax() == 6
+    assert answer.model_name == "tiny:inception"
+
+
 def _request(**changes: Any) -> pb.ModelInferRequest:
     tensor = {"name": "encoded", "datatype": "BYTES", "shape": [1], "contents": {"bytes_contents": [red_image(1)]}}
     return pb.ModelInferRequest(**{"model_name": "tiny", "inputs": [tensor], **changes})
@@ -188,6 +309,27 @@ def _request(**changes: Any) -> pb.ModelInferRequest:
         (_request(inputs=[]), grpc.StatusCode.INVALID_ARGUMENT, "invalid_request"),
         (_request(raw_input_contents=[b"", b""]), grpc.StatusCode.INVALID_ARGUMENT, "invalid_request"),
         (_request(raw_input_contents=[b"abc"]), grpc.StatusCode.INVALID_ARGUMENT, "invalid_request"),
+        (_request(parameters={"else": {"bool_param": True}}), grpc.StatusCode.INVALID_ARGUMENT, "invalid_parameter"),
+        (_request(parameters={"priority": {}}), grpc.StatusCode.INVALID_ARGUMENT, "invalid_parameter"),
+        (
+            _request(outputs=[{"name": "labels", "parameters": {"shared_memory_region": {"string_param": "mine"}}}]),
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "invalid_request",
+        ),
+        (
+            _request(
+                inputs=[
+                    {
+                        "name": "encoded",
+                        "datatype": "BYTES",
+                        "shape": [1],
+                        "parameters": {"shared_memory_region": {"string_param": "mine"}},
+                    }
+                ]
+            ),
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "invalid_request",
+        ),
         (_request(outputs=[{"name": "else"}]), grpc.StatusCode.INVALID_ARGUMENT, "invalid_request"),
         (_request(parameters={"top_k": {"int64_param": 0}}), grpc.StatusCode.INVALID_ARGUMENT, "invalid_parameter"),
         (_request(parameters={"timeout": {"int64_param": 1}}), grpc.StatusCode.DEADLINE_EXCEEDED, "deadline_exceeded"),
@@ -219,11 +361,18 @@ def test_other_calls_have_them_too(client: triton.InferenceServerClient) -> None
         (lambda: client.load_model("none"), "NOT_FOUND"),
         (lambda: client.unload_model("none"), "NOT_FOUND"),
         (lambda: client.get_trace_settings(), "UNIMPLEMENTED"),
+        (lambda: client.register_system_shared_memory("mine", "/mine", 64), "UNIMPLEMENTED"),
+        (lambda: client.register_cuda_shared_memory("mine", b"aGFuZGxl", 0, 64), "UNIMPLEMENTED"),
+        (lambda: client.load_model("tiny", config="{}"), "INVALID_ARGUMENT"),
+        (lambda: client.load_model("tiny", config="{}", files={"file:1/model.onnx": b""}), "INVALID_ARGUMENT"),
+        (lambda: client.unload_model("tiny", unload_dependents=True), "INVALID_ARGUMENT"),
     ]
     for call, status in calls:
         with pytest.raises(InferenceServerException) as raised:
             call()
         assert raised.value.status() == f"StatusCode.{status}"
+    client.unregister_system_shared_memory()  # as clients do when they start: there is nothing
+    client.unregister_cuda_shared_memory()
 
 
 @pytest.mark.parametrize("compression", [grpc.Compression.NoCompression, grpc.Compression.Gzip])

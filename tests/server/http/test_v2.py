@@ -89,7 +89,7 @@ def test_the_server_and_its_models_say_what_they_are(client: triton.InferenceSer
     assert (found["name"], found["versions"], found["platform"]) == ("tiny", ["1", "2"], "onnxruntime_onnx")
     assert found["inputs"] == [
         {"name": "images", "datatype": "UINT8", "shape": [-1, 32, 32, 3]},
-        {"name": "encoded", "datatype": "BYTES", "shape": [-1]},
+        {"name": "encoded", "datatype": "BYTES", "shape": [-1, 1]},
     ]
     assert [(each["name"], each["datatype"]) for each in found["outputs"]] == [
         ("probabilities", "FP32"),
@@ -98,7 +98,22 @@ def test_the_server_and_its_models_say_what_they_are(client: triton.InferenceSer
     ]
     config = client.get_model_config("tiny", "1")
     assert config["max_batch_size"] == QUEUE_SIZE
-    assert config["input"][0] == {"name": "images", "data_type": "TYPE_UINT8", "dims": [32, 32, 3], "optional": True}
+    assert config["input"] == [
+        {
+            "name": "images",
+            "data_type": "TYPE_UINT8",
+            "dims": [32, 32, 3],
+            "format": "FORMAT_NHWC",
+            "optional": True,
+        },
+        {"name": "encoded", "data_type": "TYPE_STRING", "dims": [1], "format": "FORMAT_NONE", "optional": True},
+    ]
+
+
+def test_probes_have_bodies_as_kserve_reads_them(server: RunningServer) -> None:
+    paths = ("/v2/health/live", "/v2/health/ready", "/v2/models/tiny/ready", "/v2/models/tiny/versions/1/ready")
+    bodies = [server.client.get(path).json() for path in paths]
+    assert bodies == [{"live": True}, {"ready": True}, *[{"name": "tiny", "ready": True}] * 2]
 
 
 def test_an_ensemble_takes_pixels_where_its_members_take_the_same(client: triton.InferenceServerClient) -> None:
@@ -110,6 +125,90 @@ def test_an_ensemble_takes_pixels_where_its_members_take_the_same(client: triton
     assert best(client.infer("unlike", [encoded(red_image(9), red_image(8))])) == [9, 8]
     with pytest.raises(InferenceServerException, match="send one input of 'encoded'"):
         client.infer("unlike", [pixels(100)])
+
+
+VIEWS = ("encoded", "images", "inception", "vgg")
+
+
+def scaled(view: str, *reds: int, side: int = 32, binary: bool = True) -> triton.InferInput:
+    """Pixels as Triton's examples scale them."""
+    images = np.zeros((len(reds), side, side, 3), np.float32)
+    images[..., 0] = np.array(reds)[:, None, None]
+    images = images / 127.5 - 1 if view == "inception" else images - np.array((123, 117, 104), np.float32)
+    tensor = triton.InferInput("images", images.shape, "FP32")
+    tensor.set_data_from_numpy(images, binary_data=binary)
+    return tensor
+
+
+def viewed(view: str, *reds: int) -> triton.InferInput:
+    if view == "encoded":
+        return encoded(*map(red_image, reds))
+    return pixels(*reds) if view == "images" else scaled(view, *reds)
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_each_view_of_a_model_has_one_input_and_one_output(client: triton.InferenceServerClient, view: str) -> None:
+    name = f"tiny:{view}"
+    assert client.is_model_ready(name)
+    found, config = client.get_model_metadata(name), client.get_model_config(name)
+    assert (found["name"], config["name"]) == (name, name)
+    kind = {"encoded": "BYTES", "images": "UINT8"}.get(view, "FP32")
+    shape = [-1, 1] if view == "encoded" else [-1, 32, 32, 3]
+    name_of_input = "encoded" if view == "encoded" else "images"
+    assert found["inputs"] == [{"name": name_of_input, "datatype": kind, "shape": shape}]
+    assert found["outputs"] == [{"name": "scores", "datatype": "FP32", "shape": [-1, tiny.CLASSES]}]
+    (configured,) = config["input"]
+    assert (configured["dims"], configured["optional"]) == (shape[1:], False)
+    assert configured["format"] == ("FORMAT_NONE" if view == "encoded" else "FORMAT_NHWC")
+    reds = [0, 9, 255]
+    result = client.infer(name, [viewed(view, *reds)])
+    assert result.get_response()["model_name"] == name
+    scores = result.as_numpy("scores")
+    assert scores.argmax(1).tolist() == reds
+    assert scores.sum(1) == pytest.approx(1)
+    output = triton.InferRequestedOutput("scores", class_count=2)
+    words = client.infer(name, [viewed(view, *reds)], outputs=[output]).as_numpy("scores")
+    assert [word.decode().split(":")[1:] for word in words[:, 0]] == [[str(red), f"red {red}"] for red in reds]
+
+
+def test_a_views_scores_are_the_models_probabilities(client: triton.InferenceServerClient) -> None:
+    whole = client.infer("tiny", [pixels(77)], parameters={"top_k": 9})
+    scores = client.infer("tiny:images", [pixels(77)]).as_numpy("scores")
+    np.testing.assert_allclose(scores[0, whole.as_numpy("indices")[0]], whole.as_numpy("probabilities")[0], atol=1e-6)
+
+
+def test_a_view_takes_json_too(client: triton.InferenceServerClient) -> None:
+    scores = client.infer("tiny:vgg", [scaled("vgg", 5, binary=False)]).as_numpy("scores")
+    assert scores.argmax(1).tolist() == [5]
+
+
+def test_an_ensemble_has_views_too(client: triton.InferenceServerClient) -> None:
+    scores = client.infer("alike:images", [pixels(100)]).as_numpy("scores")
+    assert set(scores[0].argsort()[-2:]) == {100, 0}
+    assert client.infer("unlike:encoded", [encoded(red_image(9))]).as_numpy("scores").argmax() == 9
+    assert not client.is_model_ready("unlike:images")
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "message"),
+    [
+        ("tiny:else", pixels(1), "there is no 'tiny:else'; there are tiny:encoded, tiny:images"),
+        ("tiny:", pixels(1), "there is no 'tiny:'"),
+        ("none:images", pixels(1), "no model 'none'"),
+        ("tiny:images", encoded(red_image(1)), "send one input of 'images', not 'encoded'"),
+        ("tiny:images", scaled("vgg", 1), "is UINT8, not FP32"),
+        ("tiny:vgg", scaled("inception", 255), None),
+        ("tiny:inception", scaled("vgg", 255), "pixels scaled so are -1 to 1; these are -117 to 132"),
+    ],
+)
+def test_what_a_view_does_not_take_is_refused(
+    client: triton.InferenceServerClient, name: str, tensor: triton.InferInput, message: str | None
+) -> None:
+    if message is None:  # all values that one scaling makes may come of another, too: it is the client's to know
+        client.infer(name, [tensor])
+        return
+    with pytest.raises(InferenceServerException, match=message):
+        client.infer(name, [tensor])
 
 
 @pytest.mark.parametrize("binary", [True, False])
@@ -216,9 +315,27 @@ def test_statistics_count_requests_and_images(client: triton.InferenceServerClie
     assert after["execution_count"] > before["execution_count"]
     stages = {name: after["inference_stats"][name] for name in after["inference_stats"]}
     increase = {name: stage["count"] - before["inference_stats"][name]["count"] for name, stage in stages.items()}
-    assert (increase["success"], increase["fail"], increase["compute_infer"]) == (1, 1, 3)
+    answered = ("success", "queue", "compute_input", "compute_infer", "compute_output")
+    assert {name: increase[name] for name in answered} == dict.fromkeys(answered, 1)  # as Triton counts: requests
+    assert (increase["fail"], increase["cache_hit"]) == (1, 0)
     assert stages["compute_infer"]["ns"] > 0
+    assert stages["fail"]["ns"] > 0
+    assert stages["success"]["ns"] > stages["compute_infer"]["ns"]
     assert {each["name"] for each in client.get_inference_statistics()["model_stats"]} >= {"tiny", "other", "alike"}
+
+
+def test_statistics_tell_versions_apart(server: RunningServer, client: triton.InferenceServerClient) -> None:
+    def counts(name: str, version: str = "") -> dict[str, int]:
+        found = client.get_inference_statistics(name, version)["model_stats"]
+        return {f"{each['name']} {each['version']}": each["inference_stats"]["success"]["count"] for each in found}
+
+    before = counts("tiny")
+    client.infer("tiny", [pixels(1)], model_version="1")
+    assert counts("tiny") == {"tiny 1": before["tiny 1"] + 1, "tiny 2": before["tiny 2"]}
+    assert counts("tiny", "2") == {"tiny 2": before["tiny 2"]}
+    assert counts("tiny:images", "2") == {"tiny:images 2": before["tiny 2"]}
+    assert counts("").items() >= counts("tiny").items()
+    assert server.metric("serving_requests_total", model="tiny", version="1", code="ok") == before["tiny 1"] + 1
 
 
 def test_models_are_unloaded_and_loaded(client: triton.InferenceServerClient) -> None:
@@ -248,6 +365,9 @@ def test_what_cannot_be_loaded_is_said(client: triton.InferenceServerClient) -> 
             change("none")
     with pytest.raises(InferenceServerException, match="without parameters"):
         client.load_model("tiny", config="{}")
+    with pytest.raises(InferenceServerException, match="unloaded alone"):
+        client.unload_model("tiny", unload_dependents=True)
+    assert client.is_model_ready("tiny")
 
 
 def test_the_clients_timeout_is_the_deadline(client: triton.InferenceServerClient) -> None:
@@ -316,6 +436,26 @@ BAD: dict[str, tuple[Any, int, str]] = {
         400,
         "invalid_parameter",
     ),
+    "an output in shared memory": (
+        infer_json(outputs=[{"name": "labels", "parameters": {"shared_memory_region": "mine"}}]),
+        400,
+        "invalid_request",
+    ),
+    "an unknown parameter": (infer_json(parameters={"topk": 3}), 400, "invalid_parameter"),
+    "an unknown parameter of an input": (_input(parameters={"content_type": "x"}), 400, "invalid_parameter"),
+    "an unknown parameter of an output": (
+        infer_json(outputs=[{"name": "labels", "parameters": {"dtype": "x"}}]),
+        400,
+        "invalid_parameter",
+    ),
+    "binary data of maybe": (
+        infer_json(outputs=[{"name": "labels", "parameters": {"binary_data": 1}}]),
+        400,
+        "invalid_parameter",
+    ),
+    "a sequence": (infer_json(parameters={"sequence_id": 7}), 400, "invalid_parameter"),
+    "an unknown field": (infer_json(models=["tiny"]), 400, "invalid_request"),
+    "another model than the path's": (infer_json(model_name="other"), 400, "invalid_request"),
     "too much JSON": (b" " * (MAX_JSON_BYTES + 1), 413, "body_too_large"),
     "too much": (b" " * (MAX_BODY_BYTES + 1), 413, "body_too_large"),
     "no image": (_input(data=["QQ=="]), 415, "not_an_image"),
@@ -332,6 +472,22 @@ def test_each_mistake_has_the_protocols_error(server: RunningServer, case: str) 
     assert response.headers["content-type"] == "application/json"
     assert response.json()["error"]
     assert response.json()["code"] in (code or "invalid_request")
+
+
+def test_what_clients_always_send_is_accepted(server: RunningServer) -> None:
+    """KServe's the model's name, PyTriton's and Triton's the rest."""
+    nothing = {"sequence_id": 0, "sequence_start": False, "sequence_end": False, "priority": 0, "timeout": 0}
+    response = server.client.post("/v2/models/tiny/infer", json=infer_json(model_name="tiny", parameters=nothing))
+    assert response.status_code == 200, response.text
+
+
+@pytest.mark.parametrize("kind", ["system", "cuda"])
+def test_shared_memory_is_refused_and_not_ignored(server: RunningServer, kind: str) -> None:
+    region = {"key": "/mine", "offset": 0, "byte_size": 64}
+    refused = server.client.post(f"/v2/{kind}sharedmemory/region/mine/register", json=region)
+    assert (refused.status_code, refused.json()["code"]) == (501, "not_implemented")
+    assert "shares no memory" in refused.json()["error"]
+    assert server.client.post(f"/v2/{kind}sharedmemory/unregister").status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,109 @@
+"""`ModelStreamInfer`: many requests over one call, which are answered in their order."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator
+from contextlib import ExitStack
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from server import tracing
+from server.errors import ServiceError
+from server.grpc import inference_pb2 as pb
+from server.grpc import messages
+from server.grpc.keys import ACCOUNT
+from server.grpc.streams import Streams
+from server.keys import RefusedError
+from server.serving.outcomes import Outcome
+from server.serving.service import Service
+from server.v2.infer import infer
+
+IN_FLIGHT = 16
+"""Requests of one stream at one time, or half of its worker's places if those are fewer; then no more is read."""
+
+Context = grpc.aio.ServicerContext[Any, Any]
+_Answers = asyncio.Queue[asyncio.Task[pb.ModelStreamInferResponse] | None]
+CALL = "inference.GRPCInferenceService/ModelStreamInfer"
+
+log = logging.getLogger(__name__)
+
+
+class InferStreams:
+    """The streams of one process. What fails is answered in its place, and the stream goes on."""
+
+    def __init__(self, service: Service, streams: Streams) -> None:
+        settings = service.settings
+        self._service = service
+        self._streams = streams
+        self._in_flight = max(1, min(IN_FLIGHT, settings.slots_per_worker // 2))
+        self._room = max(1, settings.max_buffered_bytes // settings.max_body_bytes)
+        """More streams than that could receive more at one time than there is memory for."""
+
+    async def model_stream_infer(self, _: object, context: Context) -> AsyncGenerator[pb.ModelStreamInferResponse]:
+        """Answer until the client sends no more, or the server ends; what was received by then is answered."""
+        if not self._room:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "this worker has no room for another stream")
+        self._room -= 1
+        answers, free = _Answers(), asyncio.Semaphore(self._in_flight)
+        reading = asyncio.create_task(self._read(context, answers, free))
+        answer = None
+        try:
+            while answer := await answers.get():
+                yield await answer
+                free.release()
+            await reading
+        finally:
+            self._room += 1
+            reading.cancel()
+            while answer or not answers.empty():
+                if answer:
+                    answer.cancel()
+                answer = None if answers.empty() else answers.get_nowait()
+
+    async def _read(self, context: Context, answers: _Answers, free: asyncio.Semaphore) -> None:
+        """Start on each request as it comes, and put it where its answer is looked for; None is the end."""
+        ending = asyncio.create_task(self._streams.ending.wait())
+        try:
+            while True:
+                await free.acquire()
+                read = asyncio.ensure_future(context.read())
+                await asyncio.wait((read, ending), return_when=asyncio.FIRST_COMPLETED)
+                if not read.done():
+                    read.cancel()
+                    return
+                content = read.result()
+                if not isinstance(content, bytes):
+                    return
+                answers.put_nowait(asyncio.create_task(self._answer(content, context)))
+        finally:
+            ending.cancel()
+            answers.put_nowait(None)
+
+    async def _answer(self, content: bytes, context: Context) -> pb.ModelStreamInferResponse:
+        with tracing.call(CALL, context.invocation_metadata()):
+            request_id = ""
+            try:
+                with ExitStack() as held:
+                    if account := ACCOUNT.get():
+                        held.enter_context(account.enter(time.monotonic()))
+                    outcome = held.enter_context(Outcome(self._service.metrics))
+                    held.enter_context(self._service.buffers.held(len(content)))
+                    request, request_id = messages.read(content, context.time_remaining(), streamed=True)
+                    answer = messages.written(await infer(self._service, request, outcome), request_id)
+                    answer.parameters["triton_final_response"].bool_param = True
+                    return pb.ModelStreamInferResponse(infer_response=answer)
+            except ServiceError as error:
+                if isinstance(error, RefusedError):
+                    self._service.metrics.refused.labels(error.code).inc()
+                tracing.note(error.code)
+                return _failed(request_id, f"{error.code}: {error.detail}")
+            except Exception:
+                log.exception("a request of a gRPC stream failed")
+                return _failed(request_id, "internal_error: an error of this server; its log has it")
+
+
+def _failed(request_id: str, message: str) -> pb.ModelStreamInferResponse:
+    return pb.ModelStreamInferResponse(error_message=message, infer_response=pb.ModelInferResponse(id=request_id))

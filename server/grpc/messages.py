@@ -1,0 +1,92 @@
+"""The messages of `ModelInfer` and `ModelStreamInfer`, as the serving core has them."""
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from server.errors import Code, ServiceError
+from server.grpc import inference_pb2 as pb
+from server.v2 import models, tensors
+from server.v2.infer import InferAnswer, InferRequest, Input, RequestedOutput
+from server.v2.tensors import Values
+
+ASKS_FOR_LAST = "triton_enable_empty_final_response"
+
+
+def read(content: bytes, timeout_s: float | None, *, streamed: bool = False) -> tuple[InferRequest, str]:
+    """A request and its id; one of a stream may ask that the last answer be marked, as the only one is in any case.
+
+    Raises:
+        ServiceError: INVALID_REQUEST.
+    """
+    try:
+        asked = pb.ModelInferRequest.FromString(content)
+    except DecodeError as error:
+        raise ServiceError(Code.INVALID_REQUEST, f"the message cannot be read: {error}") from None
+    if streamed and ASKS_FOR_LAST in asked.parameters:
+        del asked.parameters[ASKS_FOR_LAST]
+    request = InferRequest(
+        asked.model_name,
+        asked.model_version,
+        parameters(asked.parameters),
+        _inputs(asked),
+        [RequestedOutput(each.name, parameters(each.parameters)) for each in asked.outputs],
+        math.inf if timeout_s is None else timeout_s,
+    )
+    return request, asked.id
+
+
+def written(answer: InferAnswer, request_id: str) -> pb.ModelInferResponse:
+    """The answer to the request of that id."""
+    return pb.ModelInferResponse(
+        model_name=answer.model,
+        model_version=answer.version,
+        id=request_id,
+        parameters={name: pb.InferParameter(bool_param=bool(value)) for name, value in answer.parameters.items()},
+        outputs=[
+            pb.ModelInferResponse.InferOutputTensor(name=each.name, datatype=each.datatype, shape=each.shape)
+            for each in answer.outputs
+        ],
+        raw_output_contents=[tensors.to_raw(each.values) for each in answer.outputs],
+    )
+
+
+def parameters(
+    sent: Mapping[str, pb.InferParameter] | Mapping[str, pb.ModelRepositoryParameter],
+) -> dict[str, Any]:
+    """Their values; None where one has none."""
+    kinds = {name: value.WhichOneof("parameter_choice") for name, value in sent.items()}
+    return {name: getattr(sent[name], kind) if kind else None for name, kind in kinds.items()}
+
+
+def _inputs(asked: pb.ModelInferRequest) -> list[Input]:
+    """Each input with how to read its elements: all are raw, or none is.
+
+    Raises:
+        ServiceError: INVALID_REQUEST.
+    """
+    raw = asked.raw_input_contents
+    if any(models.SHARED_MEMORY & each.parameters.keys() for each in asked.inputs):
+        raise ServiceError(Code.INVALID_REQUEST, models.NO_SHARED_MEMORY)
+    if raw and len(raw) != len(asked.inputs):
+        detail = f"{len(asked.inputs)} inputs have {len(raw)} raw_input_contents; there must be one for each, or none"
+        raise ServiceError(Code.INVALID_REQUEST, detail)
+    readers: list[Callable[[int], Values]] = [
+        partial(tensors.from_raw, each.datatype, raw[index]) if raw else partial(_from_fields, each)
+        for index, each in enumerate(asked.inputs)
+    ]
+    return [
+        Input(each.name, each.datatype, tuple(each.shape), reader, parameters(each.parameters))
+        for each, reader in zip(asked.inputs, readers, strict=True)
+    ]
+
+
+def _from_fields(sent: pb.ModelInferRequest.InferInputTensor, _: int) -> Values:
+    if sent.datatype == "BYTES":
+        return list(sent.contents.bytes_contents)
+    if sent.datatype == "FP32":
+        return tensors.floats_from_list(sent.contents.fp32_contents)
+    return tensors.numbers_from_list(sent.contents.uint_contents)
