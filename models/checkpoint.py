@@ -72,15 +72,20 @@ def _content(path: Path) -> object:
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or error}") from error
     except UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error)) or re.search(r"WeightsUnpickler error: (.+)", str(error))
-        what = (
-            "holds more than can be read without running code: torch.save the network's state_dict() alone"
-            f" ({found[1] if found else 'it is no pickle of torch'})"
-        )
+        what = _unreadable(str(error))
     except Exception as error:  # a damaged file raises almost anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
         what = f"is cut off or damaged: copy it again ({reason})"
     raise CheckpointError(f"{path} {what}")
+
+
+def _unreadable(message: str) -> str:
+    """Say what to do where torch's restricted unpickler gives up."""
+    if "Unsupported operand" in message:
+        return "was saved with a pickle_protocol of its own: torch.save its parameters without one"
+    found = re.search(r"GLOBAL (\S+)", message) or re.search(r"WeightsUnpickler error:\s*(.+)", message)
+    reason = found[1] if found else "it is no pickle of torch"
+    return f"holds more than can be read without running code: torch.save the network's state_dict() alone ({reason})"
 
 
 def _named_tensors(content: object, path: Path, *, averaged: bool, key: str | None) -> dict[str, Tensor]:

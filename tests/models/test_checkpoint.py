@@ -295,6 +295,12 @@ def test_code_that_torch_blocks_is_named_and_not_run(trained: dict[str, Tensor],
     assert not harm.exists()
 
 
+def test_pickle_that_torch_cannot_read_alone_is_told(trained: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save(trained, tmp_path / "weights.pth", pickle_protocol=4)
+    with pytest.raises(CheckpointError, match="with a pickle_protocol of its own"):
+        checkpoint.read(tmp_path / "weights.pth")
+
+
 def test_safetensors_loads_as_well(network: nn.Module, trained: dict[str, Tensor], tmp_path: Path) -> None:
     save_file(trained, tmp_path / "weights.safetensors")
     checkpoint.load(network, checkpoint.read(tmp_path / "weights.safetensors"), "weights.safetensors")
