@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import export.interrupts  # noqa: F401 before what takes time
 from export import command, console, options, samples
 from models.manifest import Manifest
 
