@@ -239,8 +239,8 @@ def load(network: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
         kinds = {"missing": missing, "unexpected": unexpected, "shape": shapes}
         differences = "; ".join(f"{kind} {_listed(listed)}" for kind, listed in kinds.items() if listed)
         raise CheckpointError(f"{origin} {_other_network(state, {*missing, *unexpected, *reshaped}, differences)}")
-    for name in expected.keys() & state.keys():
-        if damage := _damage(name, state[name]):
+    for name in expected:
+        if name in state and (damage := _damage(name, state[name])):
             raise CheckpointError(f"{origin} cannot answer anything: {name} {damage}")
     network.load_state_dict(state, strict=False)
 
