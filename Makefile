@@ -25,7 +25,8 @@ TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
 # Tests that only compute run beside the others, which mostly wait, and give way to them.
-COMPUTING := tests/export tests/models tests/server/images tests/server/test_deepest.py tests/server/test_every_network.py
+COMPUTING := tests/export tests/models tests/server/images tests/server/engine/backends \
+    tests/server/test_deepest.py tests/server/test_every_network.py tests/server/test_real_photos.py
 
 .PHONY: help serve model test lint bench compare loadtest soak fuzz protobuf audit ray-test clean
 
@@ -39,6 +40,7 @@ serve: model
 model: $(VENV)/export.done
 	@$(BIN)/python export/to_onnx.py $(MODEL)
 
+test: export PYTHONDONTWRITEBYTECODE :=  # or each of hundreds of processes compiles what it imports
 test: lint
 	@nice -n 19 $(BIN)/pytest $(COMPUTING) >$(VENV)/computing.log 2>&1 & computing=$$!; \
 	trap "kill $$computing; exit 130" INT TERM; \
