@@ -66,7 +66,7 @@ class Settings(BaseSettings):
         use_attribute_docstrings=True,
     )
 
-    host: str = "127.0.0.1"
+    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     """address to listen on; 0.0.0.0 for all"""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """port to listen on; 0 for any free one"""
