@@ -56,7 +56,6 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix="SERVER_",
-        env_ignore_empty=True,  # as `${PORT:-}` of a compose file has it
         frozen=True,
         extra="forbid",
         dotenv_filtering="match_prefix",  # a file that other programs read, too
@@ -66,7 +65,7 @@ class Settings(BaseSettings):
         use_attribute_docstrings=True,
     )
 
-    host: str = "127.0.0.1"
+    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     """address to listen on; 0.0.0.0 for all"""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """port to listen on; 0 for any free one"""
@@ -184,7 +183,7 @@ class WrongSettingsError(ExpectedError):
 
 
 def read(arguments: Sequence[str]) -> Settings:
-    """From flags, the environment, and the file that `--env-file` names.
+    """From flags, the environment, and the file that `--env-file` names; of the latter two without what is empty.
 
     Raises:
         WrongSettingsError: one is not valid, or there is no such file.
@@ -195,7 +194,8 @@ def read(arguments: Sequence[str]) -> Settings:
     if options.env_file and not options.env_file.is_file():
         raise WrongSettingsError(f"--env-file {options.env_file}: there is no such file")
     try:
-        return Settings(_cli_parse_args=flags, _env_file=options.env_file)
+        # Not of `model_config`: that would leave out flags without a value, too, which are to win over variables.
+        return Settings(_cli_parse_args=flags, _env_file=options.env_file, _env_ignore_empty=True)
     except ValidationError as error:
         raise WrongSettingsError(_mistake(error, flags)) from error
     except SettingsError as error:

@@ -7,12 +7,13 @@ thing that is needed, and compares it with the version that is installed.
 
 import asyncio
 from collections.abc import Sequence, Sized
+from functools import partial
 from socket import socket
 from typing import Any
 
 import uvicorn
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser, parse_url
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
@@ -187,6 +188,8 @@ class Connection(HttpToolsProtocol):
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The app, as uvicorn sees it."""
         cycle = self._running
+        if cycle and cycle.waiting_for_100_continue:
+            send = partial(_send_unexpected, cycle, send)
         try:
             await self._served_by(scope, receive, send)
         except asyncio.CancelledError:
@@ -196,6 +199,13 @@ class Connection(HttpToolsProtocol):
                 self.transport.abort()
             else:
                 await self.cut_off(scope, receive, send, read=not cycle.more_body)
+
+
+async def _send_unexpected(cycle: RequestResponseCycle, send: Send, message: Message) -> None:
+    """Close after an answer to a client that still waits whether to send a body: what comes next may be one, or not."""
+    if cycle.waiting_for_100_continue and message["type"] == "http.response.start":
+        cycle.keep_alive = False
+    await send(message)
 
 
 class _Flow(FlowControl):

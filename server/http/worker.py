@@ -101,6 +101,7 @@ def config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=protocol_class(settings.header_timeout_ms, settings.max_connections),
+        workers=1,  # not as many as WEB_CONCURRENCY says, which is meant for others
         ws="none",
         lifespan="off",
         log_config=None,

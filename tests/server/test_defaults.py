@@ -88,7 +88,8 @@ async def _app(_scope: Scope, _receive: Receive, _send: Send) -> None:
     pass
 
 
-def test_uvicorn() -> None:
+def test_uvicorn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WEB_CONCURRENCY", "as many as there are")
     parameters = inspect.signature(uvicorn.Config.__init__).parameters
     defaults = {name: found.default for name, found in parameters.items() if name not in ("self", "app")}
     config = worker.config(_app, SETTINGS)
@@ -103,13 +104,14 @@ def test_sockets() -> None:
         server = uvicorn.Server(config)
         server.lifespan = config.lifespan_class(config)
         made: asyncio.Queue[Any] = asyncio.Queue()
-        connection_made = config.http_protocol_class.connection_made  # type: ignore[union-attr]
+        protocol: Any = config.http_protocol_class
+        connection_made = protocol.connection_made
 
         def seen(self: Any, transport: asyncio.BaseTransport) -> None:
             connection_made(self, transport)
             made.put_nowait(transport.get_extra_info("socket"))
 
-        config.http_protocol_class.connection_made = seen  # type: ignore[union-attr,method-assign,assignment]
+        protocol.connection_made = seen
         await uvicorn_internals.listen(server, [listener])
         _, writer = await asyncio.open_connection(*listener.getsockname())
         one = await made.get()

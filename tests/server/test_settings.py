@@ -69,9 +69,13 @@ def test_flags_win(read: Read) -> None:
     assert read("--max-batch=5").port == 1
 
 
-def test_an_empty_variable_counts_as_none(read: Read) -> None:
+def test_an_empty_variable_counts_as_none(read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
     without = read()
-    assert read(SERVER_GRPC_PORT="", SERVER_MODELS="", SERVER_REPOSITORY="") == without
+    for name in ("GRPC_PORT", "MODELS", "REPOSITORY"):
+        monkeypatch.setenv(f"SERVER_{name}", "")
+    assert server.settings.read([]) == without
+    monkeypatch.setenv("SERVER_CORS_ORIGINS", "https://a.example")
+    assert server.settings.read(["--cors-origins", ""]).cors_origins == ()  # a flag wins in any case
 
 
 @pytest.mark.parametrize(
@@ -99,6 +103,7 @@ def test_the_order_of_providers_is_kept(read: Read) -> None:
         (["--timeout-ms", "0"], ["timeout_ms", "greater than 0"]),
         (["--timeout-ms", "inf"], ["timeout_ms"]),
         (["--port", "65536"], ["port"]),
+        (["--host", ""], ["host", "at least 1 character"]),  # of `--host "$HOST"`; it would be every address
         (["--models", "../etc"], ["models.0", "pattern"]),
         (["--default-model", "A B"], ["default_model", "pattern"]),
         (["--log-level", "loud"], ["log_level", "'debug', 'info'"]),

@@ -405,6 +405,18 @@ def test_a_host_may_be_an_address_or_missing_in_http_1_0(server: RunningServer, 
         assert [class_of(answer) for answer in connection.answers()] == [7]
 
 
+def test_who_is_refused_instead_of_told_to_continue_opens_another_connection(server: RunningServer) -> None:
+    """Whether what comes next on this one would be the body, nobody can tell."""
+    head = post(7, b"Expect: 100-continue")[: -len(red_image(7))]
+    with Connection(server, head.replace(b"/classify", b"/classify?model=none")) as connection:
+        assert [status for status, _ in connection.answers()] == [404]
+        assert connection.is_closed()
+    with Connection(server, head) as connection:
+        assert connection.socket.recv(2**16) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.socket.sendall(red_image(7) + post(8))
+        assert [class_of(answer) for answer in connection.answers(2)] == [7, 8]
+
+
 def test_the_continuation_that_a_client_of_http_1_0_expects_is_not_sent(server: RunningServer) -> None:
     expecting = b"POST /classify HTTP/1.0\r\nExpect: 100-continue\r\n" + LENGTH
     with Connection(server, expecting, IMAGE) as connection:

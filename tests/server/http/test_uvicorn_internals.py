@@ -56,10 +56,12 @@ ATTRIBUTES: Mapping[str, Mapping[str, str]] = {
     },
     "cycle": {
         "disconnected": "whether the client has gone",
+        "keep_alive": "whether the connection stays after the answer",
         "message_event": "wakes who waits for the body or for the client to go",
         "more_body": "whether the body goes on",
         "response_complete": "whether the answer was written",
         "response_started": "whether the head of the answer was written",
+        "waiting_for_100_continue": "whether the client waits before it sends the body",
     },
     "flow": {"read_paused": "whether reading is paused", "write_paused": "whether who writes must wait"},
     "server": {
