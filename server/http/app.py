@@ -9,7 +9,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import VERSION
-from server.http import classify, operations, page, problems, request_ids, responses, tracing, v2
+from server.http import classify, huggingface, operations, page, problems, request_ids, responses, tracing, v1, v2
 from server.http.keys import KeyCheck
 from server.http.load_shedding import TIMEOUT_HEADER, LoadShedding
 from server.http.uploads import Uploads
@@ -32,7 +32,8 @@ def create_app(service: Service) -> ASGIApp:
     uploads = Uploads(service.buffers, service.settings.max_body_bytes, service.settings.body_timeout_ms / 1e3)
     app.include_router(classify.router(service, uploads))
     app.include_router(operations.router(service))
-    app.include_router(v2.router(service, uploads))
+    for other in (v1, v2, huggingface):
+        app.include_router(other.router(service, uploads))
     page.install(app)
     return _LastAnswers(_guarded(_Head(LoadShedding(app, service)), service), service)
 

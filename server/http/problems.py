@@ -52,8 +52,8 @@ RETRY_AFTER_S: dict[Code, int] = {
 log = logging.getLogger(__name__)
 
 
-class V2Error(BaseModel):
-    """What the Open Inference Protocol calls an error; the stable `code` is an addition of ours."""
+class ShortError(BaseModel):
+    """An error as KServe's and Hugging Face's clients read it; the stable `code` is an addition of ours."""
 
     error: str
     code: str
@@ -71,14 +71,14 @@ class Problem(BaseModel):
 
 
 def problem(request: Request, code: str, status: HTTPStatus, detail: str, retry_after_s: int | None = None) -> Response:
-    """The problem document of one failed request, or the protocol's error where it was one of the protocol."""
+    """The problem document of one failed request, or what clients of other servers' routes read."""
     tracing.note(code)
     request_id = request_id_of(request)
     headers = {request_ids.HEADER: request_id}
     if retry_after_s is not None:
         headers["Retry-After"] = str(retry_after_s)
-    if f"{request.scope.get('path', '')}/".startswith("/v2/"):
-        return Response(V2Error(error=detail, code=code).model_dump_json(), status, headers, "application/json")
+    if _is_of_others(request):
+        return Response(ShortError(error=detail, code=code).model_dump_json(), status, headers, "application/json")
     content = Problem(
         type=f"urn:resnet-serving:{code}",
         title=status.phrase,
@@ -88,6 +88,13 @@ def problem(request: Request, code: str, status: HTTPStatus, detail: str, retry_
         request_id=request_id,
     )
     return Response(content.model_dump_json(), status, headers, MEDIA_TYPE)
+
+
+def _is_of_others(request: Request) -> bool:
+    path = f"{request.scope.get('path', '')}/"
+    if path.startswith(("/v1/", "/v2/")):
+        return True
+    return request.scope.get("method") == "POST" and (path == "//" or path.startswith("/models/"))
 
 
 def service_problem(request: Request, error: ServiceError) -> Response:

@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.status import HTTP_501_NOT_IMPLEMENTED, HTTP_503_SERVICE_UNAVAILABLE
 
 from server.errors import SHUTTING_DOWN, Code, ServiceError
-from server.http import request_ids
+from server.http import bodies, request_ids
 from server.http.disconnects import cancelled_when_gone
 from server.http.request_ids import request_id_of
 from server.http.uploads import Uploads
@@ -110,6 +110,7 @@ def router(service: Service, uploads: Uploads) -> APIRouter:
     @routes.post("/models/{name}/versions/{version}/infer")
     async def model_infer(request: Request, name: str, version: str = "") -> Response:
         with Outcome(service.metrics, cancelled=SHUTTING_DOWN, gone=ClientDisconnect) as outcome:
+            bodies.check_no_query(request)
             service.admit(Ask(views.parted(name)[0], models.number(version)), outcome)
             async with uploads.body(request) as body:
                 asked, binary = _split(body, request.headers.get(HEADER_LENGTH))
