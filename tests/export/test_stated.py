@@ -177,13 +177,20 @@ def test_a_model_that_is_there_is_not_taken_for_another(
     assert re.search(message, capsys.readouterr().err)
 
 
-def test_channels_that_the_weights_do_not_see_are_told_before_the_export(network: nn.Module, tmp_path: Path) -> None:
+def test_weights_that_see_grey_are_told_before_the_export(network: nn.Module, tmp_path: Path) -> None:
     torch.save(network.state_dict(), tmp_path / "mine.pth")
     sigmoid = Stated(activation="sigmoid")
     recipe = plan("cifar_resnet20", checkpoint=tmp_path / "mine.pth", num_classes=1, stated=sigmoid)
-    with pytest.raises(RecipeError, match="sees 1 channels: give --channels grey"):
+    with pytest.raises(RecipeError, match="sees one channel: give --channels grey"):
         recipe.build(tmp_path / "mine.pth")
-    torch.save(networks.build("cifar_resnet20", 10).state_dict(), tmp_path / "colour.pth")
-    grey = Stated(channels="grey", mean=(0.5,), std=(0.5,))
-    with pytest.raises(RecipeError, match="sees 3 channels: leave --channels grey out"):
-        plan("cifar_resnet20", checkpoint=tmp_path / "colour.pth", stated=grey).build(tmp_path / "colour.pth")
+
+
+def test_weights_of_three_channels_may_have_been_trained_on_grey(tmp_path: Path) -> None:
+    """As three equal channels: the answer is the same."""
+    colour = networks.build("cifar_resnet20", 10)
+    torch.save(colour.state_dict(), tmp_path / "mine.pth")
+    stated = Stated(channels="grey", mean=(0.5,), std=(0.25,))
+    grey = plan("cifar_resnet20", checkpoint=tmp_path / "mine.pth", stated=stated).build(tmp_path / "mine.pth")
+    pixels = torch.rand(2, 1, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(grey(pixels), colour(pixels.expand(2, 3, 32, 32)))
