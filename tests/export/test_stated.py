@@ -23,8 +23,9 @@ from export.recipe import RecipeError, plan
 from export.reference import reference_logits
 from export.report import Report
 from export.samples import PHOTOS, image_paths, pixels
-from models import manifest, networks
+from models import manifest, networks, zoo
 from models.manifest import Preprocessing
+from models.weights import UnreachableError
 from server.engine.backends.tensorrt import MODULES
 from tests.reference import reference_pixels
 from tests.server.running import RunningServer
@@ -161,6 +162,22 @@ def test_what_is_assumed_of_ones_own_weights_is_said(
     assert to_onnx.main(["resnet50", "--weights", str(weights), *everything]) == 0
     assert to_onnx.main(["resnet50"]) == 0
     assert "assumed" not in capsys.readouterr().out
+
+
+def test_what_is_stated_is_not_said_of_another_network(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where no network is named and the default is out of reach, one that is installed is exported in its place."""
+    asked: list[str] = []
+
+    def unreachable(network: str, _: object) -> None:
+        asked.append(network)
+        raise UnreachableError("out of reach")
+
+    monkeypatch.setattr(to_onnx, "_export", unreachable)
+    assert to_onnx.main(["--mean", "0.5", "--std", "0.5"]) == 1
+    assert asked == [zoo.DEFAULT]
+    assert "Exporting" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
