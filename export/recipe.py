@@ -126,14 +126,16 @@ class Recipe:
         network = networks.build(
             self.pretrained.architecture, self.num_classes, self.shortcut, RANDOM_SEED, stride_in=self.stride_in
         )
-        grey = self.preprocessing.channels == "grey"
-        if state is not None and checkpoint.channels(state) not in (None, 1 if grey else 3):
-            wanted = "leave --channels grey out" if grey else "give --channels grey, with its --mean and --std"
-            raise RecipeError(f"{weights_file} sees {checkpoint.channels(state)} channels: {wanted}")
-        if grey:
+        grey, first = self.preprocessing.channels == "grey", (state or {}).get(networks.first_weight(network))
+        trained_grey = first is not None and first.shape[1] == 1
+        if trained_grey and not grey:
+            raise RecipeError(f"{weights_file} sees one channel: give --channels grey, with its --mean and --std")
+        if trained_grey:
             networks.see_grey(network)
         if state is not None:
             checkpoint.load(network, state, str(weights_file))
+        if grey and not trained_grey:
+            networks.see_grey(network)
         return network
 
     def describe_weights(self, weights_file: Path | None) -> Weights:

@@ -217,11 +217,6 @@ def num_classes(state: Mapping[str, Tensor]) -> int | None:
     return next((len(state[name]) for name in _HEADS if name in state), None)
 
 
-def channels(state: Mapping[str, Tensor]) -> int | None:
-    """Return how many channels a checkpoint's first convolution sees, None where it has no convolution."""
-    return next((tensor.shape[1] for tensor in state.values() if tensor.ndim == 4), None)
-
-
 def load(network: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
     """Copy a checkpoint into a network, as float32; all names and shapes must be the network's, and all values finite.
 

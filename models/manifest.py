@@ -314,6 +314,8 @@ class Manifest(_Record):
             raise ValueError(f"{len(self.labels)} labels for {self.num_classes} classes")
         if self.top_k > self.num_classes:
             raise ValueError(f"top_k {self.top_k} is more than the {self.num_classes} classes")
+        if self.num_classes == 1 and self.activation == "softmax":
+            raise ValueError("softmax of one class is always 1: export the network with --activation sigmoid")
         return self
 
     @property

@@ -38,8 +38,15 @@ def build(
     return network.eval()
 
 
+def first_weight(network: nn.Module) -> str:
+    """Name the weight of a network's first convolution, [outputs, channels of the image, height, width]."""
+    return next(f"{name}.weight" for name, module in network.named_modules() if isinstance(module, nn.Conv2d))
+
+
 def see_grey(network: nn.Module) -> None:
-    """Have a network with random parameters take one channel instead of three, by its first convolution."""
-    first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
+    """Have a network take one channel, and answer as it did to an image whose three channels were all that one."""
+    first = network.get_submodule(first_weight(network).rpartition(".")[0])
+    if not isinstance(first, nn.Conv2d):
+        raise TypeError(f"{first} is no convolution")
     first.in_channels = 1
-    first.weight = nn.Parameter(first.weight.detach()[:, :1].clone())
+    first.weight = nn.Parameter(first.weight.detach().sum(1, keepdim=True))

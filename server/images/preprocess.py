@@ -1,6 +1,6 @@
 """From a decoded image of any size and mode to the RGB pixels of the network's crop, as torchvision and timm do it."""
 
-from math import ceil, floor, nextafter
+from math import ceil, floor, nextafter, prod
 from typing import NamedTuple
 
 import numpy as np
@@ -28,8 +28,8 @@ _SIMD_FILTERS: dict[Interpolation, str] = {"bilinear": "bilinear", "bicubic": "c
 _SUPPORT = 3
 """Lanczos reaches three pixels to each side, of the larger of the two pictures; bicubic two, bilinear one."""
 
-_ROUNDING_ERROR = 1e-6
-"""Of positions in float64, which are nearer than this to a pixel's edge only where they lie on it."""
+_WHOLE_PIXELS = 2**22
+"""Of an image that is resized whole though only a part of it is wanted: 12 MiB."""
 
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -132,10 +132,18 @@ def finished(pixels: Image.Image, window: Window, preprocessing: Preprocessing, 
 
 
 def _nearest(image: Image.Image, box: Box, size: tuple[int, int]) -> Image.Image:
-    """The pixels in which the centres of those of the target lie; `Image.resize` has its boxes in float32 only."""
+    """Those pixels in which the centres of the target's lie.
+
+    Many lie on the edge of two, where rounding errors decide. Those are Pillow's own where the whole is resized, unless
+    that would be large.
+    """
     left, top, right, bottom = box
     across, down = (right - left) / size[0], (bottom - top) / size[1]
-    steps = (across, 0.0, left + _ROUNDING_ERROR, 0.0, down, top + _ROUNDING_ERROR)
+    whole = round(image.width / across), round(image.height / down)
+    if prod(whole) <= _WHOLE_PIXELS:
+        x, y = round(left / across), round(top / down)
+        return image.resize(whole, Image.Resampling.NEAREST).crop((x, y, x + size[0], y + size[1]))
+    steps = (across, 0.0, left, 0.0, down, top)
     return image.transform(size, Image.Transform.AFFINE, steps, Image.Resampling.NEAREST)
 
 

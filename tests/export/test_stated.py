@@ -23,8 +23,9 @@ from export.recipe import RecipeError, plan
 from export.reference import reference_logits
 from export.report import Report
 from export.samples import PHOTOS, image_paths, pixels
-from models import manifest, networks
+from models import manifest, networks, zoo
 from models.manifest import Preprocessing
+from models.weights import UnreachableError
 from server.engine.backends.tensorrt import MODULES
 from tests.reference import reference_pixels
 from tests.server.running import RunningServer
@@ -163,6 +164,22 @@ def test_what_is_assumed_of_ones_own_weights_is_said(
     assert "assumed" not in capsys.readouterr().out
 
 
+def test_what_is_stated_is_not_said_of_another_network(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where no network is named and the default is out of reach, one that is installed is exported in its place."""
+    asked: list[str] = []
+
+    def unreachable(network: str, _: object) -> None:
+        asked.append(network)
+        raise UnreachableError("out of reach")
+
+    monkeypatch.setattr(to_onnx, "_export", unreachable)
+    assert to_onnx.main(["--mean", "0.5", "--std", "0.5"]) == 1
+    assert asked == [zoo.DEFAULT]
+    assert "Exporting" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -177,13 +194,20 @@ def test_a_model_that_is_there_is_not_taken_for_another(
     assert re.search(message, capsys.readouterr().err)
 
 
-def test_channels_that_the_weights_do_not_see_are_told_before_the_export(network: nn.Module, tmp_path: Path) -> None:
+def test_weights_that_see_grey_are_told_before_the_export(network: nn.Module, tmp_path: Path) -> None:
     torch.save(network.state_dict(), tmp_path / "mine.pth")
     sigmoid = Stated(activation="sigmoid")
     recipe = plan("cifar_resnet20", checkpoint=tmp_path / "mine.pth", num_classes=1, stated=sigmoid)
-    with pytest.raises(RecipeError, match="sees 1 channels: give --channels grey"):
+    with pytest.raises(RecipeError, match="sees one channel: give --channels grey"):
         recipe.build(tmp_path / "mine.pth")
-    torch.save(networks.build("cifar_resnet20", 10).state_dict(), tmp_path / "colour.pth")
-    grey = Stated(channels="grey", mean=(0.5,), std=(0.5,))
-    with pytest.raises(RecipeError, match="sees 3 channels: leave --channels grey out"):
-        plan("cifar_resnet20", checkpoint=tmp_path / "colour.pth", stated=grey).build(tmp_path / "colour.pth")
+
+
+def test_weights_of_three_channels_may_have_been_trained_on_grey(tmp_path: Path) -> None:
+    """As three equal channels: the answer is the same."""
+    colour = networks.build("cifar_resnet20", 10)
+    torch.save(colour.state_dict(), tmp_path / "mine.pth")
+    stated = Stated(channels="grey", mean=(0.5,), std=(0.25,))
+    grey = plan("cifar_resnet20", checkpoint=tmp_path / "mine.pth", stated=stated).build(tmp_path / "mine.pth")
+    pixels = torch.rand(2, 1, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(grey(pixels), colour(pixels.expand(2, 3, 32, 32)))

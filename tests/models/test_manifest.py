@@ -3,7 +3,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from models.manifest import Crop, Preprocessing
+from models.manifest import Crop, Label, Manifest, Preprocessing
+from tests.export.drafts import draft
 
 
 def preprocessing(**changes: Any) -> Preprocessing:
@@ -78,3 +79,10 @@ def test_ten_crops_of_what_is_filled_lie_where_the_image_is() -> None:
 )
 def test_filling_is_the_mean_colour(channels: str, mean: tuple[float, ...], fill: tuple[int, int, int]) -> None:
     assert preprocessing(channels=channels, mean=mean, std=(0.5,) * len(mean)).fill == fill
+
+
+def test_one_class_is_never_certain_by_itself() -> None:
+    one = draft().model_dump() | {"num_classes": 1, "top_k": 1, "labels": (Label(label="cat"),)}
+    with pytest.raises(ValidationError, match="--activation sigmoid"):
+        Manifest.model_validate(one)
+    assert Manifest.model_validate(one | {"activation": "sigmoid"}).num_classes == 1

@@ -1,7 +1,8 @@
 """Every way to fit an image to any crop: what Pillow, torchvision's and timm's transforms make of it."""
 
 from io import BytesIO
-from typing import Any
+from itertools import product
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -58,10 +59,7 @@ def differences(pixels: NDArray[np.uint8], image: Image.Image, how: Preprocessin
 
 
 def nearest(image: Image.Image, how: Preprocessing) -> NDArray[np.uint8]:
-    """What Pillow computes without its rounding errors, which count where a centre lies on the edge of a pixel."""
-    new = reference.resized(image.size, how)
-    columns, rows = (((2 * np.arange(new[axis]) + 1) * image.size[axis]) // (2 * new[axis]) for axis in (0, 1))
-    return reference.cropped(Image.fromarray(np.asarray(image)[rows[:, np.newaxis], columns]), how)
+    return reference.cropped(image.resize(reference.resized(image.size, how), Image.Resampling.NEAREST), how)
 
 
 @settings(max_examples=150, deadline=None)
@@ -93,7 +91,7 @@ def test_any_image_is_fitted_to_any_crop_as_the_reference_does_it(
     orientation=st.integers(1, 8),
 )
 @example(size=(96, 64), crop=(32, 48), mode="squash", orientation=3)  # each centre lies on the edge of a pixel
-def test_nearest_takes_the_pixel_under_the_centre(
+def test_nearest_takes_pillows_pixels(
     size: tuple[int, int], crop: tuple[int, int], mode: CropMode, orientation: int
 ) -> None:
     how = preprocessing(crop=crop, resize=max(crop), crop_mode=mode, interpolation="nearest")
@@ -104,11 +102,13 @@ def test_nearest_takes_the_pixel_under_the_centre(
     np.testing.assert_array_equal(decoded(stored, how, exif=exif)[0], nearest(image, how))
 
 
-def test_nearest_is_pillows_where_nothing_is_rounded() -> None:
-    how = preprocessing(resize=64, crop=(64, 48), crop_mode="squash", interpolation="nearest")
-    image = noise(144, 200)
-    expected = image.resize((48, 64), Image.Resampling.NEAREST)
-    np.testing.assert_array_equal(decoded(image, how)[0], np.asarray(expected))
+def test_nearest_of_a_thread_of_pixels_needs_no_room_for_all_of_it() -> None:
+    """Resized whole, this one would be 360,024 x 24."""
+    how = preprocessing(crop=(24, 24), resize=24, interpolation="nearest")
+    columns = np.random.default_rng(0).integers(0, 256, (1, 15_001, 3), np.uint8)
+    start = (24 * 15_001 - 24) / 2
+    expected = columns[0, ((start + np.arange(24) + 0.5) / 24).astype(int)]
+    np.testing.assert_array_equal(decoded(Image.fromarray(columns), how)[0], np.tile(expected, (24, 1, 1)))
 
 
 @pytest.mark.parametrize("mode", ["centre", "squash", "pad"])
@@ -157,3 +157,23 @@ def test_ten_crops_of_a_padded_image_are_its_corners_where_it_has_some() -> None
     expected = [rows[:, 4:36], rows[:, :32], rows[:, 8:], rows[:, :32], rows[:, 8:]]
     np.testing.assert_array_equal(crops[:5], expected)
     np.testing.assert_array_equal(crops[5:], crops[:5, :, ::-1])
+
+
+@pytest.mark.torchvision
+@pytest.mark.parametrize(("mode", "theirs"), [("centre", "center"), ("squash", "squash"), ("pad", "border")])
+def test_timms_own_transforms_make_the_same_pixels(mode: CropMode, theirs: str) -> None:
+    pytest.importorskip("torchvision")
+    pytest.importorskip("timm")
+    from timm.data.transforms_factory import transforms_imagenet_eval
+
+    crops = [((96, 96), 0.875), ((96, 96), 1.0)] + [((64, 96), 1.0), ((128, 64), 0.9)] * (mode != "centre")
+    for size, (crop, crop_pct), interpolation in product(
+        [(250, 187), (187, 250), (64, 300), (500, 10)], crops, get_args(Interpolation)
+    ):
+        how = preprocessing(crop=crop, resize=int(max(crop) / crop_pct), crop_mode=mode, interpolation=interpolation)
+        transform = transforms_imagenet_eval(
+            crop, crop_pct, theirs, interpolation=interpolation, mean=GREEN, std=(0.5,) * 3, use_prefetcher=True
+        )
+        image = noise(16, 12).resize(size, Image.Resampling.BICUBIC)
+        expected = np.asarray(transform(image)).transpose(1, 2, 0).astype(int)
+        assert np.abs(decoded(image, how)[0] - expected).max() <= 2, (size, crop, interpolation)
