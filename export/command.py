@@ -128,7 +128,7 @@ def recipe_of(source: str, options: argparse.Namespace) -> Recipe:
         head=options.head,
         allow_pickle=options.allow_pickle,
         stated=given,
-        expected=expect.read(options.expect, options.images) if options.expect else None,
+        expected=expected(options),
     )
     if options.weights and (assumed := as_options(recipe.preprocessing, given)):
         console.say(f"assumed of how {options.weights.name} was trained (docs/preprocessing.md): {assumed}")
@@ -173,6 +173,22 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-pickle", action="store_true", help=f"from the hub or a folder, {hub.PICKLE} where no {hub.SAFE} is"
     )
+    add_expectation(parser)
+    add(parser, "--name", "--repository", "--weights-dir", "--check-images")
+    add_preprocessing(parser)
+
+
+def expected(options: argparse.Namespace) -> expect.Expected | None:
+    """Read what is expected by the options of `add_expectation`.
+
+    Raises:
+        ExpectedError: as `expect.read`.
+    """
+    return expect.read(options.expect, options.images) if options.expect else None
+
+
+def add_expectation(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say what the export must answer."""
     parser.add_argument(
         "--expect",
         type=Path,
@@ -180,8 +196,6 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
         help="your model's own logits, which the export must give: .npy for --images, or a folder of images and .npy",
     )
     add(parser, "--images", help="the images of --expect")
-    add(parser, "--name", "--repository", "--weights-dir", "--check-images")
-    add_preprocessing(parser)
 
 
 def add(parser: argparse.ArgumentParser, *options: str, **changes: object) -> None:

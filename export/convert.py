@@ -229,8 +229,4 @@ def _proven(draft: Manifest, content: bytes, source: _Source, recipe: Recipe) ->
 
         truth = partial(reference_logits, source.network, preprocessing=draft.preprocessing)
         measured = parity.check(draft, content, truth, source.photos)
-    proven = draft.model_copy(update={"parity": measured})
-    if recipe.expected:
-        with step("compare with what is expected"):
-            proven = proven.model_copy(update={"expectation": expect.check(proven, content, recipe.expected)})
-    return proven, content
+    return expect.hold(draft.model_copy(update={"parity": measured}), content, recipe.expected), content

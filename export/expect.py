@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export import backends, comparison, samples
+from export.console import step
 from models.errors import ExpectedError
 from models.manifest import Expectation, Manifest
 
@@ -125,6 +126,18 @@ def check(draft: Manifest, content: bytes, expected: Expected) -> Expectation:
         logit_error=error,
         logit_error_allowed=MAX_ERROR,
     )
+
+
+def hold(draft: Manifest, content: bytes, expected: Expected | None) -> Manifest:
+    """Record in a manifest how close its file is to what is expected, if anything is.
+
+    Raises:
+        ExpectedError: as `check`.
+    """
+    if expected is None:
+        return draft
+    with step(f"compare with {expected.source}"):
+        return draft.model_copy(update={"expectation": check(draft, content, expected)})
 
 
 def _error(logits: NDArray[np.float64], expected: NDArray[np.float64], *, centred: bool) -> float:

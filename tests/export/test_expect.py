@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from export import expect
+from export import expect, from_onnx
 from export.expect import ExpectationError, Expected
 from export.reference import reference_logits
 from export.samples import PHOTOS, ImagesError, image_paths
+from models import manifest
 from models.manifest import Manifest, Preprocessing
+from models.zoo import NETWORKS
+from tests.export import onnx_files
 from tests.export.conftest import Exported
 from tests.reference import reference_pixels
 
@@ -130,3 +133,18 @@ def test_what_are_no_logits_is_said(content: object, message: str, tmp_path: Pat
 def test_images_are_needed(tmp_path: Path) -> None:
     with pytest.raises(ImagesError, match="has no images"):
         expect.read(tmp_path, PHOTOS)
+
+
+def test_onnx_file_is_held_against_them_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    network, side = onnx_files.Small(), onnx_files.SIDE
+    imagenet = NETWORKS["resnet18"].preprocessing.model_copy(update={"resize": side, "crop": (side, side)})
+    pixels = np.stack([reference_pixels(path, imagenet) for path in PATHS])
+    np.save(tmp_path / "logits.npy", reference_logits(network, pixels, imagenet))
+    file = str(onnx_files.script(tmp_path / "theirs.onnx", network))
+    arguments = [file, "--name", "theirs", "--repository", str(tmp_path), "--expect", str(tmp_path / "logits.npy")]
+    assert from_onnx.main([*arguments, "--mean", "0.5", "--std", "0.5"]) == 1
+    assert "not the model of logits.npy" in capsys.readouterr().err
+    assert from_onnx.main(arguments) == 0
+    known = manifest.read(tmp_path / "theirs" / "1")
+    assert known.expectation is not None
+    assert known.expectation.logit_error < 0.01
