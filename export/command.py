@@ -9,10 +9,11 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from export import console, interrupts, repository
+from export import console, expect, interrupts, repository
 from export.options import add_preprocessing, as_options, stated
 from export.recipe import Recipe, plan
 from export.samples import LABELS_FROM, PHOTOS
+from models import hub, zoo
 from models.architectures import SHORTCUTS, STRIDES_IN
 from models.errors import ExpectedError
 from models.manifest import Ensemble, Manifest, ModelName
@@ -93,6 +94,9 @@ def add_export(
             "logit error": f"{parity.max_logit_error:.1e} of the largest, {parity.max_logit_error_allowed:.0e} allowed",
             "top-1 agreement": f"{parity.top1_agreement:.1%}",
         }
+    if expectation := published.expectation:
+        error, allowed = expectation.logit_error, expectation.logit_error_allowed
+        rows["as expected"] = f"on {expectation.images} images, logits {error:.2%} off, {allowed:.0%} allowed"
     console.show(published, rows)
 
 
@@ -101,8 +105,8 @@ def size_bytes(checkpoint: Path | None) -> int:
     return checkpoint.stat().st_size if checkpoint else 0
 
 
-def recipe_of(network: str, options: argparse.Namespace) -> Recipe:
-    """Read what to export from the options of `add_recipe`.
+def recipe_of(source: str, options: argparse.Namespace) -> Recipe:
+    """Read what to export from the options of `add_recipe`, and tell what is taken for granted.
 
     For weights of the user's own, what is not stated of their preprocessing is assumed, and printed.
 
@@ -111,7 +115,7 @@ def recipe_of(network: str, options: argparse.Namespace) -> Recipe:
     """
     given = stated(options)
     recipe = plan(
-        network,
+        source,
         checkpoint=options.weights,
         random=options.random_weights,
         num_classes=options.num_classes,
@@ -122,7 +126,9 @@ def recipe_of(network: str, options: argparse.Namespace) -> Recipe:
         key=options.key,
         prefix=options.prefix,
         head=options.head,
+        allow_pickle=options.allow_pickle,
         stated=given,
+        expected=expected(options),
     )
     if options.weights and (assumed := as_options(recipe.preprocessing, given)):
         console.say(f"assumed of how {options.weights.name} was trained (docs/preprocessing.md): {assumed}")
@@ -130,9 +136,19 @@ def recipe_of(network: str, options: argparse.Namespace) -> Recipe:
         first, *_, last = (label.label for label in recipe.labels)
         console.say(
             f"assumed of its {recipe.num_classes} classes (docs/own_model.md): {first} to {last}, as those of"
-            f" {network}'s own weights; --labels FILE names yours, --num-classes {recipe.num_classes} numbers them"
+            f" {source}'s own weights; --labels FILE names yours, --num-classes {recipe.num_classes} numbers them"
         )
+    for note in recipe.notes:
+        console.say(note)
     return recipe
+
+
+def sources() -> str:
+    """Name what can be exported, for a command's help."""
+    return (
+        f"one of {', '.join(zoo.NETWORKS)}; or a model of timm or transformers, {hub.PREFIX}OWNER/NAME[@REVISION] of"
+        " the Hugging Face Hub or a folder with its files"
+    )
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -154,8 +170,32 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stride-in", choices=STRIDES_IN, help="which convolution of a bottleneck, where it is not the usual one"
     )
+    parser.add_argument(
+        "--allow-pickle", action="store_true", help=f"from the hub or a folder, {hub.PICKLE} where no {hub.SAFE} is"
+    )
+    add_expectation(parser)
     add(parser, "--name", "--repository", "--weights-dir", "--check-images")
     add_preprocessing(parser)
+
+
+def expected(options: argparse.Namespace) -> expect.Expected | None:
+    """Read what is expected by the options of `add_expectation`.
+
+    Raises:
+        ExpectedError: as `expect.read`.
+    """
+    return expect.read(options.expect, options.images) if options.expect else None
+
+
+def add_expectation(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say what the export must answer."""
+    parser.add_argument(
+        "--expect",
+        type=Path,
+        metavar="FILE",
+        help="your model's own logits, which the export must give: .npy for --images, or a folder of images and .npy",
+    )
+    add(parser, "--images", help="the images of --expect")
 
 
 def add(parser: argparse.ArgumentParser, *options: str, **changes: object) -> None:

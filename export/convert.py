@@ -9,11 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from export import backends, parity, repository, samples
+from export import backends, expect, parity, repository, samples
 from export.console import step, warn
 from export.options import NOTHING, Stated, as_options
 from export.precision import Lowered, Wanted
 from export.recipe import OPSET, TOOLS, Recipe, RecipeError, plan
+from models import hub
 from models.manifest import Calibration, Manifest, Parity
 from models.weights import sha256_of
 
@@ -48,7 +49,7 @@ def to_onnx(recipe: Recipe, name: str, weights_file: Path | None, images: Path) 
         preprocessing = recipe.preprocessing
         complete = graph.CompleteGraph(source.network, preprocessing, recipe.top_k, recipe.activation)
         content = graph.to_onnx(complete, preprocessing.crop, OPSET)
-    return _proven(describe(recipe, name, weights_file, source.network, content), content, source)
+    return _proven(describe(recipe, name, weights_file, source.network, content), content, source, recipe)
 
 
 def program_fingerprint(recipe: Recipe, precision: str) -> str:
@@ -79,7 +80,7 @@ def to_program(recipe: Recipe, name: str, weights_file: Path | None, images: Pat
         tools={"torch": TOOLS["torch"]},
         fingerprint=program_fingerprint(recipe, precision),
     )
-    return _proven(draft, content, source)
+    return _proven(draft, content, source, recipe)
 
 
 def describe(recipe: Recipe, name: str, weights_file: Path | None, network: "nn.Module", content: bytes) -> Manifest:
@@ -101,26 +102,40 @@ def describe(recipe: Recipe, name: str, weights_file: Path | None, network: "nn.
         opset=OPSET,
         file=repository.model_file(ONNX_FILE, content),
         parity=None,
-        tools=TOOLS,
+        tools=dict(recipe.tools),
         fingerprint=recipe.fingerprint(),
         labels=recipe.labels,
     )
 
 
 def find_or_export(
-    root: Path, network: str, weights_dir: Path, images: Path = samples.PHOTOS, stated: Stated = NOTHING
+    root: Path, source: str, weights_dir: Path, images: Path = samples.PHOTOS, stated: Stated = NOTHING
 ) -> Manifest:
-    """Return the newest FP32 ONNX file of a name; where there is none, that network of the zoo is exported as stated.
+    """Return the FP32 ONNX file of a source, which is exported as stated where there is none.
+
+    Of a name of the repository that is the newest, of the hub or a folder the export of what is there now.
 
     Raises:
         ExpectedError: it cannot be, or it is there and was not exported as stated.
     """
-    if found := repository.find_fp32(root, network):
+    if not hub.is_place(source) and (found := repository.find_fp32(root, source)):
         check_stated(found, stated)
         return found
+    recipe = plan(source, stated=stated)
+    known = repository.find(root, recipe.name, recipe.fingerprint())
+    if isinstance(known, Manifest):
+        return known
     repository.check_room(root)
-    recipe = plan(network, stated=stated)
-    return repository.publish(root, *to_onnx(recipe, network, recipe.obtain_weights(weights_dir), images))
+    return repository.publish(root, *to_onnx(recipe, recipe.name, recipe.obtain_weights(weights_dir), images))
+
+
+def name_of(source: str) -> str:
+    """Return what a source is called in the repository.
+
+    Raises:
+        ExpectedError: as `plan`.
+    """
+    return plan(source).name if hub.is_place(source) else source
 
 
 def check_stated(found: Manifest, stated: Stated) -> None:
@@ -208,10 +223,10 @@ def _load(recipe: Recipe, weights_file: Path | None, images: Path) -> _Source:
     return _Source(network, photos)
 
 
-def _proven(draft: Manifest, content: bytes, source: _Source) -> Made:
+def _proven(draft: Manifest, content: bytes, source: _Source, recipe: Recipe) -> Made:
     with step("compare with PyTorch"):
         from export.reference import reference_logits
 
         truth = partial(reference_logits, source.network, preprocessing=draft.preprocessing)
         measured = parity.check(draft, content, truth, source.photos)
-    return draft.model_copy(update={"parity": measured}), content
+    return expect.hold(draft.model_copy(update={"parity": measured}), content, recipe.expected), content

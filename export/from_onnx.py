@@ -19,7 +19,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
     stated = options.stated(arguments)
     file = onnx_file.read(arguments.file, arguments.input, arguments.output, arguments.layout)
-    found = imported.plan(file, stated, arguments.scores, arguments.labels)
+    found = imported.plan(file, stated, arguments.scores, arguments.labels, command.expected(arguments))
     console.say(f"{arguments.file}: {file}")
     _tell(found, stated, labelled=arguments.labels is not None)
 
@@ -57,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--layout", choices=("nchw", "nhwc"), help="of the image, where the file does not tell")
     parser.add_argument("--scores", choices=("logits", "probabilities"), help="what they are, where that is not plain")
     options.add_preprocessing(parser)
+    command.add_expectation(parser)
     command.add(parser, "--repository", "--check-images")
     return parser
 

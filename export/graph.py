@@ -108,11 +108,9 @@ def trace(graph: CompleteGraph, crop: tuple[int, int], opset: int) -> onnx_ir.Mo
     # Two images, not one: the exporter takes a dimension of one for a constant.
     example = torch.zeros(2, *crop, 3, dtype=torch.uint8)
     with silenced():
-        from torch.fx.experimental.optimization import fuse  # warns of its own imports
-
         # Batch norm is folded before the export, whose time grows with the square of the number of parameters.
         program: torch.onnx.ONNXProgram = torch.onnx.export(  # type: ignore[assignment] # None is for dynamo=False
-            fuse(graph),
+            fold_batch_norm(graph),
             (example,),
             dynamo=True,
             dynamic_shapes={INPUT_NAME: {0: torch.export.Dim("N")}},
@@ -133,6 +131,21 @@ def finish(model: onnx_ir.Model) -> bytes:
     onnx.checker.check_model(proto, full_check=True)
     content: bytes = proto.SerializeToString(deterministic=True)
     return content
+
+
+def fold_batch_norm(network: nn.Module) -> nn.Module:
+    """Fold batch norm into the convolutions before it, in a copy.
+
+    A network whose code cannot be traced, as some of other libraries, is returned as it is.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its own imports
+        from torch.fx.experimental.optimization import fuse
+
+        try:
+            return fuse(network)
+        except Exception:  # whatever its code does with what stands for a tensor
+            return network
 
 
 _RULES = (

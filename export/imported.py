@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from export import parity, repository, splice
+from export import expect, parity, repository, splice
 from export.console import step
 from export.convert import ONNX_FILE
+from export.expect import Expected
 from export.onnx_file import OnnxFile, OnnxFileError
 from export.options import Stated, as_options
 from export.original import Meaning, Original, Scores, fails
@@ -45,6 +46,7 @@ class Import:
     meaning: Meaning
     preprocessing: Preprocessing
     labels: tuple[Label, ...]
+    expected: Expected | None = None
 
     @property
     def top_k(self) -> int:
@@ -64,6 +66,7 @@ class Import:
                 "opset": OPSET,
                 "tools": TOOLS,
                 "sources": [sha256_of(Path(__file__).with_name(name)) for name in _OUR_SOURCES],
+                **({"expected": self.expected.digest()} if self.expected else {}),
             }
         )
 
@@ -122,7 +125,7 @@ class Import:
                 measured = parity.check(draft, content, truth, photos, origin=self.file.path.name)
         except parity.ParityError as error:
             raise error if frozen is None else self._stays_frozen(frozen, str(error)) from error
-        return draft.model_copy(update={"parity": measured}), content
+        return expect.hold(draft.model_copy(update={"parity": measured}), content, self.expected), content
 
     def _stays_frozen(self, frozen: int, reason: str) -> OnnxFileError:
         return OnnxFileError(
@@ -182,6 +185,7 @@ def plan(
     stated: Stated,
     scores: Scores | None,
     labels_file: Path | None,
+    expected: Expected | None = None,
 ) -> Import:
     """Find out what a file answers and how it is to be asked.
 
@@ -195,7 +199,7 @@ def plan(
     classes = labels.read(labels_file) if labels_file else labels.numbered(meaning.num_classes)
     if len(classes) != meaning.num_classes:
         raise OnnxFileError(f"{file.path} has {meaning.num_classes} classes, {labels_file} has {len(classes)} labels")
-    return Import(file, original, meaning, preprocessing, classes)
+    return Import(file, original, meaning, preprocessing, classes, expected)
 
 
 def _size(height: int, width: int) -> str:

@@ -1,12 +1,11 @@
 """The complete graph as a program of PyTorch: the reference that other runtimes are measured against."""
 
 import io
-import warnings
 
 import torch
 from torch import Tensor, nn
 
-from export.graph import CompleteGraph
+from export.graph import CompleteGraph, fold_batch_norm
 from models.manifest import INPUT_NAME, Activation, Preprocessing
 
 _TRACES = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node")
@@ -30,11 +29,7 @@ def complete(
     network: nn.Module, preprocessing: Preprocessing, top_k: int, activation: Activation, precision: str
 ) -> nn.Module:
     """Make the complete graph of a network, in evaluation mode and in fp32 or fp16; the network stays as it is."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of its own imports
-        from torch.fx.experimental.optimization import fuse
-
-        folded = fuse(network)  # batch norm, before it is rounded to half precision, which keeps more of it
+    folded = fold_batch_norm(network)  # before it is rounded to half precision, which keeps more of it
     computed = HalfNetwork(folded) if precision == "fp16" else folded
     return CompleteGraph(computed, preprocessing, top_k, activation).eval()
 

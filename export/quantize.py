@@ -30,7 +30,7 @@ def _run(options: argparse.Namespace) -> None:
     if options.precision == "int8" and wanted.target == "x86-vnni" and not cpus.flags() & cpus.VNNI:
         console.warn("This CPU has no VNNI: what is measured on it is not what a CPU with VNNI answers.")
     source = convert.find_or_export(root, options.network, options.weights_dir, stated=stated(options))
-    name = options.name or wanted.name(options.network)
+    name = options.name or wanted.name(source.name)
     if command.is_there(root, name, wanted.fingerprint(source), "there already"):
         return
     command.prepare(root, name, source.file.size_bytes)
@@ -56,7 +56,11 @@ def _parser() -> argparse.ArgumentParser:
         prog="quantize.py",
         description="Make a model of lower precision, compare it with FP32, and add it to the repository if it agrees.",
     )
-    parser.add_argument("network", metavar="NAME", help="an FP32 model of the repository; one of the zoo is exported")
+    parser.add_argument(
+        "network",
+        metavar="SOURCE",
+        help="a model of the repository, of the zoo, of the hub, or a folder",
+    )
     parser.add_argument("--precision", choices=("int8", "fp16"), default="int8", help="int8 if not given")
     parser.add_argument("--calibration", type=Path, metavar="FOLDER", help="images like those to be classified")
     command.add(parser, "--images", default=None, help="images to compare on; if not given, half of the others")

@@ -1,15 +1,24 @@
-"""What to export: a network of the zoo, its parameters and its classes, decided before torch is even imported."""
+"""What to export: a network, its parameters, its classes, what it wants; decided before torch is even imported.
 
+A source is a name of the zoo, or a published model: a repository of the hub or a folder with the same files.
+"""
+
+import difflib
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
+from export.expect import Expected
 from export.options import NOTHING, Stated
-from models import foreign, labels, weights, zoo
+from export.parameters import RANDOM_SEED, Checkpoint, OfTheZoo, Parameters, PublishedFile, Random
+from models import foreign, hub, labels, published, weights, zoo
 from models.architectures import ARCHITECTURES, Shortcut, StrideIn
+from models.config import Network, Ours, Published, Timm, Transformers, UnknownPreprocessingError
 from models.errors import ExpectedError
 from models.manifest import MAX_TOP_K, Accuracy, Activation, Label, Preprocessing, Weights
 from models.part import Part
@@ -18,12 +27,13 @@ if TYPE_CHECKING:
     from torch import nn
 
 OPSET = 20
-RANDOM_SEED = 0
 TOOLS = {package: metadata.version(package) for package in ("torch", "onnx", "onnxscript", "onnxruntime")}
 _OUR_SOURCES = (
     "models/architectures.py",
     "models/resnet.py",
     "models/networks.py",
+    "models/libraries.py",
+    "models/names.py",
     "models/checkpoint.py",
     "export/graph.py",
 )
@@ -37,20 +47,19 @@ class RecipeError(ExpectedError):
 class Recipe:
     """One network with its parameters and classes, to be exported."""
 
-    pretrained: zoo.Pretrained
-    shortcut: Shortcut | None
-    """None: the architecture's own."""
-    stride_in: StrideIn | None
-    """None: the architecture's own."""
-    checkpoint: Path | None
-    """A file of the user's instead of the zoo's weights."""
-    part: Part
-    """Of the user's file."""
-    random: bool
-    """No trained parameters at all."""
+    name: str
+    """In the model repository, where no other is wanted."""
+    network: Network
+    parameters: Parameters
     labels: tuple[Label, ...]
     preprocessing: Preprocessing
     activation: Activation
+    published_accuracy: Accuracy | None
+    """Of these very parameters."""
+    expected: Expected | None = None
+    """What the export must answer, beside what the network that is built here does."""
+    notes: tuple[str, ...] = ()
+    """What was taken for granted, a line each, for whoever exports."""
 
     @property
     def num_classes(self) -> int:
@@ -65,67 +74,84 @@ class Recipe:
     @property
     def architecture(self) -> str:
         """The architecture in words, for the manifest."""
-        changes = [f"shortcuts {self.shortcut}"] if self.shortcut else []
-        changes += [f"stride in the {self.stride_in}"] if self.stride_in else []
-        return " with ".join([self.pretrained.architecture, *filter(None, [" and ".join(changes)])])
+        match self.network:
+            case Ours():
+                return self.network.name
+            case Timm():
+                return f"{self.network.name} of timm"
+            case Transformers():
+                return f"{self.network.name} of transformers"
+            case _:
+                assert_never(self.network)
 
     @property
-    def published_accuracy(self) -> Accuracy | None:
-        """The accuracy published for the zoo's weights; nothing is known of other parameters, or other pixels."""
-        other = self.random or self.checkpoint or self.preprocessing != self.pretrained.preprocessing
-        return None if other else self.pretrained.accuracy
+    def tools(self) -> Mapping[str, str]:
+        """Versions of what makes the file."""
+        match self.network:
+            case Ours():
+                return TOOLS
+            case Timm():
+                return TOOLS | _version_of("timm")
+            case Transformers():
+                return TOOLS | _version_of("transformers")
+            case _:
+                assert_never(self.network)
 
     def fingerprint(self) -> str:
-        """Digest all that determines the exported file. Nothing is fetched: the zoo's weights are known by name."""
-        if self.random:
-            parameters = f"random {RANDOM_SEED}"
-        elif self.checkpoint:
-            parameters = weights.sha256_of(self.checkpoint) + str(self.part)
-        else:
-            parameters = repr(self.pretrained.weights)
+        """Digest all that determines the exported file and what it was held against. Nothing is fetched."""
         root = Path(__file__).parents[1]
-        ingredients = {
+        ingredients: dict[str, object] = {
             "architecture": self.architecture,
-            "parameters": parameters,
+            "parameters": self.parameters.identity(),
             "preprocessing": self.preprocessing.model_dump(),
             "activation": self.activation,
             "labels": [label.model_dump() for label in self.labels],
             "top_k": self.top_k,
             "opset": OPSET,
-            "tools": TOOLS,
+            "tools": dict(self.tools),
             "sources": [weights.sha256_of(root / name) for name in _OUR_SOURCES],
         }
+        match self.network:
+            case Timm():
+                ingredients["arguments"] = repr(sorted(self.network.arguments.items()))
+            case Transformers():
+                ingredients["config"] = weights.sha256_of(self.network.config)
+        if self.expected:
+            ingredients["expected"] = self.expected.digest()
         return hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
 
     def obtain_weights(self, folder: Path) -> Path | None:
-        """Return the file with the parameters, downloaded into `folder` where needed; None for random ones.
+        """Return the file with the parameters, downloaded where needed (the zoo's into `folder`); None for random ones.
 
         Raises:
-            WeightsError: it is not to be had.
+            WeightsError, SourceError: it is not to be had.
         """
-        if self.random or self.pretrained.weights is None:
-            return self.checkpoint
-        return self.checkpoint or weights.obtain(self.pretrained.weights, folder)
+        return self.parameters.obtain(folder)
 
     def build(self, weights_file: Path | None) -> "nn.Module":
         """Build the network in evaluation mode, with the parameters of `weights_file` or random ones.
 
         Raises:
             CheckpointError: the file is not of this network.
+            LibraryError: the network is another library's, which is not installed.
             RecipeError: it has another number of classes than there are labels, or sees other channels.
         """
-        from models import checkpoint, networks  # these import torch, which takes seconds
+        from models import checkpoint, libraries, networks  # these import torch, which takes seconds
 
-        state = None if weights_file is None else checkpoint.read(weights_file, **asdict(self.part))
+        if not isinstance(self.network, Ours):
+            if weights_file is None:
+                raise RecipeError(f"{self.architecture} is not built without its parameters")
+            named = checkpoint.read_as_named(weights_file)
+            return libraries.build(self.network, self.num_classes, named, weights_file.name)
+        part = self.parameters.part if isinstance(self.parameters, Checkpoint) else Part()
+        state = None if weights_file is None else checkpoint.read(weights_file, **asdict(part))
         num_classes = self.num_classes if state is None else checkpoint.num_classes(state)
         if num_classes not in (None, self.num_classes):
             raise RecipeError(
                 f"{weights_file} has {num_classes} classes, but there are {self.num_classes} labels:"
                 f" give its own with --labels FILE, or number them with --num-classes {num_classes}"
             )
-        network = networks.build(
-            self.pretrained.architecture, self.num_classes, self.shortcut, RANDOM_SEED, stride_in=self.stride_in
-        )
+        network = networks.build(self.network.architecture, self.num_classes, seed=RANDOM_SEED)
         grey, first = self.preprocessing.channels == "grey", (state or {}).get(networks.first_weight(network))
         trained_grey = first is not None and first.shape[1] == 1
         if trained_grey and not grey:
@@ -140,11 +166,16 @@ class Recipe:
 
     def describe_weights(self, weights_file: Path | None) -> Weights:
         """Say in the manifest where the parameters came from."""
-        if weights_file is None:
-            return Weights(source=f"random, seed {RANDOM_SEED}", sha256=None, random=True)
-        official = self.checkpoint is None and isinstance(self.pretrained.weights, zoo.OfficialWeights)
-        source = weights.OFFICIAL_URL + weights_file.name if official else weights_file.name
-        return Weights(source=source + str(self.part), sha256=weights.sha256_of(weights_file))
+        if isinstance(self.parameters, Random) or weights_file is None:
+            return Random().describe()
+        return self.parameters.describe(weights_file)
+
+
+def _version_of(library: str) -> dict[str, str]:
+    try:
+        return {library: metadata.version(library)}
+    except metadata.PackageNotFoundError:  # is said when the network is built
+        return {}
 
 
 def plan(
@@ -160,50 +191,97 @@ def plan(
     key: str | None = None,
     prefix: str | None = None,
     head: str | None = None,
+    allow_pickle: bool = False,
     stated: Stated = NOTHING,
+    expected: Expected | None = None,
 ) -> Recipe:
     """Decide what to export.
 
     Raises:
         RecipeError: there is no such network, it has no weights, or labels and classes differ in number.
+        SourceError: a repository or folder cannot be had, or is no image classifier.
         StatedError: what is stated of the preprocessing does not go together.
         LabelsError: the labels file is none.
     """
+    part = Part(averaged, key, prefix, head)
+    if num_classes is not None and num_classes < 1:
+        raise RecipeError(f"{num_classes} classes are none to choose from")
+    if hub.is_place(name) or (name not in zoo.NETWORKS and Path(name).exists()):
+        if checkpoint or random or shortcut or stride_in or part.is_chosen:
+            raise RecipeError(
+                f"{name} says itself what it is: --weights, --random-weights, --ema, --key, --prefix, --head,"
+                " --shortcut and --stride-in go with a network of the zoo"
+            )
+        recipe = _of_place(hub.locate(name), allow_pickle=allow_pickle, stated=stated)
+    else:
+        pretrained = _pretrained(name)
+        network = _residual(pretrained, shortcut, stride_in)
+        recipe = _of_zoo(pretrained, network, _parameters(pretrained, checkpoint, part, random=random), stated)
+    classes = _classes(recipe, labels_file, num_classes)
+    activation = stated.activation or recipe.activation
+    if len(classes) == 1 and activation == "softmax":
+        raise RecipeError("softmax of one class is always 1: give --activation sigmoid for its probability")
+    notes = () if labels_file else recipe.notes
+    return replace(recipe, labels=classes, activation=activation, expected=expected, notes=notes)
+
+
+def _classes(recipe: Recipe, labels_file: Path | None, num_classes: int | None) -> tuple[Label, ...]:
+    """Decide what the classes are called, where it is not as the source says."""
+    if labels_file:
+        classes = labels.read(labels_file)
+        if num_classes not in (None, len(classes)):
+            raise RecipeError(f"{labels_file} has {len(classes)} labels, not {num_classes}: give one for each class")
+    else:
+        classes = recipe.labels
+        if num_classes is not None and (isinstance(recipe.parameters, Checkpoint) or num_classes != len(classes)):
+            classes = labels.numbered(num_classes)  # one's own are not a data set's, though they be as many
+    if isinstance(recipe.parameters, PublishedFile) and len(classes) != recipe.num_classes:
+        origin = recipe.parameters.place.origin
+        raise RecipeError(f"{origin} has {recipe.num_classes} classes, not {len(classes)}: give a label for each")
+    return classes
+
+
+def _pretrained(name: str) -> zoo.Pretrained:
     pretrained = zoo.NETWORKS.get(name)
     if pretrained is None:
-        raise RecipeError(f"there is no network {name}; there are {', '.join(zoo.NETWORKS)}")
-    residual = ARCHITECTURES.get(pretrained.architecture)
-    if shortcut and (residual is None or residual.style == "plain"):
-        raise RecipeError(f"{name} has no shortcuts to choose")
-    if stride_in and (residual is None or residual.block != "bottleneck"):
-        raise RecipeError(f"{name} has no bottlenecks to choose the stride of")
-    part = Part(averaged, key, prefix, head)
+        close = difflib.get_close_matches(name, zoo.NETWORKS)
+        known = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(zoo.NETWORKS)}"
+        raise RecipeError(f"there is no network {name}; {known}")
+    return pretrained
+
+
+def _residual(pretrained: zoo.Pretrained, shortcut: Shortcut | None, stride_in: StrideIn | None) -> Ours:
+    """Choose the variant of a network."""
+    usual = ARCHITECTURES.get(pretrained.architecture)
+    if shortcut and (usual is None or usual.style == "plain"):
+        raise RecipeError(f"{pretrained.name} has no shortcuts to choose")
+    if stride_in and (usual is None or usual.block != "bottleneck"):
+        raise RecipeError(f"{pretrained.name} has no bottlenecks to choose the stride of")
+    if usual is None:
+        return Ours(pretrained.architecture, pretrained.architecture)
+    changes = [f"shortcuts {shortcut}"] if shortcut else []
+    changes += [f"stride in the {stride_in}"] if stride_in else []
+    title = " with ".join([pretrained.architecture, *filter(None, [" and ".join(changes)])])
+    changed = replace(usual, shortcut=shortcut or usual.shortcut, stride_in=stride_in or usual.stride_in)
+    return Ours(title, changed)
+
+
+def _parameters(pretrained: zoo.Pretrained, checkpoint: Path | None, part: Part, *, random: bool) -> Parameters:
     if part.is_chosen and not checkpoint:
         raise RecipeError(
             "--ema, --key, --prefix and --head choose from your own checkpoint: give it with --weights FILE"
         )
     if checkpoint:
         _check_kind(checkpoint)
-    if pretrained.weights is None and not checkpoint and not random:
+        return Checkpoint(checkpoint, part)
+    if random:
+        return Random()
+    if pretrained.weights is None:
         raise RecipeError(
-            f"{name} has no published weights: give your own with --weights FILE,"
+            f"{pretrained.name} has no published weights: give your own with --weights FILE,"
             f" or export an untrained network with --random-weights"
         )
-    if num_classes is not None and num_classes < 1:
-        raise RecipeError(f"{num_classes} classes are none to choose from")
-    if labels_file:
-        classes = labels.read(labels_file)
-        if num_classes not in (None, len(classes)):
-            raise RecipeError(f"{labels_file} has {len(classes)} labels, not {num_classes}: give one for each class")
-    else:
-        classes = pretrained.labels()
-        if num_classes is not None and (checkpoint or num_classes != len(classes)):
-            classes = labels.numbered(num_classes)  # one's own are not a data set's, though they be as many
-    activation = stated.activation or "softmax"
-    if len(classes) == 1 and activation == "softmax":
-        raise RecipeError("softmax of one class is always 1: give --activation sigmoid for its probability")
-    preprocessing = stated.over(pretrained.customary if checkpoint else pretrained.preprocessing)
-    return Recipe(pretrained, shortcut, stride_in, checkpoint, part, random, classes, preprocessing, activation)
+    return OfTheZoo(pretrained.weights)
 
 
 def _check_kind(checkpoint: Path) -> None:
@@ -213,3 +291,72 @@ def _check_kind(checkpoint: Path) -> None:
             raise RecipeError(f"{checkpoint} {what}")
     except FileNotFoundError as error:
         raise RecipeError(f"{checkpoint}: there is no such file") from error
+
+
+def _of_zoo(pretrained: zoo.Pretrained, network: Ours, parameters: Parameters, stated: Stated) -> Recipe:
+    own = isinstance(parameters, Checkpoint)
+    preprocessing = stated.over(pretrained.customary if own else pretrained.preprocessing)
+    # Nothing is known of other parameters, or of other pixels.
+    published = isinstance(parameters, OfTheZoo) and preprocessing == pretrained.preprocessing
+    return Recipe(
+        name=pretrained.name,
+        network=network,
+        parameters=parameters,
+        labels=pretrained.labels(),
+        preprocessing=preprocessing,
+        activation="softmax",
+        published_accuracy=pretrained.accuracy if published else None,
+    )
+
+
+def _of_place(place: hub.Place, *, allow_pickle: bool, stated: Stated) -> Recipe:
+    known = published.read(place)
+    base = _base(place, known, stated)
+    preprocessing = stated.over(base)
+    if len(preprocessing.mean) != len(base.mean):
+        raise RecipeError(
+            f"{place.origin} sees {base.channels} images: --channels {preprocessing.channels} does not fit"
+        )
+    count = len(known.labels)
+    unnamed = f"{place.origin} names none of its {count} classes, so they are numbered: --labels FILE names them"
+    return Recipe(
+        name=_model_name(place.title),
+        network=known.network,
+        parameters=PublishedFile(place, _weights_file(place, allow_pickle=allow_pickle)),
+        labels=known.labels,
+        preprocessing=preprocessing,
+        activation=known.activation,
+        published_accuracy=None,
+        notes=() if known.named else (unnamed,),
+    )
+
+
+def _base(place: hub.Place, known: Published, stated: Stated) -> Preprocessing:
+    """Return what is not stated of the preprocessing."""
+    if not isinstance(known.preprocessing, UnknownPreprocessingError):
+        return known.preprocessing
+    if None in (stated.resize, stated.crop, stated.crop_mode, stated.interpolation, stated.mean, stated.std):
+        raise RecipeError(
+            f"{place.origin} does not say what is to be done to images ({known.preprocessing}): state it with --resize,"
+            " --crop, --crop-mode, --interpolation, --mean and --std"
+        )
+    return zoo.NETWORKS[zoo.DEFAULT].preprocessing
+
+
+def _weights_file(place: hub.Place, *, allow_pickle: bool) -> str:
+    if place.has(hub.SAFE):
+        return hub.SAFE
+    if not place.has(hub.PICKLE):
+        files = hub.listed(place.names())
+        raise RecipeError(f"{place.origin} has no {hub.SAFE}, but {files}: the parameters are needed in that one file")
+    if not allow_pickle:
+        raise RecipeError(
+            f"{place.origin} has no {hub.SAFE}, only the pickle {hub.PICKLE}: python export/to_onnx.py --allow-pickle"
+            " reads the tensors in it, and refuses whatever might run code"
+        )
+    return hub.PICKLE
+
+
+def _model_name(title: str) -> str:
+    """Make a name of the model repository from one of the hub's, which may have capitals."""
+    return re.sub(r"[^a-z0-9_.@-]+", "-", title.lower()).lstrip("_.@-")[:100] or "model"

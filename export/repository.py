@@ -133,8 +133,11 @@ def model_file(name: str, content: bytes) -> ModelFile:
 
 
 def derive(source: Manifest, file_name: str, content: bytes, **changes: object) -> Manifest:
-    """Draft the manifest of a file that was made from a model: all but `changes` is as of the model."""
-    made = {"created": datetime.now(UTC), "file": model_file(file_name, content)}
+    """Draft the manifest of a file that was made from a model: all but `changes` is as of the model.
+
+    What was expected of the model has not been compared with this file.
+    """
+    made = {"created": datetime.now(UTC), "file": model_file(file_name, content), "expectation": None}
     return Manifest(**dict(source) | made | changes)
 
 

@@ -1,4 +1,4 @@
-"""The command that exports a network to the model repository: `python export/to_onnx.py NAME`."""
+"""The command that exports a network to the model repository: `python export/to_onnx.py SOURCE`."""
 
 import argparse
 import sys
@@ -23,7 +23,7 @@ def _run(options: argparse.Namespace) -> None:
 
 def _export(network: str, options: argparse.Namespace) -> None:
     recipe = command.recipe_of(network, options)
-    name = options.name or network
+    name = options.name or recipe.name
 
     def make() -> convert.Made:
         return convert.to_onnx(recipe, name, recipe.obtain_weights(options.weights_dir), options.check_images)
@@ -40,8 +40,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "network",
         nargs="?",
-        metavar="NAME",
-        help=f"one of {', '.join(zoo.NETWORKS)}; {zoo.DEFAULT} if not given ({zoo.OFFLINE_DEFAULT} if that is offline)",
+        metavar="SOURCE",
+        help=f"{command.sources()}; {zoo.DEFAULT} if not given ({zoo.OFFLINE_DEFAULT} if that is offline)",
     )
     command.add_recipe(parser)
     return parser

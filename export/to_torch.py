@@ -1,4 +1,4 @@
-"""The command that exports a network as a program of PyTorch: `python export/to_torch.py NAME`.
+"""The command that exports a network as a program of PyTorch: `python export/to_torch.py SOURCE`.
 
 The reference backend: it shows what PyTorch itself does with the same graph, on the CPU or on a GPU.
 """
@@ -9,13 +9,12 @@ from functools import partial
 
 import export.interrupts  # noqa: F401 before what takes time
 from export import command, convert
-from models import zoo
 
 
 def _run(options: argparse.Namespace) -> None:
     recipe = command.recipe_of(options.network, options)
     suffix = "" if options.precision == "fp32" else f"-{options.precision}"
-    name = options.name or f"{options.network}-torch{suffix}"
+    name = options.name or f"{recipe.name}-torch{suffix}"
 
     def make() -> convert.Made:
         weights_file = recipe.obtain_weights(options.weights_dir)
@@ -36,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Export a network as a program of PyTorch (torch.export), compare it with the network itself, and"
         " add it to the model repository as NAME-torch. A server needs torch to run it.",
     )
-    parser.add_argument("network", metavar="NAME", help=f"one of {', '.join(zoo.NETWORKS)}")
+    parser.add_argument("network", metavar="SOURCE", help=command.sources())
     parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp32", help="fp32 if not given")
     command.add_recipe(parser)
     return parser

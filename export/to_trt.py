@@ -23,7 +23,7 @@ def _run(options: argparse.Namespace) -> None:
         options.target, options.compat, refit=options.refit, max_batch=options.max_batch, gpu=find_gpu()
     )
     source = _source(options)
-    name = options.name or wanted.name(options.network, precision)
+    name = options.name or wanted.name(source.name, precision)
     if command.is_there(root, name, wanted.fingerprint(source, precision), "already built"):
         return
     command.prepare(root, name, source.file.size_bytes)
@@ -41,12 +41,13 @@ def _run(options: argparse.Namespace) -> None:
 
 def _source(options: argparse.Namespace) -> Manifest:
     """Find the ONNX file to build from, or export it."""
-    root, network, precision = options.repository, options.network, options.precision
-    known = None if precision == "fp32" else repository.find_as_it_came(root, network, precision)
+    root, precision = options.repository, options.precision
+    name = convert.name_of(options.network)
+    known = None if precision == "fp32" else repository.find_as_it_came(root, name, precision)
     if known is None and precision == "int8":
-        known = repository.find_int8_for_gpus(root, network)
+        known = repository.find_int8_for_gpus(root, name)
     if known is None:
-        return convert.find_or_export(root, network, options.weights_dir, options.check_images, stated(options))
+        return convert.find_or_export(root, options.network, options.weights_dir, options.check_images, stated(options))
     convert.check_stated(known, stated(options))
     return known
 
@@ -76,7 +77,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Without --target, the engine is for this machine's GPU. Engines for GeForce RTX and RTX PRO are built"
         " on any machine: --target sm89.",
     )
-    parser.add_argument("network", metavar="NAME", help="a model of the repository or a network of the zoo")
+    parser.add_argument(
+        "network", metavar="SOURCE", help="a model of the repository, of the zoo, of the hub, or a folder"
+    )
     parser.add_argument(
         "--precision", choices=("fp32", "fp16", "int8"), default="fp16", help="fp16 if not given; int8: see quantize.py"
     )

@@ -63,6 +63,15 @@ def read(
     return network
 
 
+def read_as_named(path: Path) -> dict[str, Tensor]:
+    """Read the parameters from a file as `read` does, but under the names that they have there.
+
+    Raises:
+        CheckpointError: it is unreadable, or holds no parameters.
+    """
+    return _named_tensors(_content(path), path, averaged=False, key=None)
+
+
 def _content(path: Path) -> object:
     """Read a file, but run no code that may be in it."""
     try:

@@ -214,6 +214,18 @@ class Parity(_Record):
     top1_agreement: float
 
 
+class Expectation(_Record):
+    """How close an export is to the logits that somebody's own model gives, with images read as the server does."""
+
+    source: str
+    """Name of the file or folder with those logits."""
+    images: int
+    top1_agreement: float
+    logit_error: float
+    """Root mean square of the differences, as a share of that of the expected logits."""
+    logit_error_allowed: float
+
+
 class Calibration(_Record):
     """How the ranges of INT8 activations were found."""
 
@@ -297,6 +309,8 @@ class Manifest(_Record):
     """Of ONNX; None for a program of PyTorch, which has none."""
     file: ModelFile
     parity: Parity | None
+    expectation: Expectation | None = None
+    """None: nobody stated what to expect."""
     tools: dict[str, str]
     fingerprint: Sha256
     """Digest of all that determines the export; two exports with the same fingerprint are the same model."""

@@ -1,4 +1,4 @@
-"""From an architecture's name to its network in PyTorch."""
+"""From an architecture or its name to its network in PyTorch."""
 
 from dataclasses import replace
 
@@ -6,12 +6,12 @@ import torch
 from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
 
-from models.architectures import ARCHITECTURES, Shortcut, StrideIn
+from models.architectures import ARCHITECTURES, Architecture, Shortcut, StrideIn
 from models.resnet import GlobalAveragePool, ResNet
 
 
 def build(
-    architecture: str,
+    architecture: str | Architecture,
     num_classes: int,
     shortcut: Shortcut | None = None,
     seed: int = 0,
@@ -32,7 +32,7 @@ def build(
             network: nn.Module = EfficientNet.from_name("efficientnet-lite0", num_classes=num_classes)
             network._avg_pooling = GlobalAveragePool()
         else:
-            usual = ARCHITECTURES[architecture]
+            usual = architecture if isinstance(architecture, Architecture) else ARCHITECTURES[architecture]
             changed = replace(usual, shortcut=shortcut or usual.shortcut, stride_in=stride_in or usual.stride_in)
             network = ResNet(changed, num_classes)
     return network.eval()

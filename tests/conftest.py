@@ -6,15 +6,18 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
 
 from tests import processes
+
+if TYPE_CHECKING:
+    from tests.hub import Hub
 
 ROOT = Path(__file__).parents[1]
 
@@ -122,3 +125,22 @@ def cifar_repository(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(export, sorted((shared / "weights" / "cifar10").glob("resnet*.th"))))
     return repository
+
+
+@pytest.fixture
+def no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A cache of the Hugging Face Hub with nothing in it, below `tmp_path`, and nobody's token."""
+    from tests import hub
+
+    with hub.away(tmp_path / "hf", monkeypatch):
+        yield
+
+
+@pytest.fixture
+def hub_server(no_hub: None, monkeypatch: pytest.MonkeyPatch) -> Iterator["Hub"]:  # noqa: ARG001 it is away from the hub
+    """A hub of this machine's, which this process takes for the Hugging Face Hub."""
+    from tests import hub
+
+    with hub.running() as server:
+        hub.point_at(server.url, monkeypatch)
+        yield server

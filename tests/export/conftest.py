@@ -31,7 +31,7 @@ class Exported:
 
 
 def describe(recipe: Recipe, network: nn.Module, model: bytes) -> Manifest:
-    return convert.describe(recipe, recipe.pretrained.name, None, network, model)
+    return convert.describe(recipe, recipe.name, None, network, model)
 
 
 def truth(network: nn.Module, preprocessing: Preprocessing) -> Truth:

@@ -7,8 +7,9 @@ from torch import nn
 
 from export.options import Stated
 from export.recipe import Recipe, RecipeError, plan
-from models import networks
+from models import networks, zoo
 from models.architectures import Shortcut, StrideIn
+from models.hub import SourceError
 from models.labels import LabelsError
 from models.resnet import Bottleneck
 
@@ -23,12 +24,25 @@ def checkpoint_of_seven(tmp_path: Path) -> Path:
 def test_zoo_name_is_enough() -> None:
     recipe = plan("resnet50")
     assert (recipe.num_classes, recipe.top_k, recipe.architecture) == (1000, 100, "resnet50")
-    assert recipe.published_accuracy == recipe.pretrained.accuracy
+    assert recipe.published_accuracy == zoo.NETWORKS["resnet50"].accuracy
 
 
-def test_unknown_network_is_answered_with_what_there_is() -> None:
-    with pytest.raises(RecipeError, match=r"no network resnet51; there are resnet18, .*efficientnet_lite0"):
-        plan("resnet51")
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("resnet51", r"there is no network resnet51; did you mean resnet50 or .*\?"),
+        ("ResNet50", r"did you mean resnet50\b"),
+        ("zzz", r"there is no network zzz; there are resnet18, .*efficientnet_lite0"),
+    ],
+)
+def test_unknown_network_is_answered_with_what_there_is(name: str, answer: str) -> None:
+    with pytest.raises(RecipeError, match=answer):
+        plan(name)
+
+
+def test_file_in_the_place_of_a_network_is_said_to_be_one(checkpoint_of_seven: Path) -> None:
+    with pytest.raises(SourceError, match=r"is a file: name its network, .*--weights .*seven\.pth"):
+        plan(str(checkpoint_of_seven))
 
 
 def test_network_without_published_weights_asks_for_some() -> None:

@@ -1,0 +1,90 @@
+"""Networks that only another library defines, built by that library where it is installed."""
+
+import importlib
+from collections.abc import Mapping
+from types import ModuleType
+from typing import assert_never
+
+from torch import Tensor, nn
+
+from models import checkpoint
+from models.config import Timm, Transformers
+from models.errors import ExpectedError
+
+
+class LibraryError(ExpectedError):
+    """A library is not installed, or does not have the network."""
+
+
+class _Logits(nn.Module):
+    """A network of transformers, which answers with a record, as one that answers with logits."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map normalised images float32[N, C, H, W] to logits float32[N, num_classes]."""
+        logits: Tensor = self.network(images).logits
+        return logits
+
+
+def build(network: Timm | Transformers, num_classes: int, state: Mapping[str, Tensor], origin: str) -> nn.Module:
+    """Build a network in evaluation mode, with parameters under the names of their library.
+
+    It maps normalised images float32[N, C, H, W] to logits float32[N, num_classes]. No code but the library's is run.
+
+    Raises:
+        LibraryError: the library is not installed, or does not have it.
+        CheckpointError: the parameters are not its own; `origin` is where they come from.
+    """
+    match network:
+        case Timm():
+            timm = _imported("timm", network.name)
+            try:
+                # What a config must not decide is named: there, it is an argument given twice.
+                built: nn.Module = timm.create_model(
+                    network.name,
+                    num_classes=num_classes,
+                    pretrained=False,
+                    pretrained_cfg=None,
+                    pretrained_cfg_overlay=None,
+                    checkpoint_path=None,
+                    cache_dir=None,
+                    **network.arguments,
+                )
+            except Exception as error:  # its networks take any arguments, and raise what they like
+                what = f"timm {timm.__version__} does not build {network.name}"
+                raise LibraryError(f"{what}: {_reason(error)}") from error
+            # As transformers' TimmWrapper saves them.
+            state = {name.removeprefix("timm_model."): tensor for name, tensor in state.items()}
+            checkpoint.load(built, state, origin)
+            return built.eval()
+        case Transformers():
+            transformers = _imported("transformers", network.name)
+            try:
+                config = transformers.AutoConfig.from_pretrained(
+                    network.config.parent, local_files_only=True, trust_remote_code=False
+                )
+                built = transformers.AutoModelForImageClassification.from_config(config, trust_remote_code=False)
+            except Exception as error:
+                what = f"transformers {transformers.__version__} does not build {network.name}"
+                raise LibraryError(f"{what}: {_reason(error)}") from error
+            checkpoint.load(built, state, origin)
+            return _Logits(built.float()).eval()
+        case _:
+            assert_never(network)
+
+
+def _imported(library: str, network: str) -> ModuleType:
+    try:
+        return importlib.import_module(library)
+    except Exception as error:  # what it imports in turn may be of another version, and fail anyhow
+        raise LibraryError(
+            f"{network} is a network that only {library} defines, and that cannot be imported ({_reason(error)}):"
+            f" pip install --constraint constraints.txt '.[{library}]'"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

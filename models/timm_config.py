@@ -1,0 +1,117 @@
+"""timm's `config.json`: its network, what it does to images at inference, its classes."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import AliasChoices, Field
+
+from models import config, labels
+from models.architectures import ARCHITECTURES
+from models.config import Config, Network, Ours, Published, Timm, UnknownPreprocessingError
+from models.hub import Place, SourceError
+from models.manifest import CropMode, Label, Preprocessing
+from models.zoo import IMAGENET_MEAN, IMAGENET_STD
+
+_Names = tuple[str, ...] | dict[int, str]
+_Descriptions = tuple[str, ...] | dict[str, str]
+
+
+_USUAL = {"in_chans": 3, "global_pool": "avg"}
+"""Arguments that timm writes down though they change nothing."""
+_OF_TRAINING = ("num_classes", "drop_")
+"""How names of arguments begin that matter to training, or are known otherwise."""
+
+
+class _Pretrained(Config):
+    """Defaults are those of timm's `resolve_data_config`."""
+
+    tag: str = ""
+    input_size: tuple[int, int, int] = (3, 224, 224)
+    interpolation: str = "bicubic"
+    crop_pct: float = Field(0.875, gt=0)
+    crop_mode: str = "center"
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    num_classes: int = 1000
+    label_names: _Names = Field((), validation_alias=AliasChoices("label_names", "labels"))
+    label_descriptions: _Descriptions = ()
+
+
+class _Timm(Config):
+    architecture: str = Field(pattern=r"^\w+(\.\w+)?$")
+    """A name of timm's own: what has a colon is fetched from elsewhere."""
+    num_classes: int | None = None
+    model_args: dict[str, Any] = Field(default_factory=dict)
+    pretrained_cfg: dict[str, Any] = Field(default_factory=dict)
+    label_names: _Names = ()
+    label_descriptions: _Descriptions = ()
+
+
+def read(content: Mapping[str, Any], place: Place) -> Published:
+    """Read a config.
+
+    Raises:
+        SourceError: it is not as timm writes it.
+    """
+    found = config.checked(_Timm, content, place)
+    known = config.checked(_Pretrained, found.pretrained_cfg or content, place)  # old files have but one level
+    num_classes = known.num_classes if found.num_classes is None else found.num_classes
+    given = _labels(found.label_names or known.label_names, found.label_descriptions or known.label_descriptions)
+    if given and len(given) != num_classes:
+        raise SourceError(f"the config of {place.origin} has {len(given)} labels for {num_classes} classes")
+    if not given and num_classes == 1000 and any(name.endswith("in1k") for name in (known.tag, place.title)):
+        given = labels.imagenet()
+    return Published(
+        _network(found, known),
+        _preprocessing(known),
+        "softmax",
+        given or labels.numbered(num_classes),
+        named=bool(given),
+    )
+
+
+def _network(found: _Timm, known: _Pretrained) -> Network:
+    arguments = {"in_chans": known.input_size[0]} | found.model_args
+    arguments = {
+        name: value
+        for name, value in arguments.items()
+        if value not in (None, _USUAL.get(name)) and not name.startswith(_OF_TRAINING)
+    }
+    architecture = ARCHITECTURES.get(found.architecture)
+    if architecture is None or arguments:
+        return Timm(found.architecture, arguments)
+    return Ours(found.architecture, architecture)
+
+
+def _labels(names: _Names, descriptions: _Descriptions) -> tuple[Label, ...]:
+    """Read labels; where they are WordNet ids, what describes one is the label."""
+    ordered = tuple(names[index] for index in sorted(names)) if isinstance(names, dict) else names
+    if not isinstance(descriptions, dict):
+        descriptions = dict(zip(ordered, descriptions, strict=False))
+    return tuple(
+        Label(label=descriptions.get(name, name), wordnet_id=name)
+        if re.fullmatch(r"n\d{8}", name)
+        else Label(label=name)
+        for name in ordered
+    )
+
+
+def _preprocessing(known: _Pretrained) -> Preprocessing | UnknownPreprocessingError:
+    """Say what `transforms_imagenet_eval` does; at the size for training, as timm does where none is asked for."""
+    channels, *crop = known.input_size
+    mode: CropMode = "squash" if known.crop_mode == "squash" else "pad" if known.crop_mode == "border" else "centre"
+    if mode == "centre" and crop[0] != crop[1]:
+        return UnknownPreprocessingError(f"timm covers {crop[0]}x{crop[1]} with the image, and cuts off what is over")
+    return config.preprocessing(
+        {
+            "resize": max(math.floor(side / known.crop_pct) for side in crop),
+            "crop": tuple(crop),
+            "crop_mode": mode,
+            "interpolation": known.interpolation,
+            "channels": "grey" if channels == 1 else "rgb",
+            "mean": known.mean[:channels],
+            "std": known.std[:channels],
+        }
+    )
