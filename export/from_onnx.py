@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import export.interrupts  # noqa: F401 before what takes time
-from export import command, console, options, samples
-from models.manifest import Manifest
+from export import command, console, options
 
 if TYPE_CHECKING:
     from export.imported import Import
@@ -19,14 +18,13 @@ def _run(arguments: argparse.Namespace) -> None:
 
     stated = options.stated(arguments)
     file = onnx_file.read(arguments.file, arguments.input, arguments.output, arguments.layout)
-    found = imported.plan(file, stated, arguments.scores, arguments.labels, command.expected(arguments))
+    found = imported.plan(
+        file, stated, arguments.scores, arguments.labels, arguments.check_images, command.expected(arguments)
+    )
     console.say(f"{arguments.file}: {file}")
     _tell(found, stated, labelled=arguments.labels is not None)
-
-    def make() -> tuple[Manifest, bytes]:
-        return found.make(arguments.name, samples.photos(arguments.check_images, found.preprocessing))
-
-    command.add_export(arguments.repository, arguments.name, found.fingerprint(), make, len(file.content))
+    name, needed_bytes = arguments.name, len(file.content)
+    command.add_export(arguments.repository, name, found.fingerprint(), partial(found.make, name), needed_bytes)
 
 
 def _tell(found: "Import", stated: options.Stated, *, labelled: bool) -> None:
@@ -39,7 +37,7 @@ def _tell(found: "Import", stated: options.Stated, *, labelled: bool) -> None:
     if assumed := found.assumed(stated):
         console.say(f"assumed, since an ONNX file does not say it (docs/preprocessing.md): {assumed}")
     if not labelled:
-        console.say("its classes are numbered: name them with --labels FILE")
+        console.say("its classes are numbered: name them with --labels FILE, or --labels imagenet if they are those")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -51,7 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="an ONNX file; external data lie beside it")
     command.add(parser, "--name", required=True, help="name in the repository")
-    parser.add_argument("--labels", type=Path, metavar="FILE", help="the classes' names; numbered if not given")
+    parser.add_argument(
+        "--labels", type=Path, metavar="FILE", help="the classes' names, or imagenet or cifar10; numbered if not given"
+    )
     parser.add_argument("--input", metavar="NAME", help="the value that takes the image, where the file has several")
     parser.add_argument("--output", metavar="NAME", help="the value that has a score for each class, likewise")
     parser.add_argument("--layout", choices=("nchw", "nhwc"), help="of the image, where the file does not tell")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from export import expect, parity, repository, splice
+from export import expect, parity, repository, samples, splice
 from export.console import step
 from export.convert import ONNX_FILE
 from export.expect import Expected
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 ARCHITECTURE = "imported"
 _GREY: tuple[tuple[float, ...], tuple[float, ...]] = ((0.449,), (0.226,))
 """ImageNet's mean and std over its channels."""
+_PROBES = 4
 _SMALL = 128
 """Networks for smaller images see them whole: those of CIFAR and MNIST."""
 _OUR_SOURCES = ("onnx_file.py", "original.py", "splice.py", "graph.py")
@@ -46,6 +47,8 @@ class Import:
     meaning: Meaning
     preprocessing: Preprocessing
     labels: tuple[Label, ...]
+    photos: "NDArray[np.uint8]"
+    """uint8[M, H, W, 3], to compare on."""
     expected: Expected | None = None
 
     @property
@@ -101,12 +104,8 @@ class Import:
             labels=self.labels,
         )
 
-    def make(self, name: str, photos: "NDArray[np.uint8]") -> tuple[Manifest, bytes]:
-        """Make the complete graph, proven to compute what the file computes on random pixels and on photos.
-
-        Args:
-            name: in the repository.
-            photos: uint8[M, H, W, 3].
+    def make(self, name: str) -> tuple[Manifest, bytes]:
+        """Make the complete graph, proven to compute what the file computes on random pixels and on the photos.
 
         Raises:
             ExpectedError: the graph cannot be changed as it must be, or parity fails.
@@ -122,7 +121,7 @@ class Import:
         )
         try:
             with step(f"compare with {self.file.path.name}"):
-                measured = parity.check(draft, content, truth, photos, origin=self.file.path.name)
+                measured = parity.check(draft, content, truth, self.photos, origin=self.file.path.name)
         except parity.ParityError as error:
             raise error if frozen is None else self._stays_frozen(frozen, str(error)) from error
         return expect.hold(draft.model_copy(update={"parity": measured}), content, self.expected), content
@@ -185,21 +184,32 @@ def plan(
     stated: Stated,
     scores: Scores | None,
     labels_file: Path | None,
+    images: Path,
     expected: Expected | None = None,
 ) -> Import:
     """Find out what a file answers and how it is to be asked.
+
+    Args:
+        file: that was read.
+        stated: what is known of its preprocessing and activation.
+        scores: what its scores are; None: to be found out.
+        labels_file: the classes' names; None: they are numbered.
+        images: a folder of photos to ask it about, beside noise.
+        expected: somebody's own logits, which it must give.
 
     Raises:
         ExpectedError: it cannot be run, its scores are none, or what was stated does not go with it.
     """
     preprocessing = preprocessing_of(file, stated)
+    photos = samples.photos(images, preprocessing)
+    noise = np.random.default_rng(0).integers(0, 256, (_PROBES, *preprocessing.crop, 3), np.uint8)
     original = Original(file)
-    random = np.random.default_rng(0).integers(0, 256, (4, *preprocessing.crop, 3), np.uint8)
-    meaning = original.meaning(normalised(random, preprocessing).numpy(), stated.activation, scores)
+    asked = normalised(np.concatenate([noise, photos[:_PROBES]]), preprocessing)
+    meaning = original.meaning(asked.numpy(), stated.activation, scores)
     classes = labels.read(labels_file) if labels_file else labels.numbered(meaning.num_classes)
     if len(classes) != meaning.num_classes:
         raise OnnxFileError(f"{file.path} has {meaning.num_classes} classes, {labels_file} has {len(classes)} labels")
-    return Import(file, original, meaning, preprocessing, classes, expected)
+    return Import(file, original, meaning, preprocessing, classes, photos, expected)
 
 
 def _size(height: int, width: int) -> str:

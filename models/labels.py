@@ -5,6 +5,7 @@ import codecs
 import csv
 import json
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -63,17 +64,23 @@ def numbered(count: int) -> tuple[Label, ...]:
     return tuple(Label(label=f"class {index}") for index in range(count))
 
 
+KNOWN: Mapping[str, Callable[[], tuple[Label, ...]]] = {"imagenet": imagenet, "cifar10": cifar10}
+"""By names that may be given in place of a file."""
+
+
 def read(path: Path) -> tuple[Label, ...]:
     """Read the names of classes in the forms in which people have them, in the order of the class indices.
 
     A JSON list of names; JSON from indices to names (`id2label`, `imagenet_class_index.json`) or from names to indices
     (`class_to_idx`), also within a `config.json`; CSV and TSV, with a header or without, with an index or without; text
     with a name a line, or an index or a WordNet id and a name; the folder of a training set that has one for each
-    class, which torchvision counts in the order of their names.
+    class, which torchvision counts in the order of their names. `imagenet` and `cifar10` are known without a file.
 
     Raises:
         LabelsError: it cannot be read, or holds something other than labels; it names the line.
     """
+    if str(path) in KNOWN and not path.exists():
+        return KNOWN[str(path)]()
     try:
         if path.is_dir():
             entries = [

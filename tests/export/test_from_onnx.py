@@ -109,7 +109,7 @@ def pooled(path: Path) -> Path:
 FREE: dict[str, tuple[Make, int]] = {
     "today's export": (lambda path: export(path, Small()), 20),
     "a later opset": (lambda path: export(path, Small(), opset_version=22), 22),
-    "TorchScript, opset 11": (lambda path: script(path, Small(), opset=11), 20),
+    "TorchScript, opset 7": (lambda path: script(path, Small(), opset=7), 20),
     "TorchScript, opset 20": (lambda path: script(path, Small(), opset=20), 20),
     "the zoo's": (onnx_files.zoo, 20),
     "parameters in a file beside it": (external, 20),

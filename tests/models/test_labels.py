@@ -17,6 +17,11 @@ def test_imagenet_classes_are_in_the_order_of_their_wordnet_ids() -> None:
     assert ids == sorted(ids)
 
 
+def test_data_sets_are_known_by_their_names() -> None:
+    assert labels.read(Path("imagenet")) == labels.imagenet()
+    assert labels.read(Path("cifar10")) == labels.cifar10()
+
+
 def test_imagenet_label_is_one_name() -> None:
     assert labels.imagenet()[0].label == "tench"
     assert labels.imagenet()[999].label == "toilet tissue"
