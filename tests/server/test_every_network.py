@@ -1,5 +1,7 @@
 """Every network of the zoo goes the whole way: PyTorch, parity gate, repository, server, answer."""
 
+import shutil
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from export import convert, repository
 from export.recipe import plan
 from export.samples import PHOTOS
 from models import zoo
+from tests import tiny
 from tests.server.running import RunningServer
 
 PHOTO = PHOTOS / "cat.jpg"
@@ -21,15 +24,39 @@ SERVED_ELSEWHERE = {
 ARCHITECTURES = sorted({entry.architecture for entry in zoo.NETWORKS.values()} - SERVED_ELSEWHERE)
 
 
+SIDE = 64
+"""Pixels: fewer than these networks are made for, and the same layers: a tenth of the arithmetic."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("repository")
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Generator[RunningServer]:
+    """One for all networks, which come and go."""
+    tiny.write(folder, crop=SIDE)
+    with RunningServer(folder) as running:
+        yield running
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_a_network_is_exported_as_pytorch_computes_it_and_answers(name: str, tmp_path: Path) -> None:
+def test_a_network_is_exported_as_pytorch_computes_it_and_answers(
+    name: str, folder: Path, server: RunningServer
+) -> None:
     recipe = plan(name, random=True)
-    if max(recipe.preprocessing.crop) > 64:  # fewer pixels, the same layers: a tenth of the arithmetic
-        small = recipe.preprocessing.model_copy(update={"resize": 72, "crop": (64, 64)})
+    if max(recipe.preprocessing.crop) > SIDE:
+        small = recipe.preprocessing.model_copy(update={"resize": 72, "crop": (SIDE, SIDE)})
         recipe = replace(recipe, preprocessing=small)
-    repository.publish(tmp_path, *convert.to_onnx(recipe, name, None, PHOTOS))
-    with RunningServer(tmp_path) as server:
-        answer = server.classify(PHOTO.read_bytes()).json()
+    try:
+        repository.publish(folder, *convert.to_onnx(recipe, name, None, PHOTOS))
+        loaded = server.client.post(f"/v2/repository/models/{name}/load")
+        assert loaded.status_code == 200, loaded.text
+        answer = server.classify(PHOTO.read_bytes(), model=name).json()
+        assert server.client.post(f"/v2/repository/models/{name}/unload").status_code == 200
+    finally:
+        shutil.rmtree(folder / name, ignore_errors=True)
     assert (answer["model"], answer["random_weights"]) == (name, True)
     assert len(answer["predictions"]) == 5
