@@ -9,7 +9,8 @@ from grpc_health.v1.health_pb2 import DESCRIPTOR, HealthCheckRequest, HealthChec
 
 from server.errors import Code, ServiceError
 from server.grpc.inference_pb2 import DESCRIPTOR as INFERENCE
-from server.grpc.streams import Streams
+from server.grpc.messages import parsed
+from server.grpc.streams import Context, Refuse, Streams
 from server.serving.service import Service
 from server.v2 import models
 
@@ -17,34 +18,41 @@ SERVICE = DESCRIPTOR.services_by_name["Health"].full_name
 WHOLE = ("", INFERENCE.services_by_name["GRPCInferenceService"].full_name)
 """What a call names to ask for the whole server. Any other name is a model's."""
 
-Context = grpc.aio.ServicerContext[Any, Any]
 
-
-def handlers(service: Service, streams: Streams) -> grpc.GenericRpcHandler:
+def handlers(service: Service, streams: Streams, refuse: Refuse) -> grpc.GenericRpcHandler:
     """Both calls."""
 
-    async def check(asked: HealthCheckRequest, context: Context) -> HealthCheckResponse:
-        found = _status(service, asked.service)
+    async def asked_for(content: bytes, context: Context) -> str:
+        try:
+            name: str = parsed(HealthCheckRequest, content).service
+        except ServiceError as error:
+            await refuse(context, error)
+            raise
+        return name
+
+    async def check(content: bytes, context: Context) -> HealthCheckResponse:
+        name = await asked_for(content, context)
+        found = _status(service, name)
         if found == HealthCheckResponse.SERVICE_UNKNOWN:
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"there is no service or model {asked.service!r} here")
+            await refuse(context, ServiceError(Code.UNKNOWN_MODEL, f"there is no service or model {name!r} here"))
         return HealthCheckResponse(status=found)
 
-    async def watch(asked: HealthCheckRequest, context: Context) -> AsyncIterator[HealthCheckResponse]:
-        last = None
+    async def watch(content: bytes, context: Context) -> AsyncIterator[HealthCheckResponse]:
+        name, last = await asked_for(content, context), None
         async with streams.one(context):
             while True:
                 change = service.change
-                if (found := _status(service, asked.service)) != last:
+                if (found := _status(service, name)) != last:
                     last = found
                     yield HealthCheckResponse(status=found)
                 await change.wait()
 
-    read, write = HealthCheckRequest.FromString, HealthCheckResponse.SerializeToString
+    write = HealthCheckResponse.SerializeToString
     return grpc.method_handlers_generic_handler(
         SERVICE,
         {
-            "Check": grpc.unary_unary_rpc_method_handler(check, read, write),
-            "Watch": grpc.unary_stream_rpc_method_handler(watch, read, write),
+            "Check": grpc.unary_unary_rpc_method_handler(check, None, write),
+            "Watch": grpc.unary_stream_rpc_method_handler(watch, None, write),
         },
     )
 

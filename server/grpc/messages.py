@@ -1,11 +1,11 @@
-"""The messages of `ModelInfer` and `ModelStreamInfer`, as the serving core has them."""
+"""Messages as they are read, and those of `ModelInfer` and `ModelStreamInfer` as the serving core has them."""
 
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from server.errors import Code, ServiceError
 from server.grpc import inference_pb2 as pb
@@ -13,7 +13,27 @@ from server.v2 import models, tensors
 from server.v2.infer import InferAnswer, InferRequest, Input, RequestedOutput
 from server.v2.tensors import Values
 
+Kind = TypeVar("Kind", bound=Message)
+MAX_DETAIL = 500
+"""Characters of a status's text, each of up to 12 bytes on the wire: clients take no more than 8 KiB of all of it."""
 ASKS_FOR_LAST = "triton_enable_empty_final_response"
+
+
+def parsed(kind: type[Kind], content: bytes) -> Kind:
+    """A message. The library would parse it as well, and log a client's mistake as an error of this server's.
+
+    Raises:
+        ServiceError: INVALID_REQUEST.
+    """
+    try:
+        return kind.FromString(content)
+    except DecodeError as error:
+        raise ServiceError(Code.INVALID_REQUEST, f"the message cannot be read: {error}") from None
+
+
+def shortened(detail: str) -> str:
+    """A text that has parts of a request, such as a status may have it."""
+    return detail if len(detail) <= MAX_DETAIL else f"{detail[:MAX_DETAIL]}..."
 
 
 def read(content: bytes, timeout_s: float | None, *, streamed: bool = False) -> tuple[InferRequest, str]:
@@ -22,10 +42,7 @@ def read(content: bytes, timeout_s: float | None, *, streamed: bool = False) -> 
     Raises:
         ServiceError: INVALID_REQUEST.
     """
-    try:
-        asked = pb.ModelInferRequest.FromString(content)
-    except DecodeError as error:
-        raise ServiceError(Code.INVALID_REQUEST, f"the message cannot be read: {error}") from None
+    asked = parsed(pb.ModelInferRequest, content)
     if streamed and ASKS_FOR_LAST in asked.parameters:
         del asked.parameters[ASKS_FOR_LAST]
     request = InferRequest(

@@ -13,7 +13,9 @@ from google.protobuf.json_format import MessageToJson, Parse
 from grpc_reflection.v1alpha import reflection_pb2 as pb
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
-from server.grpc.streams import Streams
+from server.errors import ServiceError
+from server.grpc.messages import parsed
+from server.grpc.streams import Context, Refuse, Streams
 
 ALPHA = pb.DESCRIPTOR.services_by_name["ServerReflection"].full_name
 SERVICE = ALPHA.replace("v1alpha", "v1")
@@ -21,23 +23,27 @@ SERVICE = ALPHA.replace("v1alpha", "v1")
 PATIENCE_S = 60.0
 """How long one call may go on: a tool asks a few questions and ends it."""
 
-Context = grpc.aio.ServicerContext[Any, Any]
 
-
-def handlers(services: Sequence[str], streams: Streams) -> list[grpc.GenericRpcHandler]:
+def handlers(services: Sequence[str], streams: Streams, refuse: Refuse) -> list[grpc.GenericRpcHandler]:
     """Of both versions, which tell of `services` and of themselves."""
     _describe_v1()
     servicer = ReflectionServicer([*services, SERVICE, ALPHA])
 
-    async def info(requests: AsyncIterator[pb.ServerReflectionRequest], context: Context) -> AsyncIterator[Any]:
-        answers = servicer.ServerReflectionInfo(requests, context)
+    async def requests(contents: AsyncIterator[bytes]) -> AsyncIterator[pb.ServerReflectionRequest]:
+        async for content in contents:
+            yield parsed(pb.ServerReflectionRequest, content)
+
+    async def info(contents: AsyncIterator[bytes], context: Context) -> AsyncIterator[Any]:
+        answers = servicer.ServerReflectionInfo(requests(contents), context)
         with suppress(TimeoutError):
             async with streams.one(context), asyncio.timeout(PATIENCE_S):
-                async for answer in answers:
-                    yield answer
+                try:
+                    async for answer in answers:
+                        yield answer
+                except ServiceError as error:
+                    await refuse(context, error)
 
-    read, write = pb.ServerReflectionRequest.FromString, pb.ServerReflectionResponse.SerializeToString
-    handler = grpc.stream_stream_rpc_method_handler(info, read, write)
+    handler: Any = grpc.stream_stream_rpc_method_handler(info, None, pb.ServerReflectionResponse.SerializeToString)
     return [grpc.method_handlers_generic_handler(name, {"ServerReflectionInfo": handler}) for name in (SERVICE, ALPHA)]
 
 

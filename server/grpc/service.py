@@ -116,11 +116,11 @@ async def start(service: Service, address: str) -> Server:
         maximum_concurrent_rpcs=_most_calls(settings),
     )
     room, streams = _Room(settings.max_connections), Streams()
-    handlers = {
+    handlers: dict[str, Any] = {
         name: grpc.unary_unary_rpc_method_handler(
-            partial(_call, service, answer, response, room), request.FromString, response.SerializeToString
+            partial(_call, service, name, room), None, CALLS[name][1].SerializeToString
         )
-        for name, (request, response, answer) in CALLS.items()
+        for name in CALLS
     }
     # On the wire one message is a stream of one. As a stream it is received when it is asked for, and not before.
     handlers["ModelInfer"] = grpc.stream_unary_rpc_method_handler(
@@ -135,8 +135,8 @@ async def start(service: Service, address: str) -> Server:
     server.add_generic_rpc_handlers(
         [
             grpc.method_handlers_generic_handler(SERVICE, handlers),
-            health.handlers(service, streams),
-            *reflection.handlers([SERVICE, health.SERVICE], streams),
+            health.handlers(service, streams, _refuse),
+            *reflection.handlers([SERVICE, health.SERVICE], streams, _refuse),
         ]
     )
     if first := service.certificate:
@@ -254,14 +254,14 @@ CALLS: dict[str, tuple[type[Message], type[Message], _Answer]] = {
 }
 
 
-async def _call(
-    service: Service, answer: _Answer, response: type[Message], room: _Room, request: Message, context: Context
-) -> Message:
-    async def parsed() -> Message:
-        with nullcontext() if answer in (_live, _ready) else room.taken():
-            return ParseDict(await answer(service, request), response())
+async def _call(service: Service, name: str, room: _Room, content: bytes, context: Context) -> Message:
+    request, response, answer = CALLS[name]
 
-    return await _answered(context, parsed())
+    async def message() -> Message:
+        with nullcontext() if answer in (_live, _ready) else room.taken():
+            return ParseDict(await answer(service, messages.parsed(request, content)), response())
+
+    return await _answered(context, message())
 
 
 async def _answered(context: Context, answer: Awaitable[Kind]) -> Kind:
@@ -280,7 +280,7 @@ async def _refuse(context: Context, error: ServiceError) -> NoReturn:
     metadata = [("code", error.code.value)]
     if isinstance(error, RefusedError) and error.retry_after_s is not None:
         metadata.append(("retry-after", str(error.retry_after_s)))
-    await context.abort(STATUS[error.code], error.detail, tuple(metadata))
+    await context.abort(STATUS[error.code], messages.shortened(error.detail), tuple(metadata))
 
 
 class _Infer:

@@ -1,17 +1,21 @@
 """Calls that go on until their client ends them: not too many, and not beyond the server's end."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
 import grpc.aio
 
+from server.errors import ServiceError
+
 MAX_STREAMS = 64
 """At one time, in each HTTP worker."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
+Refuse = Callable[[Context, ServiceError], Awaitable[Any]]
+"""Ends a call with the status of an error."""
 
 
 class Streams:

@@ -82,6 +82,34 @@ def test_reflection_is_there_under_both_names_and_describes_both(channel: grpc.C
         assert [answer.HasField("file_descriptor_response") for answer in answers] == [True, True, True, False]
 
 
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("grpc.health.v1.Health/Check", b"\xff"),
+        ("grpc.health.v1.Health/Watch", b"\xff"),
+        ("grpc.reflection.v1.ServerReflection/ServerReflectionInfo", b"\xff"),
+        (f"{INFERENCE}/ServerLive", b"\xff"),
+        (f"{INFERENCE}/ModelMetadata", b"\x0a\x01\xff"),
+    ],
+)
+def test_what_is_no_message_is_the_clients_mistake_and_not_in_the_log(
+    server: RunningServer, channel: grpc.Channel, method: str, message: bytes
+) -> None:
+    start = len(server.lines)
+    call: Any = channel.stream_stream(f"/{method}")
+    assert call(iter([message]), timeout=PATIENCE_S).code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert server.lines[start:] == []
+
+
+@pytest.mark.parametrize("method", ["grpc.health.v1.Health/Check", f"{INFERENCE}/ModelMetadata"])
+def test_a_name_without_end_is_not_all_of_it_in_the_answer(channel: grpc.Channel, method: str) -> None:
+    call: Any = channel.unary_unary(f"/{method}")
+    with pytest.raises(grpc.RpcError) as raised:
+        call(HealthCheckRequest(service="\u20ac" * 10**5).SerializeToString(), timeout=PATIENCE_S)
+    assert raised.value.code() is grpc.StatusCode.NOT_FOUND
+    assert "\u20ac" in (raised.value.details() or "")
+
+
 def test_probes_are_answered_where_all_other_calls_are_under_way(channel: grpc.Channel) -> None:
     never: queue.Queue[bytes] = queue.Queue()
     infer: Any = channel.stream_unary(f"/{INFERENCE}/ModelInfer")
