@@ -13,11 +13,12 @@ from server.v2 import models, tensors
 from server.v2.infer import InferAnswer, InferRequest, Input, RequestedOutput
 from server.v2.tensors import Values
 
-ASKS_FOR_LAST = "triton_enable_empty_final_response"
+OF_REST = "binary_data_size"
+"""KServe's SDK leaves this parameter where it is."""
 
 
-def read(content: bytes, timeout_s: float | None, *, streamed: bool = False) -> tuple[InferRequest, str]:
-    """A request and its id; one of a stream may ask that the last answer be marked, as the only one is in any case.
+def read(content: bytes, timeout_s: float | None) -> tuple[InferRequest, str]:
+    """A request and its id.
 
     Raises:
         ServiceError: INVALID_REQUEST.
@@ -26,8 +27,6 @@ def read(content: bytes, timeout_s: float | None, *, streamed: bool = False) -> 
         asked = pb.ModelInferRequest.FromString(content)
     except DecodeError as error:
         raise ServiceError(Code.INVALID_REQUEST, f"the message cannot be read: {error}") from None
-    if streamed and ASKS_FOR_LAST in asked.parameters:
-        del asked.parameters[ASKS_FOR_LAST]
     request = InferRequest(
         asked.model_name,
         asked.model_version,
@@ -78,10 +77,13 @@ def _inputs(asked: pb.ModelInferRequest) -> list[Input]:
         partial(tensors.from_raw, each.datatype, raw[index]) if raw else partial(_from_fields, each)
         for index, each in enumerate(asked.inputs)
     ]
-    return [
-        Input(each.name, each.datatype, tuple(each.shape), reader, parameters(each.parameters))
-        for each, reader in zip(asked.inputs, readers, strict=True)
-    ]
+    found = []
+    for index, (each, reader) in enumerate(zip(asked.inputs, readers, strict=True)):
+        others = parameters(each.parameters)
+        if raw and others.get(OF_REST) == len(raw[index]):
+            del others[OF_REST]
+        found.append(Input(each.name, each.datatype, tuple(each.shape), reader, others))
+    return found
 
 
 def _from_fields(sent: pb.ModelInferRequest.InferInputTensor, _: int) -> Values:
