@@ -91,7 +91,7 @@ class InferStreams:
                         held.enter_context(account.enter(time.monotonic()))
                     outcome = held.enter_context(Outcome(self._service.metrics))
                     held.enter_context(self._service.buffers.held(len(content)))
-                    request, request_id = messages.read(content, context.time_remaining(), streamed=True)
+                    request, request_id = messages.read(content, context.time_remaining())
                     answer = messages.written(await infer(self._service, request, outcome), request_id)
                     answer.parameters["triton_final_response"].bool_param = True
                     return pb.ModelStreamInferResponse(infer_response=answer)

@@ -16,7 +16,8 @@ from server.v2.tensors import Values
 Kind = TypeVar("Kind", bound=Message)
 MAX_DETAIL = 500
 """Characters of a status's text, each of up to 12 bytes on the wire: clients take no more than 8 KiB of all of it."""
-ASKS_FOR_LAST = "triton_enable_empty_final_response"
+OF_REST = "binary_data_size"
+"""KServe's SDK leaves this parameter where it is."""
 
 
 def parsed(kind: type[Kind], content: bytes) -> Kind:
@@ -36,15 +37,13 @@ def shortened(detail: str) -> str:
     return detail if len(detail) <= MAX_DETAIL else f"{detail[:MAX_DETAIL]}..."
 
 
-def read(content: bytes, timeout_s: float | None, *, streamed: bool = False) -> tuple[InferRequest, str]:
-    """A request and its id; one of a stream may ask that the last answer be marked, as the only one is in any case.
+def read(content: bytes, timeout_s: float | None) -> tuple[InferRequest, str]:
+    """A request and its id.
 
     Raises:
         ServiceError: INVALID_REQUEST.
     """
     asked = parsed(pb.ModelInferRequest, content)
-    if streamed and ASKS_FOR_LAST in asked.parameters:
-        del asked.parameters[ASKS_FOR_LAST]
     request = InferRequest(
         asked.model_name,
         asked.model_version,
@@ -95,10 +94,13 @@ def _inputs(asked: pb.ModelInferRequest) -> list[Input]:
         partial(tensors.from_raw, each.datatype, raw[index]) if raw else partial(_from_fields, each)
         for index, each in enumerate(asked.inputs)
     ]
-    return [
-        Input(each.name, each.datatype, tuple(each.shape), reader, parameters(each.parameters))
-        for each, reader in zip(asked.inputs, readers, strict=True)
-    ]
+    found = []
+    for index, (each, reader) in enumerate(zip(asked.inputs, readers, strict=True)):
+        others = parameters(each.parameters)
+        if raw and others.get(OF_REST) == len(raw[index]):
+            del others[OF_REST]
+        found.append(Input(each.name, each.datatype, tuple(each.shape), reader, others))
+    return found
 
 
 def _from_fields(sent: pb.ModelInferRequest.InferInputTensor, _: int) -> Values:

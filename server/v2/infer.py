@@ -24,6 +24,8 @@ from server.v2.views import ENCODED_NAME, SCALINGS, SCORES_NAME, Found, InputSpe
 OUTPUT_NAMES = (PROBABILITIES_NAME, INDICES_NAME, LABELS_NAME)
 RANKED_NAMES = (PROBABILITIES_NAME, SCORES_NAME)
 """Those that `classification` turns into words."""
+ASKS_FOR_LAST = "triton_enable_empty_final_response"
+"""Whether the end of several answers is to be marked; here each request has one."""
 SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
 """Of Triton's models that have a state. None here has one: 0, "" and false say as much."""
 
@@ -122,7 +124,7 @@ def _wanted(request: InferRequest, view: View) -> list[Wanted]:
     Raises:
         ServiceError: INVALID_REQUEST, INVALID_PARAMETER.
     """
-    _check_known(request.parameters, ("priority", "timeout", *SEQUENCE, *(() if view else ("top_k",))))
+    _check_known(request.parameters, (*(() if view else ("top_k",)), "priority", "timeout", *SEQUENCE, ASKS_FOR_LAST))
     for name in SEQUENCE:
         if request.parameters.get(name):
             raise ServiceError(Code.INVALID_PARAMETER, f"{name}: no model here has a state, so there are no sequences")
