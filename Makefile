@@ -8,6 +8,7 @@
 # make compare this server beside LitServe, BentoML, mosec, Ray Serve, Triton and plain FastAPI (an hour; FLAGS=--help)
 # make audit   ask the Python Package Index for known holes in what is installed
 # make ray-test   a Ray cluster on this machine, put to the test (docs/measurements/ray.md; some minutes)
+# make programs  clients of Triton, PyTriton and KServe put to a server (docs/programs.md; some minutes)
 # make help    all targets
 
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3,$(shell command -v $(name))))
@@ -28,7 +29,7 @@ CPU_WHEELS := https://download.pytorch.org/whl/cpu
 COMPUTING := tests/export tests/models tests/server/images tests/server/engine/backends \
     tests/server/test_deepest.py tests/server/test_every_network.py tests/server/test_real_photos.py
 
-.PHONY: help serve model test lint bench compare loadtest soak fuzz protobuf audit ray-test clean
+.PHONY: help serve model test lint bench compare loadtest soak fuzz protobuf audit ray-test programs clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -85,6 +86,9 @@ audit: $(VENV)/test.done
 ray-test: model $(VENV)/ray.done $(VENV)/test.done
 	$(BIN)/pytest -s -m ray tests/deploy/test_ray.py
 
+programs: $(VENV)/test.done $(patsubst tests/programs/%.txt,$(VENV)/programs/%/done,$(wildcard tests/programs/*.txt))
+	$(BIN)/pytest -s -m programs tests/programs
+
 clean:
 	rm -rf $(VENV) .compare model_repository weights
 
@@ -107,4 +111,9 @@ $(VENV)/ray.done: deploy/requirements.py loadtest/compare/rivals/ray.txt pyproje
 	$(PYTHON) -m venv $(VENV)/ray
 	$(PYTHON) deploy/requirements.py client >$(VENV)/ray/ours.txt
 	$(VENV)/ray/bin/pip install --disable-pip-version-check -r loadtest/compare/rivals/ray.txt -r $(VENV)/ray/ours.txt
+	@touch $@
+
+$(VENV)/programs/%/done: tests/programs/%.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --disable-pip-version-check -r $<
 	@touch $@

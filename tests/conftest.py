@@ -52,7 +52,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         marks = {mark.name for mark in item.iter_markers()}
         fixtures = set(getattr(item, "fixturenames", ()))
-        if "timeout" not in marks and (marks & {"slow", "containers", "ray"} or fixtures & EXPORTS):
+        if "timeout" not in marks and (marks & {"slow", "containers", "ray", "programs"} or fixtures & EXPORTS):
             item.add_marker(pytest.mark.timeout(SLOWEST_S if marks & {"containers", "ray"} else SLOW_S))
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack
 from typing import Any
@@ -14,7 +13,7 @@ from server import tracing
 from server.errors import ServiceError
 from server.grpc import inference_pb2 as pb
 from server.grpc import messages
-from server.grpc.keys import ACCOUNT
+from server.grpc.keys import ENTER
 from server.grpc.streams import Streams
 from server.keys import RefusedError
 from server.serving.outcomes import Outcome
@@ -87,8 +86,7 @@ class InferStreams:
             request_id = ""
             try:
                 with ExitStack() as held:
-                    if account := ACCOUNT.get():
-                        held.enter_context(account.enter(time.monotonic()))
+                    held.enter_context(ENTER.get()())
                     outcome = held.enter_context(Outcome(self._service.metrics))
                     held.enter_context(self._service.buffers.held(len(content)))
                     request, request_id = messages.read(content, context.time_remaining())

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
@@ -16,8 +16,8 @@ OPEN = frozenset({"ServerLive", "ServerReady", "Check", "Watch"})
 """Probes are asked by machines that hold no key."""
 ADMIN = frozenset({"RepositoryModelLoad", "RepositoryModelUnload"})
 
-ACCOUNT: ContextVar[Account | None] = ContextVar("account", default=None)
-"""Whose stream it is, where each request of it counts by itself."""
+ENTER: ContextVar[Callable[[], AbstractContextManager[object]]] = ContextVar("enter", default=nullcontext)
+"""Begins one request of a stream, for which its key is looked at again: the stream may outlive it."""
 
 Handler = Any  # grpc.RpcMethodHandler, which is generic for the type checker only
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -45,16 +45,19 @@ class KeyCheck(grpc.aio.ServerInterceptor):
         if name in OPEN or handler is None:
             return handler
         role: RoleName = "admin" if name in ADMIN else "classify"
+        sent = _sent(handler_call_details.invocation_metadata)
         try:
-            account = self._keys.account(_sent(handler_call_details.invocation_metadata), role)
+            account = self._keys.account(sent, role)
         except RefusedError as error:
             return grpc.stream_unary_rpc_method_handler(self._refusing(error))
         if handler.unary_unary:
             call = self._counted(account, handler.unary_unary)
             return grpc.unary_unary_rpc_method_handler(call, handler.request_deserializer, handler.response_serializer)
         if handler.stream_stream:
-            known = self._known_stream if name == "ModelStreamInfer" else self._counted_stream
-            stream = known(account, handler.stream_stream)
+            if name == "ModelStreamInfer":
+                stream = self._stream_of_counted(sent, role, handler.stream_stream)
+            else:
+                stream = self._counted_stream(account, handler.stream_stream)
             return grpc.stream_stream_rpc_method_handler(
                 stream, handler.request_deserializer, handler.response_serializer
             )
@@ -93,9 +96,12 @@ class KeyCheck(grpc.aio.ServerInterceptor):
 
         return counted
 
-    def _known_stream(self, account: Account, call: Stream) -> Stream:
+    def _stream_of_counted(self, sent: bytes | None, role: RoleName, call: Stream) -> Stream:
+        def enter() -> AbstractContextManager[object]:
+            return self._keys.account(sent, role).enter(time.monotonic())
+
         async def known(requests: Any, context: Context) -> AsyncGenerator[Any, None]:
-            ACCOUNT.set(account)
+            ENTER.set(enter)
             async with aclosing(call(requests, context)) as answers:
                 async for answer in answers:
                     yield answer

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import queue
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -240,6 +241,29 @@ def test_grpc_keeps_the_rate(stub: GRPCInferenceServiceStub, server: RunningServ
     metadata = pb.ServerMetadataRequest()
     until(lambda: called(stub.ServerMetadata, metadata, x_api_key="rarest") == ("OK", ""))
     assert called(stub.ServerMetadata, metadata, x_api_key="rarest") == ("RESOURCE_EXHAUSTED", "rate_limited")
+
+
+def test_each_request_of_a_stream_counts_and_needs_its_key_by_then(
+    stub: GRPCInferenceServiceStub, server: RunningServer, keys: Path
+) -> None:
+    with pytest.raises(grpc.RpcError) as raised:
+        next(stub.ModelStreamInfer(iter([])))
+    assert raised.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    changed(server, keys, KEYS + line("streaming", "rate=0.01 burst=2"))
+    until(lambda: classify(server, of("streaming")).status_code == 200)
+    requests: queue.Queue[pb.ModelInferRequest | None] = queue.Queue()
+    answers = stub.ModelStreamInfer(iter(requests.get, None), metadata=[("x-api-key", "streaming")])
+
+    def code() -> str:
+        requests.put(pb.ModelInferRequest())
+        return str(next(answers).error_message.partition(":")[0])
+
+    try:
+        assert [code(), code()] == ["invalid_request", "rate_limited"]
+        changed(server, keys, KEYS)
+        until(lambda: code() == "unauthorized")
+    finally:
+        requests.put(None)
 
 
 def changed(server: RunningServer, keys: Path, content: str) -> None:

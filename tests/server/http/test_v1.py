@@ -2,9 +2,12 @@
 
 import base64
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import InferenceClient
+from huggingface_hub.errors import HfHubHTTPError
 
 from tests import tiny
 from tests.server.running import RunningServer, red_image
@@ -86,6 +89,20 @@ def test_an_image_has_labels_and_scores(server: RunningServer, path: str, *, gre
     assert answer.json()[0]["label"] == ("red 0" if green else "red 7")
     body = {"inputs": text(7), "parameters": {"top_k": 2, "function_to_apply": "softmax"}}
     assert server.client.post(path, json=body).json() == answer.json()[:2]
+
+
+@pytest.mark.parametrize("path", ["", "/models/tiny"])
+def test_hugging_faces_client_classifies(server: RunningServer, tmp_path: Path, path: str) -> None:
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(red_image(7))
+    client = InferenceClient(model=server.url + path)
+    found = client.image_classification(photo)
+    assert (len(found), found[0].label) == (5, "red 7")
+    assert found[0].score > found[1].score > 0
+    assert client.image_classification(photo.read_bytes(), top_k=3) == found[:3]
+    assert InferenceClient(base_url=server.url).image_classification(photo, function_to_apply="softmax") == found
+    with pytest.raises(HfHubHTTPError, match="no image of an accepted format"):
+        client.image_classification(b"no image", top_k=3)
 
 
 @pytest.mark.parametrize(
