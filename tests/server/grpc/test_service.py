@@ -170,9 +170,9 @@ def test_the_asynchronous_clients_are_answered(server: RunningServer, client: tr
 
 
 def test_statistics_are_those_of_all_processes(client: triton.InferenceServerClient) -> None:
-    before = client.get_inference_statistics("tiny").model_stats[0]
+    before = client.get_inference_statistics("tiny").model_stats[-1]  # the newest version, which is asked
     client.infer("tiny", [pixels(1, 2, 3)])
-    after = client.get_inference_statistics("tiny").model_stats[0]
+    after = client.get_inference_statistics("tiny").model_stats[-1]
     assert after.inference_count == before.inference_count + 3
     assert after.inference_stats.success.count == before.inference_stats.success.count + 1
     assert after.inference_stats.compute_infer.ns > before.inference_stats.compute_infer.ns
@@ -226,9 +226,10 @@ def test_a_stream_of_what_cannot_be_read_or_is_too_large_ends_for_itself(
 def test_streams_that_could_need_too_much_memory_are_refused(tmp_path: Path) -> None:
     tiny.write(tmp_path)
     never: queue.Queue[bytes] = queue.Queue()
-    limits = {"max_body_bytes": MAX_BODY_BYTES, "max_buffered_bytes": 2 * MAX_BODY_BYTES}
     with (
-        GatedServer(tmp_path, grpc_port=0, max_batch=1, queue_size=8, **limits) as server,
+        GatedServer(
+            tmp_path, grpc_port=0, max_batch=1, max_body_bytes=MAX_BODY_BYTES, max_buffered_bytes=2 * MAX_BODY_BYTES
+        ) as server,
         grpc.insecure_channel(server.grpc_address) as channel,
     ):
         stub = GRPCInferenceServiceStub(channel)
