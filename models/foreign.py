@@ -29,7 +29,7 @@ _FIRST_BYTES: Sequence[tuple[bytes, str]] = (
     (rb".{4}TFL3", "is a TensorFlow Lite file: python -m tf2onnx.convert writes what export/from_onnx.py takes"),
     (rb"[\x81-\x8f]\xa6params", f"holds the parameters of a Flax network: {BY_ONNX}"),
     (rb"\x1f\x8b|.{257}ustar|BZh|\xfd7zXZ|7z\xbc\xaf|\x28\xb5\x2f\xfd", _ARCHIVE),
-    (rb"\s*[{\[]", "is JSON text: give the file of weights that it belongs to"),
+    (rb"\s*(\{\s*\"|\[\s*[\"\[{\d])", "is JSON text: give the file of weights that it belongs to"),
     (
         rb"\x80(?!" + _TORCH_BEFORE_ZIP + rb")",
         "is a pickle that torch.save did not write, so reading it might run code: read it where it comes from, and"
