@@ -108,9 +108,13 @@ def pooled(path: Path) -> Path:
     return script(path, nn.Sequential(nn.Conv2d(3, CLASSES, 3), nn.AdaptiveAvgPool2d(1)))
 
 
+def later(path: Path) -> Path:
+    return changed(path, opset_of(22), opset=20)
+
+
 FREE: dict[str, tuple[Make, int]] = {
     "today's export": (lambda path: export(path, Small()), 20),
-    "a later opset": (lambda path: export(path, Small(), opset_version=22), 22),
+    "a later opset": (later, 22),
     "TorchScript, opset 7": (lambda path: script(path, Small(), opset=7), 20),
     "TorchScript, opset 20": (lambda path: script(path, Small(), opset=20), 20),
     "the zoo's": (onnx_files.zoo, 20),
@@ -423,8 +427,8 @@ def two_inputs(path: Path) -> Path:
     return script(path, Masked(), batch=1, inputs=["pixels", "mask"])
 
 
-def changed(path: Path, change: Callable[[onnx.ModelProto], object]) -> Path:
-    script(path, Small())
+def changed(path: Path, change: Callable[[onnx.ModelProto], object], opset: int = 17) -> Path:
+    script(path, Small(), opset=opset)
     model = onnx.load(path)
     change(model)
     path.write_bytes(model.SerializeToString())
@@ -437,8 +441,11 @@ def own_operator(model: onnx.ModelProto) -> None:
     model.opset_import.append(onnx.helper.make_opsetid("com.example", 1))
 
 
-def opset_of_the_future(model: onnx.ModelProto) -> None:
-    model.opset_import[0].version = 99
+def opset_of(version: int) -> Callable[[onnx.ModelProto], None]:
+    def say_so(model: onnx.ModelProto) -> None:
+        model.opset_import[0].version = version
+
+    return say_so
 
 
 def poison(model: onnx.ModelProto) -> None:
@@ -489,7 +496,7 @@ REFUSED: dict[str, tuple[Make, str]] = {
         "has operators of its own, com.example::Swishier",
     ),
     "an opset of the future": (
-        lambda path: changed(path, opset_of_the_future),
+        lambda path: changed(path, opset_of(99)),
         "has opset 99, newer than ONNX Runtime",
     ),
     "not a number": (lambda path: changed(path, poison), "answers NaN or infinity"),
