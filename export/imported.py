@@ -16,12 +16,13 @@ from export import expect, parity, repository, samples, splice
 from export.console import step
 from export.convert import ONNX_FILE
 from export.expect import Expected
-from export.onnx_file import OnnxFile, OnnxFileError
+from export.onnx_file import OnnxFile, OnnxFileError, first_line
 from export.options import Stated, as_options
 from export.original import Meaning, Original, Scores, fails
 from export.recipe import OPSET, TOOLS
 from export.reference import normalised, reference_logits
 from models import labels
+from models.errors import ExpectedError
 from models.manifest import MAX_TOP_K, Label, Manifest, Preprocessing, Weights
 from models.weights import sha256_of
 from models.zoo import IMAGENET_MEAN, IMAGENET_STD
@@ -111,8 +112,15 @@ class Import:
             ExpectedError: the graph cannot be changed as it must be, or parity fails.
         """
         frozen = self.original.batch
-        with step("complete the graph"):
-            content = splice.complete(self.file, self.meaning, frozen, self.preprocessing, self.top_k, OPSET)
+        try:
+            with step("complete the graph"):
+                content = splice.complete(self.file, self.meaning, frozen, self.preprocessing, self.top_k, OPSET)
+        except ExpectedError:
+            raise
+        except Exception as failure:  # those of the libraries that change graphs have no common class
+            raise OnnxFileError(
+                f"the graph of {self.file.path} cannot be completed: {first_line(failure)}"
+            ) from failure
         if frozen is not None and (reason := fails(content, np.zeros((3, *self.preprocessing.crop, 3), np.uint8))):
             raise self._stays_frozen(frozen, reason)
         draft = self.describe(name, content)
@@ -123,7 +131,9 @@ class Import:
             with step(f"compare with {self.file.path.name}"):
                 measured = parity.check(draft, content, truth, self.photos, origin=self.file.path.name)
         except parity.ParityError as error:
-            raise error if frozen is None else self._stays_frozen(frozen, str(error)) from error
+            if frozen is None:
+                raise
+            raise self._stays_frozen(frozen, str(error)) from error
         return expect.hold(draft.model_copy(update={"parity": measured}), content, self.expected), content
 
     def _stays_frozen(self, frozen: int, reason: str) -> OnnxFileError:

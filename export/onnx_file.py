@@ -121,18 +121,7 @@ def read(path: Path, input_name: str | None, output_name: str | None, layout: La
     opset = next((one.version for one in proto.opset_import if one.domain in ("", "ai.onnx")), None)
     if opset is None or not proto.graph.node:
         raise OnnxFileError(f"{path} has no graph of ONNX operators in it")
-    own_inputs = {value.name for value in proto.graph.input}
-    model = onnx_ir.from_proto(proto)
-    model.opset_imports[""] = model.opset_imports.pop("ai.onnx", opset)
-    for tidy in (
-        passes.RemoveInitializersFromInputsPass(),
-        passes.InlinePass(),
-        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        passes.TopologicalSortPass(),
-        passes.ShapeInferencePass(),
-    ):
-        with silenced():  # of what it cannot infer
-            tidy(model)
+    model = _tidied(path, proto, opset)
     graph = model.graph
     output = _find_output(path, graph, output_name)
     cut = _cut(path, graph, output, input_name)
@@ -152,7 +141,7 @@ def read(path: Path, input_name: str | None, output_name: str | None, layout: La
         path=path,
         content=content,
         model=model,
-        whole=image.name in own_inputs,
+        whole=any(value.name == image.name for value in proto.graph.input),
         kind=kind,
         layout=found,
         channels=channels,
@@ -196,6 +185,25 @@ def _read(path: Path) -> bytes:
     return whole
 
 
+def _tidied(path: Path, proto: onnx.ModelProto, opset: int) -> onnx_ir.Model:
+    """The graph without functions, and without parameters among its inputs and nodes."""
+    with silenced():  # of what shape inference does not know
+        try:
+            model = onnx_ir.from_proto(proto)
+            model.opset_imports[""] = model.opset_imports.pop("ai.onnx", opset)
+            for tidy in (
+                passes.RemoveInitializersFromInputsPass(),
+                passes.InlinePass(),
+                passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+                passes.TopologicalSortPass(),
+                passes.ShapeInferencePass(),
+            ):
+                tidy(model)
+        except Exception as failure:  # its errors have no common class
+            raise _no_graph(path, failure) from failure
+    return model
+
+
 def _find_output(path: Path, graph: Graph, name: str | None) -> Value:
     if name is not None:
         found = convenience.create_value_mapping(graph, include_subgraphs=False).get(name)
@@ -230,11 +238,13 @@ def _cut(path: Path, graph: Graph, output: Value, input_name: str | None) -> Gra
     starts: list[Value | str] = [input_name] if input_name else list(graph.inputs)
     try:
         return convenience.extract(graph, starts, [output])
-    except ValueError:
+    except Exception as failure:  # its errors have no common class
+        if input_name is None:
+            raise _no_graph(path, failure) from failure
         raise OnnxFileError(
             f"in {path}, {output.name} cannot be computed from {input_name} alone: its inputs are"
             f" {_listed(graph.inputs)}"
-        ) from None
+        ) from failure
 
 
 def _find_input(path: Path, cut: Graph, name: str | None) -> Value:
@@ -323,6 +333,15 @@ def _count(graph: Graph) -> int:
         for value in graph.initializers.values()
         if value.const_value is not None and value.dtype in _PARAMETERS and value not in measured | scales
     )
+
+
+def _no_graph(path: Path, failure: Exception) -> OnnxFileError:
+    return OnnxFileError(f"{path} has a graph that is none: {first_line(failure)}")
+
+
+def first_line(failure: Exception) -> str:
+    """Shorten what a library reports to one line."""
+    return (str(failure) or type(failure).__name__).splitlines()[0]
 
 
 def _listed(values: Iterable[Value]) -> str:

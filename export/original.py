@@ -12,15 +12,16 @@ from onnx import helper
 from torch import Tensor
 
 from export.comparison import probabilities
-from export.onnx_file import OnnxFile, OnnxFileError
+from export.onnx_file import OnnxFile, OnnxFileError, first_line
 from models.manifest import INPUT_NAME, Activation
 from server.cpus import available_cpus
 
 Scores = Literal["logits", "probabilities"]
 
 _NEW_OPSET = 20
-SMALLEST = {np.dtype(kind): float(np.finfo(kind).tiny) for kind in (np.float16, np.float32, np.float64)}
-"""By type of the scores, the least probability that a logit is made of: smaller ones lose their digits."""
+_KINDS = {np.float16: np.float16, np.float32: np.float32, np.float64: np.float32}
+SMALLEST = {np.dtype(kind): float(np.finfo(least).tiny) for kind, least in _KINDS.items()}
+"""By type of the scores, the least probability that a logit is made of: smaller ones lose their digits in FP32."""
 _ROUNDING = {"fp32": 1e-4, "fp16": 1e-2, "int8": 2e-2}
 """By precision, how far probabilities may be from what they are computed from, or their sum from 1."""
 
@@ -59,13 +60,21 @@ class Original:
         Raises:
             OnnxFileError: ONNX Runtime does not run the file.
         """
-        node = file.activation
-        inner = node.inputs[0].name if node is not None and node.inputs[0] is not None else None
         self.file = file
         self.batch = file.batch
         """How many images it takes at a time, no more and no less; None: any number."""
-        self.names = [name for name in (file.output.name, inner) if name is not None]
-        self._session = _open(file, self.names)
+        self.names = [str(file.output.name)]
+        proto = onnx.load_model_from_string(file.content) if file.whole else onnx_ir.to_proto(file.model)
+        node = file.activation
+        inner = node.inputs[0].name if node is not None and node.inputs[0] is not None else None
+        if any(inner in other.output for other in proto.graph.node):  # not inside of a function
+            self.names.append(str(inner))
+        del proto.graph.output[:]
+        proto.graph.output.extend(map(helper.make_empty_tensor_value_info, self.names))
+        try:
+            self._session = _session(proto.SerializeToString())
+        except Exception as failure:  # its errors have no common class
+            raise _refused(file, failure) from failure
 
     def run(self, pixels: NDArray[np.float32]) -> list[NDArray[np.generic]]:
         """Compute the scores, and what their activation is computed from, of normalised float32[N, C, H, W].
@@ -143,7 +152,7 @@ class Original:
                 raise OnnxFileError(f"{path} ends in a {kind}: --activation {activation} is not what it was made for")
             return Meaning(Taken(what, kind, values.shape[1:], values.dtype), inner, count)
 
-        if node is not None and scores != "logits" and before[0].size == given.size:
+        if node is not None and scores != "logits" and before and before[0].size == given.size:
             kind: Activation = "softmax" if node.op_type == "Softmax" else "sigmoid"
             if np.abs(probabilities(before[0].reshape(flat.shape).astype(np.float32), kind) - flat).max() <= rounding:
                 return taken(kind, "logits", self.names[1], before[0])
@@ -155,6 +164,8 @@ class Original:
                 f"the scores of {path} lie between 0 and 1 and do not add up to 1: say whether they are --scores"
                 " probabilities, each of a class by itself, or --scores logits"
             )
+        if (count, activation) == (1, "softmax"):
+            raise OnnxFileError(f"{path} has one class, whose softmax is always 1: leave out --activation softmax")
         otherwise: Activation = "sigmoid" if count == 1 or scores == "probabilities" else "softmax"
         return Meaning(Taken(scores or "logits", activation or otherwise, given.shape[1:], given.dtype), None, count)
 
@@ -175,18 +186,8 @@ def fails(content: bytes, images: NDArray[np.uint8]) -> str | None:
     try:
         _session(content).run(None, {INPUT_NAME: images})
     except Exception as failure:  # its errors have no common class
-        return str(failure).splitlines()[0]
+        return first_line(failure)
     return None
-
-
-def _open(file: OnnxFile, names: list[str]) -> ort.InferenceSession:
-    proto = onnx.load_model_from_string(file.content) if file.whole else onnx_ir.to_proto(file.model)
-    del proto.graph.output[:]
-    proto.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names)
-    try:
-        return _session(proto.SerializeToString())
-    except Exception as failure:  # its errors have no common class
-        raise _refused(file, failure) from failure
 
 
 def _session(content: bytes) -> ort.InferenceSession:
@@ -202,7 +203,7 @@ def _refused(file: OnnxFile, failure: Exception) -> OnnxFileError:
     foreign = sorted(
         {f"{node.domain}::{node.op_type}" for node in file.model.graph if node.domain not in ("", "com.microsoft")}
     )
-    text = str(failure).splitlines()[0]
+    text = first_line(failure)
     if foreign:
         reason = f"has operators of its own, {', '.join(foreign)}: export it with none but ONNX's"
     elif file.opset > _NEW_OPSET and "opset" in text.lower():

@@ -199,6 +199,23 @@ def keras(path: Path) -> Path:
     return path
 
 
+def with_function(path: Path) -> Path:
+    """Its layers and its softmax are in a function, as some exporters keep modules."""
+    model = parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["" : 17, "theirs" : 1]>
+        network (float[n, 3, {SIDE}, {SIDE}] pixels) => (float[n, 3] probabilities) {{
+            probabilities = theirs.head (pixels)
+        }}
+        <domain: "theirs", opset_import: ["" : 17]>
+        head (pixels) => (probabilities) {{
+            pooled = GlobalAveragePool (pixels)
+            logits = Flatten (pooled)
+            probabilities = Softmax (logits)
+        }}""")
+    onnx.save(model, path)
+    return path
+
+
 def detector(path: Path) -> Path:
     """Boxes, and for each of them scores and a class."""
     model = parser.parse_model(f"""

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import nn
 
-from export import backends, ensemble, from_onnx, quantize, repository, splice, to_trt, verify
+from export import backends, ensemble, from_onnx, onnx_file, quantize, repository, splice, to_trt, verify
+from export.original import Original
 from export.samples import PHOTOS
+from models.errors import ExpectedError
 from models.manifest import Manifest
 from models.weights import sha256_of
 from server.engine.backends import Outputs
@@ -106,9 +108,13 @@ def pooled(path: Path) -> Path:
     return script(path, nn.Sequential(nn.Conv2d(3, CLASSES, 3), nn.AdaptiveAvgPool2d(1)))
 
 
+def later(path: Path) -> Path:
+    return changed(path, opset_of(22), opset=20)
+
+
 FREE: dict[str, tuple[Make, int]] = {
     "today's export": (lambda path: export(path, Small()), 20),
-    "a later opset": (lambda path: export(path, Small(), opset_version=22), 22),
+    "a later opset": (later, 22),
     "TorchScript, opset 7": (lambda path: script(path, Small(), opset=7), 20),
     "TorchScript, opset 20": (lambda path: script(path, Small(), opset=20), 20),
     "the zoo's": (onnx_files.zoo, 20),
@@ -338,6 +344,13 @@ def test_probabilities_without_logits_have_their_logarithm_taken(
     assert outputs.probabilities == pytest.approx(ranked(scores(path, normalised())), abs=1e-5)
 
 
+def test_softmax_within_a_function_is_left_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = onnx_files.with_function(tmp_path / "theirs.onnx")
+    assert run(path, tmp_path) == 0, capsys.readouterr().err
+    assert "taken from it: its probabilities" in capsys.readouterr().out
+    assert served(tmp_path)[1].probabilities == pytest.approx(ranked(scores(path, normalised())), abs=1e-5)
+
+
 def test_softmax_on_maps_is_found_before_they_are_flattened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     layers = (nn.Conv2d(3, CLASSES, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Softmax(1), nn.Flatten())
     path = script(tmp_path / "theirs.onnx", nn.Sequential(*layers), opset=12)  # before 13, softmax flattened by itself
@@ -355,8 +368,9 @@ def test_sigmoid_is_taken_off_and_stays_the_activation(classes: int, tmp_path: P
     assert outputs.probabilities == pytest.approx(ranked(scores(path, normalised())), abs=1e-5)
 
 
-def test_one_logit_is_a_probability_by_itself(tmp_path: Path) -> None:
+def test_one_logit_is_a_probability_by_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = script(tmp_path / "theirs.onnx", Small(1))
+    assert "whose softmax is always 1" in refused(path, tmp_path, capsys, "--activation", "softmax")
     assert run(path, tmp_path) == 0
     found, outputs = served(tmp_path)
     assert found.activation == "sigmoid"
@@ -413,8 +427,8 @@ def two_inputs(path: Path) -> Path:
     return script(path, Masked(), batch=1, inputs=["pixels", "mask"])
 
 
-def changed(path: Path, change: Callable[[onnx.ModelProto], object]) -> Path:
-    script(path, Small())
+def changed(path: Path, change: Callable[[onnx.ModelProto], object], opset: int = 17) -> Path:
+    script(path, Small(), opset=opset)
     model = onnx.load(path)
     change(model)
     path.write_bytes(model.SerializeToString())
@@ -427,8 +441,11 @@ def own_operator(model: onnx.ModelProto) -> None:
     model.opset_import.append(onnx.helper.make_opsetid("com.example", 1))
 
 
-def opset_of_the_future(model: onnx.ModelProto) -> None:
-    model.opset_import[0].version = 99
+def opset_of(version: int) -> Callable[[onnx.ModelProto], None]:
+    def say_so(model: onnx.ModelProto) -> None:
+        model.opset_import[0].version = version
+
+    return say_so
 
 
 def poison(model: onnx.ModelProto) -> None:
@@ -479,7 +496,7 @@ REFUSED: dict[str, tuple[Make, str]] = {
         "has operators of its own, com.example::Swishier",
     ),
     "an opset of the future": (
-        lambda path: changed(path, opset_of_the_future),
+        lambda path: changed(path, opset_of(99)),
         "has opset 99, newer than ONNX Runtime",
     ),
     "not a number": (lambda path: changed(path, poison), "answers NaN or infinity"),
@@ -491,6 +508,22 @@ REFUSED: dict[str, tuple[Make, str]] = {
 def test_what_is_no_classifier_gets_one_sentence(kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     make, reason = REFUSED[kind]
     assert reason in refused(make(tmp_path / "theirs.onnx"), tmp_path, capfd)
+
+
+def test_damage_anywhere_gets_one_sentence_or_does_not_matter(tmp_path: Path) -> None:
+    whole, path = onnx_files.keras(tmp_path / "keras.onnx").read_bytes(), tmp_path / "damaged.onnx"
+    random = np.random.default_rng(0)
+    refusals: list[str] = []
+    for _ in range(40):
+        content = bytearray(whole)
+        content[random.integers(len(content) if random.random() < 0.2 else 1500)] = random.integers(256)
+        path.write_bytes(content)
+        try:
+            Original(onnx_file.read(path, None, None, None))
+        except ExpectedError as error:
+            refusals.append(str(error))
+    assert 10 < len(refusals) < 40
+    assert not any("\n" in refusal for refusal in refusals)
 
 
 @pytest.mark.parametrize(
@@ -538,7 +571,7 @@ def test_file_that_was_tampered_with_while_it_was_completed_is_noticed(
 
 
 @pytest.fixture(scope="module")
-def imported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository with models of files of Keras, of a transformer whose batch was frozen, and in lower precision."""
     root = tmp_path_factory.mktemp("imported")
     assert run(onnx_files.keras(root / "keras.onnx"), root) == 0
@@ -549,34 +582,34 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_verify_reports_on_it(imported: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert verify.main([NAME, "--repository", str(imported), "--seconds", "0", "--backend", "onnx,openvino"]) == 0
+def test_verify_reports_on_it(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert verify.main([NAME, "--repository", str(models), "--seconds", "0", "--backend", "onnx,openvino"]) == 0
     assert "compared with the first line" in capsys.readouterr().out
 
 
-def test_ensemble_has_it_as_a_member(imported: Path) -> None:
-    assert ensemble.main(["both", NAME, "tokens", "--repository", str(imported)]) == 0
+def test_ensemble_has_it_as_a_member(models: Path) -> None:
+    assert ensemble.main(["both", NAME, "tokens", "--repository", str(models)]) == 0
 
 
 @pytest.mark.parametrize("name", [NAME, "tokens"])
-def test_quantize_lowers_it(name: str, imported: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    common = [name, "--repository", str(imported), "--seconds", "0", "--min-agreement", "0"]
+def test_quantize_lowers_it(name: str, models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = [name, "--repository", str(models), "--seconds", "0", "--min-agreement", "0"]
     assert quantize.main([*common, "--precision", "fp16"]) == 0, capsys.readouterr().err
     assert quantize.main([*common, "--calibration", str(PHOTOS), "--method", "minmax"]) == 0, capsys.readouterr().err
-    assert repository.get(imported, f"{name}-int8").precision == "int8"
+    assert repository.get(models, f"{name}-int8").precision == "int8"
 
 
 @pytest.mark.parametrize(
     ("name", "precision"), [(NAME, "fp32"), (NAME, "fp16"), ("tokens", "fp16"), ("half", "fp16"), ("int8", "int8")]
 )
 def test_tensorrt_builds_an_engine_of_it(
-    name: str, precision: str, imported: Path, capsys: pytest.CaptureFixture[str]
+    name: str, precision: str, models: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = [name, "--repository", str(imported), "--target", "sm89", "--precision", precision, "--max-batch", "2"]
+    arguments = [name, "--repository", str(models), "--target", "sm89", "--precision", precision, "--max-batch", "2"]
     assert to_trt.main(arguments) == 0, capsys.readouterr().err
-    assert repository.get(imported, f"{name}-rtx-{precision}-sm89").backend == "tensorrt"
+    assert repository.get(models, f"{name}-rtx-{precision}-sm89").backend == "tensorrt"
 
 
-def test_what_came_in_lower_precision_is_lowered_no_more(imported: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert quantize.main(["half", "--repository", str(imported), "--precision", "fp16"]) == 1
+def test_what_came_in_lower_precision_is_lowered_no_more(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert quantize.main(["half", "--repository", str(models), "--precision", "fp16"]) == 1
     assert "half is a file of onnx in fp16, not of ONNX in FP32" in capsys.readouterr().err
