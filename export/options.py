@@ -114,7 +114,7 @@ def as_options(preprocessing: Preprocessing, given: Stated = NOTHING) -> str:
     """Preprocessing as the options that would state it, but for what was `given`."""
 
     def numbers(values: Sequence[float]) -> str:
-        return " ".join(f"{value:.4g}" for value in values)
+        return " ".join(f"{value:.6g}" for value in values)
 
     known = {
         "resize": str(preprocessing.resize),

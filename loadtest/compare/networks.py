@@ -187,8 +187,12 @@ def _read(repository: Path, name: str) -> tuple[dict[str, Any], ModelProto]:
 
 def _preprocessing(manifest: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = manifest["preprocessing"]
-    if (mode := found.get("crop_mode", "centre")) != "centre" or found.get("channels", "rgb") != "rgb":
-        raise PrepareError(f"the rivals crop the centre and see RGB, not {mode} and {found['channels']}")
+    usual = {"crop_mode": "centre", "channels": "rgb"}
+    other = [str(found[name]) for name, value in usual.items() if found.get(name, value) != value]
+    if manifest.get("activation") == "sigmoid":
+        other.append("sigmoid")
+    if other:
+        raise PrepareError(f"the rivals crop the centre, see RGB and compute softmax, not {' and '.join(other)}")
     crop = found["crop"]
     return found | {"crop": [crop, crop] if isinstance(crop, int) else crop}  # a number in older manifests
 

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import numpy as np
+import pillow_heif
 import pytest
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
@@ -55,7 +56,7 @@ def as_people_have_them(tmp_path_factory: pytest.TempPathFactory) -> Path:
     drawing = Image.new("RGBA", (300, 200), (0, 0, 0, 0))
     drawing.paste((200, 30, 30, 255), (100, 50, 200, 150))
     drawing.save(folder / "drawing.png")
-    upright.resize((400, 300)).save(folder / "phone.heic")
+    pillow_heif.from_pillow(upright.resize((400, 300))).save(folder / "phone.heic")
     return folder
 
 

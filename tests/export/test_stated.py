@@ -147,21 +147,20 @@ def test_what_is_assumed_of_ones_own_weights_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """And what is stated is not, nor anything of the zoo's weights."""
-    weights = tmp_path / "mine.pth"
-    weights.write_bytes(b"anything")
-    monkeypatch.setattr("export.command.add_export", lambda *_: None)
-    assert to_onnx.main(["resnet50", "--weights", str(weights)]) == 0
+    torch.save(networks.build("cifar_resnet20", 10).state_dict(), tmp_path / "mine.pth")
+    monkeypatch.setattr("export.command.add_export", lambda *_, **__: None)
+    own = ["cifar_resnet20", "--weights", str(tmp_path / "mine.pth")]
+    assert to_onnx.main(own) == 0
     said = capsys.readouterr().out
     assert "assumed of how mine.pth was trained" in said
-    assert "--resize 256 --crop 224x224 --crop-mode centre --interpolation bilinear --channels rgb" in said
+    assert "--resize 32 --crop 32x32 --crop-mode centre --interpolation bilinear --channels rgb" in said
     assert "--mean 0.485 0.456 0.406 --std 0.229 0.224 0.225" in said
-    assert to_onnx.main(["resnet50", "--weights", str(weights), "--mean", "0.5", "--std", "0.5"]) == 0
-    assert "--resize 256" in (said := capsys.readouterr().out)
+    assert to_onnx.main([*own, "--mean", "0.5", "--std", "0.5"]) == 0
+    assert "--resize 32" in (said := capsys.readouterr().out)
     assert "--mean" not in said
-    everything = ["--resize", "40", *STATED]
-    assert to_onnx.main(["resnet50", "--weights", str(weights), *everything]) == 0
+    assert to_onnx.main([*own, "--resize", "40", *STATED]) == 0
     assert to_onnx.main(["resnet50"]) == 0
-    assert "assumed" not in capsys.readouterr().out
+    assert "was trained" not in capsys.readouterr().out
 
 
 def test_what_is_stated_is_not_said_of_another_network(

@@ -1,3 +1,4 @@
+import json
 from typing import Any
 
 import pytest
@@ -16,6 +17,14 @@ def test_older_manifests_are_squares_of_the_centre_in_rgb() -> None:
     found = preprocessing()
     assert (found.crop, found.crop_mode, found.channels) == ((224, 224), "centre", "rgb")
     assert Preprocessing.model_validate_json(found.model_dump_json()) == found
+
+
+def test_manifest_that_was_written_before_any_of_it_is_read() -> None:
+    known = draft()
+    older = json.loads(known.model_dump_json())
+    older["preprocessing"] |= {"crop": 32}
+    del older["activation"], older["preprocessing"]["crop_mode"], older["preprocessing"]["channels"]
+    assert Manifest.model_validate_json(json.dumps(older)) == known
 
 
 @pytest.mark.parametrize(
