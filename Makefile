@@ -103,8 +103,9 @@ $(VENV)/export.done: pyproject.toml constraints.txt
 	$(PIP) --editable '.[client,export]'
 	@touch $@
 
-$(VENV)/test.done: $(VENV)/export.done
+$(VENV)/test.done: $(VENV)/export.done tests/libraries.txt
 	$(PIP) --editable '.[client,export,loadtest,test]'
+	$(PIP) --no-deps --requirement tests/libraries.txt
 	@touch $@
 
 $(VENV)/ray.done: deploy/requirements.py loadtest/compare/rivals/ray.txt pyproject.toml  # in an environment of its own

@@ -1,6 +1,6 @@
-"""Prints the table of networks.md, a row for each network of the zoo: `python docs/networks.py [NAME...]`.
+"""Prints the table of networks.md, a row for each network of the zoo but timm's: `python docs/networks.py [NAME...]`.
 
-Those that are named are also exported, with random weights, compared with PyTorch as `export/to_onnx.py` does it, and
+Those that are named, of timm's too, are also exported, with random weights, compared with PyTorch as `export/to_onnx.py` does it, and
 measured: the CPU time of one thread of ONNX Runtime, which a busy machine changes less than it changes the clock's.
 """
 
@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from export import backends, convert, recipe, samples
 from models import networks, zoo
+from models.architectures import TIMM
 from models.manifest import Manifest
 
 MEASURED_S = 2.0
@@ -44,17 +45,17 @@ def main() -> None:
     print("| network | parameters, millions | multiply-adds, billions | top-1, % | logit error | images/s a core |")
     print("| --- | --- | --- | --- | --- | --- |")
     for name, entry in zoo.NETWORKS.items():
-        if "@" not in name:
+        if name in sys.argv[1:] or not ("@" in name or name in TIMM):
             exported = _export(name) if name in sys.argv[1:] else ("", "")
             print("|", " | ".join([f"`{name}`", *_count(entry), _accuracy(entry), *exported]), "|", flush=True)
 
 
 def _count(entry: zoo.Pretrained) -> tuple[str, str]:
     """Count parameters, and the multiply-adds of convolutions and matrix products for one image."""
-    crop = entry.preprocessing.crop
+    side = 32 if entry.architecture.startswith("cifar") else 224
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         network = networks.build(entry.architecture, len(entry.labels()))
-        network(torch.empty(1, 3, *crop))
+        network(torch.empty(1, 3, side, side))
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return f"{parameters / 1e6:.2f}", f"{counter.get_total_flops() / 2e9:.2f}"
 

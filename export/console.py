@@ -29,8 +29,8 @@ def say(text: str) -> None:
 
 
 def warn(text: str) -> None:
-    """Print a line that asks for attention."""
-    console.print(f"[yellow]{escape(text)}[/]")
+    """Print a line that asks for attention, however long."""
+    console.print(f"[yellow]{escape(text)}[/]", soft_wrap=True)
 
 
 def folder(repository: Path, known: Entry) -> str:

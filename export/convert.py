@@ -220,6 +220,8 @@ def _load(recipe: Recipe, weights_file: Path | None, images: Path) -> _Source:
         network = recipe.build(weights_file)
     if weights_file and checkpoint.is_untracked(network):
         warn(f"{weights_file.name} has batch norms that saw no data, as if it had never been trained.")
+    if doubt := recipe.doubt(network):
+        warn(doubt)
     return _Source(network, photos)
 
 

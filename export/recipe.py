@@ -17,7 +17,7 @@ from export.expect import Expected
 from export.options import NOTHING, Stated
 from export.parameters import RANDOM_SEED, Checkpoint, OfTheZoo, Parameters, PublishedFile, Random
 from models import foreign, hub, labels, published, weights, zoo
-from models.architectures import ARCHITECTURES, Shortcut, StrideIn
+from models.architectures import ARCHITECTURES, Architecture, Shortcut, StrideIn
 from models.config import Network, Ours, Published, Timm, Transformers, UnknownPreprocessingError
 from models.errors import ExpectedError
 from models.manifest import MAX_TOP_K, Accuracy, Activation, Label, Preprocessing, Weights
@@ -164,6 +164,19 @@ class Recipe:
             networks.see_grey(network)
         return network
 
+    def doubt(self, network: "nn.Module") -> str:
+        """Say which networks the user's own file fits beside the one that was built of it, "" if none."""
+        from models import names
+
+        if not (isinstance(self.parameters, Checkpoint) and isinstance(self.network, Ours)) or self.expected:
+            return ""
+        fitting = names.recognise(network.state_dict())
+        others = " and ".join(name for name in fitting if ARCHITECTURES[name] != self.network.architecture)
+        return others and (
+            f"{self.parameters.path} fits {others} as well as {self.architecture}, and does not tell which was trained:"
+            " --expect proves it (docs/networks.md)"
+        )
+
     def describe_weights(self, weights_file: Path | None) -> Weights:
         """Say in the manifest where the parameters came from."""
         if isinstance(self.parameters, Random) or weights_file is None:
@@ -217,6 +230,13 @@ def plan(
         pretrained = _pretrained(name)
         network = _residual(pretrained, shortcut, stride_in)
         recipe = _of_zoo(pretrained, network, _parameters(pretrained, checkpoint, part, random=random), stated)
+    if (
+        isinstance(recipe.network, Ours)
+        and isinstance(recipe.network.architecture, Architecture)
+        and recipe.network.architecture.anti_aliasing == "mean"
+        and any(side % 32 for side in recipe.preprocessing.crop)
+    ):
+        raise RecipeError(f"{name} halves an image five times without a rest: give a --crop of multiples of 32")
     classes = _classes(recipe, labels_file, num_classes)
     activation = stated.activation or recipe.activation
     if len(classes) == 1 and activation == "softmax":
@@ -255,7 +275,7 @@ def _residual(pretrained: zoo.Pretrained, shortcut: Shortcut | None, stride_in: 
     usual = ARCHITECTURES.get(pretrained.architecture)
     if shortcut and (usual is None or usual.style == "plain"):
         raise RecipeError(f"{pretrained.name} has no shortcuts to choose")
-    if stride_in and (usual is None or usual.block != "bottleneck"):
+    if stride_in and (usual is None or usual.block != "bottleneck" or usual.anti_aliasing):
         raise RecipeError(f"{pretrained.name} has no bottlenecks to choose the stride of")
     if usual is None:
         return Ours(pretrained.architecture, pretrained.architecture)

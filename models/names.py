@@ -123,7 +123,7 @@ def _renamed(name: str, prefixes: list[str], layout: _Layout) -> str:
 
 
 def recognise(state: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Name the architectures that a state dict under our names fits, whatever its number of classes; none: ().
+    """Name the architectures that a state dict under our names fits, whatever its classes and colours; none: ().
 
     More than one where networks differ in nothing that has parameters.
     """
@@ -134,15 +134,6 @@ def recognise(state: Mapping[str, Tensor]) -> tuple[str, ...]:
     first = {one for one in candidates if _shapes_of(replace(one, depths=(1,))).items() <= shapes.items()}
     fitting = {one for one in first if _shapes_of(one) == shapes}
     return tuple(name for name, architecture in ARCHITECTURES.items() if _distinct(architecture) in fitting)
-
-
-def doubt(architecture: str, state: Mapping[str, Tensor]) -> str | None:
-    """Say which other networks a state dict under our names fits as well as the one it is taken for; None: no other."""
-    others = [name for name in recognise(state) if name != architecture]
-    if not others:
-        return None
-    also = ", ".join(others)
-    return f"the file fits {also} as well as {architecture}, and nothing in it tells which one was trained"
 
 
 def _distinct(architecture: Architecture) -> Architecture:
@@ -159,9 +150,9 @@ def _shapes_of(architecture: Architecture) -> dict[str, tuple[int, ...]]:
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes, without what depends on the classes or what older files lack."""
+    """Names and shapes, without what depends on classes or colours, and what older files lack."""
     return {
-        name: tuple(tensor.shape)
+        name: (len(tensor), *tensor.shape[2:]) if name in ("conv1.weight", "conv1.0.weight") else tuple(tensor.shape)
         for name, tensor in state.items()
         if not name.startswith("fc.") and not name.endswith("num_batches_tracked")
     }

@@ -81,7 +81,8 @@ class SqueezeExcitation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map float32[N, channels, H, W] to the same."""
-        return x * self.fc2(functional.relu(self.fc1(x.mean((2, 3), keepdim=True)))).sigmoid()
+        weights: Tensor = self.fc2(functional.relu(self.fc1(x.mean((2, 3), keepdim=True)))).sigmoid()
+        return x * weights
 
 
 class EfficientChannelAttention(nn.Module):
@@ -95,7 +96,7 @@ class EfficientChannelAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map float32[N, channels, H, W] to the same."""
-        weights = self.conv(x.mean((2, 3)).unsqueeze(1)).sigmoid()
+        weights: Tensor = self.conv(x.mean((2, 3)).unsqueeze(1)).sigmoid()
         return x * weights.transpose(1, 2).unsqueeze(3)
 
 
@@ -125,6 +126,20 @@ class BlurPool(nn.Module):
         """Map float32[N, channels, H, W] to float32[N, channels, H / 2, W / 2]."""
         padded = functional.pad(x, (1, 1, 1, 1), mode="reflect")
         return functional.conv2d(padded, self.kernel, stride=2, groups=len(self.kernel))
+
+
+class ZeroBorder(nn.Module):
+    """Zeros around an image.
+
+    ONNX Runtime would move a padding by zeros into the pooling after it, where it counts for nothing; not these.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map float32[N, C, H, W] to float32[N, C, H + 2, W + 2]."""
+        row = torch.zeros_like(x[:, :, :1])
+        x = torch.cat([row, x, row], 2)
+        column = torch.zeros_like(x[:, :, :, :1])
+        return torch.cat([column, x, column], 3)
 
 
 def _anti_aliasing(architecture: Architecture, channels: int, stride: int) -> nn.Module:
@@ -283,7 +298,7 @@ def _stem_pool(architecture: Architecture, channels: int) -> nn.Module:
         case "max":
             return nn.MaxPool2d(3, stride=2, padding=1)
         case "max over zeros":
-            return nn.Sequential(nn.ZeroPad2d(1), nn.MaxPool2d(3, stride=2))
+            return nn.Sequential(ZeroBorder(), nn.MaxPool2d(3, stride=2))
         case "convolution":
             return nn.Sequential(_conv(channels, channels, 3, 2), _norm(architecture, channels), nn.ReLU())
         case _:
@@ -337,4 +352,4 @@ class ResNet(nn.Sequential):
                 if architecture.standardised:
                     module.weight.data = _standardised(module.weight.data).float()
         if architecture.standardised:
-            self.register_load_state_dict_pre_hook(_standardise_loaded)
+            self.register_load_state_dict_pre_hook(_standardise_loaded)  # type: ignore[no-untyped-call]

@@ -1,6 +1,7 @@
 """Every kind of network of the papers passes the gate from PyTorch to ONNX."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -11,7 +12,8 @@ from torch import nn
 from export import parity
 from export.recipe import plan
 from export.samples import PHOTOS, photos
-from models.architectures import Shortcut, StrideIn
+from models.architectures import ARCHITECTURES, Attention, Shortcut, StrideIn
+from models.manifest import Preprocessing
 from tests.export.conftest import describe, export, truth
 
 
@@ -55,6 +57,28 @@ def test_network_is_exported_as_pytorch_computes_it(
     nodes = Counter(node.op_type for node in onnx.load_from_string(model).graph.node)
     assert {each: nodes[each] for each in ("Conv", "Relu", "Add", "BatchNormalization") if nodes[each]} == operators
     assert nodes["Identity"] + nodes["Constant"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "attention"),
+    [("resnetrs50", "se"), ("resnetblur18", "eca"), ("resnetaa50", None), ("resnetv2_50x1_bit", None)],
+)
+def test_all_that_timm_varies_is_exported_as_pytorch_computes_it(
+    name: str, attention: Attention | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = replace(ARCHITECTURES[name], depths=(1, 1, 1, 1), width=32, attention=attention)
+    monkeypatch.setitem(ARCHITECTURES, name, small)
+    side = 64 if name == "resnetaa50" else 80  # of which 5 are left before the last stage: an odd number to halve
+    recipe = plan(name, random=True, num_classes=7)
+    cropped = recipe.preprocessing.model_dump() | {"resize": 96, "crop": side}
+    recipe = replace(recipe, preprocessing=Preprocessing.model_validate(cropped))
+    network = recipe.build(None)
+    give_statistics(network)
+    model = export(recipe, network)
+    pictures = photos(PHOTOS, recipe.preprocessing)
+    measured = parity.check(describe(recipe, network, model), model, truth(network, recipe.preprocessing), pictures)
+    assert measured.max_logit_error < 1e-5
 
 
 def test_export_leaves_the_network_as_it_was() -> None:

@@ -128,6 +128,22 @@ def test_architecture_says_what_is_not_usual() -> None:
     assert block.conv1.stride == (2, 2)
 
 
+def test_network_that_takes_means_of_2x2_pixels_needs_a_crop_that_it_can_halve() -> None:
+    assert plan("resnetaa50", random=True, stated=Stated(crop=(224, 320), resize=320)).preprocessing.crop == (224, 320)
+    with pytest.raises(RecipeError, match="multiples of 32"):
+        plan("resnetaa50", random=True, stated=Stated(crop=(288, 240), resize=320))
+    with pytest.raises(RecipeError, match="no bottlenecks"):  # that have a stride
+        plan("resnetaa50", random=True, stride_in="1x1")
+
+
+def test_file_that_fits_other_networks_too_is_in_doubt(checkpoint_of_seven: Path, labels_of_seven: Path) -> None:
+    recipe = plan("resnet18", checkpoint=checkpoint_of_seven, labels_file=labels_of_seven)
+    network = recipe.build(checkpoint_of_seven)
+    assert "seven.pth fits resnetblur18 as well as resnet18" in recipe.doubt(network)
+    untrained = plan("resnet18", random=True)
+    assert not untrained.doubt(network)
+
+
 def test_averages_are_taken_where_they_are_asked_for(tmp_path: Path) -> None:
     trained, averages = (networks.build("cifar_resnet20", 10, seed=seed).state_dict() for seed in (1, 2))
     path = tmp_path / "mine.pth"

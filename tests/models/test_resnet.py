@@ -7,7 +7,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from models import networks
-from models.architectures import ARCHITECTURES, Shortcut, StrideIn
+from models.architectures import ARCHITECTURES, TIMM, Shortcut, StrideIn
 from models.resnet import BasicBlock, Bottleneck, ResNet, ZeroPadShortcut
 
 # torchvision's documentation of each network's weights; entries of its state dict counted from the published files.
@@ -84,8 +84,10 @@ def test_pre_activation_110_has_the_published_parameters() -> None:
 
 
 def test_depth_counts_the_layers_with_weights() -> None:
-    for name, architecture in ARCHITECTURES.items():
-        match = re.search(r"(?:net|next|plain)(\d+)", name)
+    misnamed = {"ecaresnetlight", "seresnextaa201d_32x8d", "resnetrs270", "resnetrs420"}  # by timm and the paper
+    for name in ARCHITECTURES.keys() - misnamed:
+        architecture = ARCHITECTURES[name]
+        match = re.search(r"(?:net|next|plain|v2_|aa|blur|rs)(\d+)", name)
         layers = sum(architecture.depths) * (3 if architecture.block == "bottleneck" else 2) + 2
         assert match
         assert layers == int(match[1])
@@ -217,7 +219,7 @@ def test_every_shortcut_runs_in_every_family(architecture: str, shortcut: Shortc
     assert without_storage(architecture, 7, shortcut)(images).shape == (2, 7)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name not in TIMM])  # those: test_names
 def test_every_network_maps_images_to_logits(architecture: str) -> None:
     side = 32 if ARCHITECTURES[architecture].cifar else 224
     images = torch.empty(3, 3, side, side, device="meta")

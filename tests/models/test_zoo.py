@@ -1,12 +1,14 @@
+import math
 import subprocess
 import sys
 
 import pytest
 
 from models import zoo
-from models.architectures import ARCHITECTURES
+from models.architectures import ARCHITECTURES, TIMM
 from models.weights import digest_prefix
 from models.zoo import OfficialWeights, PackagedWeights
+from tests.models import libraries
 
 
 def test_every_entry_has_an_architecture() -> None:
@@ -29,6 +31,15 @@ def test_newest_weights_have_the_bare_name() -> None:
         assert newest is not None
         assert first is not None
         assert newest.top1 > first.top1
+
+
+def test_timms_networks_have_timms_preprocessing() -> None:
+    timm = libraries.timm()
+    for name in TIMM:
+        theirs, ours = timm.get_pretrained_cfg(name), zoo.NETWORKS[name].preprocessing
+        assert (theirs.input_size[1:], theirs.interpolation) == (ours.crop, ours.interpolation), name
+        assert (theirs.mean, theirs.std, theirs.crop_mode) == (ours.mean, ours.std, "center"), name
+        assert math.floor(ours.crop[0] / theirs.crop_pct) == ours.resize, name
 
 
 def test_default_is_official_and_its_stand_in_is_installed() -> None:

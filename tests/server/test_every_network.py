@@ -1,4 +1,8 @@
-"""Every network of the zoo goes the whole way: PyTorch, parity gate, repository, server, answer."""
+"""Every network of the papers goes the whole way: PyTorch, parity gate, repository, server, answer.
+
+So does one that only timm has; what varies in the others is exported in test_networks, and held against timm's own in
+test_names.
+"""
 
 import shutil
 from collections.abc import Generator
@@ -11,6 +15,7 @@ from export import convert, repository
 from export.recipe import plan
 from export.samples import PHOTOS
 from models import zoo
+from models.architectures import TIMM
 from tests import tiny
 from tests.server.running import RunningServer
 
@@ -21,7 +26,8 @@ SERVED_ELSEWHERE = {
     "cifar_preresnet1001",  # test_deepest
     "cifar_resnet1202",  # like it, and takes as long again
 }
-ARCHITECTURES = sorted({entry.architecture for entry in zoo.NETWORKS.values()} - SERVED_ELSEWHERE)
+TIMMS = TIMM.keys() - {"resnet10t"}
+ARCHITECTURES = sorted({entry.architecture for entry in zoo.NETWORKS.values()} - SERVED_ELSEWHERE - TIMMS)
 
 
 SIDE = 64
