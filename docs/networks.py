@@ -1,7 +1,8 @@
 """Prints the table of networks.md, a row for each network of the zoo but timm's: `python docs/networks.py [NAME...]`.
 
-Those that are named, of timm's too, are also exported, with random weights, compared with PyTorch as `export/to_onnx.py` does it, and
-measured: the CPU time of one thread of ONNX Runtime, which a busy machine changes less than it changes the clock's.
+Those that are named, of timm's too, are also exported, with random weights, compared with PyTorch as
+`export/to_onnx.py` does it, and measured: the CPU time of one thread of ONNX Runtime, which a busy machine changes less
+than it changes the clock's.
 """
 
 import sys
