@@ -23,7 +23,7 @@ def _run(options: argparse.Namespace) -> None:
         options.target, options.compat, refit=options.refit, max_batch=options.max_batch, gpu=find_gpu()
     )
     source = _source(options)
-    name = options.name or wanted.name(source.name, precision)
+    name = options.name or wanted.name(convert.name_of(options.network), precision)
     if command.is_there(root, name, wanted.fingerprint(source, precision), "already built"):
         return
     command.prepare(root, name, source.file.size_bytes)
