@@ -119,7 +119,7 @@ def test_repository_that_cannot_be_written_is_told_before_anything_is_made(
     for main, arguments in (
         (to_onnx.main, ["cifar_resnet20", "--random-weights"]),
         (to_torch.main, ["cifar_resnet20", "--random-weights"]),
-        (quantize.main, ["cifar_resnet20", "--precision", "fp16"]),
+        (quantize.main, ["efficientnet_lite0", "--precision", "fp16"]),
     ):
         assert main([*arguments, *folder]) == 1
         assert capsys.readouterr().err == f"error: {tmp_path}/repository cannot be written: Not a directory\n"
