@@ -1,5 +1,6 @@
 """What an ONNX file answers as it is, in ONNX Runtime: what its scores are, and what its complete graph must answer."""
 
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -19,8 +20,12 @@ from server.cpus import available_cpus
 Scores = Literal["logits", "probabilities"]
 
 _NEW_OPSET = 20
-_KINDS = {np.float16: np.float16, np.float32: np.float32, np.float64: np.float32}
-SMALLEST = {np.dtype(kind): float(np.finfo(least).tiny) for kind, least in _KINDS.items()}
+_FP16, _FP32 = float(np.finfo(np.float16).tiny), float(np.finfo(np.float32).tiny)
+SMALLEST: "Mapping[np.dtype[np.generic], float]" = {
+    np.dtype(np.float16): _FP16,
+    np.dtype(np.float32): _FP32,
+    np.dtype(np.float64): _FP32,
+}
 """By type of the scores, the least probability that a logit is made of: smaller ones lose their digits in FP32."""
 _ROUNDING = {"fp32": 1e-4, "fp16": 1e-2, "int8": 2e-2}
 """By precision, how far probabilities may be from what they are computed from, or their sum from 1."""
