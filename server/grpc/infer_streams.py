@@ -65,20 +65,20 @@ class InferStreams:
     async def _read(self, context: Context, answers: _Answers, free: asyncio.Semaphore) -> None:
         """Start on each request as it comes, and put it where its answer is looked for; None is the end."""
         ending = asyncio.create_task(self._streams.ending.wait())
+        waiting: set[asyncio.Future[Any]] = {ending}
         try:
-            while True:
-                await free.acquire()
+            while await free.acquire():
                 read = asyncio.ensure_future(context.read())
-                await asyncio.wait((read, ending), return_when=asyncio.FIRST_COMPLETED)
-                if not read.done():
-                    read.cancel()
+                waiting = {read, ending}
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                if not read.done() or not isinstance(read.result(), bytes):
                     return
-                content = read.result()
-                if not isinstance(content, bytes):
-                    return
-                answers.put_nowait(asyncio.create_task(self._answer(content, context)))
+                answers.put_nowait(asyncio.create_task(self._answer(read.result(), context)))
+                del read  # which holds the message
+                waiting = {ending}
         finally:
-            ending.cancel()
+            for each in waiting:
+                each.cancel()
             answers.put_nowait(None)
 
     async def _answer(self, content: bytes, context: Context) -> pb.ModelStreamInferResponse:
@@ -90,6 +90,7 @@ class InferStreams:
                     outcome = held.enter_context(Outcome(self._service.metrics))
                     held.enter_context(self._service.buffers.held(len(content)))
                     request, request_id = messages.read(content, context.time_remaining())
+                    del content  # its tensors are in the request
                     answer = messages.written(await infer(self._service, request, outcome), request_id)
                     answer.parameters["triton_final_response"].bool_param = True
                     return pb.ModelStreamInferResponse(infer_response=answer)
