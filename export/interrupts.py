@@ -24,10 +24,12 @@ def raise_them() -> None:
 
 def is_behind(error: BaseException) -> bool:
     """Whether it is Ctrl-C, or what an import that Ctrl-C ended has made of it."""
+    chain: list[BaseException] = []
     cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, KeyboardInterrupt):
+    while cause is not None and cause not in chain:  # an error may be raised from itself
+        chain.append(cause)
         cause = cause.__cause__ or cause.__context__
-    return cause is not None
+    return any(isinstance(each, KeyboardInterrupt) for each in chain)
 
 
 @contextmanager

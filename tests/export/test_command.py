@@ -94,6 +94,12 @@ def test_folder_of_images_that_is_none_is_told(
     assert capsys.readouterr().err == f"error: {tmp_path}/{images}: {reason}\n"
 
 
+def test_error_that_is_its_own_cause_is_no_interrupt() -> None:
+    error = ValueError()
+    error.__cause__ = error
+    assert not interrupts.is_behind(error)
+
+
 def test_noted_interrupt_is_raised_after_the_work() -> None:
     seen: list[bool] = []
 

@@ -32,5 +32,5 @@ def test_trained_file_of_others_answers_over_http_as_its_own_package_does(
             photo = path.read_bytes()
             predictions = server.client.post("/classify", content=photo).json()["predictions"]
             found = {prediction["label"]: prediction["probability"] for prediction in predictions}
-            # Of some 1e-4 to 1e-2; RGB in place of BGR makes them two to four times as large, or as small.
+            # Of some 1e-4 to 1e-2; RGB in place of BGR makes two of the three two to four times as large, or as small.
             assert found["nsfw"] == pytest.approx(package.classify(photo).nsfw, rel=0.1, abs=1e-6)
