@@ -108,7 +108,8 @@ def test_perf_analyzer(
         for name in ("Inference count", "Successful request count")
         if (found := re.search(rf"{name}: (\d+)", report))
     )
-    assert inferences == requests * (4 if "-b" in options else 1)
+    batch = 4 if "-b" in options else 1
+    assert abs(inferences - requests * batch) <= 2 * batch, report  # it asks while a request is under way
     latency = re.search(r"Avg request latency: (\d+) usec \(overhead (\d+) usec \+ queue (\d+)", report)
     assert latency, report
     assert int(latency[1]) > int(latency[2])
