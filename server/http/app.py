@@ -9,7 +9,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import VERSION
-from server.http import classify, huggingface, operations, page, problems, request_ids, responses, tracing, v1, v2
+from server.http import classify, huggingface, openapi, operations, page, problems, request_ids, tracing, v1, v2
 from server.http.keys import KeyCheck
 from server.http.load_shedding import TIMEOUT_HEADER, LoadShedding
 from server.http.uploads import Uploads
@@ -19,6 +19,7 @@ from server.serving.service import Service
 def create_app(service: Service) -> ASGIApp:
     """All routes over one service."""
     app = _App(
+        service=service,
         title="ResNet serving",
         description="Image classification: an image in, its most probable classes out.",
         version=VERSION,
@@ -26,14 +27,15 @@ def create_app(service: Service) -> ASGIApp:
         docs_url=None,  # FastAPI's own load scripts from elsewhere; ours is in page
         redoc_url=None,
         telemetry=tracing.OF_REQUESTS,
+        generate_unique_id_function=openapi.operation_id,
         servers=[{"url": ".", "description": "where this document is: also behind a proxy that adds a prefix"}],
     )
     problems.install(app, service.metrics)
     uploads = Uploads(service.buffers, service.settings.max_body_bytes, service.settings.body_timeout_ms / 1e3)
-    app.include_router(classify.router(service, uploads))
-    app.include_router(operations.router(service))
-    for other in (v1, v2, huggingface):
-        app.include_router(other.router(service, uploads))
+    app.include_router(classify.router(service, uploads), tags=["classify"])
+    app.include_router(operations.router(service), tags=["operations"])
+    for tag, other in {"v1": v1, "v2": v2, "huggingface": huggingface}.items():
+        app.include_router(other.router(service, uploads), tags=[tag])
     page.install(app)
     return _LastAnswers(_guarded(_Head(LoadShedding(app, service)), service), service)
 
@@ -98,8 +100,13 @@ class _LastAnswers:
 
 
 class _App(FastAPI):
+    def __init__(self, service: Service, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._service = service
+
     def openapi(self) -> dict[str, Any]:
-        """As FastAPI has it, with the answers that it does not encode itself."""
-        document = super().openapi()
-        document["components"]["schemas"].update(responses.schemas())
-        return document
+        """As FastAPI has it, with what it does not see; made once."""
+        if self.openapi_schema is None:
+            keys, settings = self._service.keys, self._service.settings
+            self.openapi_schema = openapi.completed(super().openapi(), keys is not None, settings.metrics_role)
+        return self.openapi_schema

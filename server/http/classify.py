@@ -11,11 +11,12 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.json_schema import SkipJsonSchema
 from starlette.requests import ClientDisconnect
 
 from models.manifest import MAX_TOP_K
 from server.engine.scheduler import Priority
-from server.errors import SHUTTING_DOWN, Code, ServiceError
+from server.errors import SHUTTING_DOWN, ServiceError
 from server.http import problems, responses
 from server.http.archives import File
 from server.http.disconnects import cancelled_when_gone
@@ -45,15 +46,17 @@ class Parameters(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     top_k: int = Field(DEFAULT_TOP_K, ge=1, le=MAX_TOP_K, description="classes wanted; at most the model's")
-    model: str | None = Field(None, description="name; without it the default model")
-    version: int | None = Field(None, ge=1, description="without it the newest")
+    model: str | SkipJsonSchema[None] = Field(None, description="name; without it the default model")
+    version: Annotated[int, Field(ge=1)] | SkipJsonSchema[None] = Field(None, description="without it the newest")
     crops: Crops = Field(Crops.CENTRE, description="10: the mean over the centre, the corners and their mirrors")
-    priority: PriorityName | None = Field(None, description="who goes first; without it as the model has it")
+    priority: PriorityName | SkipJsonSchema[None] = Field(
+        None, description="who goes first; without it as the model has it"
+    )
 
 
 Timeout = Annotated[
-    float | None,
-    Field(ge=0.001, le=3600, description="seconds from here to the answer; the server's at most"),
+    Annotated[float, Field(ge=0.001, le=3600)] | SkipJsonSchema[None],
+    Field(description="seconds from here to the answer; the server's at most"),
 ]
 _TIMEOUT: TypeAdapter[float | None] = TypeAdapter(Timeout)
 
@@ -127,10 +130,9 @@ def router(service: Service, uploads: Uploads) -> APIRouter:
         responses={
             200: {
                 "description": "its classes",
-                "content": responses.content(Classification, responses.EXAMPLE),
+                "content": responses.content(Classification),
                 "headers": _HEADERS,
             },
-            **_problem_responses(),
         },
         openapi_extra={"requestBody": _REQUEST_BODY},
     )
@@ -160,9 +162,8 @@ def router(service: Service, uploads: Uploads) -> APIRouter:
         responses={
             200: {
                 "description": "for each image its classes, or why it has none",
-                "content": responses.content(ClassificationBatch, responses.BATCH_EXAMPLE),
+                "content": responses.content(ClassificationBatch),
             },
-            **_problem_responses(),
         },
         openapi_extra={"requestBody": _BATCH_BODY},
     )
@@ -219,6 +220,7 @@ _BINARY = {"type": "string", "format": "binary"}
 _REQUEST_BODY: dict[str, Any] = {
     "required": True,
     "content": {
+        "application/octet-stream": {"schema": _BINARY},  # the first is what openapi-generator sends
         "image/*": {"schema": _BINARY},
         "multipart/form-data": {"schema": {"type": "object", "properties": {"file": _BINARY}, "required": ["file"]}},
     },
@@ -242,14 +244,3 @@ _HEADERS: dict[str, Any] = {
         "schema": {"type": "string", "enum": ["hit", "miss"]},
     }
 }
-
-
-def _problem_responses() -> dict[int | str, dict[str, Any]]:
-    """For OpenAPI: each status of an error, with the codes that it stands for."""
-    codes: dict[int, list[Code]] = {}
-    for code, status in problems.STATUS.items():
-        codes.setdefault(status, []).append(code)
-    return {
-        status: {"description": ", ".join(together), "model": problems.Problem, "content": {problems.MEDIA_TYPE: {}}}
-        for status, together in codes.items()
-    }

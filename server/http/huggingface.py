@@ -19,22 +19,26 @@ from server.serving.plan import DEFAULT_TOP_K, Ask, Plan
 from server.serving.service import Service
 
 
-class _Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class InputParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What may be said beside an image."""
+
     top_k: Annotated[int, Meta(ge=1, le=MAX_TOP_K)] | None = None
     function_to_apply: Literal["sigmoid", "softmax", "none"] | None = None
 
 
-class _Inputs(msgspec.Struct, forbid_unknown_fields=True):
+class Inputs(msgspec.Struct, forbid_unknown_fields=True):
+    """An image in Base64, as a string of JSON."""
+
     inputs: str
-    parameters: _Parameters = _Parameters()
+    parameters: InputParameters = InputParameters()
 
 
 def router(service: Service, uploads: Uploads) -> APIRouter:
-    """The routes, bound to one HTTP worker's service. Their clients know them, so OpenAPI leaves them out."""
-    routes = APIRouter(include_in_schema=False)
+    """The routes, bound to one HTTP worker's service."""
+    routes = APIRouter()
 
     @routes.post("/")
-    @routes.post("/models/{name}")
+    @routes.post("/models/{name}", name="classify_by")
     async def classify(request: Request, name: str | None = None) -> Response:
         ask = Ask(name)
         with Outcome(service.metrics, cancelled=SHUTTING_DOWN, gone=ClientDisconnect) as outcome:
@@ -44,7 +48,7 @@ def router(service: Service, uploads: Uploads) -> APIRouter:
                 received_s = time.monotonic()
                 image = body
                 if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json":
-                    asked = await bodies.decoded(body, _Inputs)
+                    asked = await bodies.decoded(body, Inputs)
                     _check(asked.parameters.function_to_apply, plan)
                     (image,) = await bodies.images([asked.inputs])
                     plan = service.plan(ask._replace(top_k=asked.parameters.top_k or DEFAULT_TOP_K))

@@ -78,7 +78,9 @@ def router(service: Service) -> APIRouter:
         reason = service.why_not_ready()
         return PlainTextResponse(reason or "ok", HTTP_503_SERVICE_UNAVAILABLE if reason else 200)
 
-    @routes.get("/metrics", summary="Prometheus metrics of all processes", response_class=PlainTextResponse)
+    @routes.get(
+        "/metrics", name="metrics", summary="Prometheus metrics of all processes", response_class=PlainTextResponse
+    )
     def prometheus() -> Response:
         content, media_type = metrics.exposition()
         return Response(content, media_type=media_type)

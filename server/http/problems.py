@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from server import logs, tracing
-from server.errors import Code, ServiceError
+from server.errors import SHUTTING_DOWN, Code, ServiceError
 from server.http import request_ids
 from server.http.request_ids import request_id_of
 from server.metrics import NO_MODEL, Metrics
@@ -41,6 +41,19 @@ STATUS: dict[Code, HTTPStatus] = {
     Code.MODEL_UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
     Code.DEADLINE_EXCEEDED: HTTPStatus.GATEWAY_TIMEOUT,
 }
+
+OTHER_CODES: dict[str, HTTPStatus] = {
+    "bad_request": HTTPStatus.BAD_REQUEST,
+    "cors_refused": HTTPStatus.BAD_REQUEST,
+    "not_found": HTTPStatus.NOT_FOUND,
+    "method_not_allowed": HTTPStatus.METHOD_NOT_ALLOWED,
+    "headers_too_large": HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+    "internal_error": HTTPStatus.INTERNAL_SERVER_ERROR,
+    "not_implemented": HTTPStatus.NOT_IMPLEMENTED,
+    "too_many_connections": HTTPStatus.SERVICE_UNAVAILABLE,
+    SHUTTING_DOWN: HTTPStatus.SERVICE_UNAVAILABLE,
+}
+"""Codes of what is refused by HTTP itself, whatever is served."""
 
 RETRY_AFTER_S: dict[Code, int] = {
     Code.QUEUE_FULL: 1,
@@ -77,7 +90,7 @@ def problem(request: Request, code: str, status: HTTPStatus, detail: str, retry_
     headers = {request_ids.HEADER: request_id}
     if retry_after_s is not None:
         headers["Retry-After"] = str(retry_after_s)
-    if _is_of_others(request):
+    if is_short(request.scope.get("method", ""), request.scope.get("path", "")):
         return Response(ShortError(error=detail, code=code).model_dump_json(), status, headers, "application/json")
     content = Problem(
         type=f"urn:resnet-serving:{code}",
@@ -90,11 +103,12 @@ def problem(request: Request, code: str, status: HTTPStatus, detail: str, retry_
     return Response(content.model_dump_json(), status, headers, MEDIA_TYPE)
 
 
-def _is_of_others(request: Request) -> bool:
-    path = f"{request.scope.get('path', '')}/"
+def is_short(method: str, path: str) -> bool:
+    """Whether what is asked for there is answered by `ShortError` where it fails."""
+    path = f"{path}/"
     if path.startswith(("/v1/", "/v2/")):
         return True
-    return request.scope.get("method") == "POST" and (path == "//" or path.startswith("/models/"))
+    return method == "POST" and (path == "//" or path.startswith("/models/"))
 
 
 def service_problem(request: Request, error: ServiceError) -> Response:
@@ -133,6 +147,9 @@ def install(app: FastAPI, metrics: Metrics) -> None:
         status = HTTPStatus(error.status_code)
         response = problem(request, status.name.lower(), status, f"{request.method} {request.url.path}: {error.detail}")
         response.headers.update(error.headers or {})
+        if status == HTTPStatus.METHOD_NOT_ALLOWED and request.url.path in (paths := app.openapi()["paths"]):
+            # Starlette names the methods of the first route alone, and a path may have several.
+            response.headers["Allow"] = ", ".join(paths[request.url.path]).upper()
         return response
 
     @app.exception_handler(Exception)

@@ -133,10 +133,10 @@ def _quality(media_range: str) -> tuple[str, float]:
         return kind, 0.0
 
 
-def content(answer: type[msgspec.Struct], example: msgspec.Struct) -> dict[str, Any]:
+def content(answer: type[msgspec.Struct]) -> dict[str, Any]:
     """The content of a response, for OpenAPI."""
     described = {"schema": {"$ref": _REFERENCE.format(name=answer.__name__)}}
-    return {JSON: {**described, "example": msgspec.to_builtins(example)}, MSGPACK: described}
+    return {JSON: described, MSGPACK: described}
 
 
 def schemas(answers: Iterable[type[msgspec.Struct]] = (Classification, ClassificationBatch)) -> dict[str, Any]:

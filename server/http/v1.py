@@ -24,30 +24,29 @@ from server.v2 import models
 MEMBERS = ("b64", "image_bytes", "image", "data", "encoded")
 """What clients call the image of an instance."""
 
-_Instance = str | dict[str, str | dict[str, str]]
+Instance = str | dict[str, str | dict[str, str]]
 
 
-class _Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class PredictParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What may be said beside the images."""
+
     top_k: Annotated[int, Meta(ge=1, le=MAX_TOP_K)] = DEFAULT_TOP_K
 
 
-class _Predict(msgspec.Struct, forbid_unknown_fields=True):
-    instances: list[_Instance]
-    parameters: _Parameters = _Parameters()
+class Predict(msgspec.Struct, forbid_unknown_fields=True):
+    """Images in Base64."""
+
+    instances: list[Instance]
+    parameters: PredictParameters = PredictParameters()
 
 
 def router(service: Service, uploads: Uploads) -> APIRouter:
-    """The routes, bound to one HTTP worker's service. The protocol is their document, so OpenAPI leaves them out."""
-    routes = APIRouter(prefix="/v1", include_in_schema=False)
+    """The routes, bound to one HTTP worker's service."""
+    routes = APIRouter(prefix="/v1")
 
     @routes.get("/models")
     async def names() -> Response:
         return _json({"models": sorted(service.catalogue.versions)})
-
-    @routes.get("/models/{name}")
-    async def ready(name: str) -> Response:
-        is_ready = models.is_ready(service, name, "")
-        return _json({"name": name, "ready": is_ready}, 200 if is_ready else HTTP_503_SERVICE_UNAVAILABLE)
 
     @routes.post("/models/{name}:predict")
     async def predict(request: Request, name: str) -> Response:
@@ -56,7 +55,7 @@ def router(service: Service, uploads: Uploads) -> APIRouter:
             plan = service.admit(Ask(name), outcome)
             async with uploads.body(request) as body:
                 received_s = time.monotonic()
-                asked = await bodies.decoded(body, _Predict)
+                asked = await bodies.decoded(body, Predict)
                 at_most = models.max_images(service, plan.members)
                 if not 1 <= len(asked.instances) <= at_most:
                     detail = f"one request may have 1 to {at_most} instances, not {len(asked.instances)}"
@@ -69,10 +68,15 @@ def router(service: Service, uploads: Uploads) -> APIRouter:
             outcome.answered(answers)
         return _json({"predictions": [_shown(each) for each in answers]}, 200, request_id_of(request))
 
+    @routes.get("/models/{name}")
+    async def ready(name: str) -> Response:
+        is_ready = models.is_ready(service, name, "")
+        return _json({"name": name, "ready": is_ready}, 200 if is_ready else HTTP_503_SERVICE_UNAVAILABLE)
+
     return routes
 
 
-def _text(instance: _Instance) -> str:
+def _text(instance: Instance) -> str:
     """The Base64 of an instance: a string, {"b64": ...}, or an object whose one member is that.
 
     Raises:

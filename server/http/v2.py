@@ -35,42 +35,52 @@ class _Strict(msgspec.Struct, forbid_unknown_fields=True):
     """What is not understood is refused."""
 
 
-class _Input(_Strict):
+class InferInput(_Strict):
+    """A tensor: `data`, or the parameter `binary_data_size` for bytes after the JSON."""
+
     name: str
     datatype: str
     shape: Annotated[list[int], msgspec.Meta(max_length=8)]
     parameters: _Parameters = {}
-    data: list[Any] | msgspec.UnsetType = msgspec.UNSET
+    data: Annotated[list[Any], msgspec.Meta(extra_json_schema={"items": {}})] | msgspec.UnsetType = msgspec.UNSET
 
 
-class _Output(_Strict):
+class InferOutput(_Strict):
+    """An output that is wanted."""
+
     name: str
     parameters: _Parameters = {}
 
 
-class _Infer(_Strict):
-    inputs: Annotated[list[_Input], msgspec.Meta(max_length=16)]
-    outputs: Annotated[list[_Output], msgspec.Meta(max_length=16)] = []
+class Infer(_Strict):
+    """A request to classify."""
+
+    inputs: Annotated[list[InferInput], msgspec.Meta(max_length=16)]
+    outputs: Annotated[list[InferOutput], msgspec.Meta(max_length=16)] = []
     id: str = ""
     parameters: _Parameters = {}
     model_name: str | None = None
     """As KServe's SDK repeats it; where it is there it must be the one of the path."""
 
 
-class _Load(_Strict):
+class Load(_Strict):
+    """A request to load or unload a model."""
+
     parameters: dict[str, Any] = {}
 
 
-class _Index(_Strict):
+class Index(_Strict):
+    """A request for the listing; `ready`: of what is served alone."""
+
     ready: bool = False
 
 
 def router(service: Service, uploads: Uploads) -> APIRouter:
-    """The routes, bound to one HTTP worker's service. The protocol is their document, so OpenAPI leaves them out."""
-    routes = APIRouter(prefix="/v2", include_in_schema=False)
+    """The routes, bound to one HTTP worker's service."""
+    routes = APIRouter(prefix="/v2")
 
     @routes.get("")
-    @routes.get("/")
+    @routes.get("/", include_in_schema=False)
     async def server_metadata() -> Response:
         return _json(models.server_metadata())
 
@@ -84,7 +94,7 @@ def router(service: Service, uploads: Uploads) -> APIRouter:
             return _json({"ready": False, "error": reason}, HTTP_503_SERVICE_UNAVAILABLE)
         return _json({"ready": True})
 
-    @routes.get("/models/stats")
+    @routes.get("/models/stats", name="all_statistics")
     @routes.get("/models/{name}/stats")
     @routes.get("/models/{name}/versions/{version}/stats")
     def statistics(name: str = "", version: str = "") -> Response:
@@ -126,14 +136,14 @@ def router(service: Service, uploads: Uploads) -> APIRouter:
     @routes.post("/repository/index")
     async def index(request: Request) -> Response:
         async with uploads.body(request) as body:
-            asked = _decoded(body, _Index) if body else _Index()
+            asked = _decoded(body, Index) if body else Index()
         return _json(models.index(service, ready=asked.ready))
 
     @routes.post("/repository/models/{name}/load")
     async def load(request: Request, name: str) -> Response:
         _check_origin(request)
         async with uploads.body(request) as body:
-            models.check_load((_decoded(body, _Load) if body else _Load()).parameters)
+            models.check_load((_decoded(body, Load) if body else Load()).parameters)
         await service.changes.ask(name, "load")
         return Response()
 
@@ -141,16 +151,16 @@ def router(service: Service, uploads: Uploads) -> APIRouter:
     async def unload(request: Request, name: str) -> Response:
         _check_origin(request)
         async with uploads.body(request) as body:
-            models.check_unload((_decoded(body, _Load) if body else _Load()).parameters)
+            models.check_unload((_decoded(body, Load) if body else Load()).parameters)
         await service.changes.ask(name, "unload")
         return Response()
 
-    @routes.post("/{kind}sharedmemory/unregister")
-    @routes.post("/{kind}sharedmemory/region/{name}/unregister")
+    @routes.post("/{kind}sharedmemory/unregister", include_in_schema=False)
+    @routes.post("/{kind}sharedmemory/region/{name}/unregister", include_in_schema=False)
     async def unregister() -> Response:
         return Response()  # nothing is registered, as clients make sure of when they start
 
-    @routes.post("/{kind}sharedmemory/region/{name}/register")
+    @routes.post("/{kind}sharedmemory/region/{name}/register", include_in_schema=False)
     async def register() -> Response:
         raise HTTPException(HTTP_501_NOT_IMPLEMENTED, models.NO_SHARED_MEMORY)
 
@@ -188,7 +198,7 @@ def _decoded(content: bytes | memoryview, kind: type[Kind]) -> Kind:
         raise ServiceError(Code.INVALID_REQUEST, f"the request cannot be read: {error}") from None
 
 
-def _split(body: bytes, header_length: str | None) -> tuple[_Infer, memoryview]:
+def _split(body: bytes, header_length: str | None) -> tuple[Infer, memoryview]:
     """The JSON of a request, and the binary tensors after it."""
     end = len(body)
     if header_length is not None:
@@ -198,10 +208,10 @@ def _split(body: bytes, header_length: str | None) -> tuple[_Infer, memoryview]:
             raise ServiceError(Code.INVALID_REQUEST, detail)
         end = int(header_length)
     content = memoryview(body)
-    return _decoded(content[:end], _Infer), content[end:]
+    return _decoded(content[:end], Infer), content[end:]
 
 
-def _inputs(asked: _Infer, binary: memoryview) -> list[Input]:
+def _inputs(asked: Infer, binary: memoryview) -> list[Input]:
     """Each input with how to read its elements, which nothing does before its shape is known to be right."""
     inputs = []
     start = 0
@@ -227,11 +237,11 @@ def _inputs(asked: _Infer, binary: memoryview) -> list[Input]:
     return inputs
 
 
-def _from_list(sent: _Input, _: int) -> Values:
+def _from_list(sent: InferInput, _: int) -> Values:
     return tensors.from_list(sent.datatype, sent.data)
 
 
-def _outputs(asked: _Infer) -> tuple[list[RequestedOutput], Callable[[str], bool]]:
+def _outputs(asked: Infer) -> tuple[list[RequestedOutput], Callable[[str], bool]]:
     """The outputs that are wanted, and whether one is wanted in binary.
 
     Raises:

@@ -1,0 +1,156 @@
+"""The OpenAPI document: what FastAPI sees of the routes, and what it does not: errors, keys, protocols of others."""
+
+from http import HTTPStatus
+from typing import Any, Literal
+
+import msgspec
+from fastapi.routing import APIRoute
+
+from server.errors import Code
+from server.http import problems, request_ids, responses
+from server.http.described import NOT_READY, OPERATIONS, Described, kinds, schema
+from server.http.keys import OPEN
+
+Json = dict[str, Any]
+
+_TEMPLATE = "#/components/schemas/{name}"
+_OF_OTHERS = ("v1", "v2", "huggingface")
+_OF_VERSION = "_of_version"
+_BINARY = {"type": "string", "format": "binary"}
+_TAGS = {
+    "classify": "Images in, their most probable classes out.",
+    "operations": "What operators and their machines ask: probes, metrics, models.",
+    "v1": "KServe's first protocol, as TensorFlow Serving has it, too.",
+    "v2": "The Open Inference Protocol, as KServe and Triton have it.",
+    "huggingface": "Image classification as Hugging Face's inference endpoints have it.",
+}
+_EXAMPLES = {"classify": responses.EXAMPLE, "classify_batch": responses.BATCH_EXAMPLE}
+"""FastAPI would leave out what is null in them."""
+_KEYS: list[Json] = [{"bearer": []}, {"api_key": []}]
+_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "an API key"},
+    "api_key": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "an API key"},
+}
+
+
+def operation_id(route: APIRoute) -> str:
+    """What generated clients call the operation: the function, after the protocol where it is another's."""
+    tags = [str(tag) for tag in route.tags if tag in _OF_OTHERS]
+    suffix = _OF_VERSION if "{version}" in route.path_format else ""
+    return "_".join([*tags, route.name]) + suffix
+
+
+def completed(document: Json, keys_needed: bool, metrics_role: Literal["none", "classify", "admin"]) -> Json:  # noqa: FBT001
+    """FastAPI's document with the rest; `keys_needed` where the server has keys."""
+    components = document["components"]
+    components["schemas"] = _schemas(components["schemas"])
+    components["responses"] = _failures()
+    components["securitySchemes"] = _SCHEMES
+    document["tags"] = [{"name": name, "description": description} for name, description in _TAGS.items()]
+    document["paths"]["/"]["get"] = {
+        "tags": ["operations"],
+        "summary": "A page to try it by hand",
+        "operationId": "page",
+        "responses": {"200": {"description": "HTML", "content": {"text/html": {"schema": {"type": "string"}}}}},
+    }
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            described = OPERATIONS.get(operation["operationId"].removesuffix(_OF_VERSION))
+            if described:
+                _describe(operation, described)
+            short = "Short" if problems.is_short(method.upper(), path) else ""
+            answers = operation["responses"]
+            if operation["operationId"] in _EXAMPLES:
+                example = msgspec.to_builtins(_EXAMPLES[operation["operationId"]])
+                answers["200"]["content"][responses.JSON]["example"] = example
+            answers.pop("422", None)  # FastAPI's own form of it
+            answers["4XX"] = {"$ref": f"#/components/responses/{short}Refused"}
+            answers["5XX"] = {"$ref": f"#/components/responses/{short}Failed"}
+            operation["security"] = _security(path, keys_needed, metrics_role)
+    return document
+
+
+def _security(path: str, keys_needed: bool, metrics_role: str) -> list[Json]:  # noqa: FBT001
+    if path in OPEN or (path == "/metrics" and metrics_role == "none"):
+        return []
+    return _KEYS if keys_needed else [{}, *_KEYS]
+
+
+def _describe(operation: Json, described: Described) -> None:
+    """One operation of another's protocol; what FastAPI makes of it is the parameters of the path."""
+    operation["summary"] = described.summary
+    of_path = [each for each in operation.get("parameters", ()) if each["in"] == "path"]
+    operation["parameters"] = [{**each, "schema": {"type": "string"}} for each in of_path]
+    answer: Json = {"description": "done"}
+    if described.answer is not None:
+        content: Json = {"schema": schema(described.answer, _TEMPLATE), "example": described.example}
+        answer = {"description": "the answer", "content": {responses.JSON: content}}
+        if operation["operationId"].startswith("v2_model_infer"):
+            answer["content"]["application/octet-stream"] = {"schema": _BINARY}
+    operation["responses"] = {"200": answer}
+    if operation["operationId"].removesuffix(_OF_VERSION) in NOT_READY:
+        operation["responses"]["503"] = {**answer, "description": "not ready, or not for as many connections"}
+    if described.takes is not None:
+        taken: Json = {responses.JSON: {"schema": schema(described.takes, _TEMPLATE), "example": described.sent}}
+        if described.also:
+            taken[described.also] = {"schema": _BINARY}
+        operation["requestBody"] = {
+            "required": not operation["operationId"].startswith(("v2_index", "v2_load", "v2_un")),
+            "content": taken,
+        }
+
+
+def _schemas(of_fastapi: Json) -> Json:
+    found = {name: each for name, each in of_fastapi.items() if name not in ("HTTPValidationError", "ValidationError")}
+    found |= responses.schemas()
+    found |= msgspec.json.schema_components(kinds(), ref_template=_TEMPLATE)[1]
+    for kind in (problems.Problem, problems.ShortError):
+        found[kind.__name__] = kind.model_json_schema()
+    codes = sorted({*Code, *problems.OTHER_CODES})
+    found["ErrorCode"] = {"type": "string", "enum": codes, "description": "stable: programs may branch on them"}
+    for name in ("Problem", "ShortError", "ImageProblem"):
+        found[name]["properties"]["code"] = {"$ref": _TEMPLATE.format(name="ErrorCode")}
+    return dict(sorted(found.items()))
+
+
+def _failures() -> Json:
+    """`Refused` and `Failed`, and both as the protocols of others have them."""
+    found = {}
+    for name, least, code, detail in (
+        ("Refused", 400, Code.BROKEN_IMAGE, "the JPEG ends before its last row"),
+        ("Failed", 500, Code.OVERLOADED, "the server has more to do than it can: retry later"),
+    ):
+        status = problems.STATUS[code]
+        long = problems.Problem(
+            type=f"urn:resnet-serving:{code}",
+            title=status.phrase,
+            status=status,
+            code=code,
+            detail=detail,
+            request_id=responses.EXAMPLE.request_id,
+        ).model_dump()
+        short = problems.ShortError(error=detail, code=code).model_dump()
+        for prefix, kind, media_type, example in (
+            ("", "Problem", problems.MEDIA_TYPE, long),
+            ("Short", "ShortError", responses.JSON, short),
+        ):
+            found[f"{prefix}{name}"] = {
+                "description": _listed(least),
+                "headers": {
+                    request_ids.HEADER: {"schema": {"type": "string"}, "description": "of this request, in the log"},
+                    "Retry-After": {"schema": {"type": "integer"}, "description": "seconds, where that may help"},
+                },
+                "content": {media_type: {"schema": {"$ref": _TEMPLATE.format(name=kind)}, "example": example}},
+            }
+    return found
+
+
+def _listed(least: int) -> str:
+    """Each status of that hundred, with its codes."""
+    codes: dict[HTTPStatus, list[str]] = {}
+    for code, status in sorted(
+        {**problems.STATUS, **problems.OTHER_CODES}.items(), key=lambda each: (each[1], each[0])
+    ):
+        if least <= status < least + 100:
+            codes.setdefault(status, []).append(f"`{code}`")
+    return "; ".join(f"{status:d}: {', '.join(together)}" for status, together in codes.items())
