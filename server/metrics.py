@@ -6,7 +6,9 @@ never fall and files never pile up.
 
 import collections
 import os
-from collections.abc import Iterable, Iterator
+import time
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -15,7 +17,8 @@ from typing import TYPE_CHECKING
 from server.refusals import Cause, Refusal
 
 if TYPE_CHECKING:
-    from prometheus_client.samples import Sample
+    from prometheus_client import Metric
+    from prometheus_client.samples import Exemplar, Sample
 
 DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -24,6 +27,8 @@ BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 Labels = tuple[str, str]
 """A model's name and version, both empty where a request means none."""
 NO_MODEL: Labels = ("", "")
+PROCESS_ID = "serving_process_id"
+"""How the process that is asked for metrics finds the others, to tell of their memory and time."""
 
 ROOM_BYTES = {
     "counter": 2**18,
@@ -150,6 +155,9 @@ class Metrics:
             multiprocess_mode="livemax",
             registry=registry,
         )
+        self.exemplars = Exemplars()
+        pid = Gauge(PROCESS_ID, "Of each process", ["process"], multiprocess_mode="livemax", registry=registry)
+        pid.labels(identity).set(os.getpid())
         stages = self.decode_wait, self.decode, self.queue, self.inference
         for each in (self.requests, self.images, self.stages, self.total, *stages, self.batch_size):
             each.labels = cache(each.labels)  # type: ignore[assignment, method-assign]  # no locks, no checks
@@ -170,13 +178,35 @@ class Metrics:
         self.gpu_decodes.labels(outcome).inc()
 
 
-def exposition() -> tuple[bytes, str]:
-    """The metrics of all processes in Prometheus' text format, and its content type."""
-    from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest, multiprocess
+class Exemplars:
+    """The newest trace in each bucket of the histograms of time, of the requests that this process has answered.
 
-    registry = CollectorRegistry()
-    multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    return generate_latest(registry), CONTENT_TYPE_LATEST
+    The client library keeps none where several processes write (`MmapedValue.set_exemplar` does nothing). Each process
+    shows its own, as any process's is an example for the buckets of all.
+    """
+
+    def __init__(self) -> None:
+        self._newest: dict[tuple[str, str, str, float], Exemplar] = {}
+
+    def note(self, trace_id: str, model: Labels, seconds: Mapping[str, float]) -> None:
+        """One traced request, and what each histogram, "queue" of `serving_queue_seconds`, has counted of it."""
+        from prometheus_client.samples import Exemplar
+
+        now_s = time.time()
+        for name, value in seconds.items():
+            bucket = bisect_left(SECONDS, value)
+            bound = SECONDS[bucket] if bucket < len(SECONDS) else float("inf")
+            exemplar = Exemplar({"trace_id": trace_id}, value, now_s)
+            self._newest[f"serving_{name}_seconds", *model, bound] = exemplar
+
+    def put_on(self, metric: "Metric") -> None:
+        """Give the buckets of a histogram theirs."""
+        for index, sample in enumerate(metric.samples):
+            if sample.name.endswith("_bucket"):
+                labels = sample.labels
+                bound = float(labels["le"])
+                found = self._newest.get((metric.name, labels["model"], labels["version"], bound))
+                metric.samples[index] = sample._replace(exemplar=found)
 
 
 def samples() -> "Iterator[Sample]":

@@ -109,6 +109,11 @@ def trace_id() -> str | None:
     return trace.format_trace_id(context.trace_id) if context.is_valid else None
 
 
+def sampled_trace_id() -> str | None:
+    """The same, if spans are made here and this trace is kept."""
+    return trace_id() if is_on() and trace.get_current_span().get_span_context().trace_flags.sampled else None
+
+
 def _with_trace_id(record: logging.LogRecord) -> bool:
     found = trace_id()
     if found:

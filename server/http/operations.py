@@ -2,13 +2,14 @@
 
 from typing import Any, Literal
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel
 from starlette.status import HTTP_503_SERVICE_UNAVAILABLE
 
 from models.manifest import Accuracy, Activation, Ensemble, Entry, Member, Preprocessing
-from server import metrics
+from server.exposition import OPENMETRICS, exposition
+from server.http.responses import quality
 from server.serving.service import Service
 
 
@@ -79,13 +80,24 @@ def router(service: Service) -> APIRouter:
         return PlainTextResponse(reason or "ok", HTTP_503_SERVICE_UNAVAILABLE if reason else 200)
 
     @routes.get(
-        "/metrics", name="metrics", summary="Prometheus metrics of all processes", response_class=PlainTextResponse
+        "/metrics",
+        name="metrics",
+        summary="Prometheus metrics of all processes",
+        response_class=PlainTextResponse,
+        responses={200: {"content": {OPENMETRICS: {"schema": {"type": "string"}}}}},
     )
-    def prometheus() -> Response:
-        content, media_type = metrics.exposition()
-        return Response(content, media_type=media_type)
+    def prometheus(request: Request) -> Response:
+        wanted = _prefers_openmetrics(request.headers.get("accept", ""))
+        content, media_type = exposition(service.metrics.exemplars if wanted else None)
+        return Response(content, media_type=media_type, headers={"Vary": "Accept"})
 
     return routes
+
+
+def _prefers_openmetrics(accept: str) -> bool:
+    """Whether an Accept field names OpenMetrics, and plain text with no higher quality."""
+    qualities = dict(map(quality, accept.lower().split(",")))
+    return 0 < qualities.get(OPENMETRICS, 0) >= qualities.get("text/plain", 0)
 
 
 def _shown(found: Entry, default: bool) -> Model | EnsembleModel:  # noqa: FBT001

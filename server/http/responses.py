@@ -118,13 +118,14 @@ def prefers_msgpack(accept: str) -> bool:
     """
     if MSGPACK not in accept.lower():
         return False
-    qualities = dict(map(_quality, accept.lower().split(",")))
+    qualities = dict(map(quality, accept.lower().split(",")))
     json = next((qualities[range_] for range_ in (JSON, "application/*", "*/*") if range_ in qualities), 0.0)
     msgpack = qualities.get(MSGPACK, 0.0)
     return msgpack > json or (msgpack == json > 0 and JSON not in qualities)
 
 
-def _quality(media_range: str) -> tuple[str, float]:
+def quality(media_range: str) -> tuple[str, float]:
+    """One media range of an Accept field, and its quality; 0: not that."""
     kind, *parameters = (part.strip() for part in media_range.split(";"))
     weight = next((parameter[2:] for parameter in parameters if parameter.startswith("q=")), "1")
     try:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
+from server import tracing
 from server.errors import CLIENT_CLOSED, ServiceError
 from server.metrics import NO_MODEL, Labels, Metrics
 from server.serving.plan import Answer
@@ -43,13 +44,21 @@ class Outcome:
         total_s = max(answer.total_s for answer in answers)
         self._metrics.total.labels(*model).observe(total_s)
         stages = self._metrics.stages
+        trace_id = tracing.sampled_trace_id()
+        seconds = {"request": total_s}
         if computed := [answer.classes for answer in answers if not answer.remembered]:
             self._metrics.images.labels(*model).inc(len(computed))
             stages.labels(*model, "queue").observe(max(each.decode_wait_s + each.queue_s for each in computed))
             stages.labels(*model, "decode").observe(max(each.decode_s for each in computed))
             stages.labels(*model, "inference").observe(max(each.inference_s for each in computed))
+            if trace_id:
+                one = computed[-1]
+                seconds |= {"decode_wait": one.decode_wait_s, "decode": one.decode_s}
+                seconds |= {"queue": one.queue_s, "inference": one.inference_s}
         else:
             stages.labels(*model, "remembered").observe(total_s)
+        if trace_id:
+            self._metrics.exemplars.note(trace_id, model, seconds)
 
     def __enter__(self) -> Self:
         return self

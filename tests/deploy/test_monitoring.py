@@ -109,7 +109,18 @@ def test_every_code_that_is_not_the_clients_fault_counts_in_an_alert() -> None:
 def test_every_expression_of_the_dashboard_has_data(prometheus: httpx.Client, expression: str) -> None:
     if "serving_gpu" in expression and not ask(prometheus, "serving_gpu_memory_total_bytes"):
         pytest.skip("this machine has no NVIDIA GPU")
-    assert ask(prometheus, expression.replace("$__rate_interval", "1m").replace("$model", ".*"))
+    expression = re.sub(r"\$(?:model|job|instance)\b", ".*", expression.replace("$__rate_interval", "1m"))
+    assert "$" not in expression
+    assert ask(prometheus, expression)
+
+
+def test_every_expression_of_the_dashboard_is_of_the_job_and_the_instances_that_are_chosen() -> None:
+    chosen = 'job=~"$job",instance=~"$instance"'
+    for panel in DASHBOARD["panels"]:
+        for target in panel["targets"]:
+            selected = re.findall(r"\b(?:serving|process)_\w+(?:\{(.*?)\})?", target["expr"])
+            assert selected
+            assert [labels for labels in selected if not labels.startswith(chosen)] == [], panel["title"]
 
 
 @pytest.mark.slow
@@ -151,4 +162,7 @@ def test_the_dashboard_fits_its_grid_and_its_data_source() -> None:
     assert len({panel["id"] for panel in panels}) == len(panels)
     provisioned = (MONITORING / "grafana" / "provisioning" / "datasources" / "prometheus.yml").read_text()
     sources = {target["datasource"]["uid"] for panel in panels for target in panel["targets"]}
-    assert [f"uid: {source}" in provisioned for source in sources] == [True]
+    assert sources == {"${datasource}"}
+    variables = {variable["name"]: variable for variable in DASHBOARD["templating"]["list"]}
+    assert [*variables] == ["datasource", "job", "instance", "model"]
+    assert f"type: {variables['datasource']['query']}" in provisioned

@@ -97,8 +97,9 @@ def run_without_engine(folder: Path, **environment: str) -> tuple[int, str]:
 
 def run_with_metrics(directory: Path, program: str) -> str:
     """What a process of its own prints that keeps its metrics in `directory`."""
+    imports = "from server.exposition import exposition; from server.metrics import Metrics"
     done = subprocess.run(
-        [sys.executable, "-c", f"from server.metrics import Metrics, exposition\n{program}"],
+        [sys.executable, "-c", f"{imports}\n{program}"],
         cwd=ROOT,
         env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(directory)},
         capture_output=True,

@@ -13,6 +13,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 
 from server import tracing
 from server.engine.classes import Classes
@@ -108,6 +109,22 @@ def test_a_request_continues_its_clients_trace_and_has_its_stages_in_it(
     assert collector.resources[0]["service.name"] == "resnet-serving"
     assert collector.resources[0]["deployment.environment.name"] == "test"
     server.wait_for_line(rf"POST /classify .*status=200 .*request_id=mine trace_id={TRACE}")
+
+
+def test_the_histograms_of_time_name_the_newest_trace_of_each_bucket(server: RunningServer) -> None:
+    unsampled = {"traceparent": SAMPLED["traceparent"].replace(TRACE, TRACE[::-1])[:-1] + "0"}
+    for headers in (SAMPLED, unsampled):
+        assert server.client.post("/classify", content=red_image(8), headers=headers).status_code == 200
+    answer = server.client.get("/metrics", headers={"Accept": "application/openmetrics-text"})
+    buckets = [sample for family in openmetrics_families(answer.text) for sample in family.samples if sample.exemplar]
+    assert {sample.name for sample in buckets} == {
+        f"serving_{name}_seconds_bucket" for name in ("request", "decode_wait", "decode", "queue", "inference")
+    }
+    found = [sample.exemplar for sample in buckets if sample.exemplar]
+    assert TRACE in {exemplar.labels["trace_id"] for exemplar in found}
+    assert TRACE[::-1] not in {exemplar.labels["trace_id"] for exemplar in found}
+    bounds = [float(sample.labels["le"]) for sample in buckets]
+    assert all(0 <= exemplar.value <= bound for exemplar, bound in zip(found, bounds, strict=True))
 
 
 def test_a_request_of_nobodys_trace_begins_one_and_each_of_ten_crops_is_in_it(

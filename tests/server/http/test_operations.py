@@ -1,11 +1,15 @@
 """What operators ask a running server."""
 
 import os
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
+from prometheus_client.parser import text_string_to_metric_families
 
+from server import VERSION
 from tests import tiny
 from tests.server.running import RunningServer, red_image
 
@@ -87,3 +91,40 @@ def test_the_metrics_count_requests_batches_and_times_of_all_processes(server: R
     assert server.metric("serving_inference_seconds_count", model="good") == before + 20
     assert server.metric("serving_batch_size_sum", model="good") == before + 20
     assert server.metric("serving_engine_ready") == 1
+
+
+PROMETHEUS = "application/openmetrics-text;version=1.0.0;q=0.6,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        (PROMETHEUS, "application/openmetrics-text"),
+        ("application/openmetrics-text", "application/openmetrics-text"),
+        ("application/openmetrics-text;version=99;escaping=none", "application/openmetrics-text"),
+        ("application/openmetrics-text;q=0.2,text/plain;q=0.9", "text/plain"),
+        ("application/openmetrics-text;q=0", "text/plain"),
+        ("*/*", "text/plain"),
+        ("", "text/plain"),
+    ],
+)
+def test_metrics_come_as_openmetrics_to_who_prefers_that(server: RunningServer, accept: str, kind: str) -> None:
+    answer = server.client.get("/metrics", headers={"Accept": accept})
+    assert answer.headers["content-type"].split(";")[0] == kind
+    assert answer.headers["vary"] == "Accept"
+    assert answer.text.endswith("# EOF\n") == (kind != "text/plain")
+    parse = openmetrics_families if kind != "text/plain" else text_string_to_metric_families
+    assert "serving_requests" in {family.name for family in parse(answer.text)}
+
+
+def test_the_metrics_say_what_serves_and_what_each_process_takes(server: RunningServer) -> None:
+    families = {family.name: family for family in text_string_to_metric_families(server.client.get("/metrics").text)}
+    (build,) = families["serving_build_info"].samples
+    assert build.labels["version"] == VERSION
+    assert build.labels["python"] == platform.python_version()
+    assert {"onnxruntime", "onnxruntime_gpu"} & build.labels.keys()
+    resident = {each.labels["process"]: each.value for each in families["process_resident_memory_bytes"].samples}
+    assert resident.keys() == {"supervisor", "http-0", "engine"}
+    assert min(resident.values()) > 2**20
+    for name in ("process_cpu_seconds", "process_open_fds", "process_start_time_seconds"):
+        assert {each.labels["process"] for each in families[name].samples} == resident.keys()
