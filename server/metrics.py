@@ -6,7 +6,6 @@ never fall and files never pile up.
 
 import collections
 import os
-import time
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
@@ -192,11 +191,10 @@ class Exemplars:
         """One traced request, and what each histogram, "queue" of `serving_queue_seconds`, has counted of it."""
         from prometheus_client.samples import Exemplar
 
-        now_s = time.time()
         for name, value in seconds.items():
             bucket = bisect_left(SECONDS, value)
             bound = SECONDS[bucket] if bucket < len(SECONDS) else float("inf")
-            exemplar = Exemplar({"trace_id": trace_id}, value, now_s)
+            exemplar = Exemplar({"trace_id": trace_id}, value)
             self._newest[f"serving_{name}_seconds", *model, bound] = exemplar
 
     def put_on(self, metric: "Metric") -> None:

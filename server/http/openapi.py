@@ -148,9 +148,8 @@ def _failures() -> Json:
 def _listed(least: int) -> str:
     """Each status of that hundred, with its codes."""
     codes: dict[HTTPStatus, list[str]] = {}
-    for code, status in sorted(
-        {**problems.STATUS, **problems.OTHER_CODES}.items(), key=lambda each: (each[1], each[0])
-    ):
+    every: list[tuple[str, HTTPStatus]] = [*problems.STATUS.items(), *problems.OTHER_CODES.items()]
+    for status, code in sorted((status, code) for code, status in every):
         if least <= status < least + 100:
             codes.setdefault(status, []).append(f"`{code}`")
     return "; ".join(f"{status:d}: {', '.join(together)}" for status, together in codes.items())

@@ -30,6 +30,22 @@ def python(name: str) -> Path:
     return found
 
 
+def node(package: str, program: str) -> Path:
+    """A program of a package of npm's, "name@version", which is installed once."""
+    folder = FOLDER / "npm" / package.replace("/", "+")
+    found = folder / "node_modules" / ".bin" / program
+    if not found.exists():
+        if not shutil.which("npm"):
+            pytest.skip(f"{package} is not there, nor is npm, which installs it")
+        folder.mkdir(parents=True, exist_ok=True)
+        done = subprocess.run(
+            ["npm", "install", "--no-audit", "--no-fund", "--prefix", folder, package], capture_output=True, text=True
+        )
+        if done.returncode:
+            pytest.skip(f"npm cannot install {package}: {done.stderr.strip().splitlines()[:1]}")
+    return found
+
+
 def example(name: str, sha256: str) -> Path:
     """One of Triton's examples, fetched once."""
     path = FOLDER / name

@@ -116,7 +116,7 @@ def test_the_histograms_of_time_name_the_newest_trace_of_each_bucket(server: Run
     for headers in (SAMPLED, unsampled):
         assert server.client.post("/classify", content=red_image(8), headers=headers).status_code == 200
     answer = server.client.get("/metrics", headers={"Accept": "application/openmetrics-text"})
-    buckets = [sample for family in openmetrics_families(answer.text) for sample in family.samples if sample.exemplar]
+    buckets = [sample for family in openmetrics_families(answer.text) for sample in family.samples if sample.exemplar]  # type: ignore[no-untyped-call]
     assert {sample.name for sample in buckets} == {
         f"serving_{name}_seconds_bucket" for name in ("request", "decode_wait", "decode", "queue", "inference")
     }

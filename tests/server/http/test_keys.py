@@ -97,6 +97,14 @@ def test_whatever_is_no_probe_needs_a_key(server: RunningServer, path: str) -> N
     assert refusal(server.client.get(server.url + path)) == (401, "unauthorized")
 
 
+def test_the_document_says_what_needs_a_key(server: RunningServer) -> None:
+    paths = server.client.get("/openapi.json", headers=of("shop")).json()["paths"]
+    keys: list[dict[str, list[str]]] = [{"bearer": []}, {"api_key": []}]
+    assert paths["/classify"]["post"]["security"] == keys
+    assert paths["/v2/repository/models/{name}/load"]["post"]["security"] == keys
+    assert paths["/v2/health/ready"]["get"]["security"] == paths["/metrics"]["get"]["security"] == []
+
+
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/v2/health/live", "/v2/health/ready", "/metrics"])
 def test_probes_are_open_and_metrics_where_it_is_said(server: RunningServer, path: str) -> None:
     assert server.client.get(path).status_code == 200
