@@ -107,7 +107,11 @@ def _schemas(of_fastapi: Json) -> Json:
     for kind in (problems.Problem, problems.ShortError):
         found[kind.__name__] = kind.model_json_schema()
     codes = sorted({*Code, *problems.OTHER_CODES})
-    found["ErrorCode"] = {"type": "string", "enum": codes, "description": "stable: programs may branch on them"}
+    found["ErrorCode"] = {  # an enum would have clients fail at a code of a later version
+        "type": "string",
+        "x-extensible-enum": codes,
+        "description": f"stable, but more may come: {', '.join(codes)}",
+    }
     for name in ("Problem", "ShortError", "ImageProblem"):
         found[name]["properties"]["code"] = {"$ref": _TEMPLATE.format(name="ErrorCode")}
     return dict(sorted(found.items()))

@@ -25,7 +25,7 @@ with openapi_client.ApiClient(openapi_client.Configuration(host=url)) as client:
     try:
         api.classify(b"no image")
     except openapi_client.ApiException as error:
-        print(error.status, error.data.code.value)
+        print(error.status, error.data.code)
 """
 USE_TYPES = """
 import type { components, operations } from "./types";
