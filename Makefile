@@ -26,7 +26,8 @@ TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
 # Tests that only compute run beside the others, which mostly wait, and give way to them.
-COMPUTING := tests/export tests/models tests/server/images tests/server/engine/backends \
+EXPORTING := tests/export tests/models
+COMPUTING := tests/server/images tests/server/engine/backends \
     tests/server/test_deepest.py tests/server/test_every_network.py tests/server/test_real_photos.py
 
 .PHONY: help serve model test lint bench compare loadtest soak fuzz protobuf audit ray-test programs clean
@@ -43,10 +44,12 @@ model: $(VENV)/export.done
 
 test: export PYTHONDONTWRITEBYTECODE :=  # or each of hundreds of processes compiles what it imports
 test: lint
-	@nice -n 19 $(BIN)/pytest $(COMPUTING) >$(VENV)/computing.log 2>&1 & computing=$$!; \
-	trap "kill $$computing; exit 130" INT TERM; \
-	$(BIN)/pytest $(COMPUTING:%=--ignore=%); serving=$$?; \
-	wait $$computing; computed=$$?; cat $(VENV)/computing.log; exit $$((serving | computed))
+	@nice -n 19 $(BIN)/pytest $(EXPORTING) >$(VENV)/exporting.log 2>&1 & exporting=$$!; \
+	nice -n 19 $(BIN)/pytest $(COMPUTING) >$(VENV)/computing.log 2>&1 & computing=$$!; \
+	trap "kill $$exporting $$computing; exit 130" INT TERM; \
+	$(BIN)/pytest $(addprefix --ignore=,$(EXPORTING) $(COMPUTING)); serving=$$?; \
+	wait $$exporting; exported=$$?; wait $$computing; computed=$$?; \
+	cat $(VENV)/exporting.log $(VENV)/computing.log; exit $$((serving | exported | computed))
 
 lint: $(VENV)/test.done
 	$(BIN)/ruff check .
