@@ -157,7 +157,8 @@ def _read(path: Path) -> bytes:
     """The file, with its external data in it."""
     try:
         what = foreign.file(path)
-        if what is not None and not what.startswith(_ONNX):
+        is_onnx = what is not None and what.startswith(_ONNX)
+        if not is_onnx and what not in (None, foreign.UNKNOWN):
             raise OnnxFileError(f"{path} {what}")
         if path.stat().st_size > LARGEST_BYTES:
             raise OnnxFileError(f"{path} has more than 2 GiB, which no ONNX file has")
@@ -166,9 +167,9 @@ def _read(path: Path) -> bytes:
     except OSError as error:
         raise OnnxFileError(f"{path}: {error.strerror}") from error
     except DecodeError as error:
-        reason = (
-            "is cut off or damaged: copy it again" if what else "is no ONNX file: export/to_onnx.py takes checkpoints"
-        )
+        reason = "is no ONNX file: export/to_onnx.py takes checkpoints"
+        if is_onnx:
+            reason = "is cut off or damaged: copy it again"
         raise OnnxFileError(f"{path} {reason}") from error
     if not any(map(uses_external_data, proto.graph.initializer)):
         return content

@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+UNKNOWN = "is no checkpoint: neither torch.save nor safetensors wrote it"
 BY_ONNX = "export it to ONNX where it was made, and python export/from_onnx.py takes that"
 _HEAD_BYTES = 512
 _TORCH_BEFORE_ZIP = rb"\x02\x8a\x0al\xfc\x9cF\xf9"
@@ -91,7 +92,7 @@ def _file(path: Path) -> str | None:
     for signature, sentence in _FIRST_BYTES:
         if re.match(signature, first, re.DOTALL):
             return sentence
-    return None if first.startswith(b"\x80") else "is no checkpoint: neither torch.save nor safetensors wrote it"
+    return None if first.startswith(b"\x80") else UNKNOWN
 
 
 def is_safetensors(path: Path) -> bool:

@@ -459,9 +459,13 @@ def cut_off(path: Path) -> Path:
     return path
 
 
-def text(path: Path) -> Path:
-    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 102442450\n")
+def written(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
     return path
+
+
+def pointer(path: Path) -> Path:
+    return written(path, b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 102442450\n")
 
 
 def without_a_graph(path: Path) -> Path:
@@ -482,7 +486,8 @@ def in_training_mode(path: Path) -> Path:
 REFUSED: dict[str, tuple[Make, str]] = {
     "missing": (lambda path: path, "No such file or directory"),
     "cut off": (cut_off, "is cut off or damaged"),
-    "a pointer": (text, "is a Git LFS pointer"),
+    "a pointer": (pointer, "is a Git LFS pointer"),
+    "some text": (lambda path: written(path, b"# Mine\n"), "is no ONNX file: export/to_onnx.py takes checkpoints"),
     "no graph": (without_a_graph, "has no graph"),
     "its data are missing": (without_its_data, "put it there under the name it had"),
     "maps of features": (lambda path: script(path, Small().first), "not one score for each class"),
