@@ -26,7 +26,7 @@ TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
 # Tests that only compute run beside the others, which mostly wait, and give way to them.
-EXPORTING := tests/export tests/models
+EXPORTING := tests/export tests/models tests/docs
 COMPUTING := tests/server/images tests/server/engine/backends \
     tests/server/test_deepest.py tests/server/test_every_network.py tests/server/test_real_photos.py
 
