@@ -4,7 +4,7 @@ import numpy as np
 import pillow_heif
 import pytest
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import Image
 
 from export.samples import CROPS, PHOTOS, ImagesError, classes, image_paths, photos, pixels
 from models.manifest import CropCount, Label, Preprocessing
@@ -12,6 +12,7 @@ from models.zoo import NETWORKS
 from server.images.decode import decode
 from server.settings import Settings
 from tests.reference import reference_pixels
+from tests.server.images.pictures import TURNED_FROM_UPRIGHT, as_stored
 
 IMAGENET = NETWORKS["resnet50"].preprocessing
 
@@ -20,19 +21,6 @@ LABELS = (
     Label(label="crane", wordnet_id="n2"),
     Label(label="crane", wordnet_id="n3"),
 )
-
-
-STORED_BY = {
-    1: None,
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_270,
-}
-"""EXIF orientation to how an upright photo becomes what is stored with it."""
 
 
 def served(data: bytes, preprocessing: Preprocessing, crops: CropCount) -> NDArray[np.uint8]:
@@ -48,10 +36,8 @@ def as_people_have_them(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("photos")
     with Image.open(PHOTOS / "cat.jpg") as cat:
         upright = cat.convert("RGB").resize((1200, 900))
-    for orientation, stored_by in STORED_BY.items():
-        exif = Image.Exif()
-        exif[ExifTags.Base.Orientation] = orientation
-        stored = upright if stored_by is None else upright.transpose(stored_by)
+    for orientation in TURNED_FROM_UPRIGHT:
+        stored, exif = as_stored(upright, orientation)
         stored.save(folder / f"turned-{orientation}.jpg", exif=exif)
     drawing = Image.new("RGBA", (300, 200), (0, 0, 0, 0))
     drawing.paste((200, 30, 30, 255), (100, 50, 200, 150))
@@ -82,7 +68,7 @@ def test_photos_are_upright_and_what_is_transparent_is_white(as_people_have_them
     read = dict(zip((path.name for path in paths), pixels(paths, preprocessing)[:, 0].astype(int), strict=True))
     assert read["drawing.png"][0, 0].tolist() == [255, 255, 255]
     assert read["drawing.png"][112, 112].tolist() == [200, 30, 30]
-    for orientation in STORED_BY:
+    for orientation in TURNED_FROM_UPRIGHT:
         assert np.abs(read[f"turned-{orientation}.jpg"] - read["turned-1.jpg"]).mean() < 1  # of JPEG itself
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pillow_heif
 import pytest
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 
 from models.manifest import Preprocessing
 from server.errors import Code, ServiceError
@@ -155,6 +155,14 @@ TURNED_FROM_UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_270,
 }
+
+
+def as_stored(upright: Image.Image, orientation: int) -> tuple[Image.Image, Image.Exif]:
+    """What a camera in another position stores of an upright picture, and the EXIF data that say so."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    turn = TURNED_FROM_UPRIGHT[orientation]
+    return upright if turn is None else upright.transpose(turn), exif
 
 
 @st.composite

@@ -9,24 +9,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import Image
 
 from models.manifest import CropCount, CropMode, Interpolation, Preprocessing
 from server.images.decode import decode
 from tests import reference
-from tests.server.images.pictures import MAX_PIXELS
+from tests.server.images.pictures import MAX_PIXELS, TURNED_FROM_UPRIGHT, as_stored
 
 GREEN = (0.2, 0.9, 0.1)
-STORED_BY = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_270,
-}
-"""EXIF orientation to how an upright photo becomes what is stored with it."""
 
 
 def preprocessing(**changes: Any) -> Preprocessing:
@@ -96,9 +86,7 @@ def test_nearest_takes_pillows_pixels(
 ) -> None:
     how = preprocessing(crop=crop, resize=max(crop), crop_mode=mode, interpolation="nearest")
     image = noise(*size)
-    exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = orientation
-    stored = image.transpose(STORED_BY[orientation]) if orientation in STORED_BY else image
+    stored, exif = as_stored(image, orientation)
     np.testing.assert_array_equal(decoded(stored, how, exif=exif)[0], nearest(image, how))
 
 
@@ -127,14 +115,13 @@ def test_a_large_photo_is_halved_only_where_that_does_not_matter(mode: CropMode,
         assert differences(found, whole, how).mean() < 1
 
 
-@pytest.mark.parametrize("orientation", STORED_BY)
+@pytest.mark.parametrize("orientation", TURNED_FROM_UPRIGHT)
 @pytest.mark.parametrize("mode", ["centre", "squash", "pad"])
 def test_turned_photos_are_fitted_upright(mode: CropMode, orientation: int) -> None:
     how = preprocessing(crop=(40, 24), crop_mode=mode)
     upright = noise(61, 83)
-    exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = orientation
-    pixels = decoded(upright.transpose(STORED_BY[orientation]), how, exif=exif)[0]
+    stored, exif = as_stored(upright, orientation)
+    pixels = decoded(stored, how, exif=exif)[0]
     assert differences(pixels, upright, how).max() <= 2
 
 

@@ -33,6 +33,7 @@ from tests.server.images.pictures import (
     TURNED_FROM_UPRIGHT,
     WIDE,
     Pixels,
+    as_stored,
     damaged,
     decoded,
     difference,
@@ -158,10 +159,8 @@ def test_animation_shows_its_first_frame(format_name: str) -> None:
 def test_exif_orientation_gives_the_upright_picture(
     format_name: str, options: dict[str, str], size: tuple[int, int], orientation: int
 ) -> None:
-    upright, turn = picture(*size), TURNED_FROM_UPRIGHT[orientation]
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    stored = upright if turn is None else upright.transpose(turn)
+    upright = picture(*size)
+    stored, exif = as_stored(upright, orientation)
     tolerance = 10 if format_name in LOSSY else 1
     assert (
         difference(decoded(encoded(stored, format_name, exif=exif, **options)), decoded(encoded(upright, "PNG")))
@@ -173,10 +172,7 @@ def test_exif_orientation_gives_the_upright_picture(
 def test_turned_picture_is_cropped_at_the_same_pixels(orientation: int) -> None:
     """(45 - 32) / 2 rounds to 6 from the upright left: 7 from the stored left of a mirrored picture."""
     upright = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 45, 3), np.uint8))
-    turn = TURNED_FROM_UPRIGHT[orientation]
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    stored = upright if turn is None else upright.transpose(turn)
+    stored, exif = as_stored(upright, orientation)
     assert np.array_equal(decoded(encoded(stored, "PNG", exif=exif)), np.asarray(upright)[:, 6:38])
 
 
