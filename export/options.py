@@ -31,11 +31,6 @@ class Stated:
     std: tuple[float, ...] | None = None
     activation: Activation | None = None
 
-    @property
-    def nothing(self) -> bool:
-        """Whether none of the preprocessing was stated."""
-        return all(value is None for name, value in asdict(self).items() if name != "activation")
-
     def over(self, base: Preprocessing) -> Preprocessing:
         """Complete what is stated by what is known without it.
 

@@ -25,9 +25,8 @@ def over(line: str, base: Preprocessing = BASE) -> dict[str, Any]:
 
 def test_nothing_stated_changes_nothing() -> None:
     assert read("resnet50") == NOTHING
-    assert NOTHING.nothing
     assert NOTHING.over(BASE) == BASE
-    assert read("--activation sigmoid").nothing  # of the preprocessing
+    assert read("--activation sigmoid").over(BASE) == BASE  # which is no preprocessing
 
 
 @pytest.mark.parametrize(
