@@ -59,9 +59,11 @@ class Metrics:
 
     def __init__(self, identity: str) -> None:
         """Open this process's files: one `Metrics` a process."""
-        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary, values
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Summary, values
 
-        values.ValueClass = values.MultiProcessValue(process_identifier=lambda: identity)  # type: ignore[no-untyped-call]
+        from server.prometheus_internals import Times, value_class
+
+        values.ValueClass = value_class(identity)
         registry = CollectorRegistry()
         model = ["model", "version"]
         self.requests = Counter(
@@ -82,22 +84,22 @@ class Metrics:
         self.refused = Counter(
             "serving_refused_requests", "Requests refused for their API key, by code", ["code"], registry=registry
         )
-        self.total = Histogram(
+        self.total = Times(
             "serving_request_seconds", "From upload to answer", model, buckets=SECONDS, registry=registry
         )
-        self.decode_wait = Histogram(
+        self.decode_wait = Times(
             "serving_decode_wait_seconds", "For a thread to decode", model, buckets=SECONDS, registry=registry
         )
-        self.decode = Histogram(
+        self.decode = Times(
             "serving_decode_seconds", "Decode, resize and crop", model, buckets=SECONDS, registry=registry
         )
-        self.queue = Histogram(
+        self.queue = Times(
             "serving_queue_seconds", "From decoded to inference", model, buckets=SECONDS, registry=registry
         )
-        self.inference = Histogram(
+        self.inference = Times(
             "serving_inference_seconds", "Of a batch, for each image in it", model, buckets=SECONDS, registry=registry
         )
-        self.batch_size = Histogram(
+        self.batch_size = Times(
             "serving_batch_size", "Images in each batch", model, buckets=BATCH_SIZES, registry=registry
         )
         self.queue_length = Gauge(
@@ -163,8 +165,8 @@ class Metrics:
 
     def count_decoding(self, model: Labels, wait_s: float, decode_s: float) -> None:
         """One image more that was decoded."""
-        self.decode_wait.labels(*model).observe(wait_s)
-        self.decode.labels(*model).observe(decode_s)
+        self.decode_wait.labels(*model).add(wait_s)
+        self.decode.labels(*model).add(decode_s)
 
     def count_refused(self, refused: Iterable[Refusal]) -> None:
         """These are all that are refused now."""

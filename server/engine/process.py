@@ -235,16 +235,15 @@ class _Process:
         self._slots.running[[job.payload.slot for job in jobs]] = True
         now_s = time.monotonic()
         labels = jobs[0].payload.model
-        self._metrics.batch_size.labels(*labels).observe(len(jobs))
-        for job in jobs:
-            self._metrics.queue.labels(*labels).observe(now_s - job.arrived_s)
+        self._metrics.batch_size.labels(*labels).add(len(jobs))
+        self._metrics.queue.labels(*labels).add_all([now_s - job.arrived_s for job in jobs])
 
     def _reply(self, outcome: Outcome[_Crop]) -> tuple[Channel, Reply]:
         crop, result = outcome.job.payload, outcome.result
         self._slots.running[crop.slot] = False
         if isinstance(result, ServiceError):
             return crop.owner, Failure(crop.id, result.code, result.detail)
-        self._metrics.inference.labels(*crop.model).observe(result.inference_s)
+        self._metrics.inference.labels(*crop.model).add(result.inference_s)
         wanted = result.ranked(crop.top_k)
         return crop.owner, Answer(
             crop.id,

@@ -42,7 +42,7 @@ class Outcome:
         self.model = model = answers[-1].plan.labels
         self.code = "ok"
         total_s = max(answer.total_s for answer in answers)
-        self._metrics.total.labels(*model).observe(total_s)
+        self._metrics.total.labels(*model).add(total_s)
         stages = self._metrics.stages
         trace_id = tracing.sampled_trace_id()
         seconds = {"request": total_s}

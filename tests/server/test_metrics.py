@@ -18,6 +18,25 @@ def test_processes_add_up_and_a_restarted_one_goes_on_where_it_was(tmp_path: Pat
     assert {path.name for path in tmp_path.iterdir()} == files
 
 
+def test_what_is_counted_at_one_time_is_counted_as_one_by_one(tmp_path: Path) -> None:
+    times = "0.0005, 0.0006, 0.02, 99.0, 0.02"
+    program = f"""metrics = Metrics('engine')
+metrics.queue.labels('together', '1').add_all([{times}])
+for seconds in ({times}):
+    metrics.queue.labels('each', '1').add(seconds)
+    metrics.queue.labels('client', '1').observe(seconds)
+metrics.inference.labels('together', '1').add(0.03, times=3)
+for _ in range(3):
+    metrics.inference.labels('client', '1').observe(0.03)
+print(exposition()[0].decode())"""
+    lines = run_with_metrics(tmp_path, program).splitlines()
+    of = {model: [line.replace(model, "") for line in lines if f'"{model}"' in line] for model in ("each", "together")}
+    expected = [line.replace("client", "") for line in lines if '"client"' in line]
+    assert of["together"] == expected
+    assert of["each"] == [line for line in expected if "queue" in line]
+    assert 'serving_queue_seconds_bucket{le="0.0005",model="",version="1"} 1.0' in expected
+
+
 def test_the_room_for_metrics_is_taken_at_the_start_and_is_enough(tmp_path: Path) -> None:
     metrics.use_directory(tmp_path, ["http-0"])
     before = {path.name: path.stat().st_blocks for path in tmp_path.iterdir()}
