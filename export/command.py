@@ -16,7 +16,7 @@ from export.samples import LABELS_FROM, PHOTOS
 from models import hub, zoo
 from models.architectures import SHORTCUTS, STRIDES_IN
 from models.errors import ExpectedError
-from models.manifest import Ensemble, Manifest, ModelName
+from models.manifest import Manifest, ModelName, called
 from server import cpus
 
 
@@ -58,7 +58,7 @@ def prepare(root: Path, name: str, needed_bytes: int = 0) -> None:
     """
     repository.check_room(root, needed_bytes)
     if known := repository.newest(root, name):
-        what = "an ensemble" if isinstance(known, Ensemble) else f"{known.architecture} in {known.precision}"
+        what = f"{known.architecture} in {known.precision}" if isinstance(known, Manifest) else called(known)
         console.say(f"{name} has version {known.version} already, {what}: servers answer with the new one from then on")
 
 

@@ -17,9 +17,9 @@ from uuid import uuid4
 
 from models import manifest
 from models.errors import ExpectedError
-from models.manifest import Ensemble, Entry, Manifest, ManifestError, ModelFile
+from models.manifest import Cascade, Ensemble, Entry, Manifest, ManifestError, ModelFile
 
-AnyEntry = TypeVar("AnyEntry", Manifest, Ensemble)
+AnyEntry = TypeVar("AnyEntry", Manifest, Ensemble, Cascade)
 
 
 class RepositoryError(ExpectedError):
@@ -30,7 +30,7 @@ def get(repository: Path, name: str, version: int | None = None) -> Manifest:
     """Return the manifest of a model, of its newest version if none is given.
 
     Raises:
-        RepositoryError: it is not there, cannot be read, or is an ensemble.
+        RepositoryError: it is not there, cannot be read, or has no file of its own.
     """
     versions = newest_first(repository / name)
     found = next((known for known in versions if version in (None, known.version)), None)
@@ -53,8 +53,9 @@ def _why_not(repository: Path, name: str, version: int | None) -> str:
 
 def _other_than_wanted(known: Entry) -> str:
     """Say what is there in place of a model in FP32, and what to name instead."""
-    if isinstance(known, Ensemble):
-        return f"{known.name} is an ensemble: name one of its members, {', '.join(one.name for one in known.members)}"
+    if not isinstance(known, Manifest):
+        members = ", ".join(one.name for one in known.members)
+        return f"{known.name} is {manifest.called(known)}: name one of its members, {members}"
     what = f"{known.name} is a file of {known.backend} in {known.precision}, not of ONNX in FP32"
     return f"{what}: name {known.conversion.source}, which it was made from" if known.conversion else what
 
@@ -158,7 +159,7 @@ def check_room(repository: Path, needed_bytes: int = 0) -> None:
 
 
 def publish(repository: Path, draft: AnyEntry, model: bytes | None = None) -> AnyEntry:
-    """Add a model under the next free version number, whatever number the draft has; an ensemble has no file.
+    """Add a model under the next free version number, whatever number the draft has; a recipe has no file.
 
     Where another process has published the same fingerprint meanwhile, that version is returned and nothing is added.
 

@@ -7,8 +7,10 @@ else. This module needs neither torch nor ONNX, so that a serving machine can im
 import hashlib
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, Self, assert_never
+from typing import Annotated, Any, Literal, NamedTuple, Self, assert_never
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from models.errors import first_mistake
@@ -122,6 +124,12 @@ class Preprocessing(_Record):
         if not all(value > 0 for value in self.std):
             raise ValueError("std must be greater than 0")
         return self
+
+    def reads_as(self, other: "Preprocessing") -> bool:
+        """Whether images become the same pixels by both; what the graph does with them may differ."""
+        what = {"resize", "crop", "crop_mode", "interpolation"}
+        filled = self.crop_mode != "pad" or self.fill == other.fill
+        return filled and all(getattr(self, name) == getattr(other, name) for name in what)
 
     @property
     def crop_text(self) -> str:
@@ -374,12 +382,123 @@ class Ensemble(_Record):
     fingerprint: Sha256
 
 
-Entry = Manifest | Ensemble
+RuleKind = Literal["margin", "probability", "entropy"]
+"""What tells how sure an answer is: the difference of the two largest probabilities, the largest, or their entropy."""
+
+
+def certainty(kind: RuleKind, probabilities: NDArray[np.floating[Any]], activation: Activation) -> NDArray[np.float64]:
+    """How sure answers are, the surer the larger: float64[...].
+
+    Args:
+        kind: of the rule. Margins and probabilities are 0 to 1; of the entropy, in nats, it is the negative.
+        probabilities: [..., k], largest first; for the entropy, those of all classes in any order.
+        activation: what made them. Of one class it is the yes or no that is sure.
+    """
+    ranked = probabilities.astype(np.float64)
+    if ranked.shape[-1] == 1:
+        ranked = np.concatenate([np.maximum(ranked, 1 - ranked), np.minimum(ranked, 1 - ranked)], axis=-1)
+        activation = "softmax"
+    match kind:
+        case "margin":
+            sure = ranked[..., 0] - ranked[..., 1]
+        case "probability":
+            sure = ranked[..., 0]
+        case "entropy":
+            sure = _log_sum(ranked)
+            if activation == "sigmoid":  # each class by itself is or is not
+                sure = sure + _log_sum(1 - ranked)
+        case _:
+            assert_never(kind)
+    return np.asarray(sure)
+
+
+def _log_sum(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The sum of p log p; of a probability of 0, nothing."""
+    return np.asarray((probabilities * np.log(np.maximum(probabilities, np.finfo(np.float64).tiny))).sum(-1))
+
+
+class Rule(_Record):
+    """When the answer of a cascade's member is given, and the next one not asked."""
+
+    kind: RuleKind
+    threshold: float
+    """Of `certainty`: this or more is sure enough. So an entropy's is negative."""
+
+    def is_sure(self, probabilities: NDArray[np.floating[Any]], activation: Activation) -> NDArray[np.bool_]:
+        """Whether answers are given: bool[...] of what `certainty` takes."""
+        return np.asarray(certainty(self.kind, probabilities, activation) >= self.threshold)
+
+
+class Share(_Record):
+    """A share of the images, 0 to 1, and what it proves of images like them: Clopper and Pearson's 95 % interval."""
+
+    share: float
+    low: float
+    high: float
+
+
+class Stage(Member):
+    """A model or an ensemble that a cascade asks, and whether its answer is given.
+
+    `sha256` is its file's; of an ensemble, which has none, its fingerprint.
+    """
+
+    rule: Rule | None
+    """None: of the last, it is always given."""
+    answered: float
+    """Share of the images to which the cascade gave its answer."""
+    top1_agreement: Share
+    """How often it alone has the best class that the cascade is to have."""
+    seconds: float
+    """For an image, alone, measured where the cascade was made."""
+
+
+class Cascade(_Record):
+    """Several models served as one: each is asked only where the one before it was not sure."""
+
+    schema_version: Literal[1] = 1
+    name: ModelName
+    version: Annotated[int, Field(ge=1)]
+    created: datetime
+    backend: Literal["cascade"] = "cascade"
+    members: Annotated[tuple[Stage, ...], Field(min_length=2, max_length=8)]
+    """In the order in which they are asked."""
+    labels: tuple[Label, ...]
+    top_k: Annotated[int, Field(ge=1, le=MAX_TOP_K)]
+    reference: ModelName
+    """Whose best class it is to have: as a rule that of the last member."""
+    reference_version: int
+    tuned_on: int
+    """How many images the rule was found on; all figures here come from others."""
+    images: int
+    top1_agreement: Share
+    """With the reference."""
+    min_agreement: float
+    """Share that was asked for."""
+    accuracy: Accuracy | None
+    reference_accuracy: Accuracy | None
+    seconds: float
+    """For an image: what its members take, each for the images that it sees."""
+    fingerprint: Sha256
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        *others, last = self.members
+        if last.rule is not None or not all(member.rule for member in others):
+            raise ValueError("each member of a cascade has a rule, but for the last")
+        if len({member.name for member in self.members}) < len(self.members):
+            raise ValueError("no member of a cascade may be named twice")
+        return self
+
+
+Recipe = Ensemble | Cascade
+"""What is served without a file of its own."""
+Entry = Manifest | Ensemble | Cascade
 _entry: TypeAdapter[Entry] = TypeAdapter(Annotated[Entry, Field(discriminator="backend")])
 
 
 def read_entry(folder: Path) -> Entry:
-    """Read the manifest of a version's folder, of a model or of an ensemble.
+    """Read the manifest of a version's folder, of a model, an ensemble or a cascade.
 
     Raises:
         UnreadableError: it is missing, or cannot be read.
@@ -401,12 +520,17 @@ def read(folder: Path) -> Manifest:
     """Read the manifest of a model's version.
 
     Raises:
-        ManifestError: as `read_entry`, or it is an ensemble's, which has no file of its own.
+        ManifestError: as `read_entry`, or it is one of several models, without a file of its own.
     """
     found = read_entry(folder)
-    if isinstance(found, Ensemble):
-        raise ManifestError(f"{folder / FILE_NAME}: {found.name} is an ensemble; name one of its members")
+    if not isinstance(found, Manifest):
+        raise ManifestError(f"{folder / FILE_NAME}: {found.name} is {called(found)}; name one of its members")
     return found
+
+
+def called(recipe: Recipe) -> str:
+    """What messages call it."""
+    return "an ensemble" if isinstance(recipe, Ensemble) else "a cascade"
 
 
 def _read_file(path: Path) -> bytes:

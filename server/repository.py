@@ -8,13 +8,23 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, assert_never
 
 from pydantic import ValidationError
 
 from models import manifest
 from models.errors import first_mistake
-from models.manifest import Ensemble, Entry, Manifest, ManifestError, UnreadableError
+from models.manifest import (
+    Activation,
+    Cascade,
+    Ensemble,
+    Entry,
+    Manifest,
+    ManifestError,
+    Member,
+    Recipe,
+    UnreadableError,
+)
 from server.errors import Code, ServiceError
 from server.refusals import Cause, Refusal
 from server.settings import ModelSettings
@@ -70,10 +80,10 @@ class Catalogue:
 
     folder: Path
     models: Mapping[ModelKey, Model]
-    ensembles: Mapping[ModelKey, Ensemble]
-    """Every member of each is in `models`."""
+    recipes: Mapping[ModelKey, Recipe]
+    """Ensembles and cascades. Every member of each is in `models`, or is an ensemble here."""
     refused: Mapping[ModelKey, Refusal]
-    """Versions of models and ensembles, and folders that have no valid manifest."""
+    """Versions of models and recipes, and folders that have no valid manifest."""
     default_model: str | None
     unloaded: Set[str] = frozenset()
     """Names of models that are there, but were unloaded on request."""
@@ -81,7 +91,7 @@ class Catalogue:
     @cached_property
     def entries(self) -> Mapping[ModelKey, Entry]:
         """All that a request can name."""
-        return {**{key: model.manifest for key, model in self.models.items()}, **self.ensembles}
+        return {**{key: model.manifest for key, model in self.models.items()}, **self.recipes}
 
     @cached_property
     def versions(self) -> Mapping[str, Mapping[int, Entry]]:
@@ -94,15 +104,15 @@ class Catalogue:
     def serving(self, models: Mapping[ModelKey, Model], refused: Mapping[ModelKey, Refusal]) -> "Catalogue":
         """The same with other models, more of them refused, and without what lacks one."""
         refused = {**self.refused, **refused}
-        whole = _catalogue(self.folder, models, self.ensembles, refused, self.default_model)
+        whole = _catalogue(self.folder, models, self.recipes, refused, self.default_model)
         return replace(whole, unloaded=self.unloaded)
 
     def without(self, names: Set[str]) -> "Catalogue":
         """The same without some models, and without what lacks one."""
         models = {key: model for key, model in self.models.items() if key.name not in names}
-        ensembles = {key: found for key, found in self.ensembles.items() if key.name not in names}
+        recipes = {key: found for key, found in self.recipes.items() if key.name not in names}
         default = None if self.default_model in names else self.default_model
-        whole = _catalogue(self.folder, models, ensembles, self.refused, default)
+        whole = _catalogue(self.folder, models, recipes, self.refused, default)
         return replace(whole, unloaded=self.unloaded | names)
 
     def resolve(self, name: str | None, version: int | None) -> Entry:
@@ -136,7 +146,7 @@ class Catalogue:
         )
 
     def settings(self, entry: Entry) -> ModelSettings:
-        """A model's own; an ensemble has none."""
+        """A model's own; an ensemble or a cascade has none."""
         return (
             self.models[ModelKey(entry.name, entry.version)].settings
             if isinstance(entry, Manifest)
@@ -144,38 +154,71 @@ class Catalogue:
         )
 
     def members(self, entry: Entry) -> list[Model]:
-        """The models to ask: an ensemble's members, or the model itself."""
-        members = [entry] if isinstance(entry, Manifest) else entry.members
-        return [self.models[ModelKey(member.name, member.version)] for member in members]
+        """The models that may be asked, each once: the model itself, or those of an ensemble or a cascade."""
+        match entry:
+            case Manifest():
+                return [self.models[ModelKey(entry.name, entry.version)]]
+            case Ensemble():
+                return [self.models[_key(member)] for member in entry.members]
+            case Cascade():
+                stages = [self.stage(member) for member in entry.members]
+                return list({model.key: model for stage in stages for model in stage}.values())
+            case _:
+                assert_never(entry)
+
+    def permits(self, entry: Entry) -> int:
+        """Places that a crop takes: one for each member of an ensemble; a cascade's are asked one after another."""
+        return len(entry.members) if isinstance(entry, Ensemble) else 1
+
+    def stage(self, member: Member) -> list[Model]:
+        """The models of a cascade's member, which may be an ensemble."""
+        return self.members(self.entries[_key(member)])
+
+
+def _key(member: Member) -> ModelKey:
+    return ModelKey(member.name, member.version)
 
 
 def _catalogue(
     folder: Path,
     models: Mapping[ModelKey, Model],
-    ensembles: Mapping[ModelKey, Ensemble],
+    recipes: Mapping[ModelKey, Recipe],
     refused: Mapping[ModelKey, Refusal],
     default_model: str | None,
 ) -> Catalogue:
-    """Refuse the ensembles that lack a member, or whose member is not the file that was measured."""
-    whole: dict[ModelKey, Ensemble] = {}
-    broken: dict[ModelKey, Refusal] = {}
-    for key, ensemble in ensembles.items():
-        for member in ensemble.members:
-            member_key = ModelKey(member.name, member.version)
-            model = models.get(member_key)
-            if model is None:
-                cause = refused[member_key].cause if member_key in refused else Cause.NEVER
-                broken[key] = Refusal(cause, f"its member {member_key} is not served")
-            elif model.manifest.file.sha256 != member.sha256:
-                broken[key] = Refusal(Cause.NEVER, f"its member {member_key} is another file by now")
-            elif model.manifest.num_classes != len(ensemble.labels):
-                broken[key] = Refusal(Cause.NEVER, f"its member {member_key} has other classes")
-        keys = [ModelKey(member.name, member.version) for member in ensemble.members]
-        if key not in broken and len({models[each].manifest.activation for each in keys}) > 1:
-            broken[key] = Refusal(Cause.NEVER, "some of its members give softmax, others sigmoid: they have no mean")
-        if key not in broken:
-            whole[key] = ensemble
-    return Catalogue(folder, models, whole, {**refused, **broken}, default_model)
+    """Refuse the recipes that lack a member, or whose member is not the one that was measured."""
+    whole: dict[ModelKey, Recipe] = {}
+    refused = dict(refused)
+    for kind in (Ensemble, Cascade):  # of which ensembles may be members
+        there = {**{key: model.manifest for key, model in models.items()}, **whole}
+        for key, recipe in recipes.items():
+            if isinstance(recipe, kind):
+                if refusal := _why_not(recipe, there, refused):
+                    refused[key] = refusal
+                else:
+                    whole[key] = recipe
+    return Catalogue(folder, models, whole, refused, default_model)
+
+
+def _why_not(recipe: Recipe, there: Mapping[ModelKey, Entry], refused: Mapping[ModelKey, Refusal]) -> Refusal | None:
+    """Why one is not served, where what is `there` is."""
+    for member in recipe.members:
+        key = _key(member)
+        entry = there.get(key)
+        if entry is None or isinstance(entry, Cascade):
+            cause = refused[key].cause if key in refused else Cause.NEVER
+            return Refusal(cause, f"its member {key} is not served")
+        if (entry.file.sha256 if isinstance(entry, Manifest) else entry.fingerprint) != member.sha256:
+            return Refusal(Cause.NEVER, f"its member {key} is another file by now")
+        if len(entry.labels) != len(recipe.labels):
+            return Refusal(Cause.NEVER, f"its member {key} has other classes")
+    if len({_activation(there[_key(member)], there) for member in recipe.members}) > 1:
+        return Refusal(Cause.NEVER, "some of its members give softmax, others sigmoid: they have no common answer")
+    return None
+
+
+def _activation(entry: Entry, there: Mapping[ModelKey, Entry]) -> Activation:
+    return entry.activation if isinstance(entry, Manifest) else _activation(there[_key(entry.members[0])], there)
 
 
 class Watch:
@@ -310,11 +353,12 @@ def _read(
             entries[ModelKey(found.name, found.version)] = found
         except ManifestError as error:
             refused[ModelKey(path.parent.name, int(path.name))] = Refusal.of(error)
-    ensembles = {key: found for key, found in entries.items() if isinstance(found, Ensemble)}
+    recipes = {key: found for key, found in entries.items() if not isinstance(found, Manifest)}
     if names:
-        asked_for = {*names, *also}
-        ensembles = {key: found for key, found in ensembles.items() if key.name in asked_for}
-        wanted = {*asked_for, *(member.name for found in ensembles.values() for member in found.members)}
+        wanted = {*names, *also}
+        for _ in range(2):  # of a cascade, which may have ensembles, and of these
+            wanted |= {member.name for key, found in recipes.items() if key.name in wanted for member in found.members}
+        recipes = {key: found for key, found in recipes.items() if key.name in wanted}
         refused = {key: refusal for key, refusal in refused.items() if key.name in wanted}
         entries = {key: found for key, found in entries.items() if key.name in wanted}
     models: dict[ModelKey, Model] = {}
@@ -324,13 +368,13 @@ def _read(
                 models[key] = Model.of(found, _settings(folder / key.name))
             except ManifestError as error:
                 refused[key] = Refusal.of(error)
-    there = {key.name for key in (*models, *ensembles)}
+    there = {key.name for key in (*models, *recipes)}
     reasons = "".join(f"; {refusal.reason}" for refusal in refused.values())
     passing = any(refusal.is_tried_again for refusal in refused.values())
     lacking = UnreadableError if passing else ManifestError
     if names and default_model and default_model not in names:
         raise ManifestError(f"the default model {default_model!r} is not among the models to serve: {', '.join(names)}")
-    catalogue = _catalogue(folder, models, ensembles, refused, default_model or _default(models, set(names) or there))
+    catalogue = _catalogue(folder, models, recipes, refused, default_model or _default(models, set(names) or there))
     for name in (*names, *([default_model] if default_model else [])):
         if name not in there:
             return catalogue, lacking(f"model {name!r} is not in {folder}: python export/to_onnx.py {name}{reasons}")

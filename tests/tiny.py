@@ -18,6 +18,7 @@ from models import manifest
 from models.manifest import (
     Activation,
     Calibration,
+    Cascade,
     Conversion,
     Ensemble,
     Label,
@@ -26,6 +27,9 @@ from models.manifest import (
     ModelFile,
     Preprocessing,
     QuantizationTarget,
+    Rule,
+    Share,
+    Stage,
     Weights,
 )
 
@@ -153,6 +157,50 @@ def write_ensemble(repository: Path, name: str, members: list[Manifest]) -> Ense
         images=0,
         agreement=0.0,
         accuracy=None,
+        fingerprint=hashlib.sha256(name.encode()).hexdigest(),
+    )
+    folder = repository / name / "1"
+    folder.mkdir(parents=True)
+    (folder / manifest.FILE_NAME).write_text(found.model_dump_json(indent=1))
+    return found
+
+
+def write_cascade(repository: Path, name: str, members: list[Manifest | Ensemble], rule: Rule | None = None) -> Cascade:
+    """Write a cascade of models and ensembles that are in `repository`; all but the last have the same rule.
+
+    Without a rule they are sure where the best class has a margin of 0.2: an image whose mean red is a whole number
+    has one of 0.36, and one between two of them has none.
+    """
+    rule = rule or Rule(kind="margin", threshold=0.2)
+    everything = Share(share=1.0, low=0.0, high=1.0)
+    found = Cascade(
+        name=name,
+        version=1,
+        created=datetime.now(UTC),
+        members=tuple(
+            Stage(
+                name=member.name,
+                version=member.version,
+                sha256=member.file.sha256 if isinstance(member, Manifest) else member.fingerprint,
+                accuracy=None,
+                rule=None if member is members[-1] else rule,
+                answered=0.5,
+                top1_agreement=everything,
+                seconds=0.001,
+            )
+            for member in members
+        ),
+        labels=members[0].labels,
+        top_k=TOP_K,
+        reference=members[-1].name,
+        reference_version=1,
+        tuned_on=1,
+        images=1,
+        top1_agreement=everything,
+        min_agreement=0.999,
+        accuracy=None,
+        reference_accuracy=None,
+        seconds=0.001,
         fingerprint=hashlib.sha256(name.encode()).hexdigest(),
     )
     folder = repository / name / "1"

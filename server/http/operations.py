@@ -1,13 +1,24 @@
 """What operators and their machines ask: probes, metrics, models."""
 
-from typing import Any, Literal
+from typing import Any, Literal, assert_never
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel
 from starlette.status import HTTP_503_SERVICE_UNAVAILABLE
 
-from models.manifest import Accuracy, Activation, Ensemble, Entry, Member, Preprocessing
+from models.manifest import (
+    Accuracy,
+    Activation,
+    Cascade,
+    Ensemble,
+    Entry,
+    Manifest,
+    Member,
+    Preprocessing,
+    Share,
+    Stage,
+)
 from server.exposition import OPENMETRICS, exposition
 from server.http.responses import quality
 from server.serving.service import Service
@@ -45,10 +56,25 @@ class EnsembleModel(BaseModel):
     accuracy: Accuracy | None
 
 
+class CascadeModel(BaseModel):
+    """One version of several networks, each of which is asked only where the one before it was not sure."""
+
+    name: str
+    version: int
+    default: bool
+    backend: Literal["cascade"]
+    members: tuple[Stage, ...]
+    top_k: int
+    reference: str
+    top1_agreement: Share
+    accuracy: Accuracy | None
+    seconds: float
+
+
 class Models(BaseModel):
     """What is served, and what was refused and why."""
 
-    models: list[Model | EnsembleModel]
+    models: list[Model | EnsembleModel | CascadeModel]
     refused: dict[str, str]
 
 
@@ -100,16 +126,22 @@ def _prefers_openmetrics(accept: str) -> bool:
     return 0 < qualities.get(OPENMETRICS, 0) >= qualities.get("text/plain", 0)
 
 
-def _shown(found: Entry, default: bool) -> Model | EnsembleModel:  # noqa: FBT001
-    if isinstance(found, Ensemble):
-        return EnsembleModel(**found.model_dump(include=_fields(EnsembleModel)), default=default)
-    return Model(
-        **found.model_dump(include=_fields(Model)),
-        default=default,
-        random_weights=found.weights.random,
-        weights_sha256=found.weights.sha256,
-        file_sha256=found.file.sha256,
-    )
+def _shown(found: Entry, default: bool) -> Model | EnsembleModel | CascadeModel:  # noqa: FBT001
+    match found:
+        case Ensemble():
+            return EnsembleModel(**found.model_dump(include=_fields(EnsembleModel)), default=default)
+        case Cascade():
+            return CascadeModel(**found.model_dump(include=_fields(CascadeModel)), default=default)
+        case Manifest():
+            return Model(
+                **found.model_dump(include=_fields(Model)),
+                default=default,
+                random_weights=found.weights.random,
+                weights_sha256=found.weights.sha256,
+                file_sha256=found.file.sha256,
+            )
+        case _:
+            assert_never(found)
 
 
 def _fields(shown: type[BaseModel]) -> Any:

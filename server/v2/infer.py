@@ -103,7 +103,7 @@ async def infer(service: Service, request: InferRequest, outcome: Outcome) -> In
     plan = service.plan(ask)
     outcome.model = plan.labels
     specs = inputs_of(view, plan.members)
-    images = _images(request.inputs, specs, max_images(service, plan.members))
+    images = _images(request.inputs, specs, max_images(service, plan.entry))
     if view in SCALINGS:
         images = list(await asyncio.to_thread(views.unscaled, np.stack(images), view))
     answers = await classify_all(service, plan, images, received_s)

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence, Sized
 from typing import Any
 
-from models.manifest import INDICES_NAME, INPUT_NAME, PROBABILITIES_NAME, Ensemble
+from models.manifest import INDICES_NAME, INPUT_NAME, PROBABILITIES_NAME, Entry, Manifest
 from server import VERSION, metrics
 from server.errors import Code, ServiceError
 from server.repository import Model
@@ -51,7 +51,7 @@ def find(service: Service, name: str, version: str) -> Found:
 
 
 def input_shape(members: Sequence[Model]) -> tuple[int, int, int] | None:
-    """(H, W, 3) of raw pixels; None for an ensemble whose members differ, which takes compressed images only."""
+    """(H, W, 3) of raw pixels; None where members differ: such a model takes compressed images only."""
     shapes = {member.manifest.input_shape for member in members}
     return shapes.pop() if len(shapes) == 1 else None
 
@@ -64,14 +64,14 @@ def inputs_of(view: View, members: Sequence[Model]) -> list[InputSpec]:
     """
     specs = views.inputs(view, input_shape(members))
     if not specs:
-        detail = f"its members take images of different sizes: this ensemble has no view but {View.ENCODED}"
+        detail = f"its members take images of different sizes: this model has no view but {View.ENCODED}"
         raise ServiceError(Code.UNKNOWN_MODEL, detail)
     return specs
 
 
-def max_images(service: Service, members: Sequence[Model]) -> int:
-    """Most images in one request: each takes one of the worker's places for each member."""
-    return max(1, service.settings.slots_per_worker // len(members))
+def max_images(service: Service, entry: Entry) -> int:
+    """Most images in one request: each takes one of the worker's places, in an ensemble for each member."""
+    return max(1, service.settings.slots_per_worker // service.catalogue.permits(entry))
 
 
 def server_metadata() -> Json:
@@ -100,7 +100,7 @@ def config(service: Service, found: Found) -> Json:
         "name": found.name,
         "platform": _PLATFORMS.get(entry.backend, entry.backend),
         "backend": entry.backend,
-        "max_batch_size": max_images(service, service.catalogue.members(entry)),
+        "max_batch_size": max_images(service, entry),
         "input": [
             {**_configured(*spec), "format": _FORMATS.get(spec.name, "FORMAT_NONE"), "optional": len(inputs) > 1}
             for spec in inputs
@@ -151,7 +151,7 @@ def check_load(parameters: Sized) -> None:
 
 
 def check_unload(parameters: Mapping[str, object]) -> None:
-    """An ensemble's members stay when it is unloaded.
+    """The members of an ensemble or a cascade stay when it is unloaded.
 
     Raises:
         ServiceError: INVALID_PARAMETER.
@@ -196,7 +196,7 @@ def _statistics(found: Found, sums: Mapping[tuple[str, ...], float]) -> Json:
 
     success = _duration(sums, "request_seconds", *key, "")
     computed = stage("inference")
-    batches = success["count"] if isinstance(entry, Ensemble) else int(sums["serving_batch_size_count", *key, ""])
+    batches = int(sums["serving_batch_size_count", *key, ""]) if isinstance(entry, Manifest) else success["count"]
     return {
         "name": found.name,
         "version": str(entry.version),

@@ -175,11 +175,11 @@ function aboutModel() {
   showUntrained();
 }
 
-function describe({ architecture, parameters, precision, published_accuracy, accuracy, members, preprocessing,
+function describe({ architecture, backend, parameters, precision, published_accuracy, accuracy, members, preprocessing,
                     activation }) {
   const top1 = (published_accuracy ?? accuracy)?.top1;
   return [
-    members ? `ensemble of ${members.map((member) => member.name).join(", ")}` : architecture,
+    members ? `${backend} of ${members.map((member) => member.name).join(", ")}` : architecture,
     parameters && `${(parameters / 1e6).toFixed(1)} million parameters`,
     precision?.toUpperCase(),
     preprocessing && `${preprocessing.crop[1]}×${preprocessing.crop[0]} pixels${FITTED[preprocessing.crop_mode]}`,
