@@ -41,6 +41,13 @@ Compatibility = Literal["version", "ampere+", "same-compute-capability"]
 """An engine for later versions of TensorRT too, for every GPU since Ampere (sm80), for every GPU of its capability."""
 QuantizationTarget = Literal["x86-vnni", "x86", "gpu"]
 """What runs an INT8 file: x86 with VNNI's 8-bit dot products, x86 without them, or a GPU."""
+Rounding = Literal["all", "all-but-first", "inputs"]
+"""What INT8 rounds: every activation of the network; not the first convolution; or only what enters a convolution or a
+fully connected layer, the first convolution apart."""
+OnnxBackend = Literal["onnx", "openvino"]
+"""What runs ONNX files."""
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+"""Of a file's numbers; of bf16 that of the arithmetic alone: the file is the FP32 one."""
 
 
 class ManifestError(ValueError):
@@ -240,6 +247,9 @@ class Calibration(_Record):
     target: QuantizationTarget
     method: str
     images: int
+    rounding: Rounding = "all"
+    backend: OnnxBackend | None = None
+    """The only one that runs it as it was meant; None: each that runs ONNX files."""
 
 
 class Conversion(_Record):
@@ -253,6 +263,14 @@ class Conversion(_Record):
     images: int
     top1_agreement: float
     """Share of the images with the same best class as in FP32."""
+    agreement_interval: tuple[float, float] | None = None
+    """In which that share lies for all images like these, with 95 % confidence; None in older manifests."""
+    min_agreement: float | None = None
+    """Share that was asked for; None in older manifests."""
+    verdict: Literal["accepted", "undecided"] = "accepted"
+    """Undecided: published on request, though these images do not tell whether it agrees often enough."""
+    sure_disagreements: int | None = None
+    """Images with another best class although FP32 was sure of its own; None in older manifests."""
     max_logit_error: float
     """Largest |logit - FP32's|."""
     accuracy: Accuracy | None
@@ -312,7 +330,7 @@ class Manifest(_Record):
     num_classes: Annotated[int, Field(ge=1)]
     top_k: Annotated[int, Field(ge=1, le=MAX_TOP_K)]
     backend: Literal["onnx", "openvino", "tensorrt", "torch"]
-    precision: Literal["fp32", "fp16", "int8"]
+    precision: Precision
     opset: int | None
     """Of ONNX; None for a program of PyTorch, which has none."""
     file: ModelFile
@@ -338,6 +356,8 @@ class Manifest(_Record):
             raise ValueError(f"top_k {self.top_k} is more than the {self.num_classes} classes")
         if self.num_classes == 1 and self.activation == "softmax":
             raise ValueError("softmax of one class is always 1: export the network with --activation sigmoid")
+        if self.bound_to not in (None, self.backend):
+            raise ValueError(f"backend {self.backend}, but only {self.bound_to} runs it as it was meant")
         return self
 
     @property
@@ -345,6 +365,14 @@ class Manifest(_Record):
         """What runs it as it was meant; None of what is not quantised."""
         calibration = self.conversion and self.conversion.calibration
         return calibration.target if calibration else None
+
+    @property
+    def bound_to(self) -> OnnxBackend | None:
+        """The only backend that may run it; None: the one it names, or of an ONNX file any that runs those."""
+        if self.precision == "bf16":
+            return "openvino"
+        calibration = self.conversion and self.conversion.calibration
+        return calibration.backend if calibration else None
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

@@ -14,6 +14,10 @@ VNNI = frozenset({"avx512_vnni", "avx_vnni"})
 """Flags of the CPUs that add four 8-bit products in 32 bits."""
 
 
+BF16 = frozenset({"avx512_bf16", "amx_bf16"})
+"""Flags of the CPUs that multiply in bfloat16."""
+
+
 def flags(cpuinfo: Path = CPUINFO) -> frozenset[str]:
     """Flags of the CPU, as Linux names them; none where they cannot be told."""
     try:
@@ -31,9 +35,13 @@ def why_not(model: Manifest, cpu_flags: Set[str]) -> str | None:
 
     Without VNNI, x86 adds two products of 8 bits in 16, which overflow where the weights have all 8 bits.
     """
-    if model.quantized_for != "x86-vnni" or "sse2" not in cpu_flags or cpu_flags & VNNI:
+    if "sse2" not in cpu_flags:
         return None
     source = model.conversion.source if model.conversion else model.name
+    if model.precision == "bf16" and not cpu_flags & BF16:
+        return f"it is computed in bfloat16, which this CPU cannot (avx512_bf16 or amx_bf16): serve {source}, its FP32"
+    if model.quantized_for != "x86-vnni" or cpu_flags & VNNI:
+        return None
     return (
         "it was quantised for CPUs with VNNI and this one has none, so that its sums overflow and its answers change:"
         f" python export/quantize.py {source} --target x86 makes one for every x86 CPU"

@@ -28,6 +28,7 @@ from models import manifest
 from models.manifest import Manifest, ManifestError
 from server import VERSION, cpus, gpus, repository, run_folder, tracing
 from server.cpus import available_cpus, cgroup_quota
+from server.engine import backends
 from server.engine.backends import inventory
 from server.images import jpeg
 from server.images.bounds import PIXEL_BYTES
@@ -281,7 +282,10 @@ def _repository(settings: Settings, report: Report) -> dict[str, Any]:
             except ManifestError as error:
                 refused[str(key)] = str(error)
                 continue
-            if set(settings.providers) == {"CPUExecutionProvider"} and (reason := cpus.why_not(found, cpus.flags())):
+            reason = backends.why_not(found, settings.backend) if found.backend in backends.ONNX_BACKENDS else None
+            if reason is None and set(settings.providers) == {"CPUExecutionProvider"}:
+                reason = cpus.why_not(found, cpus.flags())
+            if reason:
                 refused[str(key)] = reason
                 continue
         models[str(key)] = shown

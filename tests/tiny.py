@@ -25,6 +25,7 @@ from models.manifest import (
     Manifest,
     Member,
     ModelFile,
+    OnnxBackend,
     Preprocessing,
     QuantizationTarget,
     Rule,
@@ -92,22 +93,27 @@ def publish(repository: Path, version: int, **options: Any) -> None:
 
 
 def quantised_for(
-    repository: Path, target: QuantizationTarget, name: str = "tiny-int8", source: str = "tiny"
+    repository: Path,
+    target: QuantizationTarget,
+    name: str = "tiny-int8",
+    source: str = "tiny",
+    bound_to: OnnxBackend | None = None,
 ) -> Manifest:
-    """Write the model with a manifest that says that it is in INT8, for this target."""
+    """Write the model with a manifest that says that it is in INT8, for this target and perhaps for one backend."""
     base = write(repository, name)
     made = Conversion(
         source=source,
         source_version=1,
         source_sha256=base.file.sha256,
-        calibration=Calibration(target=target, method="minmax", images=1),
+        calibration=Calibration(target=target, method="minmax", images=1, backend=bound_to),
         images=1,
         top1_agreement=1,
         max_logit_error=0,
         accuracy=None,
         source_accuracy=None,
     )
-    found = Manifest(**dict(base) | {"precision": "int8", "conversion": made})
+    changes = {"precision": "int8", "conversion": made, "backend": bound_to or base.backend}
+    found = Manifest(**dict(base) | changes)
     (repository / name / "1" / manifest.FILE_NAME).write_text(found.model_dump_json(indent=1))
     return found
 

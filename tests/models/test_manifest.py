@@ -95,3 +95,11 @@ def test_one_class_is_never_certain_by_itself() -> None:
     with pytest.raises(ValidationError, match="--activation sigmoid"):
         Manifest.model_validate(one)
     assert Manifest.model_validate(one | {"activation": "sigmoid"}).num_classes == 1
+
+
+def test_file_that_is_bound_to_a_backend_names_no_other() -> None:
+    known = draft().model_dump() | {"precision": "bf16"}
+    with pytest.raises(ValidationError, match="only openvino runs it as it was meant"):
+        Manifest.model_validate(known)
+    assert Manifest.model_validate(known | {"backend": "openvino"}).bound_to == "openvino"
+    assert draft().bound_to is None

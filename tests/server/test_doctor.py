@@ -122,6 +122,14 @@ def test_a_model_for_another_cpu_is_named(doctor: Doctor, tmp_path: Path, monkey
     assert "quantised for CPUs with VNNI" in report["problems"][0]["what"]
 
 
+def test_a_model_for_another_backend_is_named(doctor: Doctor, tmp_path: Path) -> None:
+    tiny.write(tmp_path)
+    tiny.quantised_for(tmp_path, "x86", bound_to="openvino")
+    report = doctor.report(0, "--repository", tmp_path, "--backend", "onnx")
+    (problem,) = report["problems"]
+    assert "tiny-int8 version 1 is not served: it is made for openvino" in problem["what"]
+
+
 def test_no_secret_is_told(doctor: Doctor, repository: Path) -> None:
     flags = ["--otlp-endpoint", "http://me:hidden@host:4318"]
     flags += ["--repository", str(repository), "--port", "0"]

@@ -30,6 +30,10 @@ class BackendMissingError(Exception):
     """A model's runtime is not installed; the message says which."""
 
 
+class WrongBackendError(Exception):
+    """A file is asked of a runtime that does not run it as it was meant."""
+
+
 class Backend(Protocol):
     """One loaded model."""
 
@@ -62,9 +66,12 @@ def load(manifest: Manifest, content: bytes, settings: Settings) -> Backend:
 
     Raises:
         BackendMissingError: its runtime is not installed.
+        WrongBackendError: the setting is not the backend that the file is bound to.
         Exception: whatever the runtime reports of a file it cannot load.
     """
     name = settings.backend if settings.backend and manifest.backend in ONNX_BACKENDS else manifest.backend
+    if reason := why_not(manifest, name):
+        raise WrongBackendError(reason)
     try:
         module = import_module(f"{__name__}.{name}")
     except ModuleNotFoundError as missing:
@@ -74,6 +81,17 @@ def load(manifest: Manifest, content: bytes, settings: Settings) -> Backend:
         ) from missing
     backend: Backend = module.load(manifest, content, settings)
     return backend
+
+
+def why_not(manifest: Manifest, name: str | None) -> str | None:
+    """Say why a backend must not run a file; None: it may, or none is asked for."""
+    if not name or manifest.bound_to in (None, name):
+        return None
+    how = "in bfloat16" if manifest.precision == "bf16" else "as its activations are rounded"
+    return (
+        f"it is made for {manifest.bound_to}, which alone runs it {how}, and not for {name}:"
+        f" leave out --backend {name}, or serve another file of this network"
+    )
 
 
 def page_locked(memory: NDArray[np.uint8]) -> AbstractContextManager[None]:

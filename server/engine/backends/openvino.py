@@ -12,6 +12,10 @@ from server.engine.backends import Outputs, stack
 from server.settings import Settings
 
 
+class PrecisionError(Exception):
+    """OpenVINO does not compute in the precision that a manifest says."""
+
+
 class OpenVinoBackend:
     """A compiled graph with a free batch size, and a request for each thread that runs it at one time.
 
@@ -21,18 +25,32 @@ class OpenVinoBackend:
 
     on_gpu = False
 
-    def __init__(self, content: bytes, settings: Settings) -> None:
+    def __init__(self, content: bytes, settings: Settings, precision: str = "f32") -> None:
+        """Compile the graph in `content`.
+
+        Args:
+            content: of the file.
+            settings: of the model.
+            precision: of what is not quantised, as OpenVINO calls it.
+
+        Raises:
+            PrecisionError: it would be computed in another precision on this machine.
+        """
         core = openvino.Core()
         config = {
             "PERFORMANCE_HINT": "LATENCY",  # all threads on one batch; batches are the scheduler's to make
             "INFERENCE_NUM_THREADS": settings.inference_threads,
             # Otherwise FP32 is computed in bfloat16 where the CPU can, and answers differ from one machine to another.
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": precision,
             # Pinned threads cannot leave a core that decoding is using.
             "ENABLE_CPU_PINNING": False,
         }
         self.instances = settings.instances
         compiled = core.compile_model(core.read_model(content), "CPU", config)
+        if (computed := compiled.get_property("INFERENCE_PRECISION_HINT").to_string()) != precision:
+            raise PrecisionError(
+                f"OpenVINO would compute it in {computed} on this machine, not in {precision}: serve its FP32 file"
+            )
         self._create_request = compiled.create_infer_request
         self._outputs = [compiled.output(name) for name in OUTPUT_NAMES]
         self._idle: SimpleQueue[openvino.InferRequest] = SimpleQueue()
@@ -53,6 +71,10 @@ class OpenVinoBackend:
         """See `Backend.close`."""
 
 
-def load(_manifest: Manifest, content: bytes, settings: Settings) -> OpenVinoBackend:
-    """Compile the graph in `content`."""
-    return OpenVinoBackend(content, settings)
+def load(found: Manifest, content: bytes, settings: Settings) -> OpenVinoBackend:
+    """Compile the graph in `content` for the precision that the manifest says.
+
+    Raises:
+        PrecisionError: this machine has no such arithmetic.
+    """
+    return OpenVinoBackend(content, settings, "bf16" if found.precision == "bf16" else "f32")

@@ -1,11 +1,12 @@
 """A model is warm, measured and checked before it counts as loaded."""
 
 from pathlib import Path
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import pytest
 
 from models.manifest import Manifest, ManifestError
+from server.engine.backends import WrongBackendError
 from server.engine.backends.onnx import OnnxBackend
 from server.engine.loading import UnsuitableError, load
 from server.refusals import Refusal
@@ -64,3 +65,21 @@ def test_a_cpu_that_may_do_as_well_is_not_refused(tmp_path: Path, flags: set[str
 def test_a_file_for_every_x86_needs_no_vnni(tmp_path: Path) -> None:
     model = Model.of(tiny.quantised_for(tmp_path, "x86"))
     assert load(tmp_path, model, Settings(max_batch=1), cpu_flags=lambda: {"sse2"}).latency_s
+
+
+def test_a_file_that_is_bound_to_a_backend_is_refused_to_another(tmp_path: Path) -> None:
+    model = Model.of(tiny.quantised_for(tmp_path, "x86", bound_to="openvino"))
+    with pytest.raises(WrongBackendError, match=r"made for openvino.*leave out --backend onnx") as caught:
+        load(tmp_path, model, Settings(backend="onnx"))
+    assert not Refusal.of(caught.value).is_tried_again
+
+
+def test_a_model_in_bfloat16_is_refused_by_a_cpu_without_it(tmp_path: Path) -> None:
+    found = tiny.quantised_for(tmp_path, "x86", bound_to="openvino")
+    model = Model.of(found.model_copy(update={"precision": "bf16"}))
+    with (
+        patch("server.engine.backends.load", return_value=Mock(on_gpu=False)),
+        pytest.raises(UnsuitableError, match=r"bfloat16, which this CPU cannot.*serve tiny, its FP32") as caught,
+    ):
+        load(tmp_path, model, Settings(), cpu_flags=lambda: {"sse2", "avx512_vnni"})
+    assert not Refusal.of(caught.value).is_tried_again

@@ -1,16 +1,19 @@
 """What is OpenVINO's own; `test_contract.py` has what every backend promises."""
 
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
+import openvino
 import pytest
 from numpy.typing import NDArray
 
 from models import manifest
 from models.manifest import Manifest
+from server import cpus
 from server.engine import backends
 from server.engine.backends.onnx import OnnxBackend
-from server.engine.backends.openvino import OpenVinoBackend
+from server.engine.backends.openvino import OpenVinoBackend, PrecisionError
 from server.images.decode import decode
 from server.settings import Settings
 from tests import tiny
@@ -56,3 +59,29 @@ def test_setting_chooses_what_runs_an_onnx_file(tmp_path: Path) -> None:
         (other, "onnx", OnnxBackend),
     ]:
         assert isinstance(backends.load(named, content, Settings.model_validate({"backend": setting})), expected)
+
+
+def test_bfloat16_is_computed_where_the_manifest_says_so_and_nowhere_else(
+    model: tuple[Manifest, bytes], photos: NDArray[np.uint8]
+) -> None:
+    if not cpus.flags() & cpus.BF16:
+        pytest.skip("this CPU has no bfloat16")
+    found, content = model
+    settings = Settings(backend="openvino", inference_threads=2)
+    images = list(photos[:1])
+    plain, short = (
+        backends.load(one, content, settings).run(images).logits
+        for one in (found, found.model_copy(update={"precision": "bf16", "backend": "openvino"}))
+    )
+    error = np.abs(short - plain).max() / np.abs(plain).max()
+    assert 1e-4 < error < 0.1
+
+
+def test_another_precision_than_was_asked_for_is_an_error(tmp_path: Path) -> None:
+    found = tiny.write(tmp_path, work=1)
+    content = manifest.read_model_file(tmp_path / found.name / "1", found)
+    with (
+        patch.object(openvino.CompiledModel, "get_property", return_value=openvino.Type.bf16),
+        pytest.raises(PrecisionError, match="would compute it in bf16 on this machine, not in f32: serve"),
+    ):
+        backends.load(found, content, Settings(backend="openvino"))
