@@ -17,7 +17,7 @@ from uuid import uuid4
 
 from models import manifest
 from models.errors import ExpectedError
-from models.manifest import Cascade, Ensemble, Entry, Manifest, ManifestError, ModelFile
+from models.manifest import Cascade, Confidence, Ensemble, Entry, Manifest, ManifestError, ModelFile
 
 AnyEntry = TypeVar("AnyEntry", Manifest, Ensemble, Cascade)
 
@@ -136,9 +136,15 @@ def model_file(name: str, content: bytes) -> ModelFile:
 def derive(source: Manifest, file_name: str, content: bytes, **changes: object) -> Manifest:
     """Draft the manifest of a file that was made from a model: all but `changes` is as of the model.
 
-    What was expected of the model has not been compared with this file.
+    What was expected of the model has not been compared with this file, nor is this calibrated; it has the model's
+    temperature.
     """
-    made = {"created": datetime.now(UTC), "file": model_file(file_name, content), "expectation": None}
+    made = {
+        "created": datetime.now(UTC),
+        "file": model_file(file_name, content),
+        "expectation": None,
+        "confidence": source.confidence and Confidence(temperature=source.confidence.temperature),
+    }
     return Manifest(**dict(source) | made | changes)
 
 

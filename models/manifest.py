@@ -6,6 +6,7 @@ else. This module needs neither torch nor ONNX, so that a serving machine can im
 
 import hashlib
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, assert_never
 
@@ -24,7 +25,8 @@ PROBABILITIES_NAME = "probabilities"
 INDICES_NAME = "indices"
 """Graph output: int32[N, top_k], class indices of the probabilities."""
 LOGITS_NAME = "logits"
-"""Graph output: float32[N, num_classes], for checks and averages."""
+"""Graph output: float32[N, num_classes], for checks and averages; the network's, divided by the temperature if the
+manifest has one."""
 OUTPUT_NAMES = [PROBABILITIES_NAME, INDICES_NAME, LOGITS_NAME]
 """All outputs, in the order in which everything here asks for them."""
 
@@ -278,6 +280,103 @@ class Conversion(_Record):
     source_accuracy: Accuracy | None
 
 
+class Miscalibration(_Record):
+    """How far probabilities are from what they say, on images that nothing was fitted on."""
+
+    ece: float
+    """Expected calibration error, 0 to 1 (arXiv:1706.04599, equation 3, 15 bins)."""
+    nll: float
+    """Mean negative logarithm of the true class's probability, in nats."""
+
+
+class HeldOut(_Record):
+    """What the temperature does on images that nothing was fitted on."""
+
+    images: Annotated[int, Field(ge=1)]
+    before: Miscalibration
+    """Of the network as it is, without a temperature."""
+    after: Miscalibration
+
+
+UnknownScore = Literal["max_logit", "energy"]
+"""What is high where an image is of one of the classes: the largest logit (arXiv:1911.11132), or the negative free
+energy, which is the logarithm of the sum of the logits' exponentials (arXiv:2010.03759)."""
+
+
+class Unknown(_Record):
+    """From which score on an image is taken for one of the classes."""
+
+    score: UnknownScore
+    """Of the graph's logits, which the temperature has divided."""
+    threshold: float
+    keep_known: Annotated[float, Field(gt=0, lt=1)]
+    """Share of images of the classes that the threshold was chosen to let pass."""
+    images: int
+    """Of the classes, that it was chosen by."""
+    known: float
+    """Share of held-out images of the classes that it lets pass."""
+    unknown_images: int = 0
+    """Of none of the classes; 0: there were none to choose the score by."""
+    unknown_rejected: float | None = None
+    """Share of the held-out half of those that it rejects."""
+    auroc: dict[UnknownScore, float] = {}
+    """How well each score tells the two apart, on held-out images: 1 is always, 0.5 is chance."""
+
+
+SetMethod = Literal["lac", "aps", "raps"]
+"""How little a class fits an image: 1 - its probability (LAC, arXiv:1609.00451), the probability of it and of all that
+are more probable (APS, arXiv:2006.02544), or that and a penalty for each class beyond the first few (RAPS,
+arXiv:2009.14193)."""
+
+
+class SetFigures(_Record):
+    """What prediction sets were worth on held-out images."""
+
+    coverage: float
+    """That was asked for."""
+    covered: float
+    """Share of the images whose true class was in their set."""
+    mean_size: float
+    """Classes in a set."""
+
+
+class PredictionSets(_Record):
+    """Split conformal prediction: what makes a set of classes that holds the true one with a chosen probability.
+
+    `models.confidence` makes the sets.
+    """
+
+    method: SetMethod
+    penalty: Annotated[float, Field(ge=0)] = 0.0
+    """Of RAPS, for each class."""
+    penalty_from: Annotated[int, Field(ge=0)] = 0
+    """Classes that RAPS adds without a penalty."""
+    images: Annotated[int, Field(ge=1)]
+    """That the scores are from; the temperature was fitted on others."""
+    scores: Annotated[tuple[float, ...], Field(min_length=1, max_length=999)]
+    """Of the true classes, rising: element i is not exceeded with a probability of (i + 1) / (n + 1) at least, of n."""
+    held_out: tuple[SetFigures, ...] = ()
+
+    @model_validator(mode="after")
+    def _rising(self) -> Self:
+        if any(after < before for before, after in pairwise(self.scores)):
+            raise ValueError("the scores of prediction sets do not rise")
+        return self
+
+
+class Confidence(_Record):
+    """What makes probabilities mean something, and what was measured of it, with one crop of each image."""
+
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    """The graph divides the network's logits by it before softmax; its `logits` are the quotients."""
+    images: int = 0
+    """That it was fitted on; 0: it was given."""
+    held_out: HeldOut | None = None
+    """None, as all that follows: this file was made of one that was calibrated, and is not calibrated itself."""
+    unknown: Unknown | None = None
+    sets: PredictionSets | None = None
+
+
 class ModelFile(_Record):
     """One file of the version's folder."""
 
@@ -345,6 +444,8 @@ class Manifest(_Record):
     """Of an engine; None for every other backend."""
     conversion: Conversion | None = None
     """Of an ONNX file in lower precision; None for what was exported from PyTorch."""
+    confidence: Confidence | None = None
+    """None: probabilities are the network's own, as it was trained."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -354,6 +455,8 @@ class Manifest(_Record):
             raise ValueError(f"{len(self.labels)} labels for {self.num_classes} classes")
         if self.top_k > self.num_classes:
             raise ValueError(f"top_k {self.top_k} is more than the {self.num_classes} classes")
+        if self.confidence and self.activation != "softmax":
+            raise ValueError(f"confidence is calibrated for one class an image, which {self.activation} is not")
         if self.num_classes == 1 and self.activation == "softmax":
             raise ValueError("softmax of one class is always 1: export the network with --activation sigmoid")
         if self.bound_to not in (None, self.backend):
