@@ -35,11 +35,13 @@ ENV PYTHONPATH=/app PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp \
 RUN useradd --uid 10001 --user-group --no-create-home serving \
     && install --directory --owner serving --group serving /models /weights
 COPY --from=requirements /requirements/constraints.txt /opt/requirements/
+COPY LICENSE deploy/notices.py /usr/local/share/licenses/resnet-serving/
 WORKDIR /app
 
 FROM base AS cpu
 COPY --from=requirements /requirements/cpu.txt /opt/requirements/
-RUN pip install --requirement /opt/requirements/cpu.txt
+RUN pip install --requirement /opt/requirements/cpu.txt \
+    && python /usr/local/share/licenses/resnet-serving/notices.py >/usr/local/share/licenses/resnet-serving/THIRD_PARTY_NOTICES.txt
 COPY --from=code /app/models models
 COPY --from=code /app/server server
 COPY --from=code /app/deploy deploy
@@ -51,6 +53,7 @@ ENTRYPOINT ["python", "-m", "server"]
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="resnet-serving" \
       org.opencontainers.image.description="Serves image classifiers over HTTP with dynamic batching, on CPUs" \
+      org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="0.1.0" \
       org.opencontainers.image.revision="${REVISION}"
 
@@ -60,7 +63,8 @@ COPY --from=requirements /requirements/torch.txt /requirements/export.txt /opt/r
 RUN pip install --no-deps --index-url https://download.pytorch.org/whl/cpu --retries 0 --timeout 5 \
         --requirement /opt/requirements/torch.txt \
     || echo "no CPU build of torch can be had: taking the package index's"
-RUN pip install --requirement /opt/requirements/export.txt
+RUN pip install --requirement /opt/requirements/export.txt \
+    && python /usr/local/share/licenses/resnet-serving/notices.py >/usr/local/share/licenses/resnet-serving/THIRD_PARTY_NOTICES.txt
 COPY --from=code /app/models models
 COPY --from=code /app/server server
 COPY --from=code /app/export export
@@ -69,12 +73,14 @@ ENTRYPOINT ["python", "export/to_onnx.py", "--repository", "/models", "--weights
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="resnet-serving export" \
       org.opencontainers.image.description="Exports trained image classifiers to ONNX graphs that are proven equal" \
+      org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="0.1.0" \
       org.opencontainers.image.revision="${REVISION}"
 
 FROM base AS loadtest
 COPY --from=requirements /requirements/loadtest.txt /opt/requirements/
-RUN pip install --requirement /opt/requirements/loadtest.txt
+RUN pip install --requirement /opt/requirements/loadtest.txt \
+    && python /usr/local/share/licenses/resnet-serving/notices.py >/usr/local/share/licenses/resnet-serving/THIRD_PARTY_NOTICES.txt
 COPY --from=code /app/export/photos export/photos
 COPY --from=code /app/loadtest loadtest
 USER 10001
@@ -83,12 +89,14 @@ ENTRYPOINT ["locust", "--locustfile", "loadtest/locustfile.py"]
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="resnet-serving loadtest" \
       org.opencontainers.image.description="Puts the server under load and checks its answers" \
+      org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="0.1.0" \
       org.opencontainers.image.revision="${REVISION}"
 
 FROM base AS gpu-packages
 COPY --from=requirements /requirements/gpu.txt /opt/requirements/
-RUN pip install --requirement /opt/requirements/gpu.txt
+RUN pip install --requirement /opt/requirements/gpu.txt \
+    && python /usr/local/share/licenses/resnet-serving/notices.py >/usr/local/share/licenses/resnet-serving/THIRD_PARTY_NOTICES.txt
 
 # The base brings CUDA alone, Python comes with its packages: both servers run the same interpreter.
 FROM ${CUDA_IMAGE} AS gpu
@@ -113,6 +121,7 @@ ENTRYPOINT ["python", "-m", "server"]
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="resnet-serving" \
       org.opencontainers.image.description="Serves image classifiers over HTTP with dynamic batching, on NVIDIA GPUs" \
+      org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="0.1.0" \
       org.opencontainers.image.revision="${REVISION}"
 

@@ -11,7 +11,7 @@
 # make programs  clients of Triton, PyTriton and KServe put to a server (docs/programs.md; some minutes)
 # make help    all targets
 
-PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3,$(shell command -v $(name))))
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3.14 python3,$(shell command -v $(name))))
 PHOTO ?= export/photos/cat.jpg
 MODEL ?=
 PORT ?= 8000
@@ -97,7 +97,7 @@ clean:
 
 $(VENV)/export.done: pyproject.toml constraints.txt
 	@echo "installing into $(VENV) with $(PYTHON)"
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12) and "Python 3.11 or 3.12 is needed")'
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14) and "Python 3.11 to 3.14 is needed")'
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	@# Without an NVIDIA GPU the CPU build of torch, which saves gigabytes; from the package index only if that fails.
 	@nvidia-smi -L >/dev/null 2>&1 || \

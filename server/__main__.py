@@ -1,6 +1,7 @@
 """`python -m server`: serve the model repository.
 
-`python -m server tune` finds settings for this machine, `python -m server doctor` tells what a bug report needs.
+`python -m server tune` finds settings for this machine, `python -m server doctor` tells what a bug report needs,
+`python -m server --version` which release it is.
 """
 
 import logging
@@ -8,7 +9,7 @@ import runpy
 import sys
 
 from models.manifest import ManifestError
-from server import logs, repository
+from server import VERSION, logs, repository
 from server.errors import StartupError
 from server.settings import WrongSettingsError, read, unknown_variables
 from server.supervisor import supervise
@@ -22,6 +23,9 @@ def main() -> int:
         return _doctor()
     if sys.argv[1:2] == ["tune"]:
         return _tune()
+    if sys.argv[1:2] == ["--version"]:
+        print(f"resnet-serving {VERSION}")
+        return 0
     try:
         settings = read(sys.argv[1:])
     except WrongSettingsError as error:

@@ -135,6 +135,16 @@ print([folder for folder in ("/", "/app", "/models", "/usr/local", "/tmp") if os
     assert project.python("server", program).splitlines() == ["10001 0 1", "[]", "['/tmp']"]
 
 
+def test_the_image_has_its_licence_and_those_of_what_it_contains(project: Project) -> None:
+    program = """
+import pathlib
+folder = pathlib.Path("/usr/local/share/licenses/resnet-serving")
+print((folder / "LICENSE").read_text().split()[:2])
+print([name in (folder / "THIRD_PARTY_NOTICES.txt").read_text() for name in ("onnxruntime", "Pillow", "uvicorn")])
+"""
+    assert project.python("server", program).splitlines() == ["['Apache', 'License']", "[True, True, True]"]
+
+
 def test_the_server_can_speak_grpc(project: Project) -> None:
     assert project.python("server", "import server.grpc.service as s; print(s.__name__)") == "server.grpc.service\n"
 

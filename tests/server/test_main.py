@@ -4,10 +4,12 @@ import re
 import socket
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from server.__main__ import main
 from server.settings import read
 from tests import tiny
 from tests.server.running import PATIENCE_S, ROOT, run_server, run_without_engine
@@ -30,6 +32,13 @@ def test_a_wrong_setting_is_one_line(arguments: list[str], exit_code: int, line:
     code, output = run_server(*arguments)
     assert code == exit_code
     assert re.fullmatch(line + ".*", output)
+
+
+def test_it_says_which_release_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    monkeypatch.setattr(sys, "argv", ["python -m server", "--version"])
+    assert main() == 0
+    assert capsys.readouterr().out == f"resnet-serving {project['version']}\n"
 
 
 def test_an_unknown_flag_is_refused() -> None:
