@@ -21,7 +21,8 @@ MINUTES ?= 30
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip install --disable-pip-version-check --constraint constraints.txt
+PIP = $(BIN)/pip install --disable-pip-version-check --constraint constraints.txt $(COMPILED)
+COMPILED :=
 TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
@@ -30,7 +31,7 @@ EXPORTING := tests/export tests/models tests/docs
 COMPUTING := tests/server/images tests/server/engine/backends \
     tests/server/test_deepest.py tests/server/test_every_network.py tests/server/test_real_photos.py
 
-.PHONY: help serve model test lint bench compare loadtest soak fuzz protobuf audit ray-test programs clean
+.PHONY: help serve model test lint style bench compare loadtest soak fuzz protobuf audit ray-test programs clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -43,18 +44,25 @@ model: $(VENV)/export.done
 	@$(BIN)/python export/to_onnx.py $(MODEL)
 
 test: export PYTHONDONTWRITEBYTECODE :=  # or each of hundreds of processes compiles what it imports
-test: lint
+test: COMPILED := --no-compile  # most of what is installed is never imported
+test: export EXPORTED := $(VENV)/exported
+test: style
+	@rm -rf $(EXPORTED) && mkdir $(EXPORTED)
 	@nice -n 19 $(BIN)/pytest $(EXPORTING) >$(VENV)/exporting.log 2>&1 & exporting=$$!; \
 	nice -n 19 $(BIN)/pytest $(COMPUTING) >$(VENV)/computing.log 2>&1 & computing=$$!; \
-	trap "kill $$exporting $$computing; exit 130" INT TERM; \
+	nice -n 19 $(BIN)/mypy >$(VENV)/types.log 2>&1 & typing=$$!; \
+	trap "kill $$exporting $$computing $$typing; exit 130" INT TERM; \
 	$(BIN)/pytest $(addprefix --ignore=,$(EXPORTING) $(COMPUTING)); serving=$$?; \
-	wait $$exporting; exported=$$?; wait $$computing; computed=$$?; \
-	cat $(VENV)/exporting.log $(VENV)/computing.log; exit $$((serving | exported | computed))
+	wait $$exporting; exported=$$?; wait $$computing; computed=$$?; wait $$typing; typed=$$?; \
+	cat $(VENV)/exporting.log $(VENV)/computing.log $(VENV)/types.log; \
+	exit $$((serving | exported | computed | typed))
 
-lint: $(VENV)/test.done
+lint: style
+	$(BIN)/mypy
+
+style: $(VENV)/test.done
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 
 bench: model $(VENV)/test.done
 	$(BIN)/python loadtest/bench.py $(FLAGS)

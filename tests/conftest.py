@@ -1,13 +1,14 @@
-"""Fixtures that more than one part of the tests uses. Each network is exported once, by the real command."""
+"""Fixtures that more than one part of the tests uses. Each network is exported once, by the command."""
 
 import faulthandler
+import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Generator, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,8 @@ SLOW_S, SLOWEST_S = 600, 3000
 """The limits of tests that are marked as such, instead of that in pyproject.toml."""
 EXPORTS = {"model_repository", "cifar_repository"}
 """Fixtures of the whole session: the first test that uses one pays for its exports, and counts as slow."""
+EXPORTED = "EXPORTED"
+"""The variable that names a folder in which runs of pytest beside each other share what these fixtures export."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -103,28 +106,42 @@ def shared() -> Path:
     return folder
 
 
+def _exported(name: str, tmp_path_factory: pytest.TempPathFactory, export: Callable[[Path], None]) -> Path:
+    """A copy for this run of the repository of that name, which the first run that wants it exports."""
+    folder = Path(os.environ.get(EXPORTED) or tmp_path_factory.mktemp("exported"))
+    with (folder / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / name).is_dir():
+            aside = tmp_path_factory.mktemp(name)
+            export(aside)
+            shutil.copytree(aside, folder / f"{name}.part", dirs_exist_ok=True)
+            (folder / f"{name}.part").rename(folder / name)
+    return shutil.copytree(folder / name, tmp_path_factory.mktemp("copies") / name)
+
+
 @pytest.fixture(scope="session")
 def model_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model repository with efficientnet_lite0 version 1."""
-    repository = tmp_path_factory.mktemp("model_repository")
-    done = run_to_onnx("efficientnet_lite0", "--repository", repository)
-    assert done.returncode == 0, done.stderr
-    return repository
+
+    def export(repository: Path) -> None:
+        done = run_to_onnx("efficientnet_lite0", "--repository", repository)
+        assert done.returncode == 0, done.stderr
+
+    return _exported("model_repository", tmp_path_factory, export)
 
 
 @pytest.fixture(scope="session")
 def cifar_repository(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model repository with the trained cifar_resnet20, 32, 44 and 56, each version 1."""
-    repository = tmp_path_factory.mktemp("cifar_repository")
 
-    def export(checkpoint: Path) -> None:
-        name = f"cifar_{checkpoint.name.partition('-')[0]}"
-        done = run_to_onnx(name, "--weights", checkpoint, "--repository", repository)
-        assert done.returncode == 0, done.stderr
+    def export(repository: Path) -> None:
+        from export import to_onnx
 
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(export, sorted((shared / "weights" / "cifar10").glob("resnet*.th"))))
-    return repository
+        for checkpoint in sorted((shared / "weights" / "cifar10").glob("resnet*.th")):
+            name = f"cifar_{checkpoint.name.partition('-')[0]}"
+            assert to_onnx.main([name, "--weights", str(checkpoint), "--repository", str(repository)]) == 0
+
+    return _exported("cifar_repository", tmp_path_factory, export)
 
 
 @pytest.fixture

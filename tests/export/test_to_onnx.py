@@ -19,10 +19,10 @@ from tests.export.drafts import MODEL, draft
 
 
 @pytest.fixture
-def offline() -> dict[str, str]:
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    return {MIRROR_VARIABLE: f"http://127.0.0.1:{port}"}
+    monkeypatch.setenv(MIRROR_VARIABLE, f"http://127.0.0.1:{port}")
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,18 @@ def offline() -> dict[str, str]:
     ],
 )
 def test_wrong_usage_is_2(arguments: tuple[str, ...]) -> None:
-    assert run_to_onnx(*arguments).returncode == 2
+    with pytest.raises(SystemExit) as ended:
+        to_onnx.main(arguments)
+    assert ended.value.code == 2
+
+
+def test_the_command_itself_ends_with_the_same_codes_and_lines() -> None:
+    used = run_to_onnx("resnet18", "--name", "../escape")
+    assert (used.returncode, used.stdout) == (2, "")
+    failed = run_to_onnx("resnet51")
+    assert failed.returncode == 1
+    assert failed.stderr.startswith("error: there is no network resnet51")
+    assert failed.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -53,41 +64,49 @@ def test_wrong_usage_is_2(arguments: tuple[str, ...]) -> None:
         (("resnet18", "--random-weights", "--labels", "models/zoo.py"), "models/zoo.py"),
     ],
 )
-def test_error_is_one_line_and_1(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
-    done = run_to_onnx(*arguments, "--repository", tmp_path / "repository")
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
-    assert message in done.stderr
+def test_error_is_one_line_and_1(
+    arguments: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert to_onnx.main([*arguments, "--repository", str(tmp_path / "repository")]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    assert told.count("\n") == 1
+    assert message in told
     assert not (tmp_path / "repository").exists()
 
 
-def test_named_network_that_is_unreachable_is_an_error(tmp_path: Path, offline: dict[str, str]) -> None:
-    folders = ("--repository", tmp_path / "repository", "--weights-dir", tmp_path / "weights")
-    done = run_to_onnx("resnet50", *folders, env=offline)
-    assert done.returncode == 1
-    assert done.stderr.count("\n") == 1
-    assert "cannot be reached" in done.stderr
+@pytest.mark.usefixtures("offline")
+def test_named_network_that_is_unreachable_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = ["--repository", str(tmp_path / "repository"), "--weights-dir", str(tmp_path / "weights")]
+    assert to_onnx.main(["resnet50", *folders]) == 1
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "cannot be reached" in told
     assert list(tmp_path.rglob("*.pth*")) == []
     assert not (tmp_path / "repository").exists()
 
 
+@pytest.mark.usefixtures("offline")
 def test_default_network_has_a_stand_in_where_it_is_unreachable(
-    model_repository: Path, tmp_path: Path, offline: dict[str, str]
+    model_repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    done = run_to_onnx("--repository", model_repository, "--weights-dir", tmp_path, env=offline)
-    assert done.returncode == 0
-    assert "resnet50" in done.stderr
-    assert "Exporting efficientnet_lite0 instead" in done.stderr
-    assert "efficientnet_lite0 is already exported as version 1" in done.stdout
+    assert to_onnx.main(["--repository", str(model_repository), "--weights-dir", str(tmp_path)]) == 0
+    told = capsys.readouterr()
+    assert "resnet50" in told.err
+    assert "Exporting efficientnet_lite0 instead" in told.err
+    assert "efficientnet_lite0 is already exported as version 1" in told.out
 
 
-def test_default_network_that_is_exported_already_needs_no_network(tmp_path: Path, offline: dict[str, str]) -> None:
+@pytest.mark.usefixtures("offline")
+def test_default_network_that_is_exported_already_needs_no_network(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     known = draft(name="resnet50").model_copy(update={"fingerprint": plan("resnet50").fingerprint()})
     repository.publish(tmp_path, known, MODEL)
-    done = run_to_onnx("--repository", tmp_path, env=offline)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "resnet50 is already exported as version 1" in done.stdout
+    assert to_onnx.main(["--repository", str(tmp_path)]) == 0
+    told = capsys.readouterr()
+    assert told.err == ""
+    assert "resnet50 is already exported as version 1" in told.out
 
 
 def test_exported_manifest_says_all_that_is_known(model_repository: Path) -> None:
