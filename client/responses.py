@@ -37,6 +37,10 @@ class Classification:
     timings_ms: Timings
     batch_size: int
     request_id: str
+    answered_by: str | None = None
+    """Of a cascade, the member whose answer it is."""
+    cut_short: bool = False
+    """Of a cascade: the next member would have been asked, had there been time."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,6 +128,13 @@ class Metrics:
             model,
             registry=registry,
         )
+        self.cascades = Counter(
+            "serving_cascade_images",
+            "By member of a cascade: its answer was given (answered), or for want of time (cut_short), or another was"
+            " asked (passed_on)",
+            [*model, "member", "outcome"],
+            registry=registry,
+        )
         self.gpu_decodes = Counter(
             "serving_gpu_decodes",
             "Photos given to nvImageCodec: done, or refused and left to Pillow",
@@ -160,13 +167,19 @@ class Metrics:
         pid = Gauge(PROCESS_ID, "Of each process", ["process"], multiprocess_mode="livemax", registry=registry)
         pid.labels(identity).set(os.getpid())
         stages = self.decode_wait, self.decode, self.queue, self.inference
-        for each in (self.requests, self.images, self.stages, self.total, *stages, self.batch_size):
+        for each in (self.requests, self.images, self.stages, self.total, *stages, self.batch_size, self.cascades):
             each.labels = cache(each.labels)  # type: ignore[assignment, method-assign]  # no locks, no checks
 
     def count_decoding(self, model: Labels, wait_s: float, decode_s: float) -> None:
         """One image more that was decoded."""
         self.decode_wait.labels(*model).add(wait_s)
         self.decode.labels(*model).add(decode_s)
+
+    def count_cascade(self, model: Labels, passed_on: Iterable[str], answered_by: str, *, cut: bool) -> None:
+        """One image more that went down a cascade, past some members; whether the rule would have sent it further."""
+        for member in passed_on:
+            self.cascades.labels(*model, member, "passed_on").inc()
+        self.cascades.labels(*model, answered_by, "cut_short" if cut else "answered").inc()
 
     def count_refused(self, refused: Iterable[Refusal]) -> None:
         """These are all that are refused now."""

@@ -164,8 +164,8 @@ def add_stages(tracer: trace.Tracer, answers: Sequence[Classes], key: ModelKey, 
         return end_ns
 
     decoded_ns = answered_ns - round(max(answer.queue_s + answer.inference_s for answer in answers) * 1e9)
-    decode_s = answers[0].decode_s
-    add("decode", decoded_ns - round(decode_s * 1e9), decode_s)
+    if decode_s := answers[0].decode_s:  # else the pixels were there
+        add("decode", decoded_ns - round(decode_s * 1e9), decode_s)
     for answer in answers:
         inferred_ns = add("queue", decoded_ns, answer.queue_s)
         add("inference", inferred_ns, answer.inference_s, **{"serving.batch_size": answer.batch_size})

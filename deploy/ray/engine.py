@@ -22,7 +22,7 @@ from models.manifest import CropCount, ManifestError
 from server import repository
 from server.engine import loading
 from server.engine.admission import Admission
-from server.engine.classes import Classes
+from server.engine.classes import Classes, Follow
 from server.engine.core import Engine, Outcome
 from server.engine.decoding import Decoders, Image
 from server.engine.scheduler import Job, Priority
@@ -107,6 +107,7 @@ class LocalEngine:
         *,
         crops: CropCount = 1,
         priority: Priority = Priority.NORMAL,
+        follow: Follow | None = None,
     ) -> list[Classes]:
         """See `Classifier`."""
         started_s = time.monotonic()
@@ -114,7 +115,19 @@ class LocalEngine:
         self._count(crops)
         permits, jobs = self._under_way, list[Job[_Crop]]()
         pixels = [np.empty(model.manifest.input_shape, np.uint8) for _ in range(crops)]
-        labels = model.manifest.name, str(model.manifest.version)
+
+        async def ask(
+            asked: Model, top_k: int | None, arrived_s: float, decode_times_s: tuple[float, float]
+        ) -> list[Classes]:
+            jobs.clear()
+            labels = asked.manifest.name, str(asked.manifest.version)
+            for each in pixels:
+                crop = _Crop(each, labels, top_k, decode_times_s, self._loop.create_future())
+                jobs.append(Job(next(self._ids), arrived_s, deadline_s, crop, priority=priority))
+                self._engine.submit(asked.id, jobs[-1])
+            self._step()
+            return [await job.payload.future for job in jobs]
+
         try:
             async with asyncio.timeout(deadline_s - started_s):
                 preprocessing = model.manifest.preprocessing
@@ -124,12 +137,9 @@ class LocalEngine:
                 if decoded is None:
                     raise ServiceError(Code.DEADLINE_EXCEEDED, "the deadline passed before the image was decoded")
                 times = decoded.started_s - started_s, decoded.ended_s - decoded.started_s
-                for each in pixels:
-                    crop = _Crop(each, labels, top_k, times, self._loop.create_future())
-                    jobs.append(Job(next(self._ids), decoded.ended_s, deadline_s, crop, priority=priority))
-                    self._engine.submit(model.id, jobs[-1])
-                self._step()
-                answers = [await job.payload.future for job in jobs]
+                answers = await ask(model, top_k, decoded.ended_s, times)
+                while follow and (question := follow(answers)):
+                    answers = await ask(*question, time.monotonic(), (0.0, 0.0))
         except TimeoutError:
             raise ServiceError(Code.DEADLINE_EXCEEDED, "the answer was not ready within the time limit") from None
         finally:

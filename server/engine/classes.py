@@ -1,12 +1,13 @@
 """What the engine answers about one image, or one crop of it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.manifest import Activation
+from server.repository import Model
 
 
 class Classes(NamedTuple):
@@ -24,6 +25,10 @@ class Classes(NamedTuple):
     """images in the batch that it ran in; 0: the answer was remembered"""
     decode_wait_s: float = 0.0
     decode_s: float = 0.0
+    answered_by: str = ""
+    """of a cascade, the member whose answer it is"""
+    cut_short: bool = False
+    """of a cascade: the next member would have been asked, had there been time"""
 
     def ranked(self, top_k: int | None) -> "Classes":
         """Only the best `top_k`, or, where that is None, only the logits."""
@@ -32,6 +37,19 @@ class Classes(NamedTuple):
         return self._replace(
             probabilities=self.probabilities[:top_k], indices=self.indices[:top_k], logits=self.logits[:0]
         )
+
+
+class Question(NamedTuple):
+    """What else is asked about pixels that are there."""
+
+    model: Model
+    """that reads images as the one before it"""
+    top_k: int | None
+    """None: the logits of all classes"""
+
+
+Follow = Callable[[list[Classes]], Question | None]
+"""Told the answers about all crops, it says what is asked about the same pixels next; None: nothing."""
 
 
 def average(answers: Sequence[Classes], top_k: int | None, activation: Activation) -> Classes:

@@ -16,11 +16,11 @@ import numpy as np
 
 from models.manifest import CropCount
 from server.engine.channel import Channel
-from server.engine.classes import Classes
+from server.engine.classes import Classes, Follow, Question
 from server.engine.decoding import Decoded, Decoders, Image
 from server.engine.messages import Answer, Cancel, Submit, decode_replies, encode
 from server.engine.scheduler import Priority
-from server.engine.tickets import Action, Ended, Ticket, Tickets
+from server.engine.tickets import Action, Answered, Ended, Ticket, Tickets
 from server.repository import Model
 from server.slots import Slots
 
@@ -58,6 +58,7 @@ class RemoteEngine:
         *,
         crops: CropCount = 1,
         priority: Priority = Priority.NORMAL,
+        follow: Follow | None = None,
     ) -> list[Classes]:
         """See `Classifier`."""
         now_s = time.monotonic()
@@ -65,6 +66,7 @@ class RemoteEngine:
         futures = [self._loop.create_future() for _ in tickets]
         for ticket, future in zip(tickets, futures, strict=True):
             self._slots.running[ticket.slot] = False
+            ticket.kept = follow is not None
             self._futures[ticket.id] = future
         self._count(len(self._tickets))
         shape = model.manifest.input_shape
@@ -82,13 +84,24 @@ class RemoteEngine:
         decoding.add_done_callback(lambda done: self._call_in_loop(self._decoded, tickets, done))
         try:
             async with asyncio.timeout(deadline_s - now_s):
-                return [await future for future in futures]
+                answers = [await future for future in futures]
+                while follow and (question := follow(answers)):
+                    answers = await self._ask_again(tickets, question)
+                return answers
         except TimeoutError:
             raise self._tickets.too_late(tickets) from None
         finally:
             decoding.cancel()  # which matters only if it has not begun
             for ticket in tickets:
                 self._do(self._tickets.give_up(ticket))
+
+    async def _ask_again(self, tickets: Sequence[Ticket], question: Question) -> list[Classes]:
+        futures = [self._loop.create_future() for _ in tickets]
+        for ticket, future in zip(tickets, futures, strict=True):
+            self._slots.running[ticket.slot] = False
+            self._futures[ticket.id] = future
+        self._do(self._tickets.ask_again(tickets, question.model.id, question.top_k, time.monotonic()))
+        return [await future for future in futures]
 
     def engine_up(self, address: str) -> None:
         """Connect to a new engine and hand it everything that waits; afterwards `connected` tells whether that was."""
@@ -140,7 +153,10 @@ class RemoteEngine:
                 case Submit() | Cancel():
                     self._send(action)
                 case Ended():
-                    self._end(action)
+                    self._count(len(self._tickets))
+                    self._answer(action)
+                case Answered():
+                    self._answer(action)
                 case _:
                     assert_never(action)
 
@@ -152,11 +168,10 @@ class RemoteEngine:
         if self._channel is not None and self._channel.flush():
             self._loop.remove_writer(self._channel.fileno())
 
-    def _end(self, ended: Ended) -> None:
-        ticket, outcome = ended
-        self._count(len(self._tickets))
-        future = self._futures.pop(ticket.id)
-        if future.done():
+    def _answer(self, action: Answered | Ended) -> None:
+        ticket, outcome = action
+        future = self._futures.pop(ticket.id, None)
+        if future is None or future.done():
             return
         if isinstance(outcome, Answer):
             future.set_result(_classes(ticket, outcome))

@@ -1,9 +1,9 @@
 """The life of requests between admission and answer: a state machine without clock, threads, futures or I/O.
 
 An admitted crop has a ticket, which holds a slot. Events come in as calls with the time and numbers; each returns what
-is to be done: messages to the engine, and tickets that have ended. `remote` does it.
+is to be done: messages to the engine, and tickets that have an answer, or have ended. `remote` does it.
 
-    admit ─▶ DECODING ─▶ SUBMITTED ─▶ ended
+    admit ─▶ DECODING ─▶ SUBMITTED ─▶ ended; or, where it is kept, ANSWERED ─▶ ended, or asked again as once decoded
                  │        ▲     │
                  ▼        │     ▼ the engine died
               WAITING ────┘  WAITING, or ended: it has crashed too often, or nobody waits for it any more
@@ -34,6 +34,8 @@ class State(Enum):
     """nobody: it is decoded, for an engine that is away"""
     SUBMITTED = auto()
     """the engine does, or will"""
+    ANSWERED = auto()
+    """nobody: its pixels are kept, so that another model can be asked"""
 
 
 class Ticket:
@@ -41,6 +43,7 @@ class Ticket:
 
     __slots__ = (
         "admitted_s",
+        "answered_s",
         "arrived_s",
         "crashes",
         "deadline_s",
@@ -48,6 +51,7 @@ class Ticket:
         "decode_wait_s",
         "given_up",
         "id",
+        "kept",
         "model",
         "permits",
         "priority",
@@ -75,12 +79,14 @@ class Ticket:
         self.priority = priority
         self.permits = permits  # that were taken, with its own, when it was admitted
         self.admitted_s = admitted_s
+        self.kept = False  # after an answer, until it is given up
         self.state = State.DECODING
         self.given_up = False  # nobody waits for its answer
         self.crashes = 0
         self.decode_wait_s = 0.0
         self.decode_s = 0.0
         self.arrived_s = 0.0
+        self.answered_s = 0.0
 
     def wanted(self, now_s: float) -> bool:
         """Somebody still waits for the answer."""
@@ -95,7 +101,14 @@ class Ended(NamedTuple):
     """None: nobody waits for one"""
 
 
-Action = Submit | Cancel | Ended
+class Answered(NamedTuple):
+    """An answer to a ticket that is kept."""
+
+    ticket: Ticket
+    outcome: Answer
+
+
+Action = Submit | Cancel | Answered | Ended
 
 
 class Tickets:
@@ -130,7 +143,7 @@ class Tickets:
     def admit(
         self, crops: int, model: str, top_k: int | None, deadline_s: float, priority: Priority, now_s: float
     ) -> list[Ticket]:
-        """A ticket for each crop of one image, or for none.
+        """A ticket for each crop of one image, or for none. One that is `kept` by its owner may be asked again.
 
         Raises:
             ServiceError: as `check`.
@@ -147,14 +160,16 @@ class Tickets:
             ticket.arrived_s = result.ended_s
             ticket.decode_wait_s = result.started_s - ticket.admitted_s
             ticket.decode_s = result.ended_s - result.started_s
-            if not ticket.wanted(now_s):
-                actions.append(self._end(ticket, None))
-            elif self.connected:
-                actions.append(self._submit(ticket))
-            elif self._available:
-                ticket.state = State.WAITING
-            else:
-                actions.append(self._end(ticket, _away()))
+            actions += self._hand_over(ticket, now_s)
+        return actions
+
+    def ask_again(self, tickets: Sequence[Ticket], model: str, top_k: int | None, now_s: float) -> list[Action]:
+        """Another model is to look at the same pixels, of tickets that are all answered. Nothing is decoded for it."""
+        actions: list[Action] = []
+        for ticket in tickets:
+            ticket.model, ticket.top_k, ticket.arrived_s = model, top_k, now_s
+            ticket.decode_wait_s = ticket.decode_s = 0.0
+            actions += self._hand_over(ticket, now_s)
         return actions
 
     def give_up(self, ticket: Ticket) -> list[Action]:
@@ -169,6 +184,9 @@ class Tickets:
                 return [self._end(ticket, None)]
             case State.SUBMITTED:
                 return [Cancel(ticket.id)]
+            case State.ANSWERED:
+                self._learn(ticket, ticket.answered_s)
+                return [self._end(ticket, None)]
 
     def engine_up(self, now_s: float) -> list[Action]:
         """There is an engine: it gets everything that waits."""
@@ -198,13 +216,15 @@ class Tickets:
             ended += [self._end(ticket, _away()) for ticket in self._in(State.WAITING)]
         return ended
 
-    def replied(self, reply: Reply, now_s: float) -> Ended:
+    def replied(self, reply: Reply, now_s: float) -> Answered | Ended:
         """The engine has let go of a slot."""
         ticket = self._tickets[reply.id]
         if isinstance(reply, Dropped):
             return self._end(ticket, None)
-        if ticket.admitted_s > self._connected_s:  # else what it waited for was an engine
-            self._admission.observe(ticket.permits, now_s - ticket.admitted_s)
+        if ticket.kept and isinstance(reply, Answer) and not ticket.given_up:
+            ticket.state, ticket.answered_s = State.ANSWERED, now_s
+            return Answered(ticket, reply)
+        self._learn(ticket, now_s)
         return self._end(ticket, ServiceError(reply.code, reply.detail) if isinstance(reply, Failure) else reply)
 
     def too_late(self, tickets: Sequence[Ticket]) -> ServiceError:
@@ -218,6 +238,21 @@ class Tickets:
         ticket = Ticket(next(self._ids), self._free.pop(), model, top_k, deadline_s, priority, permits, now_s)
         self._tickets[ticket.id] = ticket
         return ticket
+
+    def _learn(self, ticket: Ticket, now_s: float) -> None:
+        if ticket.admitted_s > self._connected_s:  # else what it waited for was an engine
+            self._admission.observe(ticket.permits, now_s - ticket.admitted_s)
+
+    def _hand_over(self, ticket: Ticket, now_s: float) -> list[Action]:
+        """Its pixels are there, and nobody uses them."""
+        if not ticket.wanted(now_s):
+            return [self._end(ticket, None)]
+        if self.connected:
+            return [self._submit(ticket)]
+        if self._available:
+            ticket.state = State.WAITING
+            return []
+        return [self._end(ticket, _away())]
 
     def _in(self, state: State) -> list[Ticket]:
         return [ticket for ticket in self._tickets.values() if ticket.state is state]

@@ -61,7 +61,7 @@ def written(answer: InferAnswer, request_id: str) -> pb.ModelInferResponse:
         model_name=answer.model,
         model_version=answer.version,
         id=request_id,
-        parameters={name: pb.InferParameter(bool_param=bool(value)) for name, value in answer.parameters.items()},
+        parameters={name: _parameter(value) for name, value in answer.parameters.items()},
         outputs=[
             pb.ModelInferResponse.InferOutputTensor(name=each.name, datatype=each.datatype, shape=each.shape)
             for each in answer.outputs
@@ -76,6 +76,12 @@ def parameters(
     """Their values; None where one has none."""
     kinds = {name: value.WhichOneof("parameter_choice") for name, value in sent.items()}
     return {name: getattr(sent[name], kind) if kind else None for name, kind in kinds.items()}
+
+
+def _parameter(value: object) -> pb.InferParameter:
+    return (
+        pb.InferParameter(string_param=value) if isinstance(value, str) else pb.InferParameter(bool_param=bool(value))
+    )
 
 
 def _inputs(asked: pb.ModelInferRequest) -> list[Input]:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import msgspec
 from fastapi import Request, Response
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from server.http import request_ids
 from server.serving.plan import Answer
@@ -24,7 +24,8 @@ class Prediction(msgspec.Struct, frozen=True):
 
 
 class Timings(msgspec.Struct, frozen=True):
-    """Milliseconds; of several crops or members, each part's longest. Ways between processes are in `total` only."""
+    """Milliseconds; of several crops or members, each part's longest, and of members that were asked one after another
+    their sum. Ways between processes are in `total` only."""
 
     decode_wait: Annotated[float, Meta(description="for a thread to decode")]
     decode: float
@@ -49,6 +50,13 @@ class Classification(msgspec.Struct, frozen=True):
         ),
     ]
     request_id: str
+    answered_by: Annotated[
+        str | UnsetType, Meta(description="of a cascade, the member whose answer it is; not there for other models")
+    ] = UNSET
+    cut_short: Annotated[
+        bool | UnsetType,
+        Meta(description="of a cascade: true: the next member would have been asked, had there been time"),
+    ] = UNSET
 
 
 class ImageProblem(msgspec.Struct, frozen=True):
@@ -98,6 +106,7 @@ def classification(answer: Answer, request_id: str) -> Classification:
         ),
         classes.batch_size,
         request_id,
+        *((classes.answered_by, classes.cut_short) if classes.answered_by else ()),
     )
 
 

@@ -11,7 +11,7 @@ IN_THREAD_BYTES = 128 * 1024
 
 Key = tuple[bytes, tuple[str, ...], int, int]
 """All that an answer depends on: the image's digest, the ids of the models asked, which change with their files and
-settings, top_k and crops."""
+settings, before them a cascade's fingerprint, top_k and crops."""
 
 
 class Cache:

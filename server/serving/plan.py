@@ -3,7 +3,7 @@
 import math
 from typing import NamedTuple, Self
 
-from models.manifest import CropCount, Entry
+from models.manifest import Cascade, CropCount, Entry, Rule
 from server.engine.classes import Classes
 from server.engine.scheduler import Priority
 from server.metrics import Labels
@@ -29,6 +29,16 @@ class Ask(NamedTuple):
     """the client waits until then, by the monotonic clock"""
 
 
+class AskedStage(NamedTuple):
+    """A member of a cascade, as it is asked."""
+
+    name: str
+    models: tuple[Model, ...]
+    """one after another; of an ensemble, several, whose mean is the answer"""
+    rule: Rule | None
+    """None: its answer is given in any case"""
+
+
 class Plan(NamedTuple):
     """How one catalogue answers an ask: which models look at which crops, until when, and before whom."""
 
@@ -40,6 +50,8 @@ class Plan(NamedTuple):
     timeout_s: float
     """what the server gives an answer, from the last byte of the upload"""
     max_batch: int
+    stages: tuple[AskedStage, ...] = ()
+    """of a cascade, in whose order the members are asked; else all are asked at one time"""
 
     @classmethod
     def of(cls, ask: Ask, catalogue: Catalogue, settings: Settings) -> Self:
@@ -50,6 +62,9 @@ class Plan(NamedTuple):
         """
         entry = catalogue.resolve(ask.model, ask.version)
         own = catalogue.settings(entry)
+        stages: tuple[AskedStage, ...] = ()
+        if isinstance(entry, Cascade):
+            stages = tuple(AskedStage(one.name, tuple(catalogue.stage(one)), one.rule) for one in entry.members)
         return cls(
             ask,
             catalogue,
@@ -58,6 +73,7 @@ class Plan(NamedTuple):
             Priority[own.priority.upper()] if ask.priority is None else ask.priority,
             (own.timeout_ms or settings.timeout_ms) / 1e3,
             own.max_batch or settings.max_batch,
+            stages,
         )
 
     @property
@@ -67,12 +83,12 @@ class Plan(NamedTuple):
 
     @property
     def permits(self) -> int:
-        """One for each crop that a member looks at."""
-        return self.ask.crops * len(self.members)
+        """One for each crop that a member looks at; those of a cascade look one after another."""
+        return self.ask.crops * (1 if self.stages else len(self.members))
 
     @property
     def averages(self) -> bool:
-        """Whether the answer is a mean over crops or members."""
+        """Whether the answer is a mean over crops or members, which are asked at one time."""
         return self.permits > 1
 
     @property

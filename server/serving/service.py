@@ -18,6 +18,7 @@ from server.metrics import Metrics
 from server.repository import Catalogue
 from server.serving.buffers import Buffers
 from server.serving.cache import Cache, digest_of
+from server.serving.cascade import Pace, descend
 from server.serving.classifier import Classifier
 from server.serving.leases import Leases
 from server.serving.outcomes import Outcome
@@ -80,6 +81,7 @@ class Service:
     buffers: Buffers = field(init=False)
     cache: Cache = field(init=False)
     leases: Leases = field(init=False, default_factory=Leases)
+    pace: Pace = field(init=False, default_factory=Pace)
 
     def __post_init__(self) -> None:
         self.buffers = Buffers(self.settings.max_body_bytes, self.settings.max_buffered_bytes)
@@ -165,7 +167,8 @@ class Service:
             plan = self.plan(plan.ask)
         ids = tuple(member.id for member in plan.members)
         top_k = plan.ask.top_k
-        key = (digest, ids, top_k, int(plan.ask.crops)) if digest and top_k is not None else None
+        asked = (plan.entry.fingerprint, *ids) if plan.stages else ids  # by which rule is in the fingerprint
+        key = (digest, asked, top_k, int(plan.ask.crops)) if digest and top_k is not None else None
         if key and (remembered := self.cache.get(key)):
             self.metrics.cache_hits.labels(*plan.labels).inc()
             return Answer(plan, remembered, time.monotonic() - received_s)
@@ -173,12 +176,18 @@ class Service:
             classes = await self._ask_members(plan, image, plan.deadline_s(received_s))
         self.metrics.count_decoding(plan.labels, classes.decode_wait_s, classes.decode_s)
         if key:
-            self.cache.put(key, classes)
+            if not classes.cut_short:
+                self.cache.put(key, classes)
             self.metrics.cache_misses.labels(*plan.labels).inc()
         return Answer(plan, classes, time.monotonic() - received_s)
 
     async def _ask_members(self, plan: Plan, image: Image, deadline_s: float) -> Classes:
-        """Ask every member about every crop at one time; all answer, or the first failure is the request's."""
+        """Ask every member about every crop at one time; all answer, or the first failure is the request's.
+
+        Those of a cascade are asked one after another, where they are needed.
+        """
+        if plan.stages:
+            return await descend(plan, image, deadline_s, self.classifier, self.pace, self.metrics)
         ask = plan.ask
         of_logits = plan.averages or ask.top_k is None
         top_k = None if of_logits else ask.top_k

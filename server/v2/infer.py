@@ -113,9 +113,17 @@ async def infer(service: Service, request: InferRequest, outcome: Outcome) -> In
     return InferAnswer(
         Found(entry, view).name,
         str(entry.version),
-        {"random_weights": answers[-1].plan.random_weights},
+        {"random_weights": answers[-1].plan.random_weights, **_answered_by(classes)},
         [_output(each, entry, classes) for each in wanted],
     )
+
+
+def _answered_by(classes: Sequence[Classes]) -> dict[str, bool | str]:
+    """Of a cascade, who answered: a name for each image, with commas between; and whether time was short for any."""
+    if not classes[0].answered_by:
+        return {}
+    names = ",".join(each.answered_by for each in classes)
+    return {"answered_by": names, "cut_short": any(each.cut_short for each in classes)}
 
 
 def _wanted(request: InferRequest, view: View) -> list[Wanted]:

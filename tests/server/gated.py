@@ -1,8 +1,8 @@
 """`python -m tests.server.gated`: the server, but a batch does not run while the test holds one of its images.
 
-The test says which by locked files below GATES: one for each class of `tests.tiny`, and one for all that reads the
-repository. Images of warm-ups are black: class 0. A batch is as large as it can be: the scheduler does not learn, on a
-busy machine, that large ones are slow.
+The test says which by locked files below GATES: one for each class of `tests.tiny`, one for each model by its name,
+and one for all that reads the repository. Images of warm-ups are black: class 0. A batch is as large as it can be: the
+scheduler does not learn, on a busy machine, that large ones are slow.
 Children import this module as well, so it imports no more than the server itself.
 """
 
@@ -33,14 +33,16 @@ REPOSITORY = "repository"
 class _Gated:
     """A backend in front of which batches wait."""
 
-    def __init__(self, backend: Backend, gates: Path) -> None:
+    def __init__(self, backend: Backend, gates: Path, name: str) -> None:
         self._backend = backend
         self._gates = gates
+        self._name = name
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backend, name)
 
     def run(self, images: Sequence[NDArray[np.uint8]]) -> Outputs:
+        _pass(self._gates / self._name)
         for image in images:
             _pass(self._gates / str(image[0, 0, 0]))
         return self._backend.run(images)
@@ -58,7 +60,7 @@ _load, _signature, _scan = backends.load, repository.signature, repository.scan
 
 
 def _load_gated(manifest: Manifest, content: bytes, settings: Settings) -> Backend:
-    return cast("Backend", _Gated(_load(manifest, content, settings), Path(os.environ[GATES])))
+    return cast("Backend", _Gated(_load(manifest, content, settings), Path(os.environ[GATES]), manifest.name))
 
 
 def _signature_gated(folder: Path) -> Any:

@@ -296,14 +296,14 @@ class RunningServer:
 
 
 class Gates:
-    """Keeps images from running, by their class, in a server that is `gated`."""
+    """Keeps images from running, by their class or the model, in a server that is `gated`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     @contextmanager
     def hold(self, *reds: int | str) -> Generator[Callable[[], None]]:
-        """Hold batches with these, or `gated.REPOSITORY`, until the block ends, or what it is given is called.
+        """Hold batches with or of these, or `gated.REPOSITORY`, until the block ends, or what it is given is called.
 
         Those of warm-ups have 0.
         """

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from models.manifest import Manifest, Preprocessing
 from server.engine.channel import Channel
-from server.engine.classes import Classes, average
+from server.engine.classes import Classes, Question, average
 from server.engine.decoding import Decoders
 from server.engine.messages import Answer, Cancel, Dropped, Failure, Reply, Submit, decode_request, encode
 from server.engine.remote import RemoteEngine
@@ -684,6 +684,57 @@ def test_who_left_before_a_crash_is_not_run_again(play: Play) -> None:
         bench.engine_down()
         assert bench.pending == 0
         await hears_nothing_of_the_past(bench.engine_up(), bench)
+
+    play(scenario)
+
+
+def test_the_same_pixels_are_asked_about_again_and_decoded_once(play: Play) -> None:
+    async def scenario(bench: Bench) -> None:
+        engine = bench.engine_up()
+        seen: list[list[int]] = []
+
+        def follow(answers: list[Classes]) -> Question | None:
+            seen.append([int(answer.logits.argmax()) for answer in answers])
+            return Question(bench.model, None) if len(seen) < 3 else None
+
+        deadline_s = time.monotonic() + FOREVER_S
+        asked = bench.remote.classify(bytes([7]), bench.model, None, deadline_s, crops=10, follow=follow)
+        classifying = asyncio.create_task(asked)
+        slots = []
+        for _ in range(3):
+            requests = [await engine.submitted() for _ in range(10)]
+            slots.append({request.slot for request in requests})
+            assert bench.pending == 10
+            await engine.answer(*requests)
+        assert len(await asyncio.wait_for(classifying, PATIENCE_S)) == 10
+        assert seen == [[7] * 10] * 3
+        assert slots == [slots[0]] * 3
+        assert bench.decoded == [7]
+
+    play(scenario, slots=10)
+
+
+def test_who_leaves_while_asked_again_spares_nothing_but_the_others(play: Play) -> None:
+    async def scenario(bench: Bench) -> None:
+        engine = bench.engine_up()
+        asked = bench.remote.classify(
+            bytes([7]),
+            bench.model,
+            5,
+            time.monotonic() + FOREVER_S,
+            follow=lambda _: Question(bench.model, 5),
+        )
+        leaving, staying = asyncio.create_task(asked), bench.classify(8)
+        first, other = [await engine.submitted() for _ in range(2)]
+        await engine.answer(first)
+        again = await engine.submitted()
+        assert (again.id, again.slot) == (first.id, first.slot)
+        await leave(leaving)
+        assert (await engine.cancelled()).id == again.id
+        assert bench.pending == 2
+        await engine.reply(Dropped(again.id))
+        await engine.answer(other)
+        assert await class_of(staying) == 8
 
     play(scenario)
 

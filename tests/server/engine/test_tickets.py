@@ -7,7 +7,7 @@ import pytest
 from server.engine.decoding import Decoded
 from server.engine.messages import Answer, Cancel, Dropped, Failure, Submit
 from server.engine.scheduler import Priority
-from server.engine.tickets import MAX_CRASHES, Ended, State, Ticket, Tickets
+from server.engine.tickets import MAX_CRASHES, Answered, Ended, State, Ticket, Tickets
 from server.errors import Code, ServiceError
 
 DEADLINE_S = 100.0
@@ -167,3 +167,82 @@ def test_only_the_pace_of_an_engine_that_was_there_all_the_time_is_learned() -> 
     with pytest.raises(ServiceError) as error:
         tickets.check(1, 0.1)
     assert error.value.code is Code.OVERLOADED
+
+
+def kept(tickets: Tickets, crops: int = 1, *, now_s: float = 0.5) -> list[Ticket]:
+    """Tickets that have an answer, and keep their pixels."""
+    admitted = admit(tickets, crops, now_s=now_s)
+    for ticket in admitted:
+        ticket.kept = True
+    decode(tickets, admitted)
+    for ticket in admitted:
+        assert tickets.replied(answer(ticket), 3.0) == Answered(ticket, answer(ticket))
+    return admitted
+
+
+def test_what_is_kept_can_be_asked_again_in_the_same_slot_without_decoding() -> None:
+    tickets = connected(slots=1)
+    (ticket,) = kept(tickets)
+    assert (len(tickets), ticket.state) == (1, State.ANSWERED)
+    (submit,) = tickets.ask_again([ticket], "other", None, 3.5)
+    assert isinstance(submit, Submit)
+    assert (submit.model, submit.top_k, submit.slot, submit.arrived_s) == ("other", None, ticket.slot, 3.5)
+    assert (ticket.decode_wait_s, ticket.decode_s) == (0, 0)
+    assert tickets.replied(answer(ticket), 4.0) == Answered(ticket, answer(ticket))
+    assert tickets.give_up(ticket) == [Ended(ticket, None)]
+    assert len(admit(tickets)) == 1
+
+
+def test_the_whole_time_of_what_was_asked_twice_is_learned_once() -> None:
+    tickets = connected()
+    (ticket,) = kept(tickets, now_s=1.0)
+    tickets.ask_again([ticket], "other", None, 3.0)
+    tickets.replied(answer(ticket), 5.0)
+    tickets.give_up(ticket)
+    (under_way,) = admit(tickets, now_s=6.0)
+    with pytest.raises(ServiceError) as error:  # 4 s for each place
+        tickets.check(1, 3.9)
+    assert error.value.code is Code.OVERLOADED
+    tickets.check(1, 8.1)
+    tickets.decoded([under_way], None, 6.0)
+
+
+def test_who_leaves_between_two_questions_frees_the_slot_at_once_and_while_asked_again_as_ever() -> None:
+    tickets = connected()
+    left, leaving = kept(tickets, crops=2)
+    assert tickets.give_up(left) == [Ended(left, None)]
+    tickets.ask_again([leaving], "other", 5, 3.0)
+    assert tickets.give_up(leaving) == [Cancel(leaving.id)]
+    assert tickets.replied(Dropped(leaving.id), 4.0) == Ended(leaving, None)
+
+
+def test_who_left_before_the_answer_came_keeps_nothing() -> None:
+    tickets = connected()
+    (ticket,) = admit(tickets)
+    ticket.kept = True
+    decode(tickets, [ticket])
+    tickets.give_up(ticket)
+    assert tickets.replied(answer(ticket), 3.0) == Ended(ticket, answer(ticket))
+
+
+def test_an_engine_that_dies_between_or_during_the_questions_loses_nothing() -> None:
+    tickets = connected(slots=3)
+    between, during, innocent = kept(tickets, crops=3)
+    tickets.ask_again([during, innocent], "other", 5, 3.0)
+    assert tickets.engine_down({during.slot}, recovering=True, now_s=4.0) == []
+    assert tickets.ask_again([between], "other", 5, 5.0) == []
+    again = {submit.id: submit for submit in tickets.engine_up(6.0) if isinstance(submit, Submit)}
+    assert {submit.model for submit in again.values()} == {"other"}
+    assert [again[ticket.id].quarantined for ticket in (between, during, innocent)] == [False, True, False]
+    assert code_of(*tickets.engine_down({during.slot}, recovering=True, now_s=7.0)) is Code.ENGINE_CRASHED
+
+
+def test_what_fails_when_it_is_asked_again_has_ended() -> None:
+    tickets = connected(slots=2)
+    failing, away = kept(tickets, crops=2)
+    tickets.ask_again([failing], "other", 5, 3.0)
+    failure = Failure(failing.id, Code.INFERENCE_FAILED, "no memory")
+    assert code_of(tickets.replied(failure, 3.0)) is Code.INFERENCE_FAILED
+    tickets.engine_down(set(), recovering=False, now_s=4.0)
+    assert code_of(*tickets.ask_again([away], "other", 5, 5.0)) is Code.ENGINE_UNAVAILABLE
+    assert len(tickets) == 0

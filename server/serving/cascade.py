@@ -1,0 +1,182 @@
+"""The way of an image down a cascade: each member is asked where the one before it was not sure, and there is time.
+
+What follows an answer is decided in `Descent`, which knows neither clock nor engine; `descend` carries it out.
+"""
+
+import time
+
+from server import tracing
+from server.engine.admission import Admission
+from server.engine.classes import Classes, Question, average
+from server.engine.decoding import Image
+from server.errors import Code, ServiceError
+from server.metrics import Metrics
+from server.repository import Model
+from server.serving.classifier import Classifier
+from server.serving.plan import AskedStage, Plan
+
+TRY_EVERY = 16
+"""Of so many images for which no time is left by what was learned, the next member is asked for one all the same: what
+was slow once may not be any more. It has an answer in any case."""
+MOST_MODELS = 1000
+"""Whose pace is remembered."""
+
+
+class Pace:
+    """How long members take that are asked after another, by what they took lately. It belongs to one event loop."""
+
+    def __init__(self) -> None:
+        self._learned: dict[str, Admission] = {}  # by the model's id; with one place it is TCP's prediction
+        self._skipped = 0
+
+    def learn(self, model: str, seconds: float) -> None:
+        """A model took so long from question to answer."""
+        if model not in self._learned and len(self._learned) >= MOST_MODELS:
+            del self._learned[next(iter(self._learned))]
+        self._learned.setdefault(model, Admission(1)).observe(1, seconds)
+
+    def allows(self, models: tuple[Model, ...], within_s: float) -> bool:
+        """Whether all these can be asked, one after another, `within_s`."""
+        known = (self._learned.get(model.id) for model in models)
+        if within_s > 0 and sum(each.predict_s(1) for each in known if each) <= within_s:
+            return True
+        self._skipped += within_s > 0
+        return within_s > 0 and self._skipped % TRY_EVERY == 0
+
+
+class Descent:
+    """What is asked about one image, and whose answer is given."""
+
+    def __init__(self, plan: Plan, pace: Pace, deadline_s: float) -> None:
+        self._plan = plan
+        self._pace = pace
+        self._deadline_s = deadline_s
+        self._stage = 0
+        self._said: list[Classes] = []  # at this stage, about every crop
+        self._members = 0  # of this stage, who have said so
+        self._asked_s: float | None = None  # when the newest question was asked; None of the first
+        self._queue_s = self._inference_s = self._decode_wait_s = self._decode_s = 0.0  # of all questions together
+        self._batch_size = 0
+        self.question: Question | None = self._ask(plan.stages[0].models[0])
+        """What is to be asked now; None: there is an answer."""
+        self.answer: Classes | None = None
+        """The newest: whoever gave it."""
+        self.passed_on: list[str] = []
+        """Names of the members that were not sure, and others were asked."""
+
+    def told(self, answers: list[Classes], now_s: float) -> None:
+        """The question is answered, about each crop."""
+        asked = self._now_asked()
+        stage = self._plan.stages[self._stage]
+        if self._asked_s is not None:
+            self._pace.learn(asked.id, now_s - self._asked_s)
+        self._asked_s = now_s
+        self._said += answers
+        self._count(answers)
+        self._members += 1
+        if self._members < len(stage.models):
+            self.question = self._ask(stage.models[self._members])
+        else:
+            self._conclude(stage, now_s)
+            self._said, self._members = [], 0
+
+    def failed(self, error: ServiceError, now_s: float) -> bool:
+        """The question is not answered; whether the answer that is there is given instead, as time was too short."""
+        late = now_s >= self._deadline_s or error.code is Code.DEADLINE_EXCEEDED
+        if self.answer is None or not (late or error.code is Code.OVERLOADED):
+            return False
+        if (
+            late and self._asked_s is not None
+        ):  # it takes longer than that: twice as long, as TCP has it (RFC 6298, 5.5)
+            self._pace.learn(self._now_asked().id, 2 * (now_s - self._asked_s))
+        self.passed_on.pop()
+        self.answer = self.answer._replace(cut_short=True)
+        return True
+
+    def _now_asked(self) -> Model:
+        if self.question is None:
+            raise RuntimeError("nothing was asked")
+        return self.question.model
+
+    def _ask(self, model: Model) -> Question:
+        """In full where more than the best classes matter: to means, to the entropy, to who asks for all."""
+        stage, ask = self._plan.stages[self._stage], self._plan.ask
+        if self._is_mean(stage) or ask.top_k is None or (stage.rule and stage.rule.kind == "entropy"):
+            return Question(model, None)
+        return Question(model, max(ask.top_k, 2))
+
+    def _is_mean(self, stage: AskedStage) -> bool:
+        return len(stage.models) * self._plan.ask.crops > 1
+
+    def _count(self, answers: list[Classes]) -> None:
+        self._queue_s += max(answer.queue_s for answer in answers)
+        self._inference_s += max(answer.inference_s for answer in answers)
+        self._decode_wait_s += max(answer.decode_wait_s for answer in answers)
+        self._decode_s += max(answer.decode_s for answer in answers)
+        self._batch_size = max(self._batch_size, *(answer.batch_size for answer in answers))
+
+    def _conclude(self, stage: AskedStage, now_s: float) -> None:
+        """The members of a stage have all answered."""
+        activation = stage.models[0].manifest.activation
+        whole = self._said[0] if self._said[0].indices.size else average(self._said, None, activation)
+        self.answer = whole.ranked(len(whole.indices) if self._plan.top_k is None else self._plan.top_k)._replace(
+            queue_s=self._queue_s,
+            inference_s=self._inference_s,
+            decode_wait_s=self._decode_wait_s,
+            decode_s=self._decode_s,
+            batch_size=self._batch_size,
+            answered_by=stage.name,
+        )
+        self.question = None
+        if stage.rule is None or stage.rule.is_sure(whole.probabilities, activation):
+            return
+        following = self._plan.stages[self._stage + 1]
+        if not self._pace.allows(following.models, self._deadline_s - now_s):
+            self.answer = self.answer._replace(cut_short=True)
+            return
+        self._stage += 1
+        self.passed_on.append(stage.name)
+        self.question = self._ask(following.models[0])
+
+
+async def descend(
+    plan: Plan, image: Image, deadline_s: float, classifier: Classifier, pace: Pace, metrics: Metrics
+) -> Classes:
+    """Ask a cascade's members about one image, each that reads images as the one before it about the same pixels.
+
+    Raises:
+        ServiceError: the first member has no answer, or a later one fails for another reason than time.
+    """
+    descent = Descent(plan, pace, deadline_s)
+    asked: Question
+
+    def follow(answers: list[Classes]) -> Question | None:
+        nonlocal asked
+        tracing.note_stages(answers, asked.model.key)
+        descent.told(answers, time.monotonic())
+        before, question = asked, descent.question
+        if question and question.model.manifest.preprocessing.reads_as(before.model.manifest.preprocessing):
+            asked = question
+            return question
+        return None
+
+    while question := descent.question:
+        asked = question
+        try:
+            await classifier.classify(
+                image,
+                question.model,
+                question.top_k,
+                deadline_s,
+                crops=plan.ask.crops,
+                priority=plan.priority,
+                follow=follow,
+            )
+        except ServiceError as error:
+            if not descent.failed(error, time.monotonic()):
+                raise
+            break
+    if descent.answer is None:
+        raise RuntimeError("a cascade ended without an answer")
+    metrics.count_cascade(plan.labels, descent.passed_on, descent.answer.answered_by, cut=descent.answer.cut_short)
+    return descent.answer
