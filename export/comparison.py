@@ -71,7 +71,7 @@ def best(logits: NDArray[np.float32]) -> NDArray[np.int64]:
     return found
 
 
-def probabilities(logits: NDArray[np.float32], activation: Activation) -> NDArray[np.float64]:
+def probabilities(logits: NDArray[np.floating], activation: Activation) -> NDArray[np.float64]:
     """What the graph computes, more precisely: float64 of the logits' shape."""
     return np.exp(_log_probabilities(logits.astype(np.float64), activation))
 

@@ -23,12 +23,13 @@ def conformal_scores(
     """How little each class fits an image: float64[M, num_classes] of probabilities of this shape.
 
     Classes of equal probability are taken in their order. Nothing is drawn by chance, as the authors of APS and RAPS
-    do to have sets that are a little smaller: the same image has the same set.
+    do to have sets that are a little smaller: the same image has the same set, which always has its best class.
     """
     if method == "lac":
         return 1 - probabilities
     order = np.argsort(-probabilities, axis=1, kind="stable")
-    sums = np.cumsum(np.take_along_axis(probabilities, order, axis=1), axis=1)
+    ranked = np.take_along_axis(probabilities, order, axis=1)
+    sums = np.cumsum(ranked, axis=1) - ranked
     if method == "raps":
         sums += penalty * np.maximum(0, np.arange(1, sums.shape[1] + 1) - penalty_from)
     scores = np.empty_like(sums)

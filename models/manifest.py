@@ -324,9 +324,8 @@ class Unknown(_Record):
 
 
 SetMethod = Literal["lac", "aps", "raps"]
-"""How little a class fits an image: 1 - its probability (LAC, arXiv:1609.00451), the probability of it and of all that
-are more probable (APS, arXiv:2006.02544), or that and a penalty for each class beyond the first few (RAPS,
-arXiv:2009.14193)."""
+"""How little a class fits an image: 1 - its probability (LAC, arXiv:1609.00451), the probability of all that are more
+probable (APS, arXiv:2006.02544), or that and a penalty for each class beyond the first few (RAPS, arXiv:2009.14193)."""
 
 
 class SetFigures(_Record):

@@ -24,7 +24,8 @@ def sets_of(scores: NDArray[np.float64], method: SetMethod = "lac") -> Predictio
 
 def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     powers: NDArray[np.float64] = np.exp(logits - logits.max(1, keepdims=True))
-    return powers / powers.sum(1, keepdims=True)
+    found: NDArray[np.float64] = powers / powers.sum(1, keepdims=True)
+    return found
 
 
 def classified(random: np.random.Generator, images: int, classes: int = 12) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -56,7 +57,7 @@ def test_sets_hold_the_true_class_as_often_as_asked_for(method: SetMethod, cover
     # the mean of 200 such figures, of which fewer than one in 3 million is off by more.
     spread = 5 * (coverage * (1 - coverage) * (1 / 52 + 1 / 200) / 200) ** 0.5
     assert np.mean(covered) >= coverage - spread
-    if method == "aps" and coverage > 0.5:  # at most 1 / (n + 1) more, where no best class is added to empty sets
+    if coverage > 0.5:  # at most 1 / (n + 1) more, where less than the best class is not enough
         assert np.mean(covered) <= coverage + 1 / 51 + spread + 0.01
 
 
@@ -107,8 +108,8 @@ def test_the_image_that_is_asked_about_counts_as_one_more(images: int, coverage:
 def test_scores_are_those_of_the_papers() -> None:
     probabilities = np.array([[0.2, 0.5, 0.3]])
     assert confidence.conformal_scores(probabilities, "lac") == pytest.approx(np.array([[0.8, 0.5, 0.7]]))
-    assert confidence.conformal_scores(probabilities, "aps") == pytest.approx(np.array([[1.0, 0.5, 0.8]]))
-    assert confidence.conformal_scores(probabilities, "raps", 0.1, 1) == pytest.approx(np.array([[1.2, 0.5, 0.9]]))
+    assert confidence.conformal_scores(probabilities, "aps") == pytest.approx(np.array([[0.8, 0.0, 0.5]]))
+    assert confidence.conformal_scores(probabilities, "raps", 0.1, 1) == pytest.approx(np.array([[1.0, 0.0, 0.6]]))
 
 
 def test_an_image_is_known_from_the_threshold_on() -> None:
