@@ -2,6 +2,7 @@
 # make test    what CI runs: style, types, tests
 # make bench   images per second and latency beside the machine's baseline
 # make loadtest SCENARIO=spike   steady, ramp, spike, soak, sizes or bad, on a running server; without one, a web page
+# make mlperf  MLPerf's LoadGen puts a server to the test and gives its verdict
 # make soak MINUTES=30   kills, reloads and bad requests: nothing may be lost, memory may not grow
 # make fuzz    half a million images through the decoder, then 100,000 requests over raw sockets
 # make protobuf   the messages of gRPC, after a change to server/grpc/inference.proto
@@ -31,7 +32,7 @@ EXPORTING := tests/export tests/models tests/docs
 COMPUTING := tests/server/images tests/server/engine/backends \
     tests/server/test_deepest.py tests/server/test_every_network.py tests/server/test_real_photos.py
 
-.PHONY: help serve model test lint style bench compare loadtest soak fuzz protobuf audit ray-test programs clean
+.PHONY: help serve model test lint style bench compare loadtest mlperf soak fuzz protobuf audit ray-test programs clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -73,6 +74,9 @@ compare: $(VENV)/test.done
 loadtest: $(VENV)/test.done
 	$(BIN)/locust -f loadtest/locustfile.py --host http://127.0.0.1:$(PORT) \
 	    $(if $(SCENARIO),--headless --scenario $(SCENARIO)) $(FLAGS)
+
+mlperf: model $(VENV)/test.done
+	$(BIN)/python loadtest/mlperf.py $(FLAGS)
 
 soak: model $(VENV)/test.done
 	$(BIN)/python loadtest/soak.py --minutes $(MINUTES) --write loadtest/reports/soak $(FLAGS)

@@ -15,12 +15,12 @@ _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
 
 def find(folder: Path) -> list[Path]:
-    """The photos in `folder`, by name.
+    """The photos in `folder` and below it, by name.
 
     Raises:
         FileNotFoundError: there are none.
     """
-    photos = sorted(path for path in folder.glob("*") if path.suffix.lower() in _SUFFIXES)
+    photos = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
     if not photos:
         raise FileNotFoundError(f"no photos in {folder}: name a folder with some of {', '.join(sorted(_SUFFIXES))}")
     return photos
