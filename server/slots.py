@@ -59,13 +59,22 @@ class Slots:
         """uint8 view of `shape` on a slot's memory.
 
         Raises:
+            ValueError: as `all_pixels`.
+        """
+        pixels: NDArray[np.uint8] = self.all_pixels(shape)[slot]
+        return pixels
+
+    def all_pixels(self, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+        """uint8[count, *shape]: a view on the memory of each slot.
+
+        Raises:
             ValueError: the shape needs more than `slot_bytes`.
         """
-        size = math.prod(shape)
-        if size > self.slot_bytes:
+        if math.prod(shape) > self.slot_bytes:
             raise ValueError(f"{shape} does not fit a slot of {self.slot_bytes} bytes")
-        start = self._header + slot * self._stride
-        return self._bytes[start : start + size].reshape(shape)
+        _, width, channels = shape
+        strides = self._stride, width * channels, channels, 1
+        return np.ndarray((self.count, *shape), np.uint8, self._bytes, self._header, strides)
 
     def __reduce__(self) -> tuple[Callable[..., "Slots"], tuple[object, ...]]:
         """Handed to a process that is being started: it gets the same memory."""

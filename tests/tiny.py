@@ -5,6 +5,7 @@ two requests' pixels or answers were mixed up. `work` makes each batch slow by r
 """
 
 import hashlib
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -171,7 +172,9 @@ def write_ensemble(repository: Path, name: str, members: list[Manifest]) -> Ense
     return found
 
 
-def write_cascade(repository: Path, name: str, members: list[Manifest | Ensemble], rule: Rule | None = None) -> Cascade:
+def write_cascade(
+    repository: Path, name: str, members: Sequence[Manifest | Ensemble], rule: Rule | None = None
+) -> Cascade:
     """Write a cascade of models and ensembles that are in `repository`; all but the last have the same rule.
 
     Without a rule they are sure where the best class has a margin of 0.2: an image whose mean red is a whole number

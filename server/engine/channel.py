@@ -54,7 +54,9 @@ class Channel:
         try:
             while data := self._socket.recv(_READ_BYTES):
                 self._incoming += data
-            gone = True
+                if len(data) < _READ_BYTES:  # there was no more
+                    break
+            gone = not data
         except BlockingIOError:
             pass
         except OSError:

@@ -32,11 +32,8 @@ class Classes(NamedTuple):
 
     def ranked(self, top_k: int | None) -> "Classes":
         """Only the best `top_k`, or, where that is None, only the logits."""
-        if top_k is None:
-            return self._replace(probabilities=self.probabilities[:0], indices=self.indices[:0])
-        return self._replace(
-            probabilities=self.probabilities[:top_k], indices=self.indices[:top_k], logits=self.logits[:0]
-        )
+        logits = self.logits if top_k is None else self.logits[:0]
+        return Classes(self.probabilities[: top_k or 0], self.indices[: top_k or 0], logits, *self[3:])
 
 
 class Question(NamedTuple):

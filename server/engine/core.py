@@ -127,16 +127,20 @@ class Engine(Generic[Payload]):
         """
         outcomes = [outcome for future in list(self._running) if future.done() for outcome in self._finish(future)]
         while True:
-            taken = self._scheduler.take(self._clock(), instance_free=len(self._running) < self._instances)
-            late = ServiceError(Code.DEADLINE_EXCEEDED, "the deadline passed before an inference could start")
-            outcomes += [Outcome(job, late) for job in taken.expired]
+            taken = self._scheduler.take(self._clock(), instance_free=not self.busy)
+            outcomes += [Outcome(job, _too_late()) for job in taken.expired]
             if not taken.batch:
                 return outcomes
             self._start(taken.model, taken.batch)
 
+    @property
+    def busy(self) -> bool:
+        """Nothing can start before something has ended."""
+        return len(self._running) >= self._instances
+
     def next_event_s(self) -> float | None:
         """When to call `step` even if nothing arrives and nothing wakes; None: never."""
-        return self._scheduler.next_event_s(instance_free=len(self._running) < self._instances)
+        return self._scheduler.next_event_s(instance_free=not self.busy)
 
     def oldest_start_s(self) -> float | None:
         """When the batch that has been running longest started; None where none runs."""
@@ -178,3 +182,7 @@ class Engine(Generic[Payload]):
             Outcome(job, Classes(probabilities, indices, logits, batch.started_s - job.arrived_s, seconds, size))
             for job, probabilities, indices, logits in zip(batch.jobs, *outputs, strict=True)
         ]
+
+
+def _too_late() -> ServiceError:
+    return ServiceError(Code.DEADLINE_EXCEEDED, "the deadline passed before an inference could start")

@@ -36,6 +36,18 @@ from server.slots import Slots
 log = logging.getLogger(__name__)
 
 
+GATHER_S = 0.005
+"""How long requests may lie in the sockets while nothing could start: each look at them costs more than one of them."""
+
+
+class _Served(NamedTuple):
+    """A model that is loaded."""
+
+    labels: metrics.Labels
+    pixels: NDArray[np.uint8]
+    """uint8[slots, H, W, 3]: the slots as it reads them"""
+
+
 class _Crop(NamedTuple):
     """A job's payload: whose it is, and where its pixels are."""
 
@@ -63,7 +75,7 @@ class _Process:
     def __init__(self, settings: Settings, folder: Path, slots: Slots, address: str, control: Connection) -> None:
         self._settings = settings
         self._folder = folder
-        self._models: dict[str, Model] = {}
+        self._models: dict[str, _Served] = {}
         self._slots = slots
         self._control = control
         self._stall_s = settings.stall_timeout_ms / 1e3
@@ -79,6 +91,7 @@ class _Process:
         self._loading: dict[Future[Warm], Model] = {}
         self._workers: dict[int, Channel] = {}  # by descriptor
         self._poll = select.epoll()
+        self._urgent = select.epoll()  # the same without the HTTP workers
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(address)
         self._listener.listen()
@@ -115,7 +128,9 @@ class _Process:
         if warm.backend.on_gpu and not self._page_locked:
             self._page_locked = True
             self._held.enter_context(backends.page_locked(self._slots.memory))
-        self._models[model.id] = model
+        labels = model.manifest.name, str(model.manifest.version)
+        pixels = self._slots.all_pixels(model.manifest.input_shape)
+        self._models[model.id] = _Served(labels, pixels)
         self._engine.add_model(model.id, warm.backend, warm.limits, latency_s=warm.latency_s)
 
     def serve(self, ready: EngineReady) -> None:
@@ -126,6 +141,7 @@ class _Process:
     def _turn(self, ready: EngineReady) -> None:
         for source in (self._listener.fileno(), self._wake, self._control.fileno()):
             self._poll.register(source, select.EPOLLIN)
+            self._urgent.register(source, select.EPOLLIN)
         self._tell(ready)
         heartbeat_s = time.monotonic()
         while True:
@@ -136,7 +152,7 @@ class _Process:
                 self._show_queues()
             due_s = min(self._engine.next_event_s() or math.inf, now_s + HEARTBEAT_S)
             replies: list[tuple[Channel, Reply]] = []
-            for source, events in self._poll.poll(max(0.0, due_s - now_s)):
+            for source, events in self._wait(max(0.0, due_s - now_s)):
                 if source == self._wake:
                     os.eventfd_read(self._wake)
                     self._finish_loading()
@@ -152,6 +168,14 @@ class _Process:
             replies += map(self._reply, self._engine.step())
             self._send(replies)
 
+    def _wait(self, seconds: float) -> list[tuple[int, int]]:
+        """What has something to say, if anything within `seconds`."""
+        found = self._poll.poll(seconds)
+        if found and self._engine.busy and all(source in self._workers for source, _ in found):
+            self._urgent.poll(GATHER_S)
+            found = self._poll.poll(0)
+        return found
+
     def _tell(self, message: FromEngine) -> None:
         self._control.send(message)
 
@@ -162,8 +186,8 @@ class _Process:
 
     def _show_queues(self) -> None:
         lengths: Counter[metrics.Labels] = Counter()
-        for model in self._models.values():
-            lengths[_labels(model)] += self._engine.queue_length(model.id)
+        for model_id, served in self._models.items():
+            lengths[served.labels] += self._engine.queue_length(model_id)
         for labels, length in lengths.items():
             self._metrics.queue_length.labels(*labels).set(length)
 
@@ -176,7 +200,7 @@ class _Process:
                 loading.add_done_callback(lambda _: os.eventfd_write(self._wake, 1))
             case Unload(model_id):
                 if gone := self._models.pop(model_id, None):
-                    self._metrics.queue_length.labels(*_labels(gone)).set(0)
+                    self._metrics.queue_length.labels(*gone.labels).set(0)
                     outcomes = self._engine.remove_model(model_id)
                     gc.collect()
                     give_memory_back()
@@ -221,15 +245,15 @@ class _Process:
         return replies
 
     def _submit(self, owner: Channel, request: Submit) -> None:
-        model = self._models.get(request.model)
-        if model is None:
+        served = self._models.get(request.model)
+        if served is None:
             raise ServiceError(Code.ENGINE_UNAVAILABLE, "the model is not loaded; try again later")
-        pixels = self._slots.pixels(request.slot, model.manifest.input_shape)
-        crop = _Crop(owner, request.id, request.slot, pixels, _labels(model), request.top_k)
+        pixels = served.pixels[request.slot]
+        crop = _Crop(owner, request.id, request.slot, pixels, served.labels, request.top_k)
         job = Job(
             (owner, request.id), request.arrived_s, request.deadline_s, crop, request.quarantined, request.priority
         )
-        self._engine.submit(model.id, job)
+        self._engine.submit(request.model, job)
 
     def _started(self, jobs: Sequence[Job[_Crop]]) -> None:
         self._slots.running[[job.payload.slot for job in jobs]] = True
@@ -263,10 +287,6 @@ class _Process:
         for owner, together in by_owner.items():
             if owner in self._workers.values() and not owner.send(encode(together)):
                 self._poll.modify(owner.fileno(), select.EPOLLIN | select.EPOLLOUT)
-
-
-def _labels(model: Model) -> metrics.Labels:
-    return model.manifest.name, str(model.manifest.version)
 
 
 def _refusal(model: Model, error: Exception) -> Refusal:

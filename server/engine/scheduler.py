@@ -37,8 +37,7 @@ class Limits:
     queue_size: int
 
 
-@dataclass(frozen=True, slots=True)
-class Job(Generic[Payload]):
+class Job(NamedTuple, Generic[Payload]):
     """One image to classify. Times are seconds of the monotonic clock; `payload` is the caller's own."""
 
     id: Hashable

@@ -56,7 +56,7 @@ def router(service: Service, uploads: Uploads) -> APIRouter:
             async with uploads.body(request) as body:
                 received_s = time.monotonic()
                 asked = await bodies.decoded(body, Predict)
-                at_most = models.max_images(service, plan.members)
+                at_most = models.max_images(service, plan.entry)
                 if not 1 <= len(asked.instances) <= at_most:
                     detail = f"one request may have 1 to {at_most} instances, not {len(asked.instances)}"
                     raise ServiceError(Code.INVALID_REQUEST, detail)

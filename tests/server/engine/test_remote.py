@@ -206,7 +206,7 @@ async def hears_nothing_of_the_past(engine: PlayedEngine, bench: Bench) -> None:
     assert await class_of(new) == 200
 
 
-async def leave(classifying: "asyncio.Task[Classes]") -> None:
+async def leave(classifying: "asyncio.Task[Any]") -> None:
     """The client of this request goes."""
     classifying.cancel()
     with pytest.raises(asyncio.CancelledError):

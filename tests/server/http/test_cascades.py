@@ -41,8 +41,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatedServer]:
     pair = tiny.write_ensemble(repository, "pair", [green, small])
     for name, last in (("same", green), ("other", small), ("deep", pair)):
         tiny.write_cascade(repository, name, [red, last])
-    flags = {"default_model": "same", "cache_entries": 8, "grpc_port": 0, "queue_size": 16, "reload_ms": 0}
-    with GatedServer(repository, **flags) as running:
+    with GatedServer(
+        repository, default_model="same", cache_entries=8, grpc_port=0, queue_size=16, reload_ms=0
+    ) as running:
         yield running
 
 

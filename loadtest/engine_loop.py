@@ -1,0 +1,190 @@
+"""`python loadtest/engine_loop.py`: what an image costs the engine process beside the backend's own run.
+
+The server's own engine process, with a backend that only waits as long as one would take, and the HTTP workers' own end
+of the way to it: images one by one as they come from decoders, twice as many under way as a batch has, so that every
+batch is full.
+What is measured is the CPU time of the engine process, all its threads together. A model of the repository says how
+large images and answers are; its file is not loaded.
+"""
+
+import argparse
+import asyncio
+import math
+import multiprocessing
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import fmean
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+from unittest import mock
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from loadtest import command, tables
+from loadtest.command import numbers
+from loadtest.machine import read_meters
+from models.manifest import Manifest
+from server import metrics, repository
+from server.control import EngineReady
+from server.engine import backends, process
+from server.engine.backends import Outputs
+from server.engine.decoding import Decoders
+from server.engine.remote import RemoteEngine
+from server.repository import Model
+from server.settings import Settings
+from server.slots import Slots
+
+WARM_UP_S = 0.5
+TOP_K = 5
+DECODE_THREADS = 2
+"""Of each worker. They only wait, too."""
+DECODED_EARLIER = 2
+"""How much faster all of them together are than the backend."""
+
+
+class Row(NamedTuple):
+    """What was measured at one size."""
+
+    max_batch: int
+    images_per_s: float
+    batch: float
+    """images in the batch of the mean image"""
+    cpu_ms: float
+    """an image"""
+
+
+class Waiting:
+    """A backend that takes its time, but none of a CPU."""
+
+    instances = 1
+    on_gpu = False
+
+    def __init__(self, found: Manifest, image_s: float, max_batch: int) -> None:
+        self._image_s = image_s
+        self._outputs = Outputs(
+            np.zeros((max_batch, found.top_k), np.float32),
+            np.zeros((max_batch, found.top_k), np.int32),
+            np.zeros((max_batch, found.num_classes), np.float32),
+        )
+
+    def run(self, images: Sequence[NDArray[np.uint8]]) -> Outputs:
+        """See `Backend`."""
+        time.sleep(len(images) * self._image_s)
+        count = len(images)
+        return Outputs(self._outputs.probabilities[:count], self._outputs.indices[:count], self._outputs.logits[:count])
+
+    def close(self) -> None:
+        """See `Backend`."""
+
+
+def main() -> int:
+    """Measure and print; 0 is success."""
+    options = _parse()
+    catalogue = repository.scan(options.repository)
+    model = catalogue.members(catalogue.resolve(options.model, None))[0]
+    columns: tables.Columns[Row] = {
+        "max_batch": lambda row: str(row.max_batch),
+        "batch": lambda row: f"{row.batch:.1f}",
+        "images/s": lambda row: f"{row.images_per_s:.0f}",
+        "CPU-ms an image": lambda row: f"{row.cpu_ms:.3f}",
+    }
+    print(f"{model.key}, {options.workers} HTTP workers; the backend could do {options.images_per_s:g} images/s")
+    print(tables.line(columns, None))
+    for size in options.batches:
+        row = measure(options.repository, model, size, options.workers, 1 / options.images_per_s, options.seconds)
+        print(tables.line(columns, row))
+    return 0
+
+
+def measure(folder: Path, model: Model, max_batch: int, workers: int, image_s: float, seconds: float) -> Row:
+    """Run an engine process for about `seconds` after it has warmed up."""
+    settings = Settings(max_batch=max_batch, http_workers=workers, queue_size=2 * max_batch * workers)
+    slots = Slots(settings.queue_size, math.prod(model.manifest.input_shape))
+    with ExitStack() as held:
+        directory = Path(held.enter_context(TemporaryDirectory()))
+        metrics.use_directory(directory, ["engine"])
+        address = str(directory / "engine")
+        context = multiprocessing.get_context("spawn")
+        control, theirs = context.Pipe()
+        arguments = image_s, settings, folder, [model], slots, address, theirs
+        engine = context.Process(target=_serve, args=arguments, daemon=True)
+        engine.start()
+        held.callback(engine.join)
+        held.callback(control.close)
+        theirs.close()
+        while not isinstance(control.recv(), EngineReady):
+            pass
+        decode_s = workers * DECODE_THREADS * image_s / DECODED_EARLIER
+        return asyncio.run(_load(engine.pid or 0, address, model, slots, settings, decode_s, seconds))
+
+
+def _serve(
+    image_s: float,
+    settings: Settings,
+    folder: Path,
+    models: Sequence[Model],
+    slots: Slots,
+    address: str,
+    control: Connection,
+) -> None:
+    """The engine process."""
+    with mock.patch.object(backends, "load", lambda found, _, its: Waiting(found, image_s, its.max_batch)):
+        process.main(settings, folder, models, slots, address, control)
+
+
+async def _load(
+    pid: int, address: str, model: Model, slots: Slots, settings: Settings, decode_s: float, seconds: float
+) -> Row:
+    """Keep two batches under way, shared by the workers."""
+    each = settings.slots_per_worker
+    sizes: list[int] = []
+    ending = asyncio.Event()
+
+    async def ask(worker: RemoteEngine) -> None:
+        while not ending.is_set():
+            (classes,) = await worker.classify(b"", model, TOP_K, time.monotonic() + 60)
+            sizes.append(classes.batch_size)
+
+    decoders = [Decoders(lambda *_: time.sleep(decode_s), DECODE_THREADS) for _ in range(settings.http_workers)]
+    workers = [
+        RemoteEngine(slots, range(first * each, (first + 1) * each), pool, lambda _: None)
+        for first, pool in enumerate(decoders)
+    ]
+    for worker in workers:
+        worker.engine_up(address)
+    under_way = 2 * settings.max_batch
+    asking = asyncio.gather(*(ask(workers[index % len(workers)]) for index in range(under_way)))
+    await asyncio.sleep(WARM_UP_S)
+    engine = psutil.Process(pid)
+    sizes.clear()
+    before, started_s = read_meters([engine]), time.perf_counter()
+    await asyncio.sleep(seconds)
+    taken, took_s, answered = read_meters([engine]).since(before), time.perf_counter() - started_s, sizes.copy()
+    ending.set()
+    await asking
+    for worker, pool in zip(workers, decoders, strict=True):
+        worker.close()
+        pool.close(wait=True)
+    return Row(settings.max_batch, len(answered) / took_s, fmean(answered), 1e3 * (taken.server or 0) / len(answered))
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="engine_loop.py", description=__doc__)
+    parser.add_argument("--repository", type=Path, default=Path("model_repository"), metavar="FOLDER")
+    parser.add_argument("--model", metavar="NAME", help="if not the server's default")
+    parser.add_argument("--batches", type=numbers(int), default=[1, 8, 32, 64], metavar="N,N,…")
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="HTTP workers (default 2)")
+    text = "that the backend could do (default 1000)"
+    parser.add_argument("--images-per-s", type=float, default=1000, metavar="N", help=text)
+    parser.add_argument("--seconds", type=float, default=3, metavar="S", help="for each figure (default 3)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(command.run(main))
