@@ -111,7 +111,8 @@ def trace_id() -> str | None:
 
 def sampled_trace_id() -> str | None:
     """The same, if spans are made here and this trace is kept."""
-    return trace_id() if is_on() and trace.get_current_span().get_span_context().trace_flags.sampled else None
+    sampled = trace.get_current_span().get_span_context().trace_flags.sampled  # first: `is_on` reads the environment
+    return trace_id() if sampled and is_on() else None
 
 
 def _with_trace_id(record: logging.LogRecord) -> bool:

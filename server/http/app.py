@@ -26,13 +26,14 @@ def create_app(service: Service) -> ASGIApp:
         redirect_slashes=False,  # a redirect would go to whatever host the client named
         docs_url=None,  # FastAPI's own load scripts from elsewhere; ours is in page
         redoc_url=None,
-        telemetry=tracing.OF_REQUESTS,
+        telemetry=tracing.of_requests(),
         generate_unique_id_function=openapi.operation_id,
         servers=[{"url": ".", "description": "where this document is: also behind a proxy that adds a prefix"}],
     )
     problems.install(app, service.metrics)
     uploads = Uploads(service.buffers, service.settings.max_body_bytes, service.settings.body_timeout_ms / 1e3)
-    app.include_router(classify.router(service, uploads), tags=["classify"])
+    # Not included, as FastAPI looks twice for the route of a request where routers are.
+    app.router.routes += classify.router(service, uploads).routes
     app.include_router(operations.router(service), tags=["operations"])
     for tag, other in {"v1": v1, "v2": v2, "huggingface": huggingface}.items():
         app.include_router(other.router(service, uploads), tags=[tag])

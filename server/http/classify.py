@@ -17,10 +17,11 @@ from starlette.requests import ClientDisconnect
 from models.manifest import MAX_TOP_K
 from server.engine.scheduler import Priority
 from server.errors import SHUTTING_DOWN, ServiceError
-from server.http import problems, responses
+from server.http import openapi, problems, responses
 from server.http.archives import File
 from server.http.disconnects import cancelled_when_gone
-from server.http.load_shedding import PATH, TIMEOUT_HEADER
+from server.http.fields import field
+from server.http.load_shedding import PATH, TIMEOUT_FIELD, TIMEOUT_HEADER
 from server.http.request_ids import request_id_of
 from server.http.responses import Classification, ClassificationBatch, ImageProblem, ImageResult
 from server.http.uploads import Uploads
@@ -71,7 +72,7 @@ class _Route(APIRoute):
         async def handle(request: Request) -> Response:
             parameters = _parameters(request, ())
             try:
-                timeout = request.headers.get(TIMEOUT_HEADER)
+                timeout = field(request.scope, TIMEOUT_FIELD)
                 timeout_s = None if timeout is None else _TIMEOUT.validate_python(timeout)
             except ValidationError as error:
                 raise _invalid("header", TIMEOUT_HEADER, error.errors()[0]["msg"]) from None
@@ -121,7 +122,7 @@ def _invalid(where: str, name: str, message: str) -> RequestValidationError:
 
 def router(service: Service, uploads: Uploads) -> APIRouter:
     """The routes, bound to one HTTP worker's service."""
-    routes = APIRouter(route_class=_Route)
+    routes = APIRouter(route_class=_Route, tags=["classify"], generate_unique_id_function=openapi.operation_id)
 
     @routes.post(
         PATH,

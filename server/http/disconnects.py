@@ -1,35 +1,36 @@
 """Clients that leave."""
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
 
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
 
-@asynccontextmanager
-async def cancelled_when_gone(request: Request) -> AsyncGenerator[None]:
+class cancelled_when_gone:  # noqa: N801  # a context manager; not a generator, as each request has one
     """Cancel what runs in the block when the client disconnects; the body must have been read.
 
     Raises:
         ClientDisconnect: it did.
     """
-    task = asyncio.current_task()
 
-    async def watch() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        if task is not None:
-            task.cancel()
+    __slots__ = ("_request", "_task", "_watcher")
 
-    watcher = asyncio.create_task(watch())
-    try:
-        yield
-    except asyncio.CancelledError:
-        if task is not None and watcher.done() and not watcher.cancelled():
-            task.uncancel()
+    def __init__(self, request: Request) -> None:
+        self._request = request
+
+    async def __aenter__(self) -> None:
+        self._task = asyncio.current_task()
+        self._watcher = asyncio.create_task(self._watch())
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        gone = self._watcher.done() and not self._watcher.cancelled()
+        self._watcher.cancel()
+        if gone and kind is asyncio.CancelledError and self._task is not None:
+            self._task.uncancel()
             raise ClientDisconnect from None
-        raise
-    finally:
-        watcher.cancel()
+
+    async def _watch(self) -> None:
+        while (await self._request.receive())["type"] != "http.disconnect":
+            pass
+        if self._task is not None:
+            self._task.cancel()

@@ -11,12 +11,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.errors import ServiceError
 from server.http import problems
+from server.http.fields import field
 from server.metrics import NO_MODEL
 from server.serving.service import Service
 
 PATH = "/classify"
 TIMEOUT_HEADER = "X-Request-Timeout"
-_TIMEOUT_FIELD = TIMEOUT_HEADER.lower().encode()
+TIMEOUT_FIELD = TIMEOUT_HEADER.lower().encode()
 
 
 class LoadShedding:
@@ -42,8 +43,8 @@ class LoadShedding:
 
 def _patience_s(scope: Scope) -> float:
     """What the client gives the request; a value that means nothing is left to the route."""
-    for name, value in scope["headers"]:
-        if name == _TIMEOUT_FIELD:
-            with suppress(ValueError):
-                return float(value) if float(value) > 0 else math.inf
+    value = field(scope, TIMEOUT_FIELD)
+    if value is not None:
+        with suppress(ValueError):
+            return float(value) if float(value) > 0 else math.inf
     return math.inf

@@ -5,6 +5,8 @@ import re
 
 from fastapi import Request
 
+from server.http.fields import field
+
 HEADER = "X-Request-ID"
 _FIELD = HEADER.lower().encode()
 _USABLE = re.compile(r"[A-Za-z0-9_.:/+=@-]{1,128}")
@@ -15,6 +17,6 @@ def request_id_of(request: Request) -> str:
     state: dict[str, str] = request.scope.setdefault("state", {})
     found = state.get("request_id")
     if found is None:
-        sent = next((value.decode("latin-1") for name, value in request.scope["headers"] if name == _FIELD), "")
+        sent = field(request.scope, _FIELD) or ""
         found = state["request_id"] = sent if _USABLE.fullmatch(sent) else f"{random.getrandbits(128):032x}"
     return found

@@ -8,6 +8,7 @@ from fastapi import Request, Response
 from msgspec import UNSET, Meta, UnsetType
 
 from server.http import request_ids
+from server.http.fields import field
 from server.serving.plan import Answer
 
 JSON, MSGPACK = "application/json", "application/msgpack"
@@ -115,7 +116,7 @@ def response(
 ) -> Response:
     """The answer in the format that the client prefers."""
     headers = {request_ids.HEADER: answer.request_id, **(headers or {})}
-    if prefers_msgpack(request.headers.get("accept", "")):
+    if prefers_msgpack(field(request.scope, b"accept") or ""):
         return Response(_to_msgpack(answer), headers=headers, media_type=MSGPACK)
     return Response(_to_json(answer), headers=headers, media_type=JSON)
 

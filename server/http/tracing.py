@@ -5,18 +5,24 @@ from opentelemetry import trace
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server import tracing
+
 RESPONSE_HEADER = "traceresponse"
 """W3C Trace Context, level 2: the trace that an answer belongs to, in the form of `traceparent`."""
 UNTRACED = {"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"}
 """What machines ask every few seconds."""
-OF_REQUESTS: TelemetryConfig = {
-    "metrics": False,
-    "logs": False,
-    "operation_spans": False,
-    "auto_configure": False,
-    "exclude": lambda scope: scope.get("path") in UNTRACED,
-}
-"""What FastAPI is to do of it."""
+
+
+def of_requests() -> TelemetryConfig:
+    """What FastAPI is to do of it in this process; it would look at each request whether spans are made."""
+    return {
+        "tracing": tracing.is_on(),
+        "metrics": False,
+        "logs": False,
+        "operation_spans": False,
+        "auto_configure": False,
+        "exclude": lambda scope: scope.get("path") in UNTRACED,
+    }
 
 
 class TraceResponse:

@@ -2,16 +2,23 @@
 
 import asyncio
 import zlib
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from typing import NamedTuple
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 from fastapi import Request
+from starlette.requests import ClientDisconnect
 
 from server.errors import Code, ServiceError
 from server.http import archives, forms
 from server.http.archives import File
+from server.http.fields import field
 from server.serving.buffers import Buffers
+
+Read = TypeVar("Read")
+Count = Callable[[int], None]
+"""Is told of so many bytes more that are in memory."""
 
 
 class Image(NamedTuple):
@@ -31,31 +38,24 @@ class Images(NamedTuple):
 
 
 class Uploads:
-    """Reads uploads, each and all together within limits."""
+    """Reads uploads, each and all together within limits. What is read counts as buffered until its block ends."""
 
     def __init__(self, buffers: Buffers, max_body_bytes: int, body_timeout_s: float) -> None:
         self._buffers = buffers
         self._max_body_bytes = max_body_bytes
         self._body_timeout_s = body_timeout_s
 
-    @asynccontextmanager
-    async def image(self, request: Request) -> AsyncGenerator[Image]:
-        """The compressed image of a request; it counts as buffered until the block ends.
+    def image(self, request: Request) -> AbstractAsyncContextManager[Image]:
+        """The compressed image of a request.
 
         Raises:
             ServiceError: EMPTY_BODY, MALFORMED_MULTIPART, or as `body`.
             ClientDisconnect: the client left before the last byte.
         """
-        async with self.body(request) as body:
-            image = _image(request.headers.get("content-type"), body)
-            if not image.content:
-                detail = "there is no image: send its bytes as the body, or as a file of a form"
-                raise ServiceError(Code.EMPTY_BODY, detail)
-            yield image
+        return _Upload(self._buffers, partial(self._image, request))
 
-    @asynccontextmanager
-    async def files(self, request: Request, at_most: int) -> AsyncGenerator[Images]:
-        """The files of a form or a zip; all they hold counts as buffered until the block ends.
+    def files(self, request: Request, at_most: int) -> AbstractAsyncContextManager[Images]:
+        """The files of a form or a zip.
 
         Raises:
             ServiceError: EMPTY_BODY, MALFORMED_MULTIPART, INVALID_REQUEST where it is none of
@@ -63,27 +63,10 @@ class Uploads:
                 or as `body`.
             ClientDisconnect: the client left before the last byte.
         """
-        async with AsyncExitStack() as stack:
-            body = await stack.enter_async_context(self.body(request))
-            boundary = forms.boundary_of(request.headers.get("content-type"))
-            fields: Sequence[tuple[str, str]] = ()
-            if not body:
-                raise ServiceError(Code.EMPTY_BODY, "there are no images: send files of a form, or a zip")
-            if boundary is None:
-                files = await asyncio.to_thread(archives.files, body)
-            else:
-                form = forms.read(body, boundary, at_most)
-                files, fields = [File.of(*file) for file in form.files], form.fields
-            if not files:
-                raise ServiceError(Code.EMPTY_BODY, "the upload has no files")
-            if len(files) > at_most:
-                raise ServiceError(Code.BODY_TOO_LARGE, f"one request may have at most {at_most} images")
-            stack.enter_context(self._buffers.held(sum(file.size for file in files)))
-            yield Images(files, fields)
+        return _Upload(self._buffers, partial(self._files, request, at_most))
 
-    @asynccontextmanager
-    async def body(self, request: Request) -> AsyncGenerator[bytes]:
-        """The body of a request, without its content encoding; it counts as buffered until the block ends.
+    def body(self, request: Request) -> AbstractAsyncContextManager[bytes]:
+        """The body of a request, without its content encoding.
 
         Raises:
             ServiceError: BODY_TOO_LARGE, which counts what it decompresses to, BODY_TIMEOUT, UNSUPPORTED_ENCODING,
@@ -91,32 +74,85 @@ class Uploads:
                 too much memory.
             ClientDisconnect: the client left before the last byte.
         """
-        encoding = request.headers.get("content-encoding", "identity").strip().lower()
+        return _Upload(self._buffers, partial(self._body, request))
+
+    async def _image(self, request: Request, count: Count) -> Image:
+        image = _image(field(request.scope, b"content-type"), await self._body(request, count))
+        if not image.content:
+            detail = "there is no image: send its bytes as the body, or as a file of a form"
+            raise ServiceError(Code.EMPTY_BODY, detail)
+        return image
+
+    async def _files(self, request: Request, at_most: int, count: Count) -> Images:
+        body = await self._body(request, count)
+        boundary = forms.boundary_of(field(request.scope, b"content-type"))
+        fields: Sequence[tuple[str, str]] = ()
+        if not body:
+            raise ServiceError(Code.EMPTY_BODY, "there are no images: send files of a form, or a zip")
+        if boundary is None:
+            files = await asyncio.to_thread(archives.files, body)
+        else:
+            form = forms.read(body, boundary, at_most)
+            files, fields = [File.of(*file) for file in form.files], form.fields
+        if not files:
+            raise ServiceError(Code.EMPTY_BODY, "the upload has no files")
+        if len(files) > at_most:
+            raise ServiceError(Code.BODY_TOO_LARGE, f"one request may have at most {at_most} images")
+        size = sum(file.size for file in files)
+        count(size)
+        self._buffers.check(size)
+        return Images(files, fields)
+
+    async def _body(self, request: Request, count: Count) -> bytes:
+        encoding = (field(request.scope, b"content-encoding") or "identity").strip().lower()
         encoded = None if encoding == "identity" else _Encoded(encoding)
-        self._buffers.check(int(request.headers.get("content-length", 0)))
-        size = 0
+        self._buffers.check(int(field(request.scope, b"content-length") or 0))
+        size, more = 0, True
         gathered: list[bytes] = []
         try:
-            try:
-                async with asyncio.timeout(self._body_timeout_s):
-                    async for chunk in request.stream():
-                        if encoded:
-                            chunk = await encoded.decode(chunk, self._max_body_bytes + 1 - size)
-                        size += len(chunk)
-                        self._buffers.add(len(chunk))
-                        self._buffers.check(size)
-                        if chunk:
-                            gathered.append(chunk)
-            except TimeoutError:
-                detail = f"the upload took longer than {self._body_timeout_s:g} seconds"
-                raise ServiceError(Code.BODY_TIMEOUT, detail) from None
-            if encoded:
-                encoded.end()
-            whole = b"".join(gathered)
-            gathered.clear()  # they would be held beside it until the answer
-            yield whole
-        finally:
-            self._buffers.add(-size)
+            async with asyncio.timeout(self._body_timeout_s):
+                while more:
+                    message = await request.receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientDisconnect
+                    chunk, more = message.get("body", b""), message.get("more_body", False)
+                    if encoded:
+                        chunk = await encoded.decode(chunk, self._max_body_bytes + 1 - size)
+                    size += len(chunk)
+                    count(len(chunk))
+                    self._buffers.check(size)
+                    gathered.append(chunk)
+        except TimeoutError:
+            detail = f"the upload took longer than {self._body_timeout_s:g} seconds"
+            raise ServiceError(Code.BODY_TIMEOUT, detail) from None
+        if encoded:
+            encoded.end()
+        return b"".join(gathered)
+
+
+class _Upload(AbstractAsyncContextManager[Read]):
+    """What has been read of one, and how much memory it takes. Not a generator: each request has one."""
+
+    __slots__ = ("_buffers", "_read", "_size")
+
+    def __init__(self, buffers: Buffers, read: Callable[[Count], Awaitable[Read]]) -> None:
+        self._buffers = buffers
+        self._read = read
+        self._size = 0
+
+    async def __aenter__(self) -> Read:
+        try:
+            return await self._read(self._count)
+        except BaseException:
+            self._buffers.add(-self._size)
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        self._buffers.add(-self._size)
+
+    def _count(self, size: int) -> None:
+        self._size += size
+        self._buffers.add(size)
 
 
 class _Encoded:

@@ -1,0 +1,15 @@
+"""The header fields of a request, looked up once: Starlette's own look goes through all of them each time."""
+
+from collections.abc import Mapping
+
+from starlette.types import Scope
+
+
+def field(scope: Scope, name: bytes) -> str | None:
+    """The first field of a name, which is given in lower case; None: there is none."""
+    state = scope.setdefault("state", {})
+    found: Mapping[bytes, bytes] | None = state.get("fields")
+    if found is None:
+        found = state["fields"] = dict(reversed(scope["headers"]))
+    value = found.get(name)
+    return None if value is None else value.decode("latin-1")
