@@ -72,13 +72,12 @@ class Channel:
 
     def _take(self) -> list[bytes]:
         messages: list[bytes] = []
-        start = 0
-        while start + _LENGTH.size <= len(self._incoming):
-            (length,) = _LENGTH.unpack_from(self._incoming, start)
-            end = start + _LENGTH.size + length
-            if end > len(self._incoming):
+        incoming, start = self._incoming, _LENGTH.size
+        while start <= len(incoming):
+            end = start + _LENGTH.unpack_from(incoming, start - _LENGTH.size)[0]
+            if end > len(incoming):
                 break
-            messages.append(bytes(self._incoming[start + _LENGTH.size : end]))
-            start = end
-        del self._incoming[:start]
+            messages.append(bytes(incoming[start:end]))
+            start = end + _LENGTH.size
+        del incoming[: start - _LENGTH.size]
         return messages
