@@ -13,7 +13,7 @@ from export import console, expect, interrupts, repository
 from export.options import add_preprocessing, as_options, stated
 from export.recipe import Recipe, plan
 from export.samples import LABELS_FROM, PHOTOS
-from models import hub, zoo
+from models import hub, shards, zoo
 from models.architectures import SHORTCUTS, STRIDES_IN
 from models.errors import ExpectedError
 from models.manifest import Manifest, ModelName, called
@@ -102,7 +102,7 @@ def add_export(
 
 def size_bytes(checkpoint: Path | None) -> int:
     """About what the export of a checkpoint takes."""
-    return checkpoint.stat().st_size if checkpoint else 0
+    return sum(file.stat().st_size for file in shards.files(checkpoint)) if checkpoint else 0
 
 
 def recipe_of(source: str, options: argparse.Namespace) -> Recipe:

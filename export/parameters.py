@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import assert_never
 
-from models import weights
+from models import shards, weights
 from models.hub import Folder, Place, Repository
 from models.manifest import Weights
 from models.part import Part
@@ -75,7 +75,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """A file of a published model, in a repository of the hub or in a folder."""
+    """A file of a published model, in a repository of the hub or in a folder; of an index, what it names, too."""
 
     place: Place
     name: str
@@ -96,7 +96,10 @@ class PublishedFile:
         Raises:
             SourceError: it is not to be had.
         """
-        return self.place.file(self.name)
+        file = self.place.file(self.name)
+        for name in shards.names(file):
+            self.place.file(name)  # comes to lie beside it
+        return file
 
     def describe(self, file: Path) -> Weights:
         """Say in the manifest where they came from: of the hub, at which commit."""

@@ -364,8 +364,9 @@ def _base(place: hub.Place, known: Published, stated: Stated) -> Preprocessing:
 
 
 def _weights_file(place: hub.Place, *, allow_pickle: bool) -> str:
-    if place.has(hub.SAFE):
-        return hub.SAFE
+    for name in (hub.SAFE, hub.SHARDED):
+        if place.has(name):
+            return name
     if not place.has(hub.PICKLE):
         files = hub.listed(place.names())
         raise RecipeError(f"{place.origin} has no {hub.SAFE}, but {files}: the parameters are needed in that one file")

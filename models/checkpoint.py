@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models import foreign, names, unpickling
+from models import foreign, names, shards, unpickling
 from models.errors import ExpectedError
 
 _TRAINED_KEYS = ("state_dict", "model", "model_state_dict", "model_state", "net", "network", "module", "params")
@@ -39,7 +39,7 @@ def read(
     From a file that holds both, the trained parameters are taken, or with `averaged` their moving averages.
 
     Args:
-        path: of the file; its bytes say what it is, not its name.
+        path: of the file, whose bytes say what it is, not its name; or of an index (`models.shards`).
         averaged: take the moving averages.
         key: take what the file holds under this key, or under keys within each other: `a.b`.
         prefix: take the parameters whose names begin so.
@@ -73,6 +73,14 @@ def read_as_named(path: Path) -> dict[str, Tensor]:
 
 
 def _content(path: Path) -> object:
+    """Read a file, or all that an index names."""
+    parts = [_file(part) for part in shards.files(path)]
+    if len(parts) == 1:
+        return parts[0]
+    return {name: value for part in parts if isinstance(part, Mapping) for name, value in part.items()}
+
+
+def _file(path: Path) -> object:
     """Read a file, but run no code that may be in it."""
     try:
         what = foreign.file(path)

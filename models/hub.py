@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
+from models import foreign, shards
 from models.errors import ExpectedError
 
 if TYPE_CHECKING:
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 
 PREFIX = "hf:"
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
-SAFE, PICKLE = "model.safetensors", "pytorch_model.bin"
-"""The files that both libraries write; a pickle is what they wrote before safetensors."""
+SAFE, SHARDED, PICKLE = "model.safetensors", "model" + shards.SUFFIX, "pytorch_model.bin"
+"""The files that both libraries write: of large models an index, and before safetensors a pickle."""
 ANSWER_TIMEOUT_S = 10.0
 _NAME = re.compile(r"hf:(?P<repository>[\w.-]+/[\w.-]+|[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 _MAX_LISTED = 6
@@ -107,7 +108,7 @@ class Repository:
 
     def names(self) -> frozenset[str]:
         """Name all that is in it, as far as it is known."""
-        return self.files or frozenset(name for name in (CONFIG, PREPROCESSOR, SAFE, PICKLE) if self.has(name))
+        return self.files or frozenset(name for name in (CONFIG, PREPROCESSOR, SAFE, SHARDED, PICKLE) if self.has(name))
 
 
 Place = Folder | Repository
@@ -243,6 +244,11 @@ def _first_line(error: BaseException) -> str:
 
 
 def _no_config(name: str, files: Iterable[str]) -> str:
+    files = sorted(files)
+    if "saved_model.pb" in files:
+        return f"{name} {foreign.SAVED_MODEL}"
+    if onnx := next((file for file in files if file.endswith(".onnx")), None):
+        return f"{name} has no {CONFIG}, but an ONNX file: python export/from_onnx.py takes {onnx}"
     return (
         f"{name} has no {CONFIG}, as timm and transformers write it, but {listed(files)}: name the network, and give"
         " the file with --weights FILE"

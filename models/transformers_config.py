@@ -12,6 +12,7 @@ from models.architectures import ARCHITECTURES, Architecture, Block
 from models.config import Config, Ours, Published, Transformers, UnknownPreprocessingError
 from models.hub import Place, SourceError
 from models.manifest import CropMode, Label, Preprocessing
+from models.zoo import IMAGENET_MEAN, IMAGENET_STD
 
 
 class _Model(Config):
@@ -55,7 +56,7 @@ def read(content: Mapping[str, Any], place: Place) -> Published:
     ours = _our_resnet(config.checked(_ResNet, content, place)) if found.model_type == "resnet" else None
     return Published(
         ours or Transformers(found.model_type, place.file(hub.CONFIG)),
-        _preprocessing(place),
+        _preprocessing(place, found.model_type),
         "sigmoid" if several else "softmax",  # as the image-classification pipeline chooses
         classes,
         named=named,
@@ -102,14 +103,33 @@ _CLIP: Mapping[str, Any] = {
     "image_mean": (0.48145466, 0.4578275, 0.40821073),
     "image_std": (0.26862954, 0.26130258, 0.27577711),
 }
+_MOBILE_NET: Mapping[str, Any] = {"size": {"shortest_edge": 256}, "do_center_crop": True, "resample": 2}
 _PROCESSORS: Mapping[str, Mapping[str, Any]] = {
     "ConvNext": {"size": {"shortest_edge": 384}},
     "ViT": {"size": {"height": 224, "width": 224}, "resample": 2},
     "DeiT": {"size": {"height": 256, "width": 256}, "do_center_crop": True},
     "Bit": _CLIP,
     "CLIP": _CLIP,
+    "Beit": {"size": {"height": 224, "width": 224}},
+    "Levit": {
+        "size": {"shortest_edge": 224},
+        "do_center_crop": True,
+        "image_mean": IMAGENET_MEAN,
+        "image_std": IMAGENET_STD,
+    },
+    "MobileNetV1": _MOBILE_NET,
+    "MobileNetV2": _MOBILE_NET,
+    "EfficientNet": {"size": {"height": 346, "width": 346}, "crop_size": 289, "include_top": True},
 }
 """What each image processor takes for granted, where that differs from `_Processor`."""
+_PROCESSOR_OF: Mapping[str, str] = {
+    "bit": "BitImageProcessor",
+    "convnext": "ConvNextImageProcessor",
+    "regnet": "ConvNextImageProcessor",
+    "resnet": "ConvNextImageProcessor",
+    "vit": "ViTImageProcessor",
+}
+"""By `model_type`, what `AutoImageProcessor` takes where the file does not name one."""
 
 
 class _Processor(Config):
@@ -124,6 +144,10 @@ class _Processor(Config):
     do_normalize: bool = True
     image_mean: tuple[float, ...] | float = 0.5
     image_std: tuple[float, ...] | float = 0.5
+    rescale_offset: bool = False
+    """of EfficientNet's: 1 is subtracted before the mean"""
+    include_top: bool = False
+    """of EfficientNet's: it divides by the standard deviation once more"""
 
 
 class _Geometry(NamedTuple):
@@ -134,11 +158,12 @@ class _Geometry(NamedTuple):
     crop_mode: CropMode
 
 
-def _preprocessing(place: Place) -> Preprocessing | UnknownPreprocessingError:
+def _preprocessing(place: Place, model_type: str) -> Preprocessing | UnknownPreprocessingError:
     if not place.has(hub.PREPROCESSOR):
         return UnknownPreprocessingError(f"there is no {hub.PREPROCESSOR}")
     content = config.read_json(place, hub.PREPROCESSOR)
-    said = content.get("image_processor_type") or content.get("feature_extractor_type") or "not named"
+    said = content.get("image_processor_type") or content.get("feature_extractor_type")
+    said = said or _PROCESSOR_OF.get(model_type, "not named")
     kind = re.sub(r"(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", str(said))
     usual = _PROCESSORS.get(kind)
     if usual is None:
@@ -146,12 +171,18 @@ def _preprocessing(place: Place) -> Preprocessing | UnknownPreprocessingError:
     if isinstance(content.get("size"), int):  # as older versions wrote it: what it means depends on the processor
         content["size"] = dict.fromkeys(usual["size"], content["size"])
     processor = config.checked(_Processor, {**usual, **content}, place)
+    if kind == "Levit" and (side := processor.size.get("shortest_edge")):
+        processor = processor.model_copy(update={"size": {"shortest_edge": int(256 / 224 * side)}})
     geometry = _convnext(processor) if kind == "ConvNext" else _resized_and_cropped(processor)
     if geometry is None or not processor.do_resize:
         return UnknownPreprocessingError(f"{said} does not make all images the same size, or not as we do")
     # It computes (pixel * factor - mean) / std, we (pixel / 255 - mean) / std.
     factor = 255 * processor.rescale_factor if processor.do_rescale else 255
     mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
+    if processor.rescale_offset and processor.do_rescale:
+        mean = tuple(value + 1 for value in _three(mean))
+    if processor.include_top:
+        std = tuple(once * again for once, again in zip(_three(std), _three(processor.image_std), strict=True))
     return config.preprocessing(
         geometry._asdict()
         | {
@@ -187,4 +218,8 @@ def _resized_and_cropped(processor: _Processor) -> _Geometry | None:
 
 
 def _scaled(values: tuple[float, ...] | float, factor: float) -> tuple[float, ...]:
-    return tuple(value / factor for value in (values if isinstance(values, tuple) else (values,) * 3))
+    return tuple(value / factor for value in _three(values))
+
+
+def _three(values: tuple[float, ...] | float) -> tuple[float, ...]:
+    return values if isinstance(values, tuple) else (values,) * 3

@@ -21,6 +21,7 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
+from models import shards
 from models.errors import ExpectedError
 from models.zoo import OfficialWeights, PackagedWeights
 
@@ -42,16 +43,20 @@ class UnreachableError(WeightsError):
 
 
 def sha256_of(path: Path) -> str:
-    """Return the hex SHA-256 of a file.
+    """Return the hex SHA-256 of a file, or of all that an index (`models.shards`) names, one after the other.
 
     Raises:
         WeightsError: it cannot be read.
+        ShardsError: it is no index, though it is called one.
     """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise WeightsError(f"{path}: {error.strerror}") from error
+    digest = hashlib.sha256()
+    for part in shards.files(path):
+        try:
+            with part.open("rb") as file:
+                hashlib.file_digest(file, lambda: digest)  # goes on with it
+        except OSError as error:
+            raise WeightsError(f"{part}: {error.strerror}") from error
+    return digest.hexdigest()
 
 
 def digest_prefix(file_name: str) -> str:

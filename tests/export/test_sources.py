@@ -21,8 +21,10 @@ from export.parameters import PublishedFile
 from export.recipe import RecipeError, plan
 from export.reference import reference_logits
 from export.samples import PHOTOS, image_paths
-from models import labels, manifest, networks
+from models import checkpoint, labels, manifest, networks
 from models.architectures import Architecture
+from models.errors import ExpectedError
+from models.hub import SHARDED
 from models.libraries import LibraryError
 from models.manifest import Manifest
 from tests.conftest import run_to_onnx
@@ -163,6 +165,41 @@ def test_pickle_is_read_where_it_is_asked_for(tmp_path: Path) -> None:
     assert torch.equal(recipe.build(weights_file).get_parameter("fc.weight"), tiny_state()["fc.weight"])
     (source / "model.safetensors").write_bytes(save(tiny_state()))
     assert plan(str(source), allow_pickle=True).obtain_weights(tmp_path) == source / "model.safetensors"
+
+
+def sharded(state: Mapping[str, torch.Tensor]) -> dict[str, bytes]:
+    """Parameters in two files, and the index of them."""
+    found, parts = dict(files()), [dict(list(state.items())[half::2]) for half in (0, 1)]
+    del found["model.safetensors"]
+    names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    places = {tensor: name for name, part in zip(names, parts, strict=True) for tensor in part}
+    index = {"metadata": {"total_size": 1}, "weight_map": places}
+    return found | dict(zip(names, map(save, parts), strict=True)) | {SHARDED: json.dumps(index).encode()}
+
+
+def test_parameters_in_several_files_are_fetched_and_told_apart_by_all_of_them(hub_server: Hub, tmp_path: Path) -> None:
+    state, content = tiny_state(), sharded(tiny_state())
+    commit = hub_server.push("somebody/large", content)
+    of_hub = plan("hf:somebody/large")
+    file = of_hub.obtain_weights(tmp_path)
+    assert file is not None
+    assert of_hub.parameters.describe(file).source == f"hf:somebody/large@{commit}/{SHARDED}"  # type: ignore[call-arg]
+    folder = write(tmp_path / "mine", content)
+    for built in (of_hub.build(file), plan(str(folder)).build(folder / SHARDED)):
+        assert all(torch.equal(value, state[name]) for name, value in built.state_dict().items())
+    before = plan(str(folder)).fingerprint()
+    (folder / "model-00002-of-00002.safetensors").write_bytes(b"others")
+    assert plan(str(folder)).fingerprint() != before
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(ExpectedError, match=r"model-00002-of-00002\.safetensors: No such file"):
+        plan(str(folder)).fingerprint()
+
+
+@pytest.mark.parametrize("index", ["{}", "[]", "?", '{"weight_map": {}}', '{"weight_map": {"a": "../secret"}}'])
+def test_index_that_is_none_is_one_line(index: str, tmp_path: Path) -> None:
+    (tmp_path / SHARDED).write_text(index)
+    with pytest.raises(ExpectedError, match=r"is no index of safetensors|files that lie beside it"):
+        checkpoint.read(tmp_path / SHARDED)
 
 
 def test_classes_without_names_are_numbered_and_said_to_be(

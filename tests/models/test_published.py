@@ -118,6 +118,11 @@ def test_convnexts_processor_is_said_in_our_terms(
             (448, (440, 440), "centre", "bicubic"),
         ),
         ({"image_processor_type": "DeiTImageProcessor"}, (256, (224, 224), "squash", "bicubic")),
+        ({"image_processor_type": "BeitFeatureExtractor", "size": 384}, (384, (384, 384), "squash", "bicubic")),
+        ({"image_processor_type": "LevitImageProcessor"}, (256, (224, 224), "centre", "bicubic")),
+        ({"image_processor_type": "MobileNetV1ImageProcessor"}, (256, (224, 224), "centre", "bilinear")),
+        ({"image_processor_type": "EfficientNetImageProcessor"}, (346, (346, 346), "squash", "bicubic")),
+        ({"size": {"shortest_edge": 224}}, (256, (224, 224), "centre", "bicubic")),  # as RESNET_50's model_type has it
     ],
 )
 def test_other_processors_have_their_own_defaults(
@@ -264,6 +269,9 @@ def test_config_that_says_something_else_is_refused(config: dict[str, Any] | str
     [
         ("ConvNext", {"size": {"shortest_edge": 64}}),
         ("ConvNext", {"size": {"shortest_edge": 384}, "resample": 2}),
+        ("Levit", {"size": {"shortest_edge": 84}, "crop_size": {"height": 80, "width": 80}}),
+        ("MobileNetV2", {"size": {"shortest_edge": 96}, "crop_size": {"height": 64, "width": 64}}),
+        ("EfficientNet", {"size": {"height": 80, "width": 80}, "rescale_offset": True, "rescale_factor": 1 / 127.5}),
         ("ViT", {"size": {"height": 96, "width": 64}, "image_mean": [0.4, 0.5, 0.6]}),
         ("Bit", {"size": {"shortest_edge": 120}, "crop_size": {"height": 64, "width": 80}}),
         (

@@ -1,0 +1,40 @@
+"""Parameters in several files: an index, `model.safetensors.index.json`, and beside it the files that it names."""
+
+import json
+from pathlib import Path
+
+from models.errors import ExpectedError
+
+SUFFIX = ".safetensors.index.json"
+
+
+class ShardsError(ExpectedError):
+    """An index cannot be read, or names what does not lie beside it."""
+
+
+def names(path: Path) -> tuple[str, ...]:
+    """Name the files of an index, in their order; of any other file, none.
+
+    Raises:
+        ShardsError: it is no index as safetensors' libraries write it.
+    """
+    if not path.name.endswith(SUFFIX):
+        return ()
+    try:
+        found = sorted({str(name) for name in json.loads(path.read_bytes())["weight_map"].values()})
+    except OSError as error:
+        raise ShardsError(f"{path}: {error.strerror}") from error
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ShardsError(f"{path} is no index of safetensors' files: it has no weight_map") from error
+    if not found or any(Path(name).name != name for name in found):
+        raise ShardsError(f"{path} does not name files that lie beside it")
+    return tuple(found)
+
+
+def files(path: Path) -> tuple[Path, ...]:
+    """Return the files that the parameters are in: those of an index, or the file itself.
+
+    Raises:
+        ShardsError: see `names`.
+    """
+    return tuple(path.with_name(name) for name in names(path)) or (path,)
