@@ -1,5 +1,6 @@
 """Cascades: when the answers of quick models are sure enough, and what asking others only for the rest is worth."""
 
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -75,7 +76,9 @@ class Said:
     """bool[M] of each member: it has the reference's best class"""
     reference: NDArray[np.float64]
     seconds: Sequence[float] | None
-    """of each member, for an image"""
+    """of each member alone, for an image"""
+    added: Sequence[float]
+    """of each member, for an image that has come to it: no model is asked twice; without `seconds`, 1"""
 
 
 def find(root: Path, text: str) -> Member:
@@ -177,12 +180,17 @@ def measure(
 
 def what_it_proves(cascade: Cascade) -> str:
     """Say how far the images prove what was wanted, in one line."""
-    agreement, images = cascade.top1_agreement, cascade.images
+    agreement, images, wanted = cascade.top1_agreement, cascade.images, cascade.min_agreement
     wrong = round(images * (1 - agreement.share))
-    text = f"{wrong} of {images} wrong proves no more than {agreement.low:.1%}"
-    if agreement.low >= cascade.min_agreement:
-        return f"{wrong} of {images} wrong proves {agreement.low:.1%} or more"
-    return f"{text}: {trials_to_prove(cascade.min_agreement)} without one would prove {cascade.min_agreement:.1%}"
+    seen = f"{wrong} of {images} wrong proves"
+    if agreement.low >= wanted:
+        return f"{seen} {agreement.low:.1%} or more"
+    if agreement.share <= wanted:
+        return f"{seen} no more than {agreement.low:.1%}"
+    enough = trials_to_prove(wanted)
+    while clopper_pearson(enough - math.ceil(wrong / images * enough), enough).low < wanted:
+        enough = math.ceil(1.1 * enough)
+    return f"{seen} no more than {agreement.low:.1%}; to prove {wanted:.1%}, at that rate, takes about {enough} images"
 
 
 def _ask(root: Path, members: Sequence[Member], reference: Member, paths: Sequence[Path], seconds: float) -> Said:
@@ -210,6 +218,12 @@ def _ask(root: Path, members: Sequence[Member], reference: Member, paths: Sequen
         each = [logits[model.name, model.version].probabilities()[:, 0] for model in member.models]
         return np.asarray(np.mean(each, axis=0))
 
+    added: list[float] = []
+    asked: set[tuple[str, int]] = set()
+    for member in members:
+        new = {(model.name, model.version) for model in member.models} - asked
+        added.append(sum(costs[key] for key in new) if seconds else 1.0)
+        asked |= new
     probabilities, wanted = [answers(member) for member in members], answers(reference)
     best = _best(wanted)
     return Said(
@@ -217,6 +231,7 @@ def _ask(root: Path, members: Sequence[Member], reference: Member, paths: Sequen
         [_best(each) == best for each in probabilities],
         wanted,
         [sum(costs[model.name, model.version] for model in member.models) for member in members] if seconds else None,
+        added,
     )
 
 
@@ -232,7 +247,7 @@ def _asked(said: Said, images: slice, kind: RuleKind, activation: str) -> Asked:
     return Asked(
         [certainty(kind, each, "sigmoid" if activation == "sigmoid" else "softmax") for each in ranked],
         [each[images] for each in said.right],
-        said.seconds or [1.0] * len(said.right),
+        said.added,
     )
 
 
