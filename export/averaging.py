@@ -24,7 +24,19 @@ def find_members(root: Path, names: Sequence[str]) -> list[Manifest]:
     Raises:
         ExpectedError: one is not in the repository, or they do not go together.
     """
-    members = [_find(root, name) for name in names]
+    members = [repository.get(root, *named(name)) for name in names]
+    check_together(members)
+    if len({(member.name, member.version) for member in members}) < max(2, len(members)):
+        raise EnsembleError("an ensemble has at least two members, and none twice")
+    return members
+
+
+def check_together(members: Sequence[Manifest]) -> None:
+    """Refuse what cannot be one model.
+
+    Raises:
+        EnsembleError: their classes or probabilities differ in kind, or one cannot be run here.
+    """
     for member in members:
         if member.labels != members[0].labels:
             raise EnsembleError(f"{member.name} has other classes than {members[0].name}")
@@ -35,9 +47,18 @@ def find_members(root: Path, names: Sequence[str]) -> list[Manifest]:
             )
         if member.backend == "tensorrt":
             raise EnsembleError(f"{member.name} is a TensorRT engine: name the ONNX model that it was made from")
-    if len({(member.name, member.version) for member in members}) < max(2, len(members)):
-        raise EnsembleError("an ensemble has at least two members, and none twice")
-    return members
+
+
+def named(text: str) -> tuple[str, int | None]:
+    """Read NAME or NAME:VERSION.
+
+    Raises:
+        EnsembleError: it is neither.
+    """
+    name, _, version = text.partition(":")
+    if version and not version.isdecimal():
+        raise EnsembleError(f"{text} is no member: write NAME, or NAME:VERSION")
+    return name, int(version) if version else None
 
 
 def fingerprint(members: Sequence[Manifest]) -> str:
@@ -77,13 +98,6 @@ def measure(
         accuracy=together,
         fingerprint=fingerprint(members),
     )
-
-
-def _find(root: Path, text: str) -> Manifest:
-    name, _, version = text.partition(":")
-    if version and not version.isdecimal():
-        raise EnsembleError(f"{text} is no member: write NAME, or NAME:VERSION")
-    return repository.get(root, name, int(version) if version else None)
 
 
 def _answers(root: Path, member: Manifest, paths: Sequence[Path]) -> Answers:

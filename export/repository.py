@@ -39,6 +39,18 @@ def get(repository: Path, name: str, version: int | None = None) -> Manifest:
     return found
 
 
+def get_entry(repository: Path, name: str, version: int | None = None) -> Entry:
+    """Return what has this name, a model or several, in its newest version if none is given.
+
+    Raises:
+        RepositoryError: it is not there, or cannot be read.
+    """
+    found = next((known for known in _entries(repository / name) if version in (None, known.version)), None)
+    if found is None:
+        raise RepositoryError(_why_not(repository, name, version))
+    return found
+
+
 def _why_not(repository: Path, name: str, version: int | None) -> str:
     """Say what is there in place of a model."""
     folder = repository / name

@@ -579,8 +579,8 @@ class Stage(Member):
     """Share of the images to which the cascade gave its answer."""
     top1_agreement: Share
     """How often it alone has the best class that the cascade is to have."""
-    seconds: float
-    """For an image, alone, measured where the cascade was made."""
+    seconds: float | None
+    """For an image, alone, measured where the cascade was made; None: it was not."""
 
 
 class Cascade(_Record):
@@ -607,8 +607,8 @@ class Cascade(_Record):
     """Share that was asked for."""
     accuracy: Accuracy | None
     reference_accuracy: Accuracy | None
-    seconds: float
-    """For an image: what its members take, each for the images that it sees."""
+    seconds: float | None
+    """For an image: what its members take, each for the images that it sees; None: it was not measured."""
     fingerprint: Sha256
 
     @model_validator(mode="after")

@@ -68,7 +68,7 @@ class CascadeModel(BaseModel):
     reference: str
     top1_agreement: Share
     accuracy: Accuracy | None
-    seconds: float
+    seconds: float | None
 
 
 class Models(BaseModel):

@@ -4,6 +4,7 @@ What follows an answer is decided in `Descent`, which knows neither clock nor en
 """
 
 import time
+from collections.abc import Sequence
 
 from server import tracing
 from server.engine.admission import Admission
@@ -35,7 +36,7 @@ class Pace:
             del self._learned[next(iter(self._learned))]
         self._learned.setdefault(model, Admission(1)).observe(1, seconds)
 
-    def allows(self, models: tuple[Model, ...], within_s: float) -> bool:
+    def allows(self, models: Sequence[Model], within_s: float) -> bool:
         """Whether all these can be asked, one after another, `within_s`."""
         known = (self._learned.get(model.id) for model in models)
         if within_s > 0 and sum(each.predict_s(1) for each in known if each) <= within_s:
@@ -45,15 +46,14 @@ class Pace:
 
 
 class Descent:
-    """What is asked about one image, and whose answer is given."""
+    """What is asked about one image, and whose answer is given. No model is asked twice."""
 
     def __init__(self, plan: Plan, pace: Pace, deadline_s: float) -> None:
         self._plan = plan
         self._pace = pace
         self._deadline_s = deadline_s
         self._stage = 0
-        self._said: list[Classes] = []  # at this stage, about every crop
-        self._members = 0  # of this stage, who have said so
+        self._said: dict[str, list[Classes]] = {}  # by the model's id, about every crop
         self._asked_s: float | None = None  # when the newest question was asked; None of the first
         self._queue_s = self._inference_s = self._decode_wait_s = self._decode_s = 0.0  # of all questions together
         self._batch_size = 0
@@ -67,27 +67,25 @@ class Descent:
     def told(self, answers: list[Classes], now_s: float) -> None:
         """The question is answered, about each crop."""
         asked = self._now_asked()
-        stage = self._plan.stages[self._stage]
         if self._asked_s is not None:
             self._pace.learn(asked.id, now_s - self._asked_s)
         self._asked_s = now_s
-        self._said += answers
+        self._said[asked.id] = answers
         self._count(answers)
-        self._members += 1
-        if self._members < len(stage.models):
-            self.question = self._ask(stage.models[self._members])
-        else:
-            self._conclude(stage, now_s)
-            self._said, self._members = [], 0
+        self.question = None
+        while self.question is None:
+            stage = self._plan.stages[self._stage]
+            if left := self._unasked(stage):
+                self.question = self._ask(left[0])
+            elif self._ends_with(stage, now_s):
+                return
 
     def failed(self, error: ServiceError, now_s: float) -> bool:
         """The question is not answered; whether the answer that is there is given instead, as time was too short."""
         late = now_s >= self._deadline_s or error.code is Code.DEADLINE_EXCEEDED
         if self.answer is None or not (late or error.code is Code.OVERLOADED):
             return False
-        if (
-            late and self._asked_s is not None
-        ):  # it takes longer than that: twice as long, as TCP has it (RFC 6298, 5.5)
+        if late and self._asked_s is not None:  # twice as long, until it is known better, as in TCP (RFC 6298, 5.5)
             self._pace.learn(self._now_asked().id, 2 * (now_s - self._asked_s))
         self.passed_on.pop()
         self.answer = self.answer._replace(cut_short=True)
@@ -100,13 +98,17 @@ class Descent:
 
     def _ask(self, model: Model) -> Question:
         """In full where more than the best classes matter: to means, to the entropy, to who asks for all."""
-        stage, ask = self._plan.stages[self._stage], self._plan.ask
-        if self._is_mean(stage) or ask.top_k is None or (stage.rule and stage.rule.kind == "entropy"):
+        stages, top_k = self._plan.stages[self._stage :], self._plan.ask.top_k
+        in_full = any(model in stage.models and self._is_mean(stage) for stage in stages)
+        if in_full or top_k is None or (stages[0].rule and stages[0].rule.kind == "entropy"):
             return Question(model, None)
-        return Question(model, max(ask.top_k, 2))
+        return Question(model, max(top_k, 2))
 
     def _is_mean(self, stage: AskedStage) -> bool:
         return len(stage.models) * self._plan.ask.crops > 1
+
+    def _unasked(self, stage: AskedStage) -> list[Model]:
+        return [model for model in stage.models if model.id not in self._said]
 
     def _count(self, answers: list[Classes]) -> None:
         self._queue_s += max(answer.queue_s for answer in answers)
@@ -115,10 +117,11 @@ class Descent:
         self._decode_s += max(answer.decode_s for answer in answers)
         self._batch_size = max(self._batch_size, *(answer.batch_size for answer in answers))
 
-    def _conclude(self, stage: AskedStage, now_s: float) -> None:
-        """The members of a stage have all answered."""
+    def _ends_with(self, stage: AskedStage, now_s: float) -> bool:
+        """The members of a stage have all answered; whether that is the answer."""
         activation = stage.models[0].manifest.activation
-        whole = self._said[0] if self._said[0].indices.size else average(self._said, None, activation)
+        said = [answer for model in stage.models for answer in self._said[model.id]]
+        whole = said[0] if said[0].indices.size else average(said, None, activation)
         self.answer = whole.ranked(len(whole.indices) if self._plan.top_k is None else self._plan.top_k)._replace(
             queue_s=self._queue_s,
             inference_s=self._inference_s,
@@ -127,16 +130,15 @@ class Descent:
             batch_size=self._batch_size,
             answered_by=stage.name,
         )
-        self.question = None
         if stage.rule is None or stage.rule.is_sure(whole.probabilities, activation):
-            return
-        following = self._plan.stages[self._stage + 1]
-        if not self._pace.allows(following.models, self._deadline_s - now_s):
+            return True
+        following = self._unasked(self._plan.stages[self._stage + 1])
+        if not self._pace.allows(following, self._deadline_s - now_s):
             self.answer = self.answer._replace(cut_short=True)
-            return
+            return True
         self._stage += 1
         self.passed_on.append(stage.name)
-        self.question = self._ask(following.models[0])
+        return False
 
 
 async def descend(

@@ -8,14 +8,16 @@ import os
 import subprocess
 import time
 from concurrent.futures import ProcessPoolExecutor
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 
 from deploy.ray.engine import catalogue_of
-from models.manifest import ManifestError, Preprocessing
+from models.manifest import CropCount, ManifestError, Preprocessing
 from server import metrics, repository
 from server.engine.classes import Classes
 from server.errors import ServiceError
@@ -97,6 +99,43 @@ def test_a_full_replica_refuses_at_once_and_a_late_answer_is_none(tmp_path: Path
     told = classified(tmp_path, [red_image(1)] * 5, queue_size=2, http_workers=1)
     assert told == [(1, 1), (1, 1), *["queue_full"] * 3] or told == [(1, 2), (1, 2), *["queue_full"] * 3]
     assert classified(tmp_path, [red_image(1)], within_s=0.001) == ["deadline_exceeded"]
+
+
+def _cascaded(folder: Path, images: list[bytes], crops: CropCount) -> list[tuple[int, str]]:
+    """The best class of each image and who said so, by the cascade `both`, with places for one image."""
+    metrics.use_directory(folder, ["replica"])
+    from deploy.ray.engine import LocalEngine
+    from server.serving.cascade import Pace, descend
+    from server.serving.plan import Ask, Plan
+
+    async def ask() -> list[tuple[int, str]]:
+        settings = Settings(repository=folder, queue_size=crops)
+        catalogue = repository.scan(folder)
+        measured = metrics.Metrics("replica")
+        engine = LocalEngine(settings, catalogue, measured, measured.pending.set)
+        plan = Plan.of(Ask(model="both", crops=crops), catalogue, settings)
+        told = []
+        for image in images:
+            found = await descend(plan, image, time.monotonic() + 60, engine, Pace(), measured)
+            told.append((int(found.indices[0]), found.answered_by))
+        engine.check_admission(crops)  # every place is free again
+        engine.close()
+        return told
+
+    return asyncio.run(ask())
+
+
+@pytest.mark.parametrize("crops", [1, 10])
+def test_a_member_of_a_cascade_is_asked_in_the_place_of_the_one_before_it(tmp_path: Path, crops: CropCount) -> None:
+    members = [tiny.write(tmp_path, "red"), tiny.write(tmp_path, "green", channel=1)]
+    tiny.write_cascade(tmp_path, "both", members)
+    between = BytesIO()
+    picture = Image.new("RGB", (32, 32), (40, 200, 0))
+    picture.paste((41, 200, 0), (16, 0, 32, 32))
+    picture.save(between, "PNG")
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        told = process.submit(_cascaded, tmp_path, [red_image(40), between.getvalue()], crops).result()
+    assert told == [(40, "red"), (200, "green")]
 
 
 def test_the_config_chooses_the_version_of_a_model(tmp_path: Path) -> None:

@@ -20,12 +20,13 @@ LATE = ServiceError(Code.DEADLINE_EXCEEDED, "too late")
 
 @pytest.fixture(scope="module")
 def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
-    """`two` models in a cascade, `deep` ones that end with the ensemble `pair`, and `mixed` by their entropy."""
+    """`two` models; `deep` ends with the ensemble `pair`, `again` begins with a member of it; `mixed` has entropy."""
     repository = tmp_path_factory.mktemp("repository")
     first, second, third = (tiny.write(repository, name) for name in ("first", "second", "third"))
     pair = tiny.write_ensemble(repository, "pair", [second, third])
     tiny.write_cascade(repository, "two", [first, second])
     tiny.write_cascade(repository, "deep", [first, pair])
+    tiny.write_cascade(repository, "again", [second, pair])
     tiny.write_cascade(repository, "mixed", [first, second], Rule(kind="entropy", threshold=-0.1))
     return scan(repository, default_model="two")
 
@@ -102,6 +103,16 @@ def test_an_ensemble_answers_with_its_mean_and_its_members_are_asked_one_after_a
     assert asked(descent) == ("third", None)
     descent.told(logits([0.0, 4.0]), 3.0)
     assert (asked(descent), given(descent)) == (None, ("pair", False, [1]))
+
+
+def test_an_ensemble_that_ends_a_cascade_does_not_ask_its_members_again(catalogue: Catalogue) -> None:
+    descent = descent_of(catalogue, "again")
+    assert asked(descent) == ("second", None)  # as the mean will need it
+    descent.told(logits([1.0, 0.9]), 1.0)
+    assert asked(descent) == ("third", None)
+    descent.told(logits([0.0, 4.0]), 2.0)
+    assert (asked(descent), given(descent)) == (None, ("pair", False, [1]))
+    assert descent.passed_on == ["second"]
 
 
 def test_the_entropy_is_that_of_all_classes(catalogue: Catalogue) -> None:

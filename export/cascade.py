@@ -1,0 +1,120 @@
+"""The command that asks a model only where quicker ones are not sure: `python export/cascade.py NAME MEMBER...`."""
+
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+
+from rich.table import Table
+
+import export.interrupts  # noqa: F401 before what takes time
+from export import cascading, command, console, repository
+from export.cascading import CascadeError, Wanted
+from export.samples import image_paths
+from models.manifest import Accuracy, Cascade, Rule, Share
+
+DEFAULT_AGREEMENT = 99.9
+
+
+def _run(options: argparse.Namespace) -> None:
+    root: Path = options.repository
+    members = [cascading.find(root, name) for name in options.members]
+    reference = cascading.find(root, options.of) if options.of else members[-1]
+    cascading.check(members, reference)
+    paths = image_paths(options.images)
+    if len(paths) < 2:
+        raise CascadeError(f"{options.images} has one image: give two at least, to find the rule and to judge it")
+    wanted = Wanted(reference, paths[::2], paths[1::2], options.min_agreement / 100)
+    if command.is_there(root, options.name, wanted.fingerprint(members), "there already"):
+        return
+    command.prepare(root, options.name)
+    command.warn_of_cpu(*(model for member in members for model in member.models))
+    draft = cascading.measure(root, options.name, members, wanted, options.labels_from, options.seconds)
+    _show(root, repository.publish(root, draft))
+
+
+def _show(root: Path, cascade: Cascade) -> None:
+    table = Table("member", "its answer is given where", "answers %", "agreement % (95 %)", "top-1 %", "ms")
+    for member in cascade.members:
+        table.add_row(
+            f"{member.name} version {member.version}",
+            _where(member.rule),
+            f"{100 * member.answered:.1f}",
+            _interval(member.top1_agreement),
+            _top1(member.accuracy),
+            _milliseconds(member.seconds),
+        )
+    name = f"{cascade.name} version {cascade.version}"
+    agreement = _interval(cascade.top1_agreement)
+    table.add_row(name, "", "100.0", agreement, _top1(cascade.accuracy), _milliseconds(cascade.seconds))
+    console.console.print(table)
+    last = cascade.members[-1]
+    if cascade.seconds and last.seconds:
+        console.say(f"an image costs {cascade.seconds / last.seconds:.0%} of what it costs {last.name}")
+    console.say(
+        f"agreement is with the best class of {cascade.reference}, on {cascade.images} images;"
+        f" the rule was found on {cascade.tuned_on} others"
+    )
+    if cascade.top1_agreement.low < cascade.min_agreement:
+        console.warn(cascading.what_it_proves(cascade))
+    else:
+        console.say(cascading.what_it_proves(cascade))
+    console.say(f"written to {console.folder(root, cascade)}")
+
+
+def _where(rule: Rule | None) -> str:
+    if rule is None:
+        return "it is asked"
+    if rule.kind == "entropy":
+        return f"the entropy is {-rule.threshold:.3g} or less"
+    return f"the {'largest probability' if rule.kind == 'probability' else 'margin'} is {rule.threshold:.3g} or more"
+
+
+def _interval(share: Share) -> str:
+    return f"{100 * share.share:.1f} ({100 * share.low:.1f} to {100 * share.high:.1f})"
+
+
+def _top1(accuracy: Accuracy | None) -> str:
+    return f"{accuracy.top1:.1f}" if accuracy else ""
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds * 1e3:.2f}"
+
+
+def _percent(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 100:
+        raise argparse.ArgumentTypeError(f"{text} is no percentage")
+    return value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cascade.py",
+        description="Serve several models as one: each is asked only where the one before it was not sure.",
+    )
+    parser.add_argument("name", metavar="NAME", help="of the cascade")
+    parser.add_argument(
+        "members",
+        nargs="+",
+        metavar="MEMBER",
+        help="NAME or NAME:VERSION of a model or an ensemble in the repository, the quickest first",
+    )
+    parser.add_argument(
+        "--min-agreement",
+        type=_percent,
+        metavar="PERCENT",
+        default=DEFAULT_AGREEMENT,
+        help=f"least share of images with the best class of --of; {DEFAULT_AGREEMENT:g} if not given",
+    )
+    parser.add_argument("--of", metavar="MODEL", help="whose best class it is to have; if not given, the last MEMBER's")
+    command.add(parser, "--repository", "--labels-from", "--seconds")
+    command.add(parser, "--images", help="half of them find the rule, the others judge it")
+    return parser
+
+
+main = partial(command.main, _parser, _run)
+
+if __name__ == "__main__":
+    sys.exit(main())
