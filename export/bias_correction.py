@@ -6,21 +6,18 @@ errors cancel only where inputs have mean zero, which they have not after a ReLU
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper
 
-from models.manifest import INPUT_NAME
-
-_BATCH = 8
+from export.activations import Activations
 
 
-def correct(model: onnx.ModelProto, images: NDArray[np.uint8], largest: int, excluded: set[str]) -> None:
+def correct(model: onnx.ModelProto, activations: Activations, largest: int, excluded: set[str]) -> None:
     """Correct the biases of a graph in FP32 whose weights are going to be rounded, symmetrically by output channel.
 
     Args:
         model: changed in place.
-        images: to measure means on, uint8[N, H, W, 3].
+        activations: of this graph, on real images.
         largest: magnitude of the largest quantised weight.
         excluded: names of layers that will not be rounded.
     """
@@ -30,12 +27,11 @@ def correct(model: onnx.ModelProto, images: NDArray[np.uint8], largest: int, exc
         for node in model.graph.node
         if _has_outputs_first(node) and node.name not in excluded and node.input[1] in tensors
     ]
-    means = _channel_means(model, sorted({node.input[0] for node in layers}), images)
     for node in layers:
         inputs, weights, *bias = node.input
         values = numpy_helper.to_array(tensors[weights]).astype(np.float64)
         before = numpy_helper.to_array(tensors[bias[0]]) if bias else 0
-        corrected = (before - _shift(values, means[inputs], largest)).astype(np.float32)
+        corrected = (before - _shift(values, activations.means(inputs), largest)).astype(np.float32)
         del node.input[2:]
         node.input.append(f"{node.name}_bias")  # of its own: two layers may share one
         model.graph.initializer.append(numpy_helper.from_array(corrected, node.input[2]))
@@ -67,22 +63,3 @@ def _shift(weights: NDArray[np.float64], means: NDArray[np.float64], largest: in
     inputs = np.repeat(means.reshape(groups, -1), len(weights) // groups, axis=0)
     result: NDArray[np.float64] = (errors * inputs).sum(1)
     return result
-
-
-def _channel_means(
-    model: onnx.ModelProto, names: list[str], images: NDArray[np.uint8]
-) -> dict[str, NDArray[np.float64]]:
-    """Mean of each channel of activations [N, C] or [N, C, H, W], float64[C]."""
-    watched = onnx.ModelProto()
-    watched.CopyFrom(model)
-    del watched.graph.output[:]
-    watched.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
-    session = onnxruntime.InferenceSession(watched.SerializeToString(), providers=["CPUExecutionProvider"])
-    sums = [np.zeros(1)] * len(names)
-    for start in range(0, len(images), _BATCH):
-        outputs = session.run(names, {INPUT_NAME: images[start : start + _BATCH]})
-        sums = [
-            total + output.reshape(*output.shape[:2], -1).mean(2, dtype=np.float64).sum(0)
-            for total, output in zip(sums, outputs, strict=True)
-        ]
-    return {name: total / len(images) for name, total in zip(names, sums, strict=True)}

@@ -4,20 +4,20 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 
-from export import samples
+from export import console, samples
 from models.manifest import Accuracy, Activation, CropCount, Manifest
 from server.engine.backends import Backend
 
 ROUNDS = 5
 """In each of them everything has its turn, so that a machine that slows down slows all alike."""
+SURE = 0.05
+"""By how much the best class is more probable than the second where a classifier is sure of it."""
 _PHOTOS_AT_ONCE = 8
-_progress = Console(stderr=True)
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,11 @@ class Answers:
     logits: NDArray[np.float32]
     """float32[M, crops, num_classes], the centre crop first."""
     activation: Activation
+
+    @classmethod
+    def of_all(cls, parts: Sequence["Answers"]) -> Self:
+        """Join the answers to one image after another."""
+        return cls(np.concatenate([part.logits for part in parts]), parts[0].activation)
 
     def best(self) -> NDArray[np.int64]:
         """Of each image's centre crop, int64[M]: see `best`."""
@@ -40,8 +45,14 @@ class Answers:
         """Largest difference of a logit, over all crops."""
         return float(np.abs(self.logits - reference.logits).max())
 
-    def divergence(self, reference: "Answers") -> float:
-        """Mean Kullback-Leibler divergence of the centre crop's answer from the reference's, in nats.
+    def sure_disagreements(self, reference: "Answers") -> int:
+        """Images with another best class although the reference was sure of its own: those that matter."""
+        ranked = np.sort(reference.probabilities()[:, 0], axis=1)
+        margin = ranked[:, -1] - ranked[:, -2] if ranked.shape[1] > 1 else np.abs(2 * ranked[:, 0] - 1)
+        return int(np.sum((self.best() != reference.best()) & (margin > SURE)))
+
+    def divergences(self, reference: "Answers") -> NDArray[np.float64]:
+        """Kullback-Leibler divergence of each centre crop's answer from the reference's in nats, float64[M].
 
         Of independent probabilities, the sum over the classes, each of which is or is not.
         """
@@ -51,7 +62,8 @@ class Answers:
             against = [_log_probabilities(-logits, self.activation) for logits in (ours, theirs)]
             both = [np.concatenate(pair, axis=1) for pair in zip(both, against, strict=True)]
         log_ours, log_theirs = both
-        return float(np.mean((np.exp(log_theirs) * (log_theirs - log_ours)).sum(1)))
+        divergences: NDArray[np.float64] = (np.exp(log_theirs) * (log_theirs - log_ours)).sum(1)
+        return divergences
 
     def probabilities(self) -> NDArray[np.float64]:
         """Return float64[M, crops, num_classes]."""
@@ -90,7 +102,7 @@ def answers(backends: Sequence[Backend], paths: Sequence[Path], model: Manifest,
     """
     collected: list[list[NDArray[np.float32]]] = [[] for _ in backends]
     starts = range(0, len(paths), _PHOTOS_AT_ONCE)
-    for start in track(starts, "compare answers", console=_progress, transient=True, disable=not _progress.is_terminal):
+    for start in console.track(starts, "compare answers"):
         pixels = samples.pixels(paths[start : start + _PHOTOS_AT_ONCE], model.preprocessing, crops)
         images = list(pixels.reshape(-1, *pixels.shape[2:]))
         for parts, backend in zip(collected, backends, strict=True):
@@ -114,7 +126,7 @@ def paces(
         for batch in batches:
             backend.run(batch)
     slice_s = seconds / (ROUNDS * len(backends) * len(batch_sizes))
-    turns = track(range(ROUNDS), "measure speed", console=_progress, transient=True, disable=not _progress.is_terminal)
+    turns = console.track(range(ROUNDS), "measure speed")
     return np.array([[[_pace(backend, batch, slice_s) for batch in batches] for backend in backends] for _ in turns])
 
 

@@ -1,17 +1,21 @@
 """What the commands print while they work, and about what they made."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import track as _track
 from rich.table import Table
 
 from models.manifest import Entry, Manifest
 
 console = Console(highlight=False)
+_progress = Console(stderr=True)
+_Item = TypeVar("_Item")
 
 
 @contextmanager
@@ -21,6 +25,11 @@ def step(what: str) -> Iterator[None]:
     with console.status(what):
         yield
     console.print(f"[green]✓[/] {what} [dim]{time.monotonic() - started:.1f} s[/]")
+
+
+def track(items: Sequence[_Item], what: str) -> Iterable[_Item]:
+    """Show on a terminal how many of the items have had their turn."""
+    return _track(items, what, console=_progress, transient=True, disable=not _progress.is_terminal)
 
 
 def say(text: str) -> None:

@@ -7,7 +7,7 @@ and ONNX take seconds to import, so nothing here does before it is called: not f
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, assert_never
 
 from export import backends, expect, parity, repository, samples
 from export.console import step, warn
@@ -176,24 +176,35 @@ def to_proven_half(source: Manifest, single: bytes, images: Path) -> tuple[bytes
 
 
 def to_lower_precision(source: Manifest, single: bytes, name: str, wanted: Wanted) -> Lowered:
-    """Make an INT8 or FP16 file of an FP32 one; it is not compared with that yet.
+    """Make files of lower precision of an FP32 one, one for each fold; they are not compared with that yet.
 
     Raises:
         ExpectedError: an image cannot be read, or the file is no complete graph.
     """
     calibration = None
-    if wanted.precision == "fp16":
-        content = halve(single)
-    else:
-        from export import quantization
+    match wanted.precision:
+        case "bf16":
+            contents = [single]  # computed otherwise, which the manifest says
+        case "fp16":
+            contents = [halve(single)]
+        case "int8":
+            from export import quantization
 
-        paths = wanted.images.calibrate
-        method, content = quantization.calibrate(source, single, paths, wanted.target, wanted.methods)
-        calibration = Calibration(target=wanted.target, method=method, images=len(paths))
+            made = [quantization.calibrate(source, single, fold.calibrate, wanted) for fold in wanted.folds]
+            contents = [quantized.content for quantized in made]
+            calibration = Calibration(
+                target=wanted.target,
+                method=made[0].method,
+                images=len(wanted.folds[0].calibrate),
+                rounding=made[0].rounding,
+                backend="openvino" if made[0].rounding == "inputs" else None,
+            )
+        case _:
+            assert_never(wanted.precision)
     draft = repository.derive(
         source,
         ONNX_FILE,
-        content,
+        contents[0],
         name=name,
         backend=wanted.backend,
         precision=wanted.precision,
@@ -201,7 +212,7 @@ def to_lower_precision(source: Manifest, single: bytes, name: str, wanted: Wante
         tools=source.tools | TOOLS,
         fingerprint=wanted.fingerprint(source),
     )
-    return Lowered(draft, content, calibration)
+    return Lowered(draft, contents, calibration)
 
 
 def halve(single: bytes) -> bytes:

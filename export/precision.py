@@ -3,59 +3,89 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, assert_never, get_args
 
-from export import repository
+from export import agreement, repository
+from export.agreement import Judgement
 from export.backends import Runtime
 from export.recipe import TOOLS
 from export.report import Report
 from export.samples import PHOTOS, image_paths
 from models.errors import ExpectedError
-from models.manifest import Calibration, Conversion, Manifest, QuantizationTarget
+from models.manifest import Calibration, Conversion, Manifest, QuantizationTarget, Rounding
 from models.weights import sha256_of
 from server import cpus
 
-Method = Literal["percentile", "moving-average", "minmax", "entropy"]
-"""How the range of an activation is found: without the outermost 0.01 % of its values, the mean of the batches'
-extremes, all values, or the range that loses least information."""
+LowerPrecision = Literal["int8", "fp16", "bf16"]
+Method = Literal["moving-average", "minmax", "percentile", "entropy"]
+"""How the range of an activation is found: the mean of the batches' extremes, all values, without the outermost 0.01 %
+of its values, or the range that loses least information."""
 METHODS: tuple[Method, ...] = get_args(Method)
+PRECISIONS: tuple[LowerPrecision, ...] = get_args(LowerPrecision)
 TARGETS: tuple[QuantizationTarget, ...] = get_args(QuantizationTarget)
+
+
+_CODE: dict[LowerPrecision, tuple[str, ...]] = {
+    "int8": ("agreement.py", "quantization.py", "bias_correction.py", "activations.py"),
+    "fp16": ("agreement.py", "half.py"),
+    "bf16": ("agreement.py",),
+}
+"""What makes a file and lets it pass."""
 
 
 class PrecisionError(ExpectedError):
     """What was asked for cannot be made, or answers otherwise than the FP32 model too often."""
 
 
-class Images(NamedTuple):
-    """Halves of one folder, or one folder for each."""
+class Fold(NamedTuple):
+    """The images for one file: it is never compared on those that it was calibrated on."""
 
     calibrate: Sequence[Path]
-    """Empty for FP16."""
+    """Empty where none are needed."""
     evaluate: Sequence[Path]
 
 
 class Lowered(NamedTuple):
-    """A file of lower precision that is to be compared with the FP32 file it was made from."""
+    """Files of lower precision that are to be compared with the FP32 file they were made from."""
 
     draft: Manifest
-    content: bytes
+    contents: Sequence[bytes]
+    """One of each fold, of which the first is to be published."""
     calibration: Calibration | None
-    """None: none was needed."""
+    """Of the first; None: none was needed."""
 
 
 @dataclass(frozen=True)
 class Wanted:
     """All that determines a file of lower precision, and whether it is published, beside its FP32 file."""
 
-    precision: Literal["int8", "fp16"]
+    precision: LowerPrecision
     backend: Runtime
     target: QuantizationTarget
-    """Without a meaning for FP16."""
+    """Of INT8; without a meaning for the others."""
     methods: Sequence[Method]
-    """The best of them is taken; without a meaning for FP16."""
-    images: Images
+    """Of INT8: the first, or one that is clearly better."""
+    folds: Sequence[Fold]
     min_agreement: float
     """Least top-1 agreement with FP32, in percent."""
+    accept_undecided: bool = False
+    """Publish also where the images do not tell whether it agrees so often."""
+
+    @property
+    def roundings(self) -> Sequence[Rounding]:
+        """Of INT8: the first, or one that is clearly better.
+
+        OpenVINO's kernels take sums and outputs in floating point at no cost; ONNX Runtime's do not, with which such a
+        file is slower than FP32 (docs/precision.md).
+        """
+        if self.target == "gpu":
+            return ("all",)
+        return ("inputs",) if self.backend == "openvino" else ("all", "all-but-first")
+
+    @property
+    def evaluated(self) -> list[Path]:
+        """All that is compared on, in the order of the folds."""
+        return [path for fold in self.folds for path in fold.evaluate]
 
     def name(self, network: str) -> str:
         """Call the model what it is: as a version of the FP32 model it would silently replace that."""
@@ -64,15 +94,15 @@ class Wanted:
     def fingerprint(self, source: Manifest) -> str:
         """Digest all of it: a gate that lets less pass, or looks at other images, is another one."""
         int8 = self.precision == "int8"
-        converters = ("quantization.py", "bias_correction.py") if int8 else ("half.py",)
         ingredients = [
             [source.file.sha256, source.fingerprint],  # one file may go with several preprocessings and labels
             self.precision,
             self.backend,
             TOOLS,
-            [sha256_of(Path(__file__).with_name(name)) for name in converters],
-            [self.min_agreement, *map(sha256_of, self.images.evaluate)],
-            [self.target, *self.methods, *map(sha256_of, self.images.calibrate)] if int8 else [],
+            [sha256_of(Path(__file__).with_name(name)) for name in _CODE[self.precision]],
+            [self.min_agreement, self.accept_undecided, *map(sha256_of, self.evaluated)],
+            [self.target, *self.methods, *self.roundings] if int8 else [],
+            [sha256_of(path) for fold in self.folds for path in fold.calibrate],
         ]
         return repository.digest(ingredients)
 
@@ -80,14 +110,19 @@ class Wanted:
         """Add to the draft what was measured, the FP32 file in the report's first line.
 
         Raises:
-            PrecisionError: the two agree too seldom.
+            PrecisionError: the two agree too seldom, or the images do not tell.
         """
         reference, line = report.lines
-        if line.top1_agreement < self.min_agreement / 100:
-            raise PrecisionError(
-                f"top-1 agreement with FP32 is {line.top1_agreement:.1%} on {report.images} images,"
-                f" {self.min_agreement:g} % is wanted: nothing was added to the repository"
-            )
+        judged = agreement.judge(line.agreeing, report.images, self.min_agreement / 100)
+        match judged.verdict:
+            case "refused":
+                raise PrecisionError(f"{judged.text}: nothing was added to the repository")
+            case "undecided" if not self.accept_undecided:
+                raise PrecisionError(_undecided(judged))
+            case "undecided" | "accepted" as verdict:
+                pass
+            case _:
+                assert_never(judged.verdict)
         conversion = Conversion(
             source=source.name,
             source_version=source.version,
@@ -95,6 +130,10 @@ class Wanted:
             calibration=lowered.calibration,
             images=report.images,
             top1_agreement=line.top1_agreement,
+            agreement_interval=judged.interval,
+            min_agreement=judged.wanted,
+            verdict=verdict,
+            sure_disagreements=line.sure_disagreements,
             max_logit_error=line.max_logit_error,
             accuracy=line.accuracy.get(1),
             source_accuracy=reference.accuracy.get(1),
@@ -102,24 +141,52 @@ class Wanted:
         return lowered.draft.model_copy(update={"conversion": conversion})
 
 
-def choose_images(precision: str, calibration: Path | None, images: Path | None) -> Images:
-    """Decide which images to calibrate and which to evaluate on: without a folder for each, every second one.
+def choose_images(precision: LowerPrecision, calibration: Path | None, images: Path | None) -> list[Fold]:
+    """Decide which images to calibrate and which to evaluate on: without a folder for each, each half in turn.
 
     Raises:
         ExpectedError: there are too few.
     """
-    if precision == "fp16":
-        return Images((), image_paths(images or calibration or PHOTOS))
+    if precision != "int8":
+        return [Fold((), image_paths(images or calibration or PHOTOS))]
     if calibration is None:
         raise PrecisionError("INT8 is calibrated on real images: give some with --calibration FOLDER")
     paths = image_paths(calibration)
     if images:
-        return Images(paths, image_paths(images))
+        return [Fold(paths, image_paths(images))]
     if len(paths) == 1:
         raise PrecisionError(f"{calibration} has one image: give two at least, to calibrate and to evaluate on")
-    return Images(paths[::2], paths[1::2])
+    halves = paths[::2], paths[1::2]
+    return [Fold(*halves), Fold(*reversed(halves))]
+
+
+def choose_backend(precision: LowerPrecision, backend: Runtime | None) -> Runtime:
+    """Decide what serves a file: ONNX Runtime, but of bfloat16 OpenVINO.
+
+    Raises:
+        PrecisionError: it cannot, or this machine cannot show that it does.
+    """
+    if precision != "bf16":
+        return backend or "onnx"
+    if backend == "onnx":
+        raise PrecisionError("ONNX Runtime does not compute in bfloat16 on a CPU: leave out --backend onnx")
+    if not cpus.flags() & cpus.BF16:
+        raise PrecisionError(
+            "this CPU does not compute in bfloat16 (avx512_bf16 or amx_bf16), so that its answers cannot be compared"
+            " here: run this where it is to be served"
+        )
+    return "openvino"
 
 
 def this_machine(cpuinfo: Path = cpus.CPUINFO) -> QuantizationTarget:
     """Tell the target of this machine's CPU by its flags."""
     return "x86-vnni" if cpus.flags(cpuinfo) & cpus.VNNI else "x86"
+
+
+def _undecided(judged: Judgement) -> str:
+    more = judged.more()
+    decide = f"about {more} more images, if they agree as often," if more else "no number of images that anybody has"
+    return (
+        f"{judged.text} and {100 * judged.proven:g} % must be proven, which is undecided: {decide} would decide it;"
+        " nothing was added to the repository, which --accept-undecided does all the same"
+    )

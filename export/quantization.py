@@ -5,32 +5,25 @@ rounded how, and every runtime fuses them into its own 8-bit kernels.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, quantize_static
+from onnxruntime.quantization import CalibrationMethod, QuantType, quantize_static
+from onnxruntime.quantization.calibrate import TensorsData, save_tensors_data
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from export import backends, bias_correction, comparison, console, samples
-from export.precision import Method
+from export import activations, backends, bias_correction, comparison, console, samples
+from export.precision import Method, Wanted
 from models.errors import ExpectedError
-from models.manifest import INPUT_NAME, LOGITS_NAME, Manifest, QuantizationTarget
+from models.manifest import LOGITS_NAME, Manifest, QuantizationTarget, Rounding
 
-_BATCH = 8
-_METHODS: dict[Method, tuple[CalibrationMethod, dict[str, Any]]] = {
-    # Histograms are made a batch at a time (this option's name is an accident): all activations would fill the memory.
-    "percentile": (CalibrationMethod.Percentile, {"CalibPercentile": 99.99, "CalibStridedMinMax": 1}),
-    "moving-average": (CalibrationMethod.MinMax, {"CalibMovingAverage": True}),
-    "minmax": (CalibrationMethod.MinMax, {}),
-    "entropy": (CalibrationMethod.Entropy, {"CalibStridedMinMax": 1}),
-}
 # https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html says why: x86 multiplies unsigned
 # activations with signed weights; without VNNI two products are added in 16 bits, which overflow unless the weights
 # have 7 bits. GPUs take symmetric signed values alone; TensorRT wants the bias in floating point.
@@ -40,99 +33,144 @@ _TARGETS: dict[QuantizationTarget, tuple[dict[str, Any], dict[str, Any]]] = {
     "gpu": ({"activation_type": QuantType.QInt8}, {"ActivationSymmetric": True, "QuantizeBias": False}),
 }
 _LARGEST_WEIGHT: dict[QuantizationTarget, int] = {"x86-vnni": 127, "x86": 64, "gpu": 127}
+_LAYERS = ["Conv", "Gemm", "MatMul"]
+_JUDGED = 128
+"""Images by which the recipe is chosen, at most."""
+_ERRORS = 2
+"""Standard errors by which a recipe must be closer than the usual one. One image alone makes a difference of one."""
+_NOTHING = 1e-9
+"""Divergence that is that of rounding logits to float32."""
+
+_Key = TypeVar("_Key")
 
 
 class QuantizationError(ExpectedError):
     """A graph cannot be quantised."""
 
 
-def calibrate(
-    source: Manifest, single: bytes, paths: Sequence[Path], target: QuantizationTarget, methods: Sequence[Method]
-) -> tuple[Method, bytes]:
-    """Quantise by each method and return the one that stays closest to FP32 on the images it was calibrated on.
+class Quantized(NamedTuple):
+    """An INT8 file, and how it was made."""
+
+    content: bytes
+    method: Method
+    rounding: Rounding
+
+
+def calibrate(source: Manifest, single: bytes, paths: Sequence[Path], wanted: Wanted) -> Quantized:
+    """Quantise a model on images by the recipe that stays closest to FP32 on them.
 
     The images it is judged by are not looked at: the best of several noisy figures would be better than it is.
 
     Raises:
         ExpectedError: an image cannot be read, or the file is no complete graph.
     """
-    pixels = samples.pixels(paths, source.preprocessing)[:, 0]
-    files: dict[Method, bytes] = {}
-    for method in methods:
-        with console.step(f"calibrate on {len(pixels)} images: {method}"):
-            files[method] = quantize(single, pixels, target, method)
+    with console.step(f"calibrate on {len(paths)} images"):
+        network = Calibrated(single, samples.pixels(paths, source.preprocessing)[:, 0])
+    usual, *others = wanted.roundings
+    files = {method: network.quantize(wanted.target, method, usual) for method in wanted.methods}
+    with console.step("choose the recipe"):
+        judges = paths[:: -(-len(paths) // _JUDGED)]
+        method = _closest(source, single, files, judges, wanted)
+        rounded = {usual: files[method]}
+        rounded |= {other: network.quantize(wanted.target, method, other) for other in others}
+        rounding = _closest(source, single, rounded, judges, wanted)
+    console.say(f"ranges by {method}, activations rounded: {rounding}")
+    return Quantized(rounded[rounding], method, rounding)
+
+
+class Calibrated:
+    """A network whose activations on real images are known."""
+
+    def __init__(self, model: bytes, images: NDArray[np.uint8]) -> None:
+        """Run the images through the network.
+
+        Args:
+            model: a complete graph in FP32.
+            images: what activations are calibrated on, uint8[N, H, W, 3].
+
+        Raises:
+            QuantizationError: the file is no complete graph.
+        """
+        with TemporaryDirectory() as folder, _silenced():
+            single, prepared = (Path(folder, name) for name in ("single.onnx", "prepared.onnx"))
+            single.write_bytes(model)
+            quant_pre_process(single, prepared, skip_symbolic_shape=True)
+            self._proto = onnx.load(prepared)
+        self._outside = _outside_network(self._proto.graph)
+        self._activations = activations.observe(self._proto, images)
+
+    def quantize(self, target: QuantizationTarget, method: Method, rounding: Rounding = "all") -> bytes:
+        """Quantise the network between pixels and logits; weights have a scale for each output channel.
+
+        Args:
+            target: what will run it.
+            method: how an activation's range is found.
+            rounding: which activations are rounded.
+
+        Returns:
+            The ONNX file. Normalisation, softmax and ranking are as they were.
+        """
+        arguments, options = _TARGETS[target]
+        excluded = self._outside + ([] if rounding == "all" else _first_layer(self._proto.graph))
+        proto = onnx.ModelProto()
+        proto.CopyFrom(self._proto)
+        bias_correction.correct(proto, self._activations, _LARGEST_WEIGHT[target], set(excluded))
+        with TemporaryDirectory() as folder, _silenced():
+            prepared, ranges, quantized = (Path(folder, name) for name in ("prepared.onnx", "ranges", "int8.onnx"))
+            onnx.save(proto, prepared)
+            save_tensors_data(TensorsData(CalibrationMethod.MinMax, dict(self._activations.ranges(method))), ranges)
+            quantize_static(
+                prepared,
+                quantized,
+                calibration_cache_path=ranges,
+                calibrate_method=CalibrationMethod.MinMax,
+                per_channel=True,
+                weight_type=QuantType.QInt8,
+                nodes_to_exclude=excluded,
+                op_types_to_quantize=_LAYERS if rounding == "inputs" else None,
+                # Ranking needs the logits as they are: of 256 levels two classes may share the largest.
+                extra_options=options
+                | {"OpTypesToExcludeOutputQuantization": _LAYERS if rounding == "inputs" else ["Gemm"]},
+                **arguments,
+            )
+            proto = onnx.load(quantized)
+        if rounding == "inputs":
+            _round_inputs_alone(proto.graph)
+        onnx.checker.check_model(proto, full_check=True)
+        content: bytes = proto.SerializeToString(deterministic=True)
+        return content
+
+
+def _closest(
+    source: Manifest, single: bytes, files: Mapping[_Key, bytes], paths: Sequence[Path], wanted: Wanted
+) -> _Key:
+    """Name the file that is closest to FP32 on these images."""
     if len(files) == 1:
-        return next(iter(files.items()))
-    with console.step("choose the method"):
-        loaded = [backends.load(source, content) for content in (single, *files.values())]
-        reference, *candidates = comparison.answers(loaded, paths, source)
-    divergences = (answers.divergence(reference) for answers in candidates)
-    _, best = min(zip(divergences, files, strict=True))
-    console.say(f"closest to FP32 on the images of the calibration: {best}")
-    return best, files[best]
+        return next(iter(files))
+    loaded = [backends.load(source, single)]
+    loaded += [backends.load(source, content, wanted.backend) for content in files.values()]
+    reference, *candidates = comparison.answers(loaded, paths, source)
+    divergences = (answers.divergences(reference) for answers in candidates)
+    return closest(dict(zip(files, divergences, strict=True)))
 
 
-def quantize(model: bytes, images: NDArray[np.uint8], target: QuantizationTarget, method: Method) -> bytes:
-    """Quantise the network between pixels and logits; weights have a scale for each output channel.
+def closest(divergences: Mapping[_Key, NDArray[np.float64]]) -> _Key:
+    """Name what is closest to FP32: the first, unless another is clearly closer.
+
+    That is one whose divergences are smaller on most images, by more than chance explains, and no larger on average: so
+    that neither one image decides, nor those count for nothing on which it fails.
 
     Args:
-        model: a complete graph in FP32.
-        images: what activations are calibrated on, uint8[N, H, W, 3].
-        target: what will run it.
-        method: how an activation's range is found.
-
-    Returns:
-        The ONNX file. Normalisation, softmax and ranking are as they were.
-
-    Raises:
-        QuantizationError: the file is no complete graph.
+        divergences: of each, float64[M], on the same images.
     """
-    calibrate, calibration = _METHODS[method]
-    arguments, options = _TARGETS[target]
-    with TemporaryDirectory() as folder, _silenced():
-        single, prepared, quantized = (Path(folder, name) for name in ("single.onnx", "prepared.onnx", "int8.onnx"))
-        single.write_bytes(model)
-        quant_pre_process(single, prepared, skip_symbolic_shape=True)
-        proto = onnx.load(prepared)
-        excluded = _outside_network(proto.graph)
-        bias_correction.correct(proto, images, _LARGEST_WEIGHT[target], set(excluded))
-        onnx.save(proto, prepared)
-        quantize_static(
-            prepared,
-            quantized,
-            _Images(images),
-            per_channel=True,
-            weight_type=QuantType.QInt8,
-            calibrate_method=calibrate,
-            nodes_to_exclude=excluded,
-            # Ranking needs the logits as they are: of 256 levels two classes may share the largest.
-            extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm"]} | calibration | options,
-            **arguments,
-        )
-        proto = onnx.load(quantized)
-    onnx.checker.check_model(proto, full_check=True)
-    content: bytes = proto.SerializeToString(deterministic=True)
-    return content
-
-
-class _Images(CalibrationDataReader):  # type: ignore[misc] # ONNX Runtime has no types
-    """Feeds batches; the last may be smaller."""
-
-    def __init__(self, images: NDArray[np.uint8]) -> None:
-        self._batches = [images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]
-        self._next = iter(self._batches)
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def set_range(self, start_index: int, end_index: int) -> None:
-        """Feed these batches next."""
-        self._next = iter(self._batches[start_index:end_index])
-
-    def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
-        """Return the inputs of the next run; None after the last."""
-        batch = next(self._next, None)
-        return None if batch is None else {INPUT_NAME: batch}
+    best, *others = divergences
+    usual, gain = divergences[best], 0.0
+    for name in others:
+        closer = np.log(np.maximum(usual, _NOTHING) / np.maximum(divergences[name], _NOTHING))
+        chance = _ERRORS * closer.std() / max(1, len(closer) - 1) ** 0.5
+        if closer.mean() > max(gain, chance) and divergences[name].mean() <= usual.mean():
+            best, gain = name, closer.mean()
+    return best
 
 
 def _outside_network(graph: onnx.GraphProto) -> list[str]:
@@ -142,6 +180,25 @@ def _outside_network(graph: onnx.GraphProto) -> list[str]:
     if first is None or last is None:
         raise QuantizationError("the ONNX file has no network between pixels and logits to quantise")
     return [node.name for at, node in enumerate(graph.node) if not first <= at <= last]
+
+
+def _first_layer(graph: onnx.GraphProto) -> list[str]:
+    """Name the first convolution and what bounds its outputs."""
+    first = next(node for node in graph.node if node.op_type == "Conv")
+    bounds = [node for node in graph.node if node.op_type in ("Relu", "Clip") and node.input[0] == first.output[0]]
+    return [node.name for node in (first, *bounds)]
+
+
+def _round_inputs_alone(graph: onnx.GraphProto) -> None:
+    """Give back to sums and pools what the tool rounded for the layers that have the same input."""
+    made = {name: node for node in graph.node for name in node.output}
+    for node in graph.node:
+        if node.op_type in (*_LAYERS, "QuantizeLinear", "DequantizeLinear"):
+            continue
+        for at, name in enumerate(node.input):
+            rounded = made.get(name)
+            if rounded and rounded.op_type == "DequantizeLinear" and rounded.input[0] in made:
+                node.input[at] = made[rounded.input[0]].input[0]
 
 
 @contextmanager

@@ -8,12 +8,15 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 from rich.table import Table
 
-from export import backends, comparison, repository, samples
+from export import agreement, backends, comparison, repository, samples
 from export.backends import RUNTIMES, Runtime
+from export.comparison import SURE, Answers
 from export.console import console
+from export.intervals import clopper_pearson
 from export.samples import LabelsFrom
 from models.errors import ExpectedError
 from models.manifest import Accuracy, CropCount, Manifest
+from server.engine.backends import Backend
 
 REFERENCE_RUNTIME: Runtime = "onnx"
 """What the export compared with PyTorch: the FP32 file on it is what all is compared with."""
@@ -58,6 +61,10 @@ class Line(BaseModel):
     size_bytes: int
     top1_agreement: float
     """Share of the images with the reference's best class."""
+    agreeing: int
+    """How many images these are."""
+    sure_disagreements: int
+    """Images with another best class although the reference was sure of its own."""
     max_logit_error: float
     """Largest |logit - the reference's|."""
     accuracy: dict[int, Accuracy]
@@ -119,22 +126,39 @@ def _runtime_of(model: Manifest) -> Runtime:
     raise ReportError(f"{model.name} version {model.version} is a file of {model.backend}, not of ONNX")
 
 
-def compare(subjects: Sequence[Subject], questions: Questions) -> Report:
+def ask(subjects: Sequence[Subject], paths: Sequence[Path], threads: int, crops: CropCount = 1) -> list[Answers]:
+    """Put images to subjects that have the preprocessing of the first.
+
+    Raises:
+        ExpectedError: a subject cannot be run, or an image cannot be read.
+    """
+    return comparison.answers(_load(subjects, threads), paths, subjects[0].model, crops)
+
+
+def _load(subjects: Sequence[Subject], threads: int) -> list[Backend]:
+    return [backends.load(one.model, one.content, one.runtime, threads) for one in subjects]
+
+
+def compare(subjects: Sequence[Subject], questions: Questions, answered: Sequence[Answers] | None = None) -> Report:
     """Compare subjects with the first of them, the reference; all have its preprocessing and labels.
+
+    Args:
+        subjects: what to compare.
+        questions: what to find out.
+        answered: to the questions' images; None: they are put to the subjects.
 
     Raises:
         ExpectedError: a subject cannot be run, an image cannot be read, or its class is not known as it should be.
     """
     preprocessing, labels = subjects[0].model.preprocessing, subjects[0].model.labels
-    loaded = [backends.load(one.model, one.content, one.runtime, questions.threads) for one in subjects]
     classes = samples.classes(questions.images, labels, questions.labels_from)
-    answers = comparison.answers(loaded, questions.images, subjects[0].model, max(questions.crops))
+    answers = answered or ask(subjects, questions.images, questions.threads, max(questions.crops))
     images_per_s: list[dict[int, float]] = [{} for _ in subjects]
     times_reference = images_per_s
     if questions.seconds:
         sizes = questions.batch_sizes
         few = samples.pixels(questions.images[: max(sizes)], preprocessing)[:, 0]
-        paces = comparison.paces(loaded, few, sizes, questions.seconds)
+        paces = comparison.paces(_load(subjects, questions.threads), few, sizes, questions.seconds)
         images_per_s, times_reference = (
             [dict(zip(sizes, row, strict=True)) for row in figures.tolist()]
             for figures in (np.median(paces, axis=0), comparison.times_first(paces))
@@ -146,30 +170,35 @@ def compare(subjects: Sequence[Subject], questions: Questions) -> Report:
             precision=subject.model.precision,
             runtime=subject.runtime,
             size_bytes=len(subject.content),
-            top1_agreement=answered.top1_agreement(answers[0]),
-            max_logit_error=answered.max_logit_error(answers[0]),
-            accuracy={} if classes is None else {n: answered.accuracy(classes, n) for n in questions.crops},
+            top1_agreement=its.top1_agreement(answers[0]),
+            agreeing=round(its.top1_agreement(answers[0]) * len(questions.images)),
+            sure_disagreements=its.sure_disagreements(answers[0]),
+            max_logit_error=its.max_logit_error(answers[0]),
+            accuracy={} if classes is None else {n: its.accuracy(classes, n) for n in questions.crops},
             images_per_s=images_per_s[at],
             times_reference=times_reference[at],
         )
-        for at, (subject, answered) in enumerate(zip(subjects, answers, strict=True))
+        for at, (subject, its) in enumerate(zip(subjects, answers, strict=True))
     )
     return Report(images=len(questions.images), threads=questions.threads, lines=lines)
 
 
 def _table(report: Report) -> Table:
     first = report.lines[0]
-    table = Table(caption=f"{report.images} images, {report.threads} threads; compared with the first line")
+    caption = f"{report.images} images, {report.threads} threads; compared with the first line"
+    table = Table(caption=f"{caption}\nthough sure: another best class where its two best differ by more than {SURE:g}")
     for heading in ("model", "precision", "runtime"):
         table.add_column(heading)
-    headings = ["MB", "agreement", "logit error"]
+    headings = ["MB", "agreement", "95 %", "though sure", "logit error"]
     headings += [f"top-1 %, {crops} crop{'s' if crops > 1 else ''}" for crops in first.accuracy]
     headings += [f"images/s, batch {size}" for size in first.images_per_s]
     for heading in headings:
         table.add_column(heading, justify="right")
     for line in report.lines:
         cells = [f"{line.model} {line.version}", line.precision, line.runtime, f"{line.size_bytes / 1e6:.1f}"]
-        cells += [f"{line.top1_agreement:.1%}", f"{line.max_logit_error:.2g}"]
+        interval = agreement.in_percent(clopper_pearson(line.agreeing, report.images))
+        certainty = ["", ""] if line is first else [interval, str(line.sure_disagreements)]
+        cells += [f"{line.top1_agreement:.1%}", *certainty, f"{line.max_logit_error:.2g}"]
         cells += [f"{measured.top1:.1f}" for measured in line.accuracy.values()]
         cells += [f"{pace:.1f} (x{line.times_reference[size]:.2f})" for size, pace in line.images_per_s.items()]
         table.add_row(*cells)

@@ -137,8 +137,8 @@ class Settings(BaseSettings):
     """of JPEG: nvimagecodec on the GPU (not run on one), -cpu for comparison; what it refuses, Pillow decodes"""
     inference_threads: Annotated[int, Field(ge=1, le=256)] = Field(default_factory=available_cpus)
     """threads of one inference on the CPU; default: the CPUs"""
-    instances: Annotated[int, Field(ge=1, le=8)] = 1
-    """batches at one time on the CPU, which share those threads"""
+    instances: Annotated[int, Field(ge=0, le=8)] = 1
+    """batches at one time on the CPU, which share those threads; 0: as many as ONNX Runtime gains by"""
     drain_delay_ms: Annotated[float, Field(ge=0, le=600_000)] = 0
     """after SIGTERM, how long to go on accepting while /readyz already fails, for load balancers to notice"""
     drain_timeout_ms: Annotated[float, Field(gt=0, le=3_600_000)] = 30_000

@@ -4,7 +4,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from export import backends
+from export import activations, backends
 from export.bias_correction import correct
 from models.manifest import LOGITS_NAME
 from tests.export.conftest import Exported
@@ -26,6 +26,10 @@ def rounded(model: onnx.ModelProto) -> bytes:
     return content
 
 
+def observed(model: onnx.ModelProto, images: NDArray[np.uint8]) -> activations.Activations:
+    return activations.observe(onnx.shape_inference.infer_shapes(model), images)
+
+
 def logits_of(exported: Exported, model: bytes, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     return backends.load(exported.draft, model).run(list(images)).logits
 
@@ -35,7 +39,7 @@ def test_mean_logits_are_those_before_rounding(exported: Exported) -> None:
     model = onnx.load_from_string(exported.model)
     wanted = logits_of(exported, exported.model, images)
     plain = logits_of(exported, rounded(model), images)
-    correct(model, images, LARGEST, excluded=set())
+    correct(model, observed(model, images), LARGEST, excluded=set())
     onnx.checker.check_model(model, full_check=True)
     corrected = logits_of(exported, rounded(model), images)
     before, after = (np.abs((logits - wanted).mean(0)).mean() for logits in (plain, corrected))
@@ -47,7 +51,7 @@ def test_layer_that_is_not_rounded_keeps_its_bias(exported: Exported) -> None:
     first, *others = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm")]
     before = {tensor.name: tensor.SerializeToString() for tensor in model.graph.initializer}
     untouched = [name for node in others for name in node.input if name in before]
-    correct(model, exported.photos, LARGEST, excluded={node.name for node in others})
+    correct(model, observed(model, exported.photos), LARGEST, excluded={node.name for node in others})
     after = {tensor.name: tensor.SerializeToString() for tensor in model.graph.initializer}
     assert [after[name] for name in untouched] == [before[name] for name in untouched]
     assert after[first.input[2]] not in before.values()
@@ -61,7 +65,7 @@ def test_linear_layer_is_corrected_exactly(exported: Exported, *, has_bias: bool
         del last.input[2:]
     others = {node.name for node in model.graph.node} - {last.name}
     wanted = logits_of(exported, model.SerializeToString(), exported.photos).mean(0)
-    correct(model, exported.photos, LARGEST, excluded=others)
+    correct(model, observed(model, exported.photos), LARGEST, excluded=others)
     weights = next(tensor for tensor in model.graph.initializer if tensor.name == last.input[1])
     values = numpy_helper.to_array(weights)
     scale = np.abs(values).max(1, keepdims=True) / LARGEST

@@ -78,7 +78,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         publish(root, name, model)
         if name != DEEP:  # which takes a minute
             images = np.random.default_rng(0).integers(0, 256, (4, *recipe.preprocessing.crop, 3), np.uint8)
-            publish(root, name, quantization.quantize(model, images, "gpu", "minmax"), "int8")
+            publish(root, name, quantization.Calibrated(model, images).quantize("gpu", "minmax"), "int8")
     return root
 
 

@@ -41,7 +41,7 @@ def chains(ctx: Context) -> dict[str, list[Command]]:
     # Three photos calibrate for speed, not for accuracy.
     int8 = ("quantize", network, "--precision", "int8", "--calibration", photos, "--seconds", "0",
             "--min-agreement", "0", "--method", "minmax")  # fmt: skip
-    half = ("--precision", "fp16", "--seconds", "0")
+    half = ("--precision", "fp16", "--seconds", "0", "--accept-undecided")
     return {
         f"{network}, onnx fp32, fp16, int8": [("to_onnx", network, random), ("quantize", network, *half), int8],
         f"{deep}, onnx fp32, fp16": [("to_onnx", deep, random), ("quantize", deep, *half)],

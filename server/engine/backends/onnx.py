@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from models.manifest import INPUT_NAME, OUTPUT_NAMES, Manifest
 from server import cuda
 from server.cuda import OutOfMemoryError
-from server.engine.backends import Outputs, stack
+from server.engine.backends import Outputs, lanes, stack
 from server.engine.backends.device import Buffers, Instance, Tensor
 from server.engine.scheduler import buckets
 from server.settings import Settings
@@ -42,17 +42,22 @@ class ProviderRefusedError(Exception):
 
 
 class OnnxBackend:
-    """A session on the CPU."""
+    """A session on the CPU, and perhaps another of fewer threads for batches that run beside others."""
 
     on_gpu = False
 
-    def __init__(self, session: ort.InferenceSession, instances: int = 1) -> None:
+    def __init__(self, session: ort.InferenceSession, instances: int = 1, beside: lanes.Run | None = None) -> None:
         self.instances = instances
         self._session = session
+        self._beside = beside
+        self._underway = lanes.Underway()
 
     def run(self, images: Sequence[NDArray[np.uint8]]) -> Outputs:
         """See `Backend.run`."""
-        return Outputs(*self._session.run(OUTPUT_NAMES, {INPUT_NAME: stack(images)}))
+        with self._underway as is_alone:
+            if self._beside and not is_alone:
+                return self._beside(images)
+            return Outputs(*self._session.run(OUTPUT_NAMES, {INPUT_NAME: stack(images)}))
 
     def close(self) -> None:
         """See `Backend.close`."""
@@ -147,7 +152,7 @@ def load(found: Manifest, content: bytes, settings: Settings) -> OnnxBackend | O
     """
     _check_providers(settings)
     if not {CUDA, TENSORRT} & set(settings.providers):
-        return OnnxBackend(_open(content, settings, list(settings.providers)), settings.instances)
+        return _on_cpu(found, content, settings)
     if cuda.find_gpu() is None:
         raise ProviderRefusedError(
             "this machine has no NVIDIA GPU that CUDA can use, or lacks its driver or cuda-bindings:"
@@ -159,6 +164,25 @@ def load(found: Manifest, content: bytes, settings: Settings) -> OnnxBackend | O
     options = {CUDA: _cuda_options(settings, stream), TENSORRT: _tensorrt_options(found, settings, stream, sizes[-1])}
     session = _open(content, settings, [(name, options.get(name, {})) for name in settings.providers])
     return OnnxGpuBackend(session, found, sizes, stream, "cuda")
+
+
+def _on_cpu(found: Manifest, content: bytes, settings: Settings) -> OnnxBackend:
+    def open_with(threads: int) -> ort.InferenceSession:
+        changed = settings.model_copy(update={"inference_threads": threads})
+        return _open(content, changed, list(settings.providers))
+
+    session = open_with(settings.inference_threads)
+    if settings.instances:
+        return OnnxBackend(session, settings.instances)
+    image = np.zeros(found.input_shape, np.uint8)
+    batches = [[image] * size for size in sorted({1, settings.max_batch})]
+    chosen = lanes.choose(
+        OnnxBackend(session).run,
+        lambda threads: OnnxBackend(open_with(threads)).run,
+        settings.inference_threads,
+        batches,
+    )
+    return OnnxBackend(session, chosen.count, chosen.run) if chosen else OnnxBackend(session)
 
 
 def _check_providers(settings: Settings) -> None:

@@ -45,7 +45,7 @@ class OpenVinoBackend:
             # Pinned threads cannot leave a core that decoding is using.
             "ENABLE_CPU_PINNING": False,
         }
-        self.instances = settings.instances
+        self.instances = max(1, settings.instances)
         compiled = core.compile_model(core.read_model(content), "CPU", config)
         if (computed := compiled.get_property("INFERENCE_PRECISION_HINT").to_string()) != precision:
             raise PrecisionError(
