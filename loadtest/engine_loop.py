@@ -36,6 +36,7 @@ from server.engine import backends, process
 from server.engine.backends import Outputs
 from server.engine.decoding import Decoders
 from server.engine.remote import RemoteEngine
+from server.placement import Place
 from server.repository import Model
 from server.settings import Settings
 from server.slots import Slots
@@ -135,7 +136,7 @@ def _serve(
 ) -> None:
     """The engine process."""
     with mock.patch.object(backends, "load", lambda found, _, its: Waiting(found, image_s, its.max_batch)):
-        process.main(settings, folder, models, slots, address, control)
+        process.main(Place("engine"), settings, folder, models, slots, address, control)
 
 
 async def _load(
@@ -157,7 +158,7 @@ async def _load(
         for first, pool in enumerate(decoders)
     ]
     for worker in workers:
-        worker.engine_up(address)
+        worker.engine_up(0, address, {model.id})
     under_way = 2 * settings.max_batch
     asking = asyncio.gather(*(ask(workers[index % len(workers)]) for index in range(under_way)))
     await asyncio.sleep(WARM_UP_S)

@@ -1,7 +1,7 @@
 """`python loadtest/soak.py --minutes 30`: hours of trouble in short, and nothing may be lost.
 
 Starts a server on a copy of a model repository, sends it good and bad requests all the time, and every few seconds
-kills its engine or an HTTP worker, or publishes a version anew and removes the last. Each request must get what it is
+kills an engine or an HTTP worker, or publishes a version anew and removes the last. Each request must get what it is
 due: the right class, or the problem document of what is wrong with it; while something restarts also a refusal that
 says when to come back, and then it is sent again. The connections of a killed worker break, and what was on them is
 sent again as well. Memory must not grow. Exits with 1 where any of this is not so.
@@ -101,6 +101,7 @@ def _server(options: argparse.Namespace) -> Generator[tuple[Serving, Path]]:
         repository = Path(folder) / "repository"
         shutil.copytree(options.repository / options.model, repository / options.model)
         flags = ["--repository", str(repository), "--http-workers", "2", "--reload-ms", "500"]
+        flags += ["--engines", str(options.engines)]
         with processes.serve(*flags, quiet=True) as server:
             yield server, repository
 
@@ -221,8 +222,9 @@ async def _watch(server: Serving, started_s: float, outcomes: Outcomes, stop: as
 def _troubles(server: Serving, repository: Path, model: str) -> list[tuple[str, Callable[[], None]]]:
     """What is done in turns; each returns when the server has recovered."""
     versions = _versions(server, repository, model)
+    engines = cycle(sorted(name for name in server.children if name.startswith("engine")))
     return [
-        ("engine killed", lambda: _kill(server, "engine")),
+        ("engine killed", lambda: _kill(server, next(engines))),
         ("worker killed", lambda: _kill(server, "http-0")),
         ("reloaded", lambda: next(versions)),
         ("worker killed", lambda: _kill(server, "http-1")),
@@ -343,6 +345,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--rate", type=float, default=20, metavar="N", help="requests a second (default 20)")
     parser.add_argument("--connections", type=int, default=16, metavar="N", help="requests at one time (default 16)")
+    parser.add_argument(
+        "--engines", type=int, default=1, metavar="N", help="of the server, killed in turns (default 1)"
+    )
     parser.add_argument("--every", type=float, default=10, metavar="S", help="seconds between troubles (default 10)")
     parser.add_argument("--write", type=Path, metavar="FILE", help="FILE.md, FILE.svg and FILE.html")
     return parser.parse_args()

@@ -3,10 +3,12 @@
 import socket
 from collections.abc import Generator, Sequence
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import NamedTuple, Self
 
 from server.child import ENGINE, WORKER, Child
 from server.control import FromEngine, FromWorker, Serve, Start, ToEngine, ToWorker
+from server.placement import Place
 from server.repository import Model
 from server.resources import Resources, worker_names
 
@@ -28,7 +30,7 @@ class WorkerSaid(NamedTuple):
 
 
 class EngineSaid(NamedTuple):
-    """The engine has sent a message."""
+    """An engine has sent a message."""
 
     name: str
     message: FromEngine
@@ -42,7 +44,7 @@ class WorkerEnded(NamedTuple):
 
 
 class EngineEnded(NamedTuple):
-    """The engine is gone."""
+    """An engine is gone."""
 
     name: str
     exit_code: int | None
@@ -52,13 +54,14 @@ Event = Signalled | WorkerSaid | EngineSaid | WorkerEnded | EngineEnded
 
 
 class Children:
-    """The HTTP workers and the engine, while they run. What is told to one that hangs, or is gone, holds up nobody."""
+    """The HTTP workers and the engines, while they run. What is told to one that hangs, or is gone, holds up nobody."""
 
     def __init__(self, resources: Resources) -> None:
         self._resources = resources
         self._worker_names = worker_names(resources.settings)
         self._workers: dict[str, Worker] = {}
-        self._engine: Engine | None = None
+        self._engines: dict[str, Engine] = {}
+        self._addresses: dict[str, Path] = {}  # of engines
         self._engine_starts = 0
 
     def __enter__(self) -> Self:
@@ -83,6 +86,7 @@ class Children:
         held, number = self._resources, self._worker_names.index(name)
         start = Start(
             number=number,
+            places=held.places,
             settings=held.settings,
             serve=serve,
             slots=held.slots,
@@ -95,7 +99,7 @@ class Children:
         for message in told:
             worker.tell(message)
 
-    def start_engine(self, name: str, models: Sequence[Model]) -> None:
+    def start_engine(self, place: Place, models: Sequence[Model]) -> None:
         """Start an engine, at an address of its own, so that nothing meant for a dead one reaches its successor.
 
         Raises:
@@ -103,8 +107,9 @@ class Children:
         """
         self._engine_starts += 1
         held, settings = self._resources, self._resources.settings
-        address = str(held.folder / f"engine-{self._engine_starts}")
-        self._engine = Engine.start(name, settings, ENGINE, settings, settings.repository, models, held.slots, address)
+        self._addresses[place.name] = address = held.folder / f"engine-{self._engine_starts}"
+        start = place, settings, settings.repository, models, held.slots, str(address)
+        self._engines[place.name] = Engine.start(place.name, settings, ENGINE, *start)
 
     def tell_worker(self, name: str, message: ToWorker) -> None:
         """Send a message to one HTTP worker."""
@@ -115,10 +120,10 @@ class Children:
         for worker in self._workers.values():
             worker.tell(message)
 
-    def tell_engine(self, message: ToEngine) -> None:
-        """Send a message to the engine, if there is one."""
-        if self._engine:
-            self._engine.tell(message)
+    def tell_engine(self, name: str, message: ToEngine) -> None:
+        """Send a message to an engine, if it is there."""
+        if engine := self._engines.get(name):
+            engine.tell(message)
 
     def kill(self, name: str) -> None:
         """End one, however it is; `wait` tells when it has ended."""
@@ -131,7 +136,7 @@ class Children:
 
         A child is there until its end was told.
         """
-        workers, engine = list(self._workers.values()), self._engine
+        workers, engines = list(self._workers.values()), list(self._engines.values())
         sources: list[Connection | socket.socket] = [signals, *others]
         for child in self._all():
             sources += child.control, child.life
@@ -141,18 +146,20 @@ class Children:
         for worker in workers:
             if worker.control in happened and (from_worker := worker.hear()) is not None:
                 yield WorkerSaid(worker.name, from_worker)
-        if engine and engine.control in happened and (from_engine := engine.hear()) is not None:
-            yield EngineSaid(engine.name, from_engine)
+        for engine in engines:
+            if engine.control in happened and (from_engine := engine.hear()) is not None:
+                yield EngineSaid(engine.name, from_engine)
         for worker in workers:
             if worker.life in happened:
                 worker.stop()
                 del self._workers[worker.name]
                 yield WorkerEnded(worker.name, worker.process.exitcode)
-        if engine and engine.life in happened:
-            engine.stop()
-            self._engine = None
-            (self._resources.folder / f"engine-{self._engine_starts}").unlink(missing_ok=True)
-            yield EngineEnded(engine.name, engine.process.exitcode)
+        for engine in engines:
+            if engine.life in happened:
+                engine.stop()
+                del self._engines[engine.name]
+                self._addresses.pop(engine.name).unlink(missing_ok=True)
+                yield EngineEnded(engine.name, engine.process.exitcode)
 
     def _all(self) -> list[Worker | Engine]:
-        return [*self._workers.values(), *([self._engine] if self._engine else [])]
+        return [*self._workers.values(), *self._engines.values()]

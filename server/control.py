@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 from server.errors import ServiceError
 from server.keys import Key
+from server.placement import Place
 from server.refusals import Refusal
 from server.repository import Catalogue, Model
 from server.settings import Settings
@@ -61,9 +62,12 @@ class Connected(NamedTuple):
 
 
 class EngineUp(NamedTuple):
-    """Supervisor to HTTP workers: submit here from now on."""
+    """Supervisor to HTTP workers: submit to this engine here from now on, if it is for one of these models."""
 
+    engine: int
     address: str
+    models: frozenset[str]
+    """Their ids."""
 
 
 class Serve(NamedTuple):
@@ -71,12 +75,16 @@ class Serve(NamedTuple):
 
     catalogue: Catalogue
     generation: int
+    held: tuple[frozenset[str], ...] = ()
+    """the ids of the models that each engine has, or had when it was last there"""
 
 
 class Start(NamedTuple):
     """Supervisor to a new HTTP worker: what it is to be."""
 
     number: int
+    places: tuple[Place, ...]
+    """of the engines"""
     settings: Settings
     serve: Serve
     slots: Slots
@@ -115,8 +123,9 @@ class Changed(NamedTuple):
 
 
 class EngineDown(NamedTuple):
-    """Supervisor to HTTP workers: there is no engine. Where it is `recovering`, requests wait for it."""
+    """Supervisor to HTTP workers: this engine is not there. Where it is `recovering`, requests wait for it."""
 
+    engine: int
     recovering: bool
 
 

@@ -10,6 +10,7 @@ from models.manifest import Manifest
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 SELF_CGROUP = Path("/proc/self/cgroup")
 CPUINFO = Path("/proc/cpuinfo")
+SYSTEM = Path("/sys/devices/system")
 VNNI = frozenset({"avx512_vnni", "avx_vnni"})
 """Flags of the CPUs that add four 8-bit products in 32 bits."""
 
@@ -46,6 +47,30 @@ def why_not(model: Manifest, cpu_flags: Set[str]) -> str | None:
         "it was quantised for CPUs with VNNI and this one has none, so that its sums overflow and its answers change:"
         f" python export/quantize.py {source} --target x86 makes one for every x86 CPU"
     )
+
+
+def nodes(root: Path = SYSTEM) -> tuple[tuple[int, ...], ...]:
+    """The CPUs that this process may run on, by NUMA node, those of one core side by side."""
+    allowed = os.sched_getaffinity(0)
+
+    def core(cpu: int) -> tuple[int, int]:
+        siblings = _listed(root / f"cpu/cpu{cpu}/topology/thread_siblings_list")
+        return min(siblings, default=cpu), cpu
+
+    folders = sorted(root.glob("node/node[0-9]*"), key=lambda path: int(path.name.removeprefix("node")))
+    found = [allowed & _listed(folder / "cpulist") for folder in folders]
+    if set().union(*found) != allowed:  # it cannot be told
+        found = [allowed]
+    return tuple(tuple(sorted(node, key=core)) for node in found if node)
+
+
+def _listed(path: Path) -> set[int]:
+    """The numbers in a file of the kernel's that has "0-3,8"; none where there is no such file."""
+    try:
+        ranges = [part.split("-") for part in path.read_text().strip().split(",")]
+        return {number for ends in ranges for number in range(int(ends[0]), int(ends[-1]) + 1)}
+    except (OSError, ValueError):
+        return set()
 
 
 def available_cpus() -> int:

@@ -33,6 +33,9 @@ from server.engine.backends import inventory
 from server.images import jpeg
 from server.images.bounds import PIXEL_BYTES
 from server.metrics import ROOM_BYTES
+from server.placement import Place
+from server.repository import Catalogue
+from server.resources import places_of
 from server.settings import Settings, WrongSettingsError, read, unknown_variables
 from server.slots import SHARED, needed_bytes
 
@@ -107,6 +110,7 @@ def examine(settings: Settings) -> Report:
         "runtimes": _runtimes,
         "gpus": _gpus,
         "cpu": _cpu,
+        "engines": _engines,
         "memory": _memory,
         "folders": _folders,
         "ports": _ports,
@@ -185,6 +189,33 @@ def _cpu(_settings: Settings, _report: Report) -> dict[str, Any]:
     }
 
 
+def _engines(settings: Settings, report: Report) -> dict[str, Any]:
+    catalogue = _catalogue(settings)
+    found = places_of(settings, catalogue)
+    for key, model in catalogue.models.items():
+        if beyond := [device for device in model.settings.devices or () if device >= len(found)]:
+            report.warn(
+                f"{key} is put on engines {beyond}, and there are {len(found)}, counted from 0",
+                f"correct its {repository.SETTINGS_FILE}, or raise --engines",
+            )
+    return {each.name: _place(each, settings) for each in found}
+
+
+def _place(place: Place, settings: Settings) -> str:
+    threads = settings.inference_threads
+    if place.threads is not None and "inference_threads" not in settings.model_fields_set:
+        threads = place.threads
+    return f"{place.device}, {threads} threads of an inference on the CPU"
+
+
+def _catalogue(settings: Settings) -> Catalogue:
+    """What there is, where anything is: `_repository` says what is wrong with it."""
+    try:
+        return repository.scan(settings.repository, settings.models, settings.default_model)
+    except ManifestError:
+        return Catalogue(settings.repository, {}, {}, {}, None)
+
+
 def _memory(settings: Settings, report: Report) -> dict[str, Any]:
     kib = dict(re.findall(r"^(\w+): +(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE))
     available = int(kib["MemAvailable"]) * 1024
@@ -219,7 +250,8 @@ def _first(*paths: Path) -> str:
 def _folders(settings: Settings, report: Report) -> dict[str, Any]:
     folder = Path(tempfile.gettempdir())
     free = shutil.disk_usage(folder).free
-    needed = (settings.http_workers + 2) * sum(ROOM_BYTES.values())  # with the engine and the supervisor
+    processes = settings.http_workers + len(places_of(settings, _catalogue(settings))) + 1  # with the supervisor
+    needed = processes * sum(ROOM_BYTES.values())
     if free < needed:
         report.stop(f"{folder} has {_size(free)} left", f"free {_size(needed)} for metrics, or set TMPDIR")
     if run_folder.is_too_long():
@@ -293,13 +325,15 @@ def _repository(settings: Settings, report: Report) -> dict[str, Any]:
         report.warn(f"{what} is not served: {reason}", "mend it, export it again, or take it away")
     if not models:
         report.stop("no model can be served", "python export/to_onnx.py makes one")
-    _check_slots(settings, (model.manifest for model in catalogue.models.values()), report)
+    engines = len(places_of(settings, catalogue))
+    _check_slots(settings, engines, (model.manifest for model in catalogue.models.values()), report)
     return {"folder": settings.repository.absolute(), "models": models, "refused": refused}
 
 
-def _check_slots(settings: Settings, found: Iterable[Manifest], report: Report) -> None:
+def _check_slots(settings: Settings, engines: int, found: Iterable[Manifest], report: Report) -> None:
     largest = max(prod(each.input_shape) for each in found)
-    needed = needed_bytes(settings.slots_per_worker * settings.http_workers, largest)
+    workers = settings.http_workers
+    needed = needed_bytes(settings.slots_per_worker * workers, largest, workers, engines)
     free = shutil.disk_usage(SHARED).free
     if needed > free:
         report.stop(

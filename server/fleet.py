@@ -23,7 +23,8 @@ goes on giving it its share of the connections."""
 MAX_RECOVERIES = 5
 """After more crashes of an engine in a row than this, requests no longer wait for it."""
 MAX_FAILED_STARTS = 3
-"""A process that dies so often before the server is ready for the first time never will be."""
+"""A process that dies so often before the server is ready for the first time never will be; where it is an engine and
+others are left, the server does without it until it is."""
 CHECK_S = 1.0
 """How often the clock is looked at where nothing else happens."""
 SUSPENDED_S = 2.0
@@ -44,7 +45,7 @@ class KillProcess(NamedTuple):
 
 
 class Announce(NamedTuple):
-    """For the first time, every process is ready: the server is."""
+    """For the first time, every process that is waited for is ready: the server is."""
 
 
 class BeginDrain(NamedTuple):
@@ -74,6 +75,16 @@ class _Process:
     ready_s: float = math.inf
     connected: bool = False  # of an HTTP worker: to an engine, at some time
     recovering: bool = True  # of an engine: requests wait for it
+
+    @property
+    def is_ready(self) -> bool:
+        """It does its work."""
+        return self.running and self.ready_s < math.inf
+
+    @property
+    def has_failed(self) -> bool:
+        """So often that nobody waits for it before the server is ready."""
+        return self.crashes >= MAX_FAILED_STARTS
 
     def failed(self, now_s: float) -> float:
         """Plan the next start, in so many seconds."""
@@ -122,7 +133,12 @@ class Fleet:
     @property
     def ready(self) -> list[str]:
         """The processes that are ready now."""
-        return [name for name, process in self._all.items() if process.running and process.ready_s < math.inf]
+        return [name for name, process in self._all.items() if process.is_ready]
+
+    @property
+    def hopeful_engines(self) -> list[str]:
+        """Those that are ready, or have not yet failed too often to be."""
+        return [name for name, engine in self._engines.items() if engine.is_ready or not engine.has_failed]
 
     def is_over(self, now_s: float) -> bool:
         """Nothing is left to wait for."""
@@ -211,7 +227,7 @@ class Fleet:
             process.crashes = 0
         was_ready = process.ready_s < math.inf
         delay_s = process.failed(now_s)
-        if not self.announced and process.crashes >= MAX_FAILED_STARTS:
+        if not self.announced and process.has_failed and (name in self._workers or not self.hopeful_engines):
             what = "the engine" if name in self._engines else name
             raise StartupError(f"{what} cannot start; its error is above")
         if name in self._engines:
@@ -237,10 +253,10 @@ class Fleet:
         return stalled
 
     def _is_ready_for_the_first_time(self) -> bool:
-        """Every engine is ready, and every HTTP worker accepts connections and can have images classified."""
+        """Every engine that can be is ready, and every HTTP worker accepts connections and has one to submit to."""
         return not (self.announced or self.draining) and all(
-            process.running and process.ready_s < math.inf and (process.connected or name in self._engines)
-            for name, process in self._all.items()
+            self._all[name].is_ready and (name in self._engines or self._all[name].connected)
+            for name in (*self._workers, *self.hopeful_engines)
         )
 
     def _expect(self, engine: _Process, *, recovering: bool) -> None:

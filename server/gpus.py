@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 from server.metrics import Metrics
@@ -65,6 +66,45 @@ def look(library: Any) -> list[GpuState]:
         except library.NVMLError:  # lost, or divided into instances, which have no utilisation
             continue
     return found
+
+
+def visible(library: Any, variable: str | None) -> tuple[str, ...]:
+    """The GPUs, or MIG slices, that CUDA would use, each as CUDA_VISIBLE_DEVICES names it.
+
+    Args:
+        library: that of `management`.
+        variable: the value of CUDA_VISIBLE_DEVICES; what follows an entry that means none is hidden, as CUDA does it.
+            None: it is not set, and all that the library tells of are visible.
+    """
+    if variable is not None:
+        names = [name.strip() for name in variable.split(",")]
+        return tuple(takewhile(lambda name: name not in ("", "-1"), names))
+    if library is None:
+        return ()
+    found: list[str] = []
+    for index in range(library.nvmlDeviceGetCount()):
+        try:
+            found += _ids(library, library.nvmlDeviceGetHandleByIndex(index))
+        except library.NVMLError:  # lost
+            continue
+    return tuple(found)
+
+
+def _ids(library: Any, gpu: Any) -> list[str]:
+    """A GPU's, or those of the slices that it is divided into."""
+    try:
+        divided, _ = library.nvmlDeviceGetMigMode(gpu)
+    except library.NVMLError:  # a kind that cannot be
+        divided = 0
+    if not divided:
+        return [library.nvmlDeviceGetUUID(gpu)]
+    slices = []
+    for index in range(library.nvmlDeviceGetMaxMigDeviceCount(gpu)):
+        try:
+            slices.append(library.nvmlDeviceGetUUID(library.nvmlDeviceGetMigDeviceHandleByIndex(gpu, index)))
+        except library.NVMLError:  # there are fewer
+            continue
+    return slices
 
 
 def watch(metrics: Metrics, stop: threading.Event) -> threading.Thread:

@@ -108,8 +108,14 @@ class Metrics:
         self.pending = Gauge(
             "serving_pending_requests", "Between upload and answer", multiprocess_mode="livesum", registry=registry
         )
+        engine = ["engine", "device"]
         self.engine_ready = Gauge(
-            "serving_engine_ready", "1: the engine answers", multiprocess_mode="livemax", registry=registry
+            "serving_engine_ready", "1: the engine answers", engine, multiprocess_mode="livemax", registry=registry
+        )
+        self.engine_batches = Counter("serving_engine_batches", "Run by each engine", engine, registry=registry)
+        self.engine_images = Counter("serving_engine_images", "In these batches", engine, registry=registry)
+        self.engine_busy = Counter(
+            "serving_engine_batch_seconds", "That these batches took, added up", engine, registry=registry
         )
         self.refused_models = Gauge(
             "serving_refused_models",

@@ -1,7 +1,7 @@
 """Who is told what while the models change: a state machine without any I/O, above `Rollout`.
 
-The engine loads what is missing. The HTTP workers get what is served as one catalogue, each of which has a generation:
-its number. Once all of them say that no request of theirs needs an older one, the engine unloads the rest. Who asked
+The engines load what is missing. The HTTP workers get what is served as one catalogue, each of which has a generation:
+its number. Once all of them say that no request of theirs needs an older one, the engines unload the rest. Who asked
 for a model is answered when every worker serves the outcome, so that he finds it whichever he connects to.
 """
 
@@ -17,8 +17,9 @@ from server.rollout import Progress, Rollout
 
 
 class TellEngine(NamedTuple):
-    """Send this to the engine."""
+    """Send this to an engine."""
 
+    engine: int
     message: Load | Unload
 
 
@@ -48,17 +49,18 @@ class _Worker:
 
 
 class ModelControl:
-    """From what the repository holds, and what is asked for, to what engine and HTTP workers are told."""
+    """From what the repository holds, and what is asked for, to what engines and HTTP workers are told."""
 
-    def __init__(self, catalogue: Catalogue, default_model: str | None = None) -> None:
+    def __init__(self, catalogue: Catalogue, default_model: str | None = None, engines: int = 1) -> None:
         """Begin with what a first scan found; `default_model` is the one that was asked for."""
-        self._rollout = Rollout(catalogue, default_model)
-        self._engine_is_up = False
+        self._rollout = Rollout(catalogue, default_model, engines)
+        self._engines = range(engines)
+        self._held = list(self._rollout.held)  # what HTTP workers were told that each engine has
         self._workers: dict[str, _Worker] = {}
         self._asked_for: dict[str, None] = {}
         self._changes: list[tuple[str, Change]] = []  # under way, with the workers that are to be answered
         self._answers: list[TellWorker] = []
-        self.serve = Serve(catalogue, 0)
+        self.serve = Serve(catalogue, 0, self._rollout.held)
         """The newest that HTTP workers were told to serve."""
 
     @property
@@ -90,23 +92,26 @@ class ModelControl:
         known = self._workers[worker]
         known.drained = max(known.drained, generation)
 
-    def start_engine(self) -> list[Model]:
+    def start_engine(self, engine: int) -> list[Model]:
         """What a new engine loads before it is ready."""
-        return self._rollout.start_engine()
+        return self._rollout.start_engine(engine)
 
-    def engine_ready(self, refused: Mapping[str, Refusal], now_s: float) -> None:
-        """It has what it was started with, but for what it refused, by id."""
-        self._engine_is_up = True
-        self._rollout.engine_ready(refused, now_s)
+    def engine_ready(self, engine: int, refused: Mapping[str, Refusal], now_s: float) -> None:
+        """It has what it was started with, but for what it refused, by id; the HTTP workers are told of that."""
+        self._rollout.engine_ready(engine, refused, now_s)
+        self._held[engine] = self._rollout.held[engine]
 
-    def engine_ended(self, now_s: float) -> None:
+    def held(self, engine: int) -> frozenset[str]:
+        """Ids of the models that it has."""
+        return self._rollout.held[engine]
+
+    def engine_ended(self, engine: int, now_s: float) -> None:
         """The next one gets what is served."""
-        self._engine_is_up = False
-        self._rollout.engine_lost(now_s)
+        self._rollout.engine_lost(engine, now_s)
 
-    def loaded(self, model_id: str, refusal: Refusal | None, now_s: float) -> None:
-        """The engine has loaded a model, or refused it."""
-        self._rollout.loaded(model_id, refusal, now_s)
+    def loaded(self, engine: int, model_id: str, refusal: Refusal | None, now_s: float) -> None:
+        """An engine has loaded a model, or refused it."""
+        self._rollout.loaded(engine, model_id, refusal, now_s)
 
     def retry(self, now_s: float) -> bool:
         """Whether it is time to load again what was refused for now; `steps` says so."""
@@ -137,17 +142,23 @@ class ModelControl:
         """What follows from all this, in the order in which it is to be told; each step is said once."""
         steps: list[Step] = [*self._answers]
         self._answers.clear()
-        if self._engine_is_up:
-            steps += [TellEngine(Load(model)) for model in self._rollout.take_missing()]
-        if self._rollout.served != self.serve.catalogue:
-            self.serve = Serve(self._rollout.served, self.serve.generation + 1)
+        up = [engine for engine in self._engines if self._rollout.is_up(engine)]
+        steps += [TellEngine(engine, Load(model)) for engine in up for model in self._rollout.take_missing(engine)]
+        if self._rollout.served != self.serve.catalogue or self._has_more():
+            self._held = list(self._rollout.held)
+            self.serve = Serve(self._rollout.served, self.serve.generation + 1, self._rollout.held)
             steps.append(TellWorkers(self.serve))
         workers = self._workers.values()
-        if self._engine_is_up and all(worker.drained >= self.serve.generation for worker in workers):
-            steps += [TellEngine(Unload(model_id)) for model_id in self._rollout.take_surplus()]
+        if all(worker.drained >= self.serve.generation for worker in workers):
+            steps += [TellEngine(engine, Unload(its)) for engine in up for its in self._rollout.take_surplus(engine)]
         if all(worker.serving >= self.serve.generation for worker in workers):
             steps += self._take_outcomes()
         return steps
+
+    def _has_more(self) -> bool:
+        """An engine has a model that is served, and the HTTP workers do not know: they would not submit to it."""
+        served = {model.id for model in self._rollout.served.models.values()}
+        return any(served & has - told for has, told in zip(self._rollout.held, self._held, strict=True))
 
     def _take_outcomes(self) -> list[TellWorker]:
         """Answers to the changes that are done."""

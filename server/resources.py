@@ -2,19 +2,22 @@
 
 import contextlib
 import math
+import os
 import tempfile
 from collections.abc import Generator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Self
 
-from server import keys, metrics, run_folder
+from server import cpus, gpus, keys, metrics, run_folder
 from server.child import keep_socket_in
 from server.errors import StartupError
 from server.images import jpeg
 from server.listeners import Listeners
 from server.metrics import Metrics
+from server.placement import Machine, Place, place
 from server.protection import Protection
 from server.ready_file import ReadyFile
 from server.repository import Catalogue
@@ -23,8 +26,8 @@ from server.settings import Settings
 from server.slots import Slots
 from server.usage import Usage
 
-ENGINE_NAME = "engine"
-"""Of the one engine process."""
+GPU_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
+"""ONNX Runtime's."""
 USUAL_BYTES = 224 * 224 * 3
 """Of an image, as far as is known where no model can be read."""
 
@@ -37,6 +40,8 @@ class Resources:
     """With the address and the port of gRPC that are really taken."""
     protection: Protection
     listeners: Listeners
+    places: tuple[Place, ...]
+    """of the engines"""
     folder: Path
     """The run's."""
     usage: Usage | None
@@ -73,18 +78,22 @@ class Resources:
         with ExitStack() as held:
             listeners = held.enter_context(Listeners.open(settings))
             settings = settings.model_copy(update={"host": listeners.host, "grpc_port": listeners.grpc_port})
+            places = places_of(settings, catalogue)
             folder = _run_folder(held)
             with _room_for("the use of API keys", folder):
                 usage = keys.usage_table(folder, settings.http_workers) if settings.api_keys else None
             keep_socket_in(folder)
             with _room_for("metrics", folder):
-                metrics.use_directory(folder, ["supervisor", ENGINE_NAME, *worker_names(settings)])
+                metrics.use_directory(
+                    folder, ["supervisor", *(place.name for place in places), *worker_names(settings)]
+                )
             if run_folder.is_too_long():
                 detail = "is too long a path for a socket in it; set it to a short one, such as /tmp"
                 raise StartupError(f"TMPDIR {tempfile.gettempdir()} {detail}")
-            slots = _slots(settings, catalogue)
+            slots = _slots(settings, catalogue, len(places))
             ready_file = _ready_file(held, settings)
-            resources = cls(settings, protection, listeners, folder, usage, Metrics("supervisor"), slots, ready_file)
+            measured = Metrics("supervisor")
+            resources = cls(settings, protection, listeners, places, folder, usage, measured, slots, ready_file)
             resources.keep_usage()
             yield resources
 
@@ -92,6 +101,25 @@ class Resources:
 def worker_names(settings: Settings) -> list[str]:
     """Of the HTTP workers, in their order."""
     return [f"http-{number}" for number in range(settings.http_workers)]
+
+
+def places_of(settings: Settings, catalogue: Catalogue) -> tuple[Place, ...]:
+    """What each engine owns."""
+    backends = {model.manifest.backend for model in catalogue.models.values()}
+    on_gpus = any(provider in GPU_PROVIDERS for provider in settings.providers) or "tensorrt" in backends
+    on_gpus = on_gpus or ("torch" in backends and _torch_has_cuda())
+    found: tuple[str, ...] = ()
+    if on_gpus:
+        with gpus.management() as library:
+            found = gpus.visible(library, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    return place(settings.engines, Machine(cpus.nodes(), cpus.available_cpus(), found), on_gpus=on_gpus)
+
+
+def _torch_has_cuda() -> bool:
+    try:
+        return not version("torch").endswith("+cpu")
+    except PackageNotFoundError:
+        return False
 
 
 def _check_installed(settings: Settings) -> None:
@@ -121,10 +149,10 @@ def _room_for(what: str, folder: Path) -> Generator[None]:
         raise StartupError(f"no room for {what} in {folder.parent}: {error.strerror}; set TMPDIR") from error
 
 
-def _slots(settings: Settings, catalogue: Catalogue) -> Slots:
+def _slots(settings: Settings, catalogue: Catalogue, engines: int) -> Slots:
     largest = max((math.prod(model.manifest.input_shape) for model in catalogue.models.values()), default=USUAL_BYTES)
     try:
-        return Slots(settings.slots_per_worker * settings.http_workers, largest)
+        return Slots(settings.slots_per_worker * settings.http_workers, largest, settings.http_workers, engines)
     except OSError as error:
         detail = f"shared memory for {settings.queue_size} images cannot be had: {error.strerror}"
         raise StartupError(f"{detail}; lower --queue-size, or give /dev/shm more room (docker: --shm-size)") from error

@@ -1,22 +1,20 @@
-"""Which models the engine is to load and to let go, and which requests may name: a state machine without any I/O.
+"""Which models the engines are to load and to let go, and which requests may name: a state machine without any I/O.
 
-A model is served once the engine has loaded and warmed it. What it replaces is served until then, and stays where the
-new one is refused: a broken model takes no good one down. What is refused for now is loaded again, after a wait that
-doubles with each attempt; what is refused for good when its files change, or when it is asked for.
+A model is served once every engine that is there and is to have it has loaded and warmed it, or refused it, and one
+has it. What it replaces is served until then, and stays where all refuse it: a broken model takes no good one down.
+Nor does it take down more than one engine: what none has ever loaded is loaded by one of them first, once the server
+serves. What is refused for now is loaded again, after a wait that doubles with each attempt; what is refused for good
+when its files change, or when it is asked for.
 """
 
-import math
-from collections import Counter
 from collections.abc import Mapping, Set
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum, auto
 
 from server.errors import Code, ServiceError
-from server.refusals import Cause, Refusal, delay_s
+from server.holding import MAX_CRASHES, Holding
+from server.refusals import Cause, Refusal
 from server.repository import Catalogue, Model, ModelKey
-
-MAX_CRASHES = 2
-"""Refuse a model after this many engines crashed loading it."""
 
 
 class Progress(Enum):
@@ -27,35 +25,29 @@ class Progress(Enum):
     """As the repository has it."""
 
 
-@dataclass(slots=True)
-class _Refused:
-    """A model that the engine could not load, so many times in a row."""
-
-    refusal: Refusal
-    attempts: int
-    retry_s: float
-    """When to load it again."""
-
-
 class Rollout:
-    """What the repository holds, what was asked for, what the engine has, and what follows from it."""
+    """What the repository holds, what was asked for, what the engines have, and what follows from it."""
 
-    def __init__(self, scanned: Catalogue, default_model: str | None = None) -> None:
+    def __init__(self, scanned: Catalogue, default_model: str | None = None, engines: int = 1) -> None:
         """Begin with what a first scan found; `default_model` is the one that was asked for."""
         self._scanned = scanned
         self._default = default_model or scanned.default_model
         self._default_is_fixed = default_model is not None
         self._unloaded: set[str] = set()  # names, until they are asked for again
-        self._started: set[str] = set()  # ids of what the newest engine was started with
-        self._loaded: set[str] = set()  # ids of what it has, or the one before it had
-        self._loading: set[str] = set()
+        self._engines = [Holding() for _ in range(engines)]
         self._proven: set[str] = set()  # ids of what some engine had loaded
-        self._refused: dict[str, _Refused] = {}  # by id
-        self._again: set[str] = set()  # ids of what was refused and is to be loaded all the same
-        self._crashes: Counter[str] = Counter()
         self._ready = False  # some engine was
         self.served = scanned
-        """What requests may name; before the first engine is ready, all that it will try to load."""
+        """What requests may name; before the first engine is ready, all that they will try to load."""
+
+    @property
+    def held(self) -> tuple[frozenset[str], ...]:
+        """Ids of the models that each engine has, or had when it was last there."""
+        return tuple(frozenset(engine.loaded) for engine in self._engines)
+
+    def is_up(self, engine: int) -> bool:
+        """It is ready."""
+        return self._engines[engine].up
 
     def scanned(self, catalogue: Catalogue, changed: Set[ModelKey] = frozenset()) -> None:
         """The repository holds something else by now: of the versions `changed`, the files.
@@ -81,8 +73,8 @@ class Rollout:
         if name not in self._scanned.versions and not self._refusals(name):
             raise ServiceError(Code.UNKNOWN_MODEL, f"there is no model {name!r} in the repository")
         self._unloaded.discard(name)
-        for model_id in self._needed(name):
-            self._try_again(model_id)
+        for model in self._needed(name):
+            self._try_again(model.id)
         self._update()
 
     def unload(self, name: str) -> None:
@@ -96,69 +88,80 @@ class Rollout:
         self._unloaded.add(name)
         self._update()
 
-    def start_engine(self) -> list[Model]:
-        """What a new engine loads before it is ready."""
-        models = {model.id: model for model in self.served.models.values()}
-        models |= {model.id: model for model in self._missing()}
-        self._started = set(models)
-        self._loading = self._started - self._loaded
-        return list(models.values())
+    def start_engine(self, engine: int) -> list[Model]:
+        """What a new engine loads before it is ready: what is served, and of the rest what cannot take others down."""
+        holding = self._engines[engine]
+        refused = holding.is_refused if self._ready else lambda _: False
+        served = {model.id: model for model in self.served.models.values() if not refused(model.id)}
+        lacking = {model.id: model for model in self._wanted.models.values() if holding.lacks(model.id)}
+        if any(other.up for other in self._engines):
+            lacking = {model_id: model for model_id, model in lacking.items() if model_id in self._proven}
+        models = [model for model in {**served, **lacking}.values() if holding in self._homes(model)]
+        holding.start(model.id for model in models)
+        return models
 
-    def engine_ready(self, refused: Mapping[str, Refusal], now_s: float) -> None:
+    def engine_ready(self, engine: int, refused: Mapping[str, Refusal], now_s: float) -> None:
         """The new engine has what it was started with, but for what it refused, by id."""
         self._ready = True
-        self._loaded = self._started - refused.keys()
-        self._loading.clear()
-        for model_id in self._loaded:
-            self._accept(model_id)
-        for model_id, refusal in refused.items():
-            self._refuse(model_id, refusal, now_s)
+        self._engines[engine].ready(refused, now_s)
+        self._proven |= self._engines[engine].loaded
         self._update()
 
-    def engine_lost(self, now_s: float) -> None:
+    def engine_lost(self, engine: int, now_s: float) -> None:
         """It died; the next one gets what is served, and once more what it may have died of.
 
         What engines die of is tried again only if one has ever loaded it: it would take all other models down with it.
         """
-        for model_id in self._loading:
-            self._crashes[model_id] += 1
-            if self._crashes[model_id] >= MAX_CRASHES:
-                cause = Cause.NOT_NOW if model_id in self._proven else Cause.NEVER
-                died = f"{self._crashes[model_id]} inference engines died while they loaded it"
-                self._refuse(model_id, Refusal(cause, died), now_s)
+        for model_id in self._engines[engine].lost():
+            proven = model_id in self._proven
+            deaths = self._engines[engine].crashes[model_id]
+            if self._ready and not proven:
+                deaths = sum(each.crashes[model_id] for each in self._engines)
+            if deaths >= MAX_CRASHES:
+                died = f"{deaths} inference engines died while they loaded it"
+                refusal = Refusal(Cause.NOT_NOW if proven else Cause.NEVER, died)
+                for at, each in enumerate(self._engines):
+                    if at == engine or (self._ready and not proven):
+                        each.refuse(model_id, refusal, now_s)
         self._update()
 
     def retry(self, now_s: float) -> bool:
         """Whether it is time to load something again; then `take_missing` names it."""
-        due = {model_id for model_id, refused in self._refused.items() if now_s >= refused.retry_s} - self._again
-        self._again |= due
-        return bool(due)
+        due = [engine.retry(now_s) for engine in self._engines]
+        return any(due)
 
-    def take_missing(self) -> list[Model]:
-        """What the running engine is to load; each is named once."""
-        missing = [model for model in self._missing() if model.id not in self._loading]
-        self._loading |= {model.id for model in missing}
+    def take_missing(self, engine: int) -> list[Model]:
+        """What this engine, which is ready, is to load; each is named once."""
+        holding = self._engines[engine]
+        missing = [
+            model
+            for model in self._wanted.models.values()
+            if holding in self._homes(model)
+            and holding.lacks(model.id)
+            and model.id not in holding.loading
+            and (model.id in self._proven or self._may_be_tried(model.id))
+        ]
+        for model in missing:
+            holding.load(model.id)
         return missing
 
-    def loaded(self, model_id: str, refusal: Refusal | None, now_s: float) -> None:
+    def loaded(self, engine: int, model_id: str, refusal: Refusal | None, now_s: float) -> None:
         """The running engine has loaded a model, or refused it."""
-        self._loading.discard(model_id)
+        self._engines[engine].heard(model_id, refusal, now_s)
         if refusal is None:
-            self._loaded.add(model_id)
-            self._accept(model_id)
-        else:
-            self._refuse(model_id, refusal, now_s)
+            self._proven.add(model_id)
         self._update()
 
-    def take_surplus(self) -> list[str]:
-        """Ids of what the engine has and nobody may name any more; each is named once."""
-        surplus = self._loaded - self._ids(self.served)
-        self._loaded -= surplus
+    def take_surplus(self, engine: int) -> list[str]:
+        """Ids of what the engine has and nobody may name any more, nor will soon; each is named once."""
+        holding = self._engines[engine]
+        surplus = holding.loaded - self._ids(self.served) - self._ids(self._wanted)
+        holding.loaded -= surplus
         return list(surplus)
 
     def outcome(self, name: str) -> Progress | Refusal:
         """How loading a model went."""
-        if self._needed(name) & {model.id for model in self._missing()}:
+        if any(self._is_awaited(model) for model in self._needed(name)):
             return Progress.LOADING
         if refused := self._refusals(name):
             causes = {refusal.cause for refusal in refused}
@@ -172,37 +175,48 @@ class Rollout:
     def _wanted(self) -> Catalogue:
         return self._scanned.without(self._unloaded)
 
-    def _missing(self) -> list[Model]:
-        return [
-            model
-            for model in self._wanted.models.values()
-            if model.id not in self._loaded and (model.id not in self._refused or model.id in self._again)
-        ]
+    def _homes(self, model: Model) -> list[Holding]:
+        """The engines that are to have it; none where it was given a device that is not there."""
+        devices = model.settings.devices
+        if devices is None:
+            return self._engines
+        return [self._engines[device] for device in devices] if max(devices) < len(self._engines) else []
 
-    def _needed(self, name: str) -> set[str]:
-        """Ids of what the engine must have for a model or an ensemble to be served."""
+    def _is_there(self, model: Model) -> bool:
+        return any(model.id in home.loaded for home in self._homes(model))
+
+    def _is_awaited(self, model: Model) -> bool:
+        """Some engine is still to load it: one that is there, or where none has it, any."""
+        homes, there = self._homes(model), self._is_there(model)
+        return any(home.lacks(model.id) and (home.up or not there) for home in homes)
+
+    def _may_be_tried(self, model_id: str) -> bool:
+        """What no engine has ever loaded is loaded by one at a time, and after a crash only while others are there."""
+        if any(model_id in engine.loading for engine in self._engines):
+            return False
+        crashed = any(engine.crashes[model_id] for engine in self._engines)
+        return not crashed or len(self._engines) == 1 or sum(engine.up for engine in self._engines) > 1
+
+    def _refusal(self, model: Model) -> Refusal | None:
+        """Why no engine has it, where one has refused it."""
+        homes = self._homes(model)
+        if not homes:
+            devices = ", ".join(map(str, model.settings.devices or ()))
+            last = len(self._engines) - 1
+            return Refusal(Cause.NEVER, f"serving.json puts it on devices {devices}, and here they are 0 to {last}")
+        if self._is_there(model):
+            return None
+        refused = [refusal for home in homes if (refusal := home.refusal(model.id))]
+        return next((refusal for refusal in refused if refusal.is_tried_again), next(iter(refused), None))
+
+    def _needed(self, name: str) -> list[Model]:
+        """What the engines must have for a model or an ensemble to be served."""
         wanted = self._wanted
-        return {model.id for entry in wanted.versions.get(name, {}).values() for model in wanted.members(entry)}
-
-    def _accept(self, model_id: str) -> None:
-        self._proven.add(model_id)
-        self._refused.pop(model_id, None)
-        self._again.discard(model_id)
-        self._crashes.pop(model_id, None)
-
-    def _refuse(self, model_id: str, refusal: Refusal, now_s: float) -> None:
-        before = self._refused.get(model_id)
-        attempts = before.attempts + 1 if before else 1
-        retry_s = now_s + delay_s(attempts) if refusal.is_tried_again else math.inf
-        self._refused[model_id] = _Refused(refusal, attempts, retry_s)
-        self._again.discard(model_id)
+        return [model for entry in wanted.versions.get(name, {}).values() for model in wanted.members(entry)]
 
     def _try_again(self, model_id: str) -> None:
-        """As if it had never been tried; until that has been done, it is refused for the old reason."""
-        self._crashes.pop(model_id, None)
-        if refused := self._refused.get(model_id):
-            refused.attempts = 0
-            self._again.add(model_id)
+        for engine in self._engines:
+            engine.try_again(model_id)
 
     def _refusals(self, name: str) -> list[Refusal]:
         refused = self.served.refused if self._ready else self._scanned.refused
@@ -212,18 +226,23 @@ class Rollout:
         if not self._ready:
             return  # requests may name what the first engine tries to load
         wanted = self._wanted
-        there = {key.name for key, model in wanted.models.items() if model.id in self._loaded}
-        awaited = {key.name for key in wanted.models} - there
+        ids = self._ids(self.served)
+        there = {
+            key
+            for key, model in wanted.models.items()
+            if self._is_there(model) and (model.id in ids or not self._is_awaited(model))
+        }
+        awaited = {key.name for key in wanted.models} - {key.name for key in there}
         models: dict[ModelKey, Model] = {}
         for key in {**wanted.models, **self.served.models}:
             new, old = wanted.models.get(key), self.served.models.get(key)
             broken = key.name not in self._unloaded and key in wanted.refused
-            if new and new.id in self._loaded:
+            if new and key in there:
                 models[key] = new
-            elif old and old.id in self._loaded and (new or broken or key.name in awaited):
+            elif old and self._is_there(old) and (new or broken or key.name in awaited):
                 models[key] = old
-        found = ((key, self._refused.get(model.id)) for key, model in wanted.models.items())
-        self.served = wanted.serving(models, {key: refused.refusal for key, refused in found if refused})
+        found = ((key, self._refusal(model)) for key, model in wanted.models.items())
+        self.served = wanted.serving(models, {key: refusal for key, refusal in found if refusal})
 
     @staticmethod
     def _ids(catalogue: Catalogue) -> set[str]:

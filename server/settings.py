@@ -26,6 +26,7 @@ MaxBatch = Annotated[int, Field(ge=1, le=1024)]
 MaxWait = Annotated[float, Field(ge=0, le=10_000)]
 QueueSize = Annotated[int, Field(ge=1, le=65536)]
 Timeout = Annotated[float, Field(gt=0, le=3_600_000)]
+Instances = Annotated[int, Field(ge=0, le=8)]
 PriorityName = Literal["high", "normal", "low"]
 
 
@@ -42,6 +43,9 @@ class ModelSettings(BaseModel):
     max_wait_ms: MaxWait | None = None
     queue_size: QueueSize | None = None
     timeout_ms: Timeout | None = None
+    instances: Instances | None = None
+    devices: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
+    """numbers of the engines that have it; None: all"""
     priority: PriorityName = "normal"
     """of requests that name none"""
 
@@ -135,9 +139,11 @@ class Settings(BaseSettings):
     """images decoded at one time by one HTTP worker; default: the CPUs shared out to the workers, at most 4"""
     decoder: Literal["pillow", "nvimagecodec", "nvimagecodec-cpu"] = "pillow"
     """of JPEG: nvimagecodec on the GPU (not run on one), -cpu for comparison; what it refuses, Pillow decodes"""
+    engines: Annotated[int, Field(ge=1, le=64)] | None = None
+    """processes that run the models, each on a GPU or a share of the CPUs; not given: one for each GPU, else one"""
     inference_threads: Annotated[int, Field(ge=1, le=256)] = Field(default_factory=available_cpus)
-    """threads of one inference on the CPU; default: the CPUs"""
-    instances: Annotated[int, Field(ge=0, le=8)] = 1
+    """threads of one inference on the CPU; default: the CPUs, or an engine's share of them"""
+    instances: Instances = 1
     """batches at one time on the CPU, which share those threads; 0: as many as ONNX Runtime gains by"""
     drain_delay_ms: Annotated[float, Field(ge=0, le=600_000)] = 0
     """after SIGTERM, how long to go on accepting while /readyz already fails, for load balancers to notice"""
@@ -170,7 +176,7 @@ class Settings(BaseSettings):
 
     def of(self, model: ModelSettings) -> Self:
         """The same, where a model's own do not differ."""
-        return self.model_copy(update=model.model_dump(exclude={"priority"}, exclude_none=True))
+        return self.model_copy(update=model.model_dump(exclude={"priority", "devices"}, exclude_none=True))
 
     @property
     def slots_per_worker(self) -> int:

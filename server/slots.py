@@ -20,9 +20,9 @@ SHARED = "/dev/shm"  # noqa: S108 where Linux has memory that counts as files
 ALIGNMENT = 64  # bytes: a cache line
 
 
-def needed_bytes(count: int, slot_bytes: int) -> int:
-    """What so many slots take of the shared memory."""
-    return _aligned(count) + count * _aligned(slot_bytes)
+def needed_bytes(count: int, slot_bytes: int, workers: int = 1, engines: int = 1) -> int:
+    """What so many slots, and the table of what is under way, take of the shared memory."""
+    return _aligned(8 * workers * engines) + _aligned(count) + count * _aligned(slot_bytes)
 
 
 def _aligned(size: int) -> int:
@@ -32,7 +32,9 @@ def _aligned(size: int) -> int:
 class Slots:
     """`count` slots of `slot_bytes` bytes, each with a flag that tells whether its job is in a running batch."""
 
-    def __init__(self, count: int, slot_bytes: int, descriptor: int | None = None) -> None:
+    def __init__(
+        self, count: int, slot_bytes: int, workers: int = 1, engines: int = 1, descriptor: int | None = None
+    ) -> None:
         """Create the memory, or map what is behind a descriptor, which becomes its own.
 
         Raises:
@@ -41,12 +43,19 @@ class Slots:
         self.count = count
         self.slot_bytes = slot_bytes
         self._stride = _aligned(slot_bytes)
-        self._header = _aligned(count)
-        size = needed_bytes(count, slot_bytes)
+        self._of_table = workers, engines
+        table = _aligned(8 * workers * engines)
+        self._header = table + _aligned(count)
+        size = needed_bytes(count, slot_bytes, workers, engines)
         self._descriptor = _new_memory(size) if descriptor is None else descriptor
         weakref.finalize(self, os.close, self._descriptor)
         self._bytes = np.ndarray(size, np.uint8, mmap.mmap(self._descriptor, size))
-        self.running: NDArray[np.bool_] = self._bytes[:count].view(np.bool_)
+        self.work_s: NDArray[np.float64] = (
+            self._bytes[: 8 * workers * engines].view(np.float64).reshape(workers, engines)
+        )
+        """float64[workers, engines]: seconds of inference that each HTTP worker, which alone writes its row, has under
+        way at each engine."""
+        self.running: NDArray[np.bool_] = self._bytes[table : table + count].view(np.bool_)
         """bool[count]: set by the engine while a batch runs, cleared by the owner when it takes the slot. What is set
         when an engine dies was in the batch that it died of."""
 
@@ -78,7 +87,7 @@ class Slots:
 
     def __reduce__(self) -> tuple[Callable[..., "Slots"], tuple[object, ...]]:
         """Handed to a process that is being started: it gets the same memory."""
-        return _attached, (self.count, self.slot_bytes, reduction.DupFd(self._descriptor))
+        return _attached, (self.count, self.slot_bytes, *self._of_table, reduction.DupFd(self._descriptor))
 
 
 def _new_memory(size: int) -> int:
@@ -88,5 +97,5 @@ def _new_memory(size: int) -> int:
         return os.dup(file.fileno())
 
 
-def _attached(count: int, slot_bytes: int, handed: Any) -> Slots:
-    return Slots(count, slot_bytes, handed.detach())
+def _attached(count: int, slot_bytes: int, workers: int, engines: int, handed: Any) -> Slots:
+    return Slots(count, slot_bytes, workers, engines, handed.detach())

@@ -1,4 +1,4 @@
-"""The supervisor: starts the engine and the HTTP workers, watches them, restarts what dies, and drains on SIGTERM.
+"""The supervisor: starts the engines and the HTTP workers, watches them, restarts what dies, and drains on SIGTERM.
 
 `Fleet` decides which processes there must be, `ModelControl` what they are told of models. Here is the loop that waits
 until something happens, asks them what follows, and has `Children` carry it out.
@@ -40,7 +40,7 @@ from server.listeners import Listeners
 from server.model_control import ModelControl, TellEngine, TellWorker, TellWorkers
 from server.repository import Catalogue, Model
 from server.rereading import Rereading
-from server.resources import ENGINE_NAME, Resources, worker_names
+from server.resources import Resources, worker_names
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -70,21 +70,23 @@ class Supervisor:
         settings = resources.settings
         self._resources = resources
         self._children = children
+        self._places = {place.name: place for place in resources.places}
+        self._engine_names = list(self._places)
         self._fleet = Fleet(
-            [ENGINE_NAME],
+            self._engine_names,
             worker_names(settings),
             stall_s=settings.stall_timeout_ms / 1e3,
             drain_delay_s=settings.drain_delay_ms / 1e3,
             drain_timeout_s=settings.drain_timeout_ms / 1e3 + STOP_S,
             now_s=time.monotonic(),
         )
-        self._models = ModelControl(catalogue, settings.default_model)
+        self._models = ModelControl(catalogue, settings.default_model, len(self._places))
         self._files = Rereading(resources, catalogue, self._models, children.tell_workers, time.monotonic())
-        self._engine_up: EngineUp | None = None
+        self._addresses: dict[str, str] = {}  # of the engines that are ready
         self._ready = False
         """Was announced; from then on it is at most out of service for a while."""
         resources.metrics.count_refused(catalogue.refused.values())
-        for process in ("http", "engine"):
+        for process in ("http", *self._engine_names):
             resources.metrics.restarts.labels(process).inc(0)  # to be seen before the first
 
     def run(self, signals: socket.socket) -> None:
@@ -128,12 +130,12 @@ class Supervisor:
 
     def _start(self, name: str) -> None:
         try:
-            if name == ENGINE_NAME:
-                self._children.start_engine(name, self._models.start_engine())
+            if name in self._places:
+                self._children.start_engine(self._places[name], self._models.start_engine(self._number(name)))
             else:
-                engine = self._engine_up or EngineDown(self._fleet.is_recovering(ENGINE_NAME))
+                engines = map(self._state_of, self._engine_names)
                 draining = [Draining()] if self._fleet.draining else []
-                self._children.start_worker(name, self._models.serve, engine, *draining)
+                self._children.start_worker(name, self._models.serve, *engines, *draining)
                 self._models.worker_started(name)
         except (OSError, EOFError) as error:
             self._handle_failed_start(name, repr(error))
@@ -143,8 +145,18 @@ class Supervisor:
     def _handle_failed_start(self, name: str, why: str) -> None:
         delay_s = self._fleet.not_started(name, why, time.monotonic())
         log.error("%s cannot be started: %s: restart in %g s", name, why, delay_s)
-        if name == ENGINE_NAME:
-            self._children.tell_workers(EngineDown(self._fleet.is_recovering(name)))
+        if name in self._places:
+            self._children.tell_workers(self._state_of(name))
+
+    def _number(self, engine: str) -> int:
+        return self._engine_names.index(engine)
+
+    def _state_of(self, engine: str) -> EngineUp | EngineDown:
+        """What HTTP workers are to know of an engine."""
+        number = self._number(engine)
+        if engine in self._addresses:
+            return EngineUp(number, self._addresses[engine], self._models.held(number))
+        return EngineDown(number, self._fleet.is_recovering(engine))
 
     def _handle(self, event: Event, now_s: float) -> None:
         match event:
@@ -189,19 +201,28 @@ class Supervisor:
             case Heartbeat():
                 pass
             case EngineReady(address, refused):
-                self._models.engine_ready(refused, now_s)
-                served = self._models.served
-                hopeful = any(refusal.is_tried_again for refusal in served.refused.values())
-                if not (self._fleet.announced or served.models or hopeful):
-                    raise StartupError(_reasons(served) or "every model was unloaded before it was served")
+                self._models.engine_ready(self._number(name), refused, now_s)
+                self._check_any_model(name)
                 self._became_ready(name)
-                self._engine_up = EngineUp(address)
+                self._addresses[name] = address
                 self._roll_out()
-                self._children.tell_workers(self._engine_up)
+                self._children.tell_workers(self._state_of(name))
             case Loaded(model_id, refusal):
-                self._models.loaded(model_id, refusal, now_s)
+                self._models.loaded(self._number(name), model_id, refusal, now_s)
             case _:
                 assert_never(message)
+
+    def _check_any_model(self, newest: str) -> None:
+        """See what the first engines have, the newest of which is `newest`.
+
+        Raises:
+            StartupError: all of them are ready, and there is nothing to serve, nor will be.
+        """
+        served = self._models.served
+        hopeful = any(refusal.is_tried_again for refusal in served.refused.values())
+        waiting = set(self._fleet.hopeful_engines) - {*self._fleet.ready, newest}
+        if not (self._fleet.announced or served.models or hopeful or waiting):
+            raise StartupError(_reasons(served) or "every model was unloaded before it was served")
 
     def _handle_worker_end(self, name: str, exit_code: int | None, now_s: float) -> None:
         delay_s = self._fleet.ended(name, now_s)
@@ -215,14 +236,14 @@ class Supervisor:
         self._write_ready_file()
 
     def _handle_engine_end(self, name: str, exit_code: int | None, now_s: float) -> None:
-        """Have the requests wait for a new engine, unless this one never was ready or crashes follow each other."""
-        self._engine_up = None
+        """Have others do what it did, or the requests wait, unless it never was ready or crashes follow each other."""
+        self._addresses.pop(name, None)
         delay_s = self._fleet.ended(name, now_s)
         log.error("%s ended with exit code %s: restart in %g s", name, exit_code, delay_s)
-        self._resources.metrics.restarts.labels("engine").inc()
-        self._models.engine_ended(now_s)
+        self._resources.metrics.restarts.labels(name).inc()
+        self._models.engine_ended(self._number(name), now_s)
         self._write_ready_file()
-        self._children.tell_workers(EngineDown(self._fleet.is_recovering(name)))
+        self._children.tell_workers(self._state_of(name))
 
     def _change_model(self, worker: str, change: Change) -> None:
         """What an HTTP worker was asked for; to load a model waits for what the repository holds now."""
@@ -235,19 +256,21 @@ class Supervisor:
                 assert_never(change.action)
 
     def _roll_out(self) -> None:
-        """Tell engine and HTTP workers what follows for the models."""
+        """Tell engines and HTTP workers what follows for the models."""
         before = self._models.serve.catalogue
         for step in self._models.steps():
             match step:
-                case TellEngine(message):
+                case TellEngine(number, message):
                     if isinstance(message, Load):
                         self._check_room(message.model)
-                    self._children.tell_engine(message)
+                    self._children.tell_engine(self._engine_names[number], message)
                 case TellWorkers(serve):
                     self._children.tell_workers(serve)
                     self._resources.metrics.count_refused(serve.catalogue.refused.values())
-                    if self._ready:
+                    if self._ready and serve.catalogue != before:
                         log_change(serve.catalogue, before)
+                    elif self._ready:
+                        continue  # another engine has what is served
                     elif self._fleet.announced:
                         self._announce()
                 case TellWorker(name, changed):

@@ -65,6 +65,8 @@ class LocalEngine:
 
     connected = True
     """The device answers."""
+    away: Sequence[int] = ()
+    """See `Classifier`: this process is the engine."""
 
     def __init__(
         self, settings: Settings, catalogue: Catalogue, metrics: Metrics, count: Callable[[int], None]
@@ -90,7 +92,11 @@ class LocalEngine:
         for model in catalogue.models.values():
             warm = loading.load(catalogue.folder, model, settings)
             self._engine.add_model(model.id, warm.backend, warm.limits, latency_s=warm.latency_s)
-        metrics.engine_ready.set(1)
+        metrics.engine_ready.labels("engine", "all").set(1)
+
+    def has(self, _model: str) -> bool:
+        """See `Classifier`."""
+        return self.connected
 
     def check_admission(self, permits: int = 1, within_s: float = math.inf) -> None:
         """See `Classifier`."""

@@ -1,4 +1,4 @@
-"""The engine process: connects the engine core to the sockets, slots and pipe of the other processes."""
+"""An engine process: connects the engine core to the sockets, slots and pipe of the other processes."""
 
 import gc
 import logging
@@ -28,6 +28,7 @@ from server.engine.loading import Warm, give_memory_back, load
 from server.engine.messages import Answer, Cancel, Dropped, Failure, Reply, Submit, decode_request, encode
 from server.engine.scheduler import Job
 from server.errors import Code, DeviceLostError, ServiceError
+from server.placement import Place
 from server.refusals import Refusal
 from server.repository import Model
 from server.settings import Settings
@@ -60,26 +61,52 @@ class _Crop(NamedTuple):
 
 
 def main(
-    settings: Settings, folder: Path, models: Sequence[Model], slots: Slots, address: str, control: Connection
+    place: Place,
+    settings: Settings,
+    folder: Path,
+    models: Sequence[Model],
+    slots: Slots,
+    address: str,
+    control: Connection,
 ) -> None:
     """Load the models, then serve jobs at `address` until the supervisor closes its end of the pipe."""
     logs.configure(settings.log_level)
+    settings = _settled(place, settings)
     with suppress(BrokenPipeError):  # the supervisor is gone, and with it all need for this process
-        process = _Process(settings, folder, slots, address, control)
+        process = _Process(place, settings, folder, slots, address, control)
         process.serve(EngineReady(address, process.load_all(models)))
+
+
+def _settled(place: Place, settings: Settings) -> Settings:
+    """Keep this process to its place, before it has threads or a runtime; what the settings are there."""
+    if place.gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = place.gpu  # a runtime knows no other, and calls this one 0
+    if place.cpus:
+        try:
+            os.sched_setaffinity(0, place.cpus)
+        except OSError as error:  # taken away since the server has started
+            log.warning("%s goes without CPUs of its own: %s", place, error.strerror)
+    if place.threads is None or "inference_threads" in settings.model_fields_set:
+        return settings
+    return settings.model_copy(update={"inference_threads": place.threads})
 
 
 class _Process:
     """One thread reads requests, steps the engine and sends what came of it; another loads models."""
 
-    def __init__(self, settings: Settings, folder: Path, slots: Slots, address: str, control: Connection) -> None:
+    def __init__(
+        self, place: Place, settings: Settings, folder: Path, slots: Slots, address: str, control: Connection
+    ) -> None:
         self._settings = settings
         self._folder = folder
         self._models: dict[str, _Served] = {}
         self._slots = slots
         self._control = control
         self._stall_s = settings.stall_timeout_ms / 1e3
-        self._metrics = metrics.Metrics("engine")
+        self._metrics = metrics.Metrics(place.name)
+        self._place = place
+        self._batches = self._images = 0  # since they were last shown
+        self._busy_s = 0.0  # in them
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._engine: Engine[_Crop] = Engine(
             wake=lambda: os.eventfd_write(self._wake, 1),
@@ -149,7 +176,7 @@ class _Process:
             if now_s >= heartbeat_s and now_s - (self._engine.oldest_start_s() or now_s) < self._stall_s:
                 self._tell(Heartbeat())
                 heartbeat_s = now_s + HEARTBEAT_S
-                self._show_queues()
+                self._show()
             due_s = min(self._engine.next_event_s() or math.inf, now_s + HEARTBEAT_S)
             replies: list[tuple[Channel, Reply]] = []
             for source, events in self._wait(max(0.0, due_s - now_s)):
@@ -184,7 +211,12 @@ class _Process:
         self._workers[worker.fileno()] = worker
         self._poll.register(worker.fileno(), select.EPOLLIN)
 
-    def _show_queues(self) -> None:
+    def _show(self) -> None:
+        of = self._place.name, self._place.device
+        self._metrics.engine_batches.labels(*of).inc(self._batches)
+        self._metrics.engine_images.labels(*of).inc(self._images)
+        self._metrics.engine_busy.labels(*of).inc(self._busy_s)
+        self._batches, self._images, self._busy_s = 0, 0, 0.0
         lengths: Counter[metrics.Labels] = Counter()
         for model_id, served in self._models.items():
             lengths[served.labels] += self._engine.queue_length(model_id)
@@ -261,6 +293,8 @@ class _Process:
         labels = jobs[0].payload.model
         self._metrics.batch_size.labels(*labels).add(len(jobs))
         self._metrics.queue.labels(*labels).add_all([now_s - job.arrived_s for job in jobs])
+        self._batches += 1
+        self._images += len(jobs)
 
     def _reply(self, outcome: Outcome[_Crop]) -> tuple[Channel, Reply]:
         crop, result = outcome.job.payload, outcome.result
@@ -268,6 +302,7 @@ class _Process:
         if isinstance(result, ServiceError):
             return crop.owner, Failure(crop.id, result.code, result.detail)
         self._metrics.inference.labels(*crop.model).add(result.inference_s)
+        self._busy_s += result.inference_s / result.batch_size
         wanted = result.ranked(crop.top_k)
         return crop.owner, Answer(
             crop.id,

@@ -1,4 +1,4 @@
-"""The engine as an HTTP worker has it: at the other end of a socket, with the pixels in shared memory between them.
+"""The engines as an HTTP worker has them: at the other ends of sockets, with the pixels in shared memory between them.
 
 What becomes of a request is decided in `tickets`; here are the futures, the decoders' results, and the socket.
 """
@@ -8,7 +8,7 @@ import contextlib
 import math
 import socket
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from concurrent.futures import Future
 from typing import Any, assert_never
 
@@ -18,6 +18,7 @@ from models.manifest import CropCount
 from server.engine.channel import Channel
 from server.engine.classes import Classes, Follow, Question
 from server.engine.decoding import Decoded, Decoders, Image
+from server.engine.dispatch import Engines
 from server.engine.messages import Answer, Cancel, Submit, decode_replies, encode
 from server.engine.scheduler import Priority
 from server.engine.tickets import Action, Answered, Ended, Ticket, Tickets
@@ -26,24 +27,34 @@ from server.slots import Slots
 
 
 class RemoteEngine:
-    """A `Classifier`: decodes images into the slots that it owns, and has the engine process classify them."""
+    """A `Classifier`: decodes images into the slots that it owns, and has the engine processes classify them."""
 
-    def __init__(self, slots: Slots, owned: range, decoders: Decoders, count: Callable[[int], None]) -> None:
-        """Use the slots `owned`; `count` is told of each change of the number in use."""
+    def __init__(
+        self, slots: Slots, owned: range, decoders: Decoders, count: Callable[[int], None], worker: int = 0
+    ) -> None:
+        """Use the slots `owned`, as this HTTP worker; `count` is told of each change of the number in use."""
         self._slots = slots
-        self._running = slots.running[owned.start : owned.stop]
-        self._first = owned.start
         self._decoders = decoders
         self._count = count
         self._loop = asyncio.get_running_loop()
-        self._tickets = Tickets(owned)
+        self._engines = Engines(slots.work_s, worker)
+        self._tickets = Tickets(owned, self._engines)
         self._futures: dict[int, asyncio.Future[Classes]] = {}  # by ticket
-        self._channel: Channel | None = None
+        self._channels: dict[int, Channel] = {}  # by engine
 
     @property
     def connected(self) -> bool:
-        """The engine is there."""
-        return self._tickets.connected
+        """See `Classifier`."""
+        return self._engines.any_up
+
+    @property
+    def away(self) -> Sequence[int]:
+        """See `Classifier`."""
+        return self._engines.away
+
+    def has(self, model: str) -> bool:
+        """See `Classifier`."""
+        return self._engines.has(model)
 
     def check_admission(self, permits: int = 1, within_s: float = math.inf) -> None:
         """See `Classifier`."""
@@ -103,10 +114,14 @@ class RemoteEngine:
         self._do(self._tickets.ask_again(tickets, question.model.id, question.top_k, time.monotonic()))
         return [await future for future in futures]
 
-    def engine_up(self, address: str) -> None:
-        """Connect to a new engine and hand it everything that waits; afterwards `connected` tells whether that was."""
-        if self._channel is not None:
-            self.engine_down(recovering=True)
+    def hold(self, models: Sequence[Set[str]]) -> None:
+        """The engines have these models by now, each these ids."""
+        self._engines.hold(models)
+
+    def engine_up(self, engine: int, address: str, models: Set[str]) -> bool:
+        """Connect to a new engine, which has these models, and hand it what waits; False: it could not be reached."""
+        if engine in self._channels:
+            self.engine_down(engine, recovering=True)
         connected = None
         try:
             connected = socket.socket(socket.AF_UNIX)
@@ -114,38 +129,47 @@ class RemoteEngine:
         except OSError:  # it has died by now, too, or this process has no descriptor left
             if connected:
                 connected.close()
-            return
-        self._channel = Channel(connected)
-        self._loop.add_reader(connected, self._receive)
-        self._do(self._tickets.engine_up(time.monotonic()))
+            return False
+        self._channels[engine] = Channel(connected)
+        self._loop.add_reader(connected, self._readable, engine)
+        self._do(self._tickets.engine_up(engine, models, time.monotonic()))
+        return True
 
-    def engine_down(self, *, recovering: bool) -> None:
-        """Take back what the dead engine had; it waits for the next one, if the server is `recovering`."""
-        self._receive()  # what it had answered before it died
-        self._disconnect()
-        ran = {self._first + int(index) for index in np.flatnonzero(self._running)}
-        self._running[:] = False
-        self._do(self._tickets.engine_down(ran, recovering=recovering, now_s=time.monotonic()))
+    def engine_down(self, engine: int, *, recovering: bool) -> None:
+        """Give what the dead engine had to the others, or have it wait for the next, if the server is `recovering`."""
+        self._receive(engine)  # what it had answered before it died
+        self._disconnect(engine)
+        slots = self._tickets.slots_at(engine)
+        ran = {slot for slot in slots if self._slots.running[slot]}
+        self._slots.running[slots] = False
+        self._do(self._tickets.engine_down(engine, ran, recovering=recovering, now_s=time.monotonic()))
 
     def close(self) -> None:
-        """Let go of the engine."""
-        self._disconnect()
+        """Let go of the engines."""
+        for engine in list(self._channels):
+            self._disconnect(engine)
 
     def _decoded(self, tickets: Sequence[Ticket], decoding: "Future[Decoded | None]") -> None:
         result = None if decoding.cancelled() else decoding.exception() or decoding.result()
         self._do(self._tickets.decoded(tickets, result, time.monotonic()))
 
-    def _receive(self) -> None:
-        if self._channel is None:
-            return
+    def _readable(self, engine: int) -> None:
+        """Hear an engine. Its end is the end of its process, which nobody needs to be told of by others."""
+        if not self._receive(engine):
+            self.engine_down(engine, recovering=True)
+
+    def _receive(self, engine: int) -> bool:
+        """Take what it says; False: it is gone."""
+        if engine not in self._channels:
+            return False
         try:
-            messages = self._channel.receive()
+            messages = self._channels[engine].receive()
         except EOFError:
-            self._loop.remove_reader(self._channel.fileno())  # `engine_down` will be called
-            return
+            return False
         now_s = time.monotonic()
         for replies in map(decode_replies, messages):
             self._do(self._tickets.replied(reply, now_s) for reply in replies)
+        return True
 
     def _do(self, actions: Iterable[Action]) -> None:
         for action in actions:
@@ -161,12 +185,15 @@ class RemoteEngine:
                     assert_never(action)
 
     def _send(self, message: Submit | Cancel) -> None:
-        if self._channel is not None and not self._channel.send(encode(message)):
-            self._loop.add_writer(self._channel.fileno(), self._flush)
+        engine = self._tickets.engine_of(message.id)
+        channel = self._channels.get(engine)  # None: this process ends
+        if channel is not None and not channel.send(encode(message)):
+            self._loop.add_writer(channel.fileno(), self._flush, engine)
 
-    def _flush(self) -> None:
-        if self._channel is not None and self._channel.flush():
-            self._loop.remove_writer(self._channel.fileno())
+    def _flush(self, engine: int) -> None:
+        channel = self._channels[engine]
+        if channel.flush():
+            self._loop.remove_writer(channel.fileno())
 
     def _answer(self, action: Answered | Ended) -> None:
         ticket, outcome = action
@@ -183,12 +210,11 @@ class RemoteEngine:
         with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
             self._loop.call_soon_threadsafe(function, *args)
 
-    def _disconnect(self) -> None:
-        if self._channel is not None:
-            self._loop.remove_reader(self._channel.fileno())
-            self._loop.remove_writer(self._channel.fileno())
-            self._channel.close()
-            self._channel = None
+    def _disconnect(self, engine: int) -> None:
+        if channel := self._channels.pop(engine, None):
+            self._loop.remove_reader(channel.fileno())
+            self._loop.remove_writer(channel.fileno())
+            channel.close()
 
 
 def _classes(ticket: Ticket, answer: Answer) -> Classes:

@@ -6,7 +6,7 @@ is to be done: messages to the engine, and tickets that have an answer, or have 
     admit ─▶ DECODING ─▶ SUBMITTED ─▶ ended; or, where it is kept, ANSWERED ─▶ ended, or asked again as once decoded
                  │        ▲     │
                  ▼        │     ▼ the engine died
-              WAITING ────┘  WAITING, or ended: it has crashed too often, or nobody waits for it any more
+              WAITING ────┘  SUBMITTED to another, WAITING, or ended: it has crashed too often, or nobody waits for it
 """
 
 import itertools
@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from server.engine.admission import Admission
 from server.engine.decoding import Decoded
+from server.engine.dispatch import Engines
 from server.engine.messages import Answer, Cancel, Dropped, Failure, Reply, Submit
 from server.engine.scheduler import Priority
 from server.errors import Code, ServiceError
@@ -31,9 +32,9 @@ class State(Enum):
     DECODING = auto()
     """a decoder does, or will"""
     WAITING = auto()
-    """nobody: it is decoded, for an engine that is away"""
+    """nobody: it is decoded, for engines that are away"""
     SUBMITTED = auto()
-    """the engine does, or will"""
+    """its engine does, or will"""
     ANSWERED = auto()
     """nobody: its pixels are kept, so that another model can be asked"""
 
@@ -49,6 +50,7 @@ class Ticket:
         "deadline_s",
         "decode_s",
         "decode_wait_s",
+        "engine",
         "given_up",
         "id",
         "kept",
@@ -58,6 +60,7 @@ class Ticket:
         "slot",
         "state",
         "top_k",
+        "work_s",
     )
 
     def __init__(
@@ -81,6 +84,8 @@ class Ticket:
         self.admitted_s = admitted_s
         self.kept = False  # after an answer, until it is given up
         self.state = State.DECODING
+        self.engine = 0  # the number of the one that it was submitted to
+        self.work_s = 0.0  # that it adds there
         self.given_up = False  # nobody waits for its answer
         self.crashes = 0
         self.decode_wait_s = 0.0
@@ -94,7 +99,7 @@ class Ticket:
 
 
 class Ended(NamedTuple):
-    """A ticket's one end: neither a decoder nor the engine touches its slot any more."""
+    """A ticket's one end: neither a decoder nor an engine touches its slot any more."""
 
     ticket: Ticket
     outcome: Answer | BaseException | None
@@ -114,21 +119,24 @@ Action = Submit | Cancel | Answered | Ended
 class Tickets:
     """All tickets of one HTTP worker. Whoever owns it carries out every action that a call returns, in their order."""
 
-    def __init__(self, slots: Iterable[int]) -> None:
+    def __init__(self, slots: Iterable[int], engines: Engines) -> None:
         self._free = list(slots)
+        self._engines = engines
         self._ids = itertools.count()
         self._tickets: dict[int, Ticket] = {}
         self._admission = Admission(len(self._free))
         self._connected_s = math.inf  # since when there is an engine
-        self._available = True  # requests are admitted: the engine is there, or will be soon
 
     def __len__(self) -> int:
         return len(self._tickets)
 
-    @property
-    def connected(self) -> bool:
-        """The engine is there."""
-        return self._connected_s < math.inf
+    def engine_of(self, ticket_id: int) -> int:
+        """The number of the engine that a ticket was submitted to."""
+        return self._tickets[ticket_id].engine
+
+    def slots_at(self, engine: int) -> list[int]:
+        """The slots that this engine uses, or will."""
+        return [ticket.slot for ticket in self._in(State.SUBMITTED) if ticket.engine == engine]
 
     def check(self, permits: int, within_s: float) -> None:
         """Refuse what could not be admitted now.
@@ -136,7 +144,7 @@ class Tickets:
         Raises:
             ServiceError: ENGINE_UNAVAILABLE, or as `Admission.check`.
         """
-        if not self._available:
+        if not self._engines.expected:
             raise _away()
         self._admission.check(permits, len(self._tickets), within_s)
 
@@ -149,6 +157,8 @@ class Tickets:
             ServiceError: as `check`.
         """
         self.check(crops, deadline_s - now_s)
+        if not self._engines.expects(model):
+            raise _away()
         return [self._admit(model, top_k, deadline_s, priority, now_s) for _ in range(crops)]
 
     def decoded(self, tickets: Sequence[Ticket], result: Decoded | BaseException | None, now_s: float) -> list[Action]:
@@ -188,20 +198,22 @@ class Tickets:
                 self._learn(ticket, ticket.answered_s)
                 return [self._end(ticket, None)]
 
-    def engine_up(self, now_s: float) -> list[Action]:
-        """There is an engine: it gets everything that waits."""
-        self._connected_s = now_s
-        self._available = True
-        return [self._submit(ticket) for ticket in self._in(State.WAITING)]
+    def engine_up(self, engine: int, models: Set[str], now_s: float) -> list[Action]:
+        """This engine is there, with these models: what waits for one of them is submitted."""
+        if not self._engines.any_up:
+            self._connected_s = now_s
+        self._engines.up(engine, models)
+        return self._hand_over_all(now_s)
 
-    def engine_down(self, ran: Set[int], *, recovering: bool, now_s: float) -> list[Action]:
-        """Take back what the dead engine had: its pixels are still in their slots. It was running those in `ran`.
+    def engine_down(self, engine: int, ran: Set[int], *, recovering: bool, now_s: float) -> list[Action]:
+        """Give what a dead engine had to the others: the pixels are in the slots. Those in `ran` it was running.
 
-        Where it is not `recovering`, nothing waits for the next engine.
+        What no other has the model for waits, unless the dead one is not `recovering` either.
         """
-        self._connected_s = math.inf
-        self._available = recovering
-        lost = self._in(State.SUBMITTED)
+        self._engines.down(engine, recovering=recovering)
+        if not self._engines.any_up:
+            self._connected_s = math.inf
+        lost = [ticket for ticket in self._in(State.SUBMITTED) if ticket.engine == engine]
         for ticket in lost:
             ticket.state = State.WAITING
             ticket.crashes += ticket.slot in ran
@@ -212,15 +224,16 @@ class Tickets:
                 ended.append(self._end(ticket, ServiceError(Code.ENGINE_CRASHED, detail)))
             elif not ticket.wanted(now_s):
                 ended.append(self._end(ticket, None))
-        if not recovering:
-            ended += [self._end(ticket, _away()) for ticket in self._in(State.WAITING)]
-        return ended
+        return ended + self._hand_over_all(now_s)
 
     def replied(self, reply: Reply, now_s: float) -> Answered | Ended:
-        """The engine has let go of a slot."""
+        """An engine has let go of a slot."""
         ticket = self._tickets[reply.id]
+        self._engines.end(ticket.engine, ticket.work_s)
         if isinstance(reply, Dropped):
             return self._end(ticket, None)
+        if isinstance(reply, Answer):
+            self._engines.learn(ticket.engine, ticket.model, reply.batch_size, reply.inference_s)
         if ticket.kept and isinstance(reply, Answer) and not ticket.given_up:
             ticket.state, ticket.answered_s = State.ANSWERED, now_s
             return Answered(ticket, reply)
@@ -243,13 +256,18 @@ class Tickets:
         if ticket.admitted_s > self._connected_s:  # else what it waited for was an engine
             self._admission.observe(ticket.permits, now_s - ticket.admitted_s)
 
+    def _hand_over_all(self, now_s: float) -> list[Action]:
+        """What waits, as far as that goes by now."""
+        return [action for ticket in self._in(State.WAITING) for action in self._hand_over(ticket, now_s)]
+
     def _hand_over(self, ticket: Ticket, now_s: float) -> list[Action]:
-        """Its pixels are there, and nobody uses them."""
+        """Its pixels are there, and nobody uses them: the engine that will answer first gets it."""
         if not ticket.wanted(now_s):
             return [self._end(ticket, None)]
-        if self.connected:
-            return [self._submit(ticket)]
-        if self._available:
+        engine = self._engines.choose(ticket.model)
+        if engine is not None:
+            return [self._submit(ticket, engine)]
+        if self._engines.expects(ticket.model):
             ticket.state = State.WAITING
             return []
         return [self._end(ticket, _away())]
@@ -257,9 +275,10 @@ class Tickets:
     def _in(self, state: State) -> list[Ticket]:
         return [ticket for ticket in self._tickets.values() if ticket.state is state]
 
-    @staticmethod
-    def _submit(ticket: Ticket) -> Submit:
+    def _submit(self, ticket: Ticket, engine: int) -> Submit:
         ticket.state = State.SUBMITTED
+        ticket.engine = engine
+        ticket.work_s = self._engines.begin(engine, ticket.model)
         return Submit(
             id=ticket.id,
             slot=ticket.slot,

@@ -103,7 +103,8 @@ def router(service: Service) -> APIRouter:
     )
     async def readyz() -> Response:
         reason = service.why_not_ready()
-        return PlainTextResponse(reason or "ok", HTTP_503_SERVICE_UNAVAILABLE if reason else 200)
+        fine = f"ok; {service.away}" if service.away else "ok"
+        return PlainTextResponse(reason or fine, HTTP_503_SERVICE_UNAVAILABLE if reason else 200)
 
     @routes.get(
         "/metrics",

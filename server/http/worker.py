@@ -80,12 +80,14 @@ async def _serve(start: Start, control: Connection) -> None:
         decode_image, max_pixels=settings.max_pixels, jpeg_decoder=jpeg.start(settings, metrics.count_gpu_decode)
     )
     decoders = Decoders(decode, settings.decode_threads)
-    engine = RemoteEngine(start.slots, owned, decoders, count)
+    engine = RemoteEngine(start.slots, owned, decoders, count, start.number)
     keys = None
     if start.keys is not None:
         keys = Keys(start.keys, start.number, usage_table(start.folder, settings.http_workers))
     changes = Changes(control.send)
-    service = Service(settings, start.serve.catalogue, engine, metrics, changes, permits, keys, start.certificate)
+    service = Service(
+        settings, start.serve.catalogue, engine, metrics, changes, permits, keys, start.certificate, start.places
+    )
     server = _Server(service, control)
     supervised = _Supervised(service, engine, decoders, server, control)
     supervised.begin()
@@ -131,7 +133,7 @@ class _Supervised:
         self._decoders = decoders
         self._server = server
         self._control = control
-        self._address: str | None = None  # of the engine that is up
+        self._ups: dict[int, EngineUp] = {}  # the engines that are there
         self._loop = asyncio.get_running_loop()
 
     def begin(self) -> None:
@@ -153,13 +155,14 @@ class _Supervised:
     def _obey(self, message: ToWorker) -> None:
         service = self._service
         match message:
-            case EngineUp(address):
-                self._address = address
-                self._connect(address)
-            case EngineDown(recovering):
-                self._address = None
-                self._engine.engine_down(recovering=recovering)
-            case Serve(catalogue, generation):
+            case EngineUp():
+                self._ups[message.engine] = message
+                self._connect(message)
+            case EngineDown(number, recovering):
+                self._ups.pop(number, None)
+                self._engine.engine_down(number, recovering=recovering)
+            case Serve(catalogue, generation, held):
+                self._engine.hold(held)
                 service.catalogue = catalogue
                 self._tell(Serving(generation))
                 kept = {model.id for model in catalogue.models.values()}
@@ -177,20 +180,24 @@ class _Supervised:
                 self._server.should_exit = True
             case _:
                 assert_never(message)
-        service.metrics.engine_ready.set(self._engine.connected)
+        self._show_engines()
         service.changed()
 
-    def _connect(self, address: str) -> None:
+    def _connect(self, up: EngineUp) -> None:
         """Again and again: for the moment this process may have no descriptor left."""
-        if address != self._address:
+        if self._ups.get(up.engine) is not up:
             return
-        self._engine.engine_up(address)
-        if self._engine.connected:
-            self._service.metrics.engine_ready.set(1)
+        if self._engine.engine_up(*up):
+            self._show_engines()
             self._service.changed()
             self._tell(Connected())
         else:
-            self._loop.call_later(HEARTBEAT_S, self._connect, address)
+            self._loop.call_later(HEARTBEAT_S, self._connect, up)
+
+    def _show_engines(self) -> None:
+        away = self._engine.away
+        for number, place in enumerate(self._service.places):
+            self._service.metrics.engine_ready.labels(place.name, place.device).set(number not in away)
 
     def _beat(self) -> None:
         if self._decoders.longest_s() < self._service.settings.stall_timeout_ms / 1e3:

@@ -1,6 +1,7 @@
 """What the serving core needs of an engine, wherever that runs: in a process of its own, or in this one."""
 
 import math
+from collections.abc import Sequence
 from typing import Protocol
 
 from models.manifest import CropCount
@@ -15,7 +16,14 @@ class Classifier(Protocol):
 
     @property
     def connected(self) -> bool:
-        """The engine is there."""
+        """An engine is there."""
+
+    @property
+    def away(self) -> Sequence[int]:
+        """The numbers of the engines that are not."""
+
+    def has(self, model: str) -> bool:
+        """An engine that is there has the model with this id."""
 
     def check_admission(self, permits: int = 1, within_s: float = math.inf) -> None:
         """Refuse at once, before anything is spent on a request, what could not be admitted now.

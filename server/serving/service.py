@@ -15,6 +15,7 @@ from server.engine.decoding import Image
 from server.errors import Code, ServiceError
 from server.keys import Keys
 from server.metrics import Metrics
+from server.placement import Place
 from server.repository import Catalogue
 from server.serving.buffers import Buffers
 from server.serving.cache import Cache, digest_of
@@ -75,6 +76,8 @@ class Service:
     """None: anybody may do anything"""
     certificate: Certificate | None = None
     """None: no TLS"""
+    places: tuple[Place, ...] = ()
+    """of the engines, where they are processes"""
     draining: bool = False
     change: asyncio.Event = field(init=False, default_factory=asyncio.Event)
     """Is set, and replaced by another, when it may have become ready or not, or serves other models."""
@@ -93,7 +96,7 @@ class Service:
         self.change = asyncio.Event()
 
     def why_not_ready(self) -> str | None:
-        """None where the engine is there and every model that must be there has run its warm-up."""
+        """None where an engine is there with every model that must be there, warmed up."""
         if self.draining:
             return "the server is shutting down"
         if not self.classifier.connected:
@@ -106,7 +109,18 @@ class Service:
             return f"not served: {', '.join(missing)}; GET /models says why"
         if not served and (self.catalogue.refused or not self.catalogue.unloaded):
             return "no model is served; GET /models says why"
+        catalogue = self.catalogue
+        needed = [catalogue.members(catalogue.resolve(name, None)) for name in must_be_there if name in served]
+        if homeless := {model.key for models in needed for model in models if not self.classifier.has(model.id)}:
+            names = ", ".join(map(str, sorted(homeless)))
+            return f"no inference engine that has {names} is there; {self.away}"
         return None
+
+    @property
+    def away(self) -> str:
+        """Which engines are not there, with their devices; empty where all are."""
+        away = ", ".join(str(self.places[number]) for number in self.classifier.away if self.places)
+        return away and f"not there: {away}"
 
     def shed(self, permits: int = 1, within_s: float = math.inf) -> None:
         """Refuse a request, before its body is read, whose images could not be admitted now.

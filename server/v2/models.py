@@ -115,16 +115,20 @@ def is_ready(service: Service, name: str, version: str) -> bool:
     Raises:
         ServiceError: UNKNOWN_MODEL.
     """
-    find(service, name, version)
-    return service.classifier.connected and not service.draining
+    return _is_there(service, find(service, name, version).entry) and not service.draining
+
+
+def _is_there(service: Service, entry: Entry) -> bool:
+    """Whether an engine that is there has it, or all that it is made of."""
+    return all(service.classifier.has(model.id) for model in service.catalogue.members(entry))
 
 
 def index(service: Service, *, ready: bool) -> list[Json]:
     """All of the repository, or what is `ready`."""
     catalogue = service.catalogue
     served = [
-        {"name": key.name, "version": str(key.version), "state": "READY" if service.classifier.connected else "LOADING"}
-        for key in sorted(catalogue.entries)
+        {"name": key.name, "version": str(key.version), "state": "READY" if _is_there(service, entry) else "LOADING"}
+        for key, entry in sorted(catalogue.entries.items())
     ]
     if ready:
         return [found for found in served if found["state"] == "READY"]

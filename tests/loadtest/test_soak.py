@@ -8,9 +8,10 @@ from tests import tiny
 from tests.loadtest import commands
 
 
-def test_nothing_is_lost_in_a_short_soak(tmp_path: Path) -> None:
+@pytest.mark.parametrize("engines", ["1", "2"])
+def test_nothing_is_lost_in_a_short_soak(tmp_path: Path, engines: str) -> None:
     tiny.write(tmp_path / "repository", crop=224)
-    short = ("--minutes", "0.05", "--every", "0.2", "--rate", "40", "--model", "tiny")
+    short = ("--minutes", "0.05", "--every", "0.2", "--rate", "40", "--model", "tiny", "--engines", engines)
     done = commands.run("soak.py", *short, "--repository", tmp_path / "repository", "--write", tmp_path / "soak")
     assert "kept: lost requests 0" in done.stdout, done.stdout + done.stderr
     assert "kept: wrong answers 0" in done.stdout

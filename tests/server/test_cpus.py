@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -100,3 +101,27 @@ def test_flags_are_read_from_the_first_cpu(tmp_path: Path) -> None:
     (tmp_path / "cpuinfo").write_text("processor\t: 0\nFeatures\t: fp asimd i8mm\n")
     assert cpus.flags(tmp_path / "cpuinfo") == {"fp", "asimd", "i8mm"}
     assert cpus.flags(tmp_path / "none") == set()
+
+
+def written(root: Path, nodes: dict[int, str], siblings: dict[int, str]) -> Path:
+    for folder, lists, name in (
+        ("node/node", nodes, "cpulist"),
+        ("cpu/cpu", siblings, "topology/thread_siblings_list"),
+    ):
+        for number, content in lists.items():
+            path = root / f"{folder}{number}" / name
+            path.parent.mkdir(parents=True)
+            path.write_text(f"{content}\n")
+    return root
+
+
+def test_cpus_are_told_by_node_with_those_of_one_core_side_by_side(tmp_path: Path) -> None:
+    siblings = {cpu: f"{cpu % 4},{cpu % 4 + 4}" for cpu in range(8)}
+    root = written(tmp_path, {0: "0-1,4-5", 1: "2-3,6-7", 2: ""}, siblings)
+    with mock.patch("os.sched_getaffinity", return_value=set(range(8))):
+        assert cpus.nodes(root) == ((0, 4, 1, 5), (2, 6, 3, 7))
+    with mock.patch("os.sched_getaffinity", return_value={1, 2}):
+        assert cpus.nodes(root) == ((1,), (2,))
+    with mock.patch("os.sched_getaffinity", return_value={1, 9}):  # of no node: nothing is known of them
+        assert cpus.nodes(root) == ((1, 9),)
+        assert cpus.nodes(tmp_path / "none") == ((1, 9),)

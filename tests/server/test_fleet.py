@@ -28,10 +28,15 @@ STALL_S, DELAY_S, TIMEOUT_S = 60.0, 5.0, 30.0
 class Simulated:
     """A fleet whose processes start at once; the clock stands still unless it is moved."""
 
-    def __init__(self) -> None:
+    def __init__(self, *engines: str) -> None:
         self.now_s = 1000.0
         self.fleet = Fleet(
-            [ENGINE], WORKERS, stall_s=STALL_S, drain_delay_s=DELAY_S, drain_timeout_s=TIMEOUT_S, now_s=self.now_s
+            engines or [ENGINE],
+            WORKERS,
+            stall_s=STALL_S,
+            drain_delay_s=DELAY_S,
+            drain_timeout_s=TIMEOUT_S,
+            now_s=self.now_s,
         )
 
     def after(self, seconds: float) -> list[Action]:
@@ -253,3 +258,36 @@ def test_a_server_that_is_told_to_end_while_it_starts_never_says_that_it_is_read
     simulated.fleet.signalled(simulated.now_s)
     simulated.ready(*WORKERS, ENGINE)
     assert simulated.after(DELAY_S) == [StopAccepting()]
+
+
+def test_an_engine_that_never_starts_is_done_without_where_there_are_others() -> None:
+    simulated = Simulated("engine-0", "engine-1")
+    simulated.after(0)
+    simulated.ready(*WORKERS, "engine-0")
+    for _ in range(MAX_FAILED_STARTS - 1):
+        assert Announce() not in simulated.after(simulated.crash("engine-1"))
+    delay_s = simulated.crash("engine-1")
+    assert simulated.after(0) == [Announce()]
+    assert simulated.after(delay_s) == [StartProcess("engine-1")]  # it is tried all the same
+
+
+def test_where_no_engine_starts_the_server_does_not_either() -> None:
+    simulated = Simulated("engine-0", "engine-1")
+    simulated.after(0)
+    for _ in range(MAX_FAILED_STARTS - 1):
+        simulated.after(max(simulated.crash("engine-0"), simulated.crash("engine-1")))
+    simulated.crash("engine-0")
+    with pytest.raises(StartupError, match="the engine cannot start"):
+        simulated.crash("engine-1")
+
+
+def test_each_engine_recovers_by_itself() -> None:
+    simulated = Simulated("engine-0", "engine-1")
+    simulated.after(0)
+    simulated.ready(*WORKERS, "engine-0", "engine-1")
+    simulated.after(0)
+    simulated.after(simulated.crash("engine-1"))
+    simulated.crash("engine-1")  # before it is ready
+    assert simulated.fleet.is_recovering("engine-0")
+    assert not simulated.fleet.is_recovering("engine-1")
+    assert simulated.crash("engine-0") == 0

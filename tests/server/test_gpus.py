@@ -32,6 +32,60 @@ def test_without_a_gpu_nothing_watches_and_nothing_is_told(tmp_path: Path) -> No
     assert "serving_gpu" not in run_with_metrics(tmp_path, program)
 
 
+class Library:
+    """NVIDIA's, with GPUs by their ids; those that are divided have slices in the ids' place, None is lost."""
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, *gpus: str | list[str] | None) -> None:
+        self._gpus = gpus
+
+    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
+        return len(self._gpus)
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> str | list[str]:  # noqa: N802
+        if (found := self._gpus[index]) is None:
+            raise self.NVMLError
+        return found
+
+    def nvmlDeviceGetMigMode(self, gpu: str | list[str]) -> tuple[int, int]:  # noqa: N802
+        if gpu == "GPU-old":
+            raise self.NVMLError
+        return isinstance(gpu, list), 0
+
+    def nvmlDeviceGetMaxMigDeviceCount(self, _gpu: list[str]) -> int:  # noqa: N802
+        return 7
+
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, gpu: list[str], index: int) -> str:  # noqa: N802
+        if index >= len(gpu):
+            raise self.NVMLError
+        return gpu[index]
+
+    def nvmlDeviceGetUUID(self, device: str) -> str:  # noqa: N802
+        return device
+
+
+@pytest.mark.parametrize(
+    ("variable", "expected"),
+    [
+        (None, ("GPU-a", "GPU-old", "MIG-1", "MIG-2")),
+        ("", ()),
+        ("-1", ()),
+        ("1", ("1",)),
+        ("MIG-2, GPU-a", ("MIG-2", "GPU-a")),
+        ("0,-1,2", ("0",)),
+    ],
+)
+def test_engines_get_the_gpus_that_cuda_would_use(variable: str | None, expected: tuple[str, ...]) -> None:
+    assert gpus.visible(Library("GPU-a", None, "GPU-old", ["MIG-1", "MIG-2"]), variable) == expected
+
+
+def test_without_the_library_only_the_variable_tells_of_gpus() -> None:
+    assert gpus.visible(None, None) == ()
+    assert gpus.visible(None, "0,1") == ("0", "1")
+
+
 @pytest.mark.gpu
 def test_the_gpu_of_this_machine_is_told() -> None:
     with gpus.management() as library:

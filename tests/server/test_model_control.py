@@ -24,8 +24,8 @@ class Simulated:
         self.control = ModelControl(repository.scan(folder))
         for worker in WORKERS:
             self.control.worker_started(worker)
-        self.ids = {model.id: model.manifest.name for model in self.control.start_engine()}
-        self.control.engine_ready({}, 0)
+        self.ids = {model.id: model.manifest.name for model in self.control.start_engine(0)}
+        self.control.engine_ready(0, {}, 0)
         assert self.steps() == []
 
     def steps(self) -> list[str]:
@@ -33,12 +33,12 @@ class Simulated:
 
     def _short(self, step: Step) -> str:
         match step:
-            case TellEngine(Load(model)):
+            case TellEngine(0, Load(model)):
                 self.ids[model.id] = model.manifest.name
                 return f"load {model.manifest.name}"
-            case TellEngine(Unload(model_id)):
+            case TellEngine(0, Unload(model_id)):
                 return f"unload {self.ids[model_id]}"
-            case TellWorkers(Serve(catalogue, generation)):
+            case TellWorkers(Serve(catalogue, generation, _)):
                 return f"serve {' '.join(catalogue.versions)} as {generation}"
             case TellWorker(worker, Changed(number, error)):
                 return f"{worker}: {number} {error.code if error else 'done'}"
@@ -49,7 +49,7 @@ class Simulated:
 
     def loaded(self, name: str, refusal: Refusal | None = None) -> None:
         (model_id,) = (model_id for model_id, its in self.ids.items() if its == name)
-        self.control.loaded(model_id, refusal, 0)
+        self.control.loaded(0, model_id, refusal, 0)
 
 
 def test_the_engine_loads_then_all_workers_serve_then_who_asked_is_told(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_a_model_that_the_engine_refuses_is_told_with_its_code(tmp_path: Path, c
 def test_without_an_engine_nothing_is_loaded_or_let_go_until_there_is_one(tmp_path: Path) -> None:
     simulated = Simulated(tmp_path, "a", "b")
     control = simulated.control
-    control.engine_ended(0)
+    control.engine_ended(0, 0)
     control.asked("http-0", Change(1, "b", "unload"))
     tiny.write(tmp_path, "c")
     simulated.scan()
@@ -155,6 +155,25 @@ def test_without_an_engine_nothing_is_loaded_or_let_go_until_there_is_one(tmp_pa
         control.serving(worker, 1)
         control.drained(worker, 1)
     assert simulated.steps() == ["http-0: 1 done"]
-    assert sorted(model.manifest.name for model in control.start_engine()) == ["a", "c"]
-    control.engine_ready({}, 0)
+    assert sorted(model.manifest.name for model in control.start_engine(0)) == ["a", "c"]
+    control.engine_ready(0, {}, 0)
     assert simulated.steps() == ["serve a c as 2"]
+
+
+def test_workers_are_told_where_a_model_is_once_another_engine_has_it(tmp_path: Path) -> None:
+    tiny.write(tmp_path, "a")
+    control = ModelControl(repository.scan(tmp_path), engines=2)
+    control.worker_started("http-0")
+    (model,) = control.start_engine(0)
+    control.start_engine(1)
+    control.engine_ready(0, {}, 0)
+    control.engine_ready(1, {model.id: Refusal(Cause.NOT_NOW, "no memory")}, 0)
+    assert (control.held(0), control.held(1)) == (frozenset([model.id]), frozenset())
+    assert control.steps() == []
+    assert control.retry(100)
+    assert control.steps() == [TellEngine(1, Load(model))]
+    control.loaded(1, model.id, None, 100)
+    (step,) = control.steps()
+    assert isinstance(step, TellWorkers)
+    assert (step.message.generation, step.message.held) == (1, (frozenset([model.id]), frozenset([model.id])))
+    assert control.steps() == []

@@ -22,8 +22,9 @@ def broken(reason: str) -> Refusal:
 def started(folder: Path, refused: dict[str, str] | None = None) -> Rollout:
     """Serves what is in `folder`; the engine refused these models, by name."""
     rollout = Rollout(repository.scan(folder))
-    models = rollout.start_engine()
+    models = rollout.start_engine(0)
     rollout.engine_ready(
+        0,
         {model.id: broken((refused or {})[name]) for model in models if (name := name_of(model)) in (refused or {})},
         NOW_S,
     )
@@ -40,9 +41,9 @@ def served(rollout: Rollout) -> set[str]:
 
 def load(rollout: Rollout, reason: str | None = None) -> list[str]:
     """Have the engine load, or refuse, what is missing."""
-    missing = rollout.take_missing()
+    missing = rollout.take_missing(0)
     for model in missing:
-        rollout.loaded(model.id, broken(reason) if reason else None, NOW_S)
+        rollout.loaded(0, model.id, broken(reason) if reason else None, NOW_S)
     return sorted(map(name_of, missing))
 
 
@@ -57,12 +58,12 @@ def test_a_new_version_is_served_once_it_is_loaded_and_beside_the_old_one(tmp_pa
     write(tmp_path, ["a2"])
     rollout.scanned(repository.scan(tmp_path))
     assert served(rollout) == {"a1"}
-    (missing,) = rollout.take_missing()
-    assert rollout.take_missing() == []  # each is loaded once
+    (missing,) = rollout.take_missing(0)
+    assert rollout.take_missing(0) == []  # each is loaded once
     assert rollout.outcome("a") is Progress.LOADING
-    rollout.loaded(missing.id, None, NOW_S)
+    rollout.loaded(0, missing.id, None, NOW_S)
     assert served(rollout) == {"a1", "a2"}
-    assert (rollout.outcome("a"), rollout.take_surplus()) == (Progress.SERVED, [])
+    assert (rollout.outcome("a"), rollout.take_surplus(0)) == (Progress.SERVED, [])
 
 
 def test_a_version_whose_file_changes_is_served_from_the_old_file_until_the_new_one_is_loaded(tmp_path: Path) -> None:
@@ -74,18 +75,18 @@ def test_a_version_whose_file_changes_is_served_from_the_old_file_until_the_new_
     assert rollout.served.models[ModelKey("a", 1)].id == old
     assert load(rollout) == ["a1"]
     assert rollout.served.models[ModelKey("a", 1)].id != old
-    assert (rollout.take_surplus(), rollout.take_surplus()) == ([old], [])
+    assert (rollout.take_surplus(0), rollout.take_surplus(0)) == ([old], [])
 
 
 def test_a_change_while_the_first_engine_loads_comes_after_what_it_loads(tmp_path: Path) -> None:
     write(tmp_path, ["a1", "b1"])
     rollout = Rollout(repository.scan(tmp_path))
-    rollout.start_engine()
+    rollout.start_engine(0)
     write(tmp_path, ["a2"])
     rollout.scanned(repository.scan(tmp_path))
     rollout.unload("b")
     assert served(rollout) == {"a1", "b1"}
-    rollout.engine_ready({}, NOW_S)
+    rollout.engine_ready(0, {}, NOW_S)
     assert served(rollout) == {"a1"}
     assert load(rollout) == ["a2"]
     assert served(rollout) == {"a1", "a2"}
@@ -105,7 +106,7 @@ def test_a_broken_change_takes_no_good_model_down(tmp_path: Path, part: str) -> 
     assert load(rollout, "out of luck") == (["a1"] if part == "file" else [])
     assert served(rollout) == {"a1", "b1"}
     assert len(rollout.served.refused) == 1
-    assert rollout.take_surplus() == []
+    assert rollout.take_surplus(0) == []
 
 
 def test_what_leaves_the_repository_is_let_go(tmp_path: Path) -> None:
@@ -114,7 +115,7 @@ def test_what_leaves_the_repository_is_let_go(tmp_path: Path) -> None:
     (tmp_path / "a/2").rename(tmp_path / "a/.gone")
     rollout.scanned(repository.scan(tmp_path))
     assert served(rollout) == {"a1"}
-    assert len(rollout.take_surplus()) == 1
+    assert len(rollout.take_surplus(0)) == 1
 
 
 def test_a_version_that_leaves_is_served_until_its_successor_is_loaded(tmp_path: Path) -> None:
@@ -133,7 +134,7 @@ def test_unloaded_stays_unloaded_until_it_is_asked_for(tmp_path: Path) -> None:
     rollout = started(tmp_path)
     rollout.unload("a")
     rollout.scanned(repository.scan(tmp_path))
-    assert (served(rollout), len(rollout.take_surplus()), load(rollout)) == ({"b1"}, 1, [])
+    assert (served(rollout), len(rollout.take_surplus(0)), load(rollout)) == ({"b1"}, 1, [])
     assert rollout.served.unloaded == {"a"}
     rollout.load("a")
     assert load(rollout) == ["a1"]
@@ -178,8 +179,8 @@ def test_the_default_model_stays_what_it_was(tmp_path: Path) -> None:
 def test_a_default_model_that_was_asked_for_stays_it_also_while_it_is_gone(tmp_path: Path) -> None:
     write(tmp_path, ["a1", "b1"])
     rollout = Rollout(repository.scan(tmp_path, default_model="a"), "a")
-    rollout.start_engine()
-    rollout.engine_ready({}, NOW_S)
+    rollout.start_engine(0)
+    rollout.engine_ready(0, {}, NOW_S)
     (tmp_path / "a").rename(tmp_path / ".a")
     rollout.scanned(repository.scan(tmp_path))
     assert (served(rollout), rollout.served.default_model) == ({"b1"}, "a")
@@ -207,11 +208,11 @@ def test_a_new_engine_gets_what_was_served_and_what_was_being_loaded(tmp_path: P
     rollout = started(tmp_path)
     write(tmp_path, ["a2"])
     rollout.scanned(repository.scan(tmp_path))
-    rollout.take_missing()
-    rollout.engine_lost(NOW_S)
+    rollout.take_missing(0)
+    rollout.engine_lost(0, NOW_S)
     assert served(rollout) == {"a1"}  # requests wait for it
-    assert sorted(map(name_of, rollout.start_engine())) == ["a1", "a2"]
-    rollout.engine_ready({}, NOW_S)
+    assert sorted(map(name_of, rollout.start_engine(0))) == ["a1", "a2"]
+    rollout.engine_ready(0, {}, NOW_S)
     assert served(rollout) == {"a1", "a2"}
 
 
@@ -220,12 +221,12 @@ def test_a_model_that_engines_die_of_is_refused(tmp_path: Path) -> None:
     rollout = started(tmp_path)
     write(tmp_path, ["a2"])
     rollout.scanned(repository.scan(tmp_path))
-    rollout.take_missing()
-    rollout.engine_lost(NOW_S)
-    rollout.start_engine()
-    rollout.engine_lost(NOW_S)
-    assert list(map(name_of, rollout.start_engine())) == ["a1"]
-    rollout.engine_ready({}, NOW_S)
+    rollout.take_missing(0)
+    rollout.engine_lost(0, NOW_S)
+    rollout.start_engine(0)
+    rollout.engine_lost(0, NOW_S)
+    assert list(map(name_of, rollout.start_engine(0))) == ["a1"]
+    rollout.engine_ready(0, {}, NOW_S)
     assert served(rollout) == {"a1"}
     assert rollout.outcome("a") == broken("2 inference engines died while they loaded it")
     assert not rollout.retry(1e9)  # it would take the other down
@@ -234,10 +235,10 @@ def test_a_model_that_engines_die_of_is_refused(tmp_path: Path) -> None:
 def test_what_is_refused_for_now_is_loaded_again_later_and_later(tmp_path: Path) -> None:
     write(tmp_path, ["a1", "b1"])
     rollout = Rollout(repository.scan(tmp_path))
-    a = next(model.id for model in rollout.start_engine() if name_of(model) == "a1")
+    a = next(model.id for model in rollout.start_engine(0) if name_of(model) == "a1")
     away = Refusal(Cause.NOT_NOW, "away")
     now_s, waits_s = 0.0, []
-    rollout.engine_ready({a: away}, now_s)
+    rollout.engine_ready(0, {a: away}, now_s)
     for _ in range(9):
         assert (served(rollout), rollout.served.refused, load(rollout)) == ({"b1"}, {ModelKey("a", 1): away}, [])
         assert not rollout.retry(now_s)
@@ -246,12 +247,12 @@ def test_what_is_refused_for_now_is_loaded_again_later_and_later(tmp_path: Path)
             now_s += 0.5
         waits_s.append(now_s - since_s)
         assert rollout.served.refused == {ModelKey("a", 1): away}  # also while it is tried
-        assert [model.id for model in rollout.take_missing()] == [a]
-        rollout.loaded(a, away, now_s)
+        assert [model.id for model in rollout.take_missing(0)] == [a]
+        rollout.loaded(0, a, away, now_s)
     assert waits_s == [1, 2, 4, 8, 16, 32, 60, 60, 60]
     assert rollout.retry(now_s + 60)
-    rollout.take_missing()
-    rollout.loaded(a, None, now_s)
+    rollout.take_missing(0)
+    rollout.loaded(0, a, None, now_s)
     assert (served(rollout), rollout.served.refused) == ({"a1", "b1"}, {})
     assert not rollout.retry(1e9)
 
@@ -259,9 +260,9 @@ def test_what_is_refused_for_now_is_loaded_again_later_and_later(tmp_path: Path)
 def test_a_request_for_what_is_refused_for_now_is_told_to_come_back(tmp_path: Path) -> None:
     write(tmp_path, ["a1", "b1"])
     rollout = started(tmp_path, {"b1": "broken"})
-    rollout.engine_lost(NOW_S)
-    (model,) = rollout.start_engine()
-    rollout.engine_ready({model.id: Refusal(Cause.NOT_NOW, "away")}, NOW_S)
+    rollout.engine_lost(0, NOW_S)
+    (model,) = rollout.start_engine(0)
+    rollout.engine_ready(0, {model.id: Refusal(Cause.NOT_NOW, "away")}, NOW_S)
     for name, code in (("a", Code.MODEL_UNAVAILABLE), ("b", Code.UNKNOWN_MODEL), ("c", Code.UNKNOWN_MODEL)):
         for version in (None, 1):
             with pytest.raises(ServiceError) as refused:
@@ -273,16 +274,138 @@ def test_a_request_for_what_is_refused_for_now_is_told_to_come_back(tmp_path: Pa
 def test_a_model_that_was_loaded_once_is_tried_again_though_engines_died_of_it(tmp_path: Path) -> None:
     write(tmp_path, ["a1"])
     rollout = started(tmp_path)
-    (model,) = rollout.start_engine()
-    rollout.engine_ready({model.id: Refusal(Cause.NOT_NOW, "no memory")}, NOW_S)
+    (model,) = rollout.start_engine(0)
+    rollout.engine_ready(0, {model.id: Refusal(Cause.NOT_NOW, "no memory")}, NOW_S)
     assert rollout.retry(NOW_S + 1)
-    rollout.take_missing()
+    rollout.take_missing(0)
     for _ in range(2):
-        rollout.engine_lost(NOW_S + 1)
-        started_with = rollout.start_engine()
+        rollout.engine_lost(0, NOW_S + 1)
+        started_with = rollout.start_engine(0)
     assert started_with == []  # the engine is for the others now
-    rollout.engine_ready({}, NOW_S + 1)
+    rollout.engine_ready(0, {}, NOW_S + 1)
     assert not rollout.retry(NOW_S + 2)
     assert rollout.retry(NOW_S + 3)
     assert load(rollout) == ["a1"]
     assert served(rollout) == {"a1"}
+
+
+def two_started(folder: Path) -> Rollout:
+    rollout = Rollout(repository.scan(folder), engines=2)
+    for engine in range(2):
+        rollout.start_engine(engine)
+    for engine in range(2):
+        rollout.engine_ready(engine, {}, NOW_S)
+    return rollout
+
+
+def names(models: Iterable[repository.Model]) -> list[str]:
+    return sorted(map(name_of, models))
+
+
+def test_a_new_model_is_loaded_by_one_engine_first_and_served_once_all_have_it(tmp_path: Path) -> None:
+    write(tmp_path, ["a1"])
+    rollout = two_started(tmp_path)
+    write(tmp_path, ["a2"])
+    rollout.scanned(repository.scan(tmp_path))
+    (new,) = rollout.take_missing(0)
+    assert rollout.take_missing(1) == []
+    rollout.loaded(0, new.id, None, NOW_S)
+    assert (served(rollout), rollout.outcome("a")) == ({"a1"}, Progress.LOADING)
+    assert rollout.take_surplus(0) == []
+    assert names(rollout.take_missing(1)) == ["a2"]
+    rollout.loaded(1, new.id, None, NOW_S)
+    assert (served(rollout), rollout.outcome("a")) == ({"a1", "a2"}, Progress.SERVED)
+    assert all(new.id in held for held in rollout.held)
+
+
+def test_a_version_that_leaves_is_served_until_all_engines_have_its_successor(tmp_path: Path) -> None:
+    write(tmp_path, ["a1"])
+    rollout = two_started(tmp_path)
+    (tmp_path / "a/1").rename(tmp_path / "a/.gone")
+    write(tmp_path, ["a2"])
+    rollout.scanned(repository.scan(tmp_path))
+    for engine in range(2):
+        assert served(rollout) == {"a1"}
+        (new,) = rollout.take_missing(engine)
+        rollout.loaded(engine, new.id, None, NOW_S)
+    assert served(rollout) == {"a2"}
+    assert [len(rollout.take_surplus(engine)) for engine in range(2)] == [1, 1]
+
+
+def test_what_one_engine_has_no_room_for_is_served_by_the_other_and_tried_again(tmp_path: Path) -> None:
+    write(tmp_path, ["a1"])
+    rollout = two_started(tmp_path)
+    write(tmp_path, ["b1"])
+    rollout.scanned(repository.scan(tmp_path))
+    (new,) = rollout.take_missing(0)
+    rollout.loaded(0, new.id, None, NOW_S)
+    rollout.take_missing(1)
+    rollout.loaded(1, new.id, Refusal(Cause.NOT_NOW, "no memory"), NOW_S)
+    assert (served(rollout), rollout.outcome("b"), rollout.served.refused) == ({"a1", "b1"}, Progress.SERVED, {})
+    assert rollout.retry(NOW_S + 1)
+    assert served(rollout) == {"a1", "b1"}
+    assert (names(rollout.take_missing(0)), names(rollout.take_missing(1))) == ([], ["b1"])
+
+
+def test_what_all_engines_refuse_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, ["a1"])
+    rollout = two_started(tmp_path)
+    write(tmp_path, ["b1"])
+    rollout.scanned(repository.scan(tmp_path))
+    for engine in range(2):
+        assert rollout.outcome("b") is Progress.LOADING
+        (new,) = rollout.take_missing(engine)
+        rollout.loaded(engine, new.id, broken("not a model"), NOW_S)
+    assert rollout.outcome("b") == broken("not a model")
+    assert served(rollout) == {"a1"}
+
+
+def test_an_engine_that_is_away_keeps_nothing_from_being_served(tmp_path: Path) -> None:
+    write(tmp_path, ["a1"])
+    rollout = two_started(tmp_path)
+    rollout.engine_lost(1, NOW_S)
+    write(tmp_path, ["b1"])
+    rollout.scanned(repository.scan(tmp_path))
+    (new,) = rollout.take_missing(0)
+    rollout.loaded(0, new.id, None, NOW_S)
+    assert served(rollout) == {"a1", "b1"}
+    assert names(rollout.start_engine(1)) == ["a1", "b1"]
+
+
+def test_a_model_that_engines_die_of_never_takes_the_last_one_down(tmp_path: Path) -> None:
+    write(tmp_path, ["a1"])
+    rollout = two_started(tmp_path)
+    write(tmp_path, ["b1"])
+    rollout.scanned(repository.scan(tmp_path))
+    assert names(rollout.take_missing(0)) == ["b1"]
+    rollout.engine_lost(0, NOW_S)
+    assert rollout.take_missing(1) == []
+    assert names(rollout.start_engine(0)) == ["a1"]
+    rollout.engine_ready(0, {}, NOW_S)
+    assert names(rollout.take_missing(1)) == ["b1"]
+    rollout.engine_lost(1, NOW_S)
+    outcome = rollout.outcome("b")
+    assert isinstance(outcome, Refusal)
+    assert (outcome.cause, outcome.reason) == (Cause.NEVER, "2 inference engines died while they loaded it")
+    assert rollout.take_missing(0) == []
+
+
+def test_models_are_where_they_were_put(tmp_path: Path) -> None:
+    write(tmp_path, ["a1", "b1", "c1"])
+    (tmp_path / "b/serving.json").write_text('{"devices": [1]}')
+    (tmp_path / "c/serving.json").write_text('{"devices": [1, 2]}')
+    rollout = Rollout(repository.scan(tmp_path), engines=2)
+    assert [names(rollout.start_engine(engine)) for engine in range(2)] == [["a1"], ["a1", "b1"]]
+    rollout.engine_ready(0, {}, NOW_S)
+    assert rollout.outcome("b") is Progress.LOADING
+    rollout.engine_ready(1, {}, NOW_S)
+    assert served(rollout) == {"a1", "b1"}
+    assert rollout.served.refused[ModelKey("c", 1)] == broken(
+        "serving.json puts it on devices 1, 2, and here they are 0 to 1"
+    )
+    (tmp_path / "b/serving.json").write_text('{"devices": [0]}')
+    rollout.scanned(repository.scan(tmp_path))
+    (moved,) = rollout.take_missing(0)
+    assert rollout.take_missing(1) == []
+    rollout.loaded(0, moved.id, None, NOW_S)
+    assert (rollout.take_surplus(0), len(rollout.take_surplus(1))) == ([], 1)

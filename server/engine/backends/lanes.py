@@ -29,7 +29,7 @@ _ROUNDS = 5
 class Lanes(NamedTuple):
     """What to run batches with while several run, and how many these are."""
 
-    count: int
+    instances: int
     run: Run
 
 
@@ -66,9 +66,9 @@ def _pace(way: Lanes, batches: Sequence[Sequence[NDArray[np.uint8]]], pool: Thre
 
 def _pace_of(way: Lanes, batch: Sequence[NDArray[np.uint8]], pool: ThreadPoolExecutor) -> float:
     started_s = time.perf_counter()
-    for running in [pool.submit(way.run, batch) for _ in range(way.count)]:
+    for running in [pool.submit(way.run, batch) for _ in range(way.instances)]:
         running.result()
-    return way.count * len(batch) / (time.perf_counter() - started_s)
+    return way.instances * len(batch) / (time.perf_counter() - started_s)
 
 
 class Underway:

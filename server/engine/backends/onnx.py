@@ -182,7 +182,7 @@ def _on_cpu(found: Manifest, content: bytes, settings: Settings) -> OnnxBackend:
         settings.inference_threads,
         batches,
     )
-    return OnnxBackend(session, chosen.count, chosen.run) if chosen else OnnxBackend(session)
+    return OnnxBackend(session, chosen.instances, chosen.run) if chosen else OnnxBackend(session)
 
 
 def _check_providers(settings: Settings) -> None:

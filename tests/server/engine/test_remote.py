@@ -148,12 +148,12 @@ class Bench:
 
     def engine_up(self) -> PlayedEngine:
         self._engines.append(PlayedEngine(next(self._addresses), self.slots))
-        self.remote.engine_up(self._engines[-1].address)
+        self.remote.engine_up(0, self._engines[-1].address, frozenset({self.model.id}))
         return self._engines[-1]
 
     def engine_down(self, *, recovering: bool = True) -> None:
         self._engines[-1].close()
-        self.remote.engine_down(recovering=recovering)
+        self.remote.engine_down(0, recovering=recovering)
 
     def classify(self, image: int, seconds: float = FOREVER_S, *, gated: bool = False) -> "asyncio.Task[Classes]":
         if gated:
@@ -642,7 +642,7 @@ def test_what_waits_for_an_engine_that_then_is_given_up_is_told_so(play: Play) -
         classifying = bench.classify(1)
         await engine.submitted()
         bench.engine_down(recovering=True)
-        bench.remote.engine_down(recovering=False)  # the new one crashed while it loaded
+        bench.remote.engine_down(0, recovering=False)  # the new one crashed while it loaded
         assert await failure_of(classifying) is Code.ENGINE_UNAVAILABLE
 
     play(scenario)
@@ -787,7 +787,7 @@ class Chaos:
         if self.engine:
             self.bench.engine_down(recovering=recovering)
         else:
-            self.bench.remote.engine_down(recovering=recovering)
+            self.bench.remote.engine_down(0, recovering=recovering)
         for request_id in self.running:
             self.crashes[request_id] = self.crashes.get(request_id, 0) + 1
         self.engine = None

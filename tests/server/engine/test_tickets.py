@@ -2,15 +2,22 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 
 from server.engine.decoding import Decoded
+from server.engine.dispatch import Engines
 from server.engine.messages import Answer, Cancel, Dropped, Failure, Submit
 from server.engine.scheduler import Priority
 from server.engine.tickets import MAX_CRASHES, Answered, Ended, State, Ticket, Tickets
 from server.errors import Code, ServiceError
 
 DEADLINE_S = 100.0
+MODELS = frozenset({"model", "other"})
+
+
+def one_engine() -> Engines:
+    return Engines(np.zeros((1, 1)), 0)
 
 
 def admit(tickets: Tickets, crops: int = 1, *, deadline_s: float = DEADLINE_S, now_s: float = 0.0) -> list[Ticket]:
@@ -23,9 +30,9 @@ def decode(tickets: Tickets, admitted: Sequence[Ticket], now_s: float = 2.0) -> 
     return [action for action in actions if isinstance(action, Submit)]
 
 
-def connected(slots: int = 2) -> Tickets:
-    tickets = Tickets(range(10, 10 + slots))
-    assert tickets.engine_up(0.0) == []
+def connected(slots: int = 2, engines: Engines | None = None) -> Tickets:
+    tickets = Tickets(range(10, 10 + slots), engines or one_engine())
+    assert tickets.engine_up(0, MODELS, 0.0) == []
     return tickets
 
 
@@ -99,13 +106,13 @@ def test_who_leaves_while_the_engine_has_the_slot_keeps_it_until_the_engine_says
 
 
 def test_what_waits_for_an_engine_is_submitted_to_the_next_in_order() -> None:
-    tickets = Tickets(range(3))
+    tickets = Tickets(range(3), one_engine())
     admitted = admit(tickets, crops=3)
     assert tickets.decoded(admitted, Decoded(1.0, 2.0), 2.0) == []
     assert {ticket.state for ticket in admitted} == {State.WAITING}
     assert tickets.too_late(admitted).code is Code.ENGINE_UNAVAILABLE
     assert tickets.give_up(admitted[1]) == [Ended(admitted[1], None)]
-    again = tickets.engine_up(3.0)
+    again = tickets.engine_up(0, MODELS, 3.0)
     assert [action.id for action in again if isinstance(action, Submit)] == [admitted[0].id, admitted[2].id]
     assert tickets.too_late(admitted).code is Code.ENGINE_UNAVAILABLE  # one of them waited in vain
     assert tickets.too_late([admitted[0]]).code is Code.DEADLINE_EXCEEDED
@@ -116,20 +123,22 @@ def test_what_an_engine_died_of_goes_into_quarantine_and_then_is_given_up() -> N
     guilty, innocent = admit(tickets, crops=2)
     decode(tickets, [guilty, innocent])
     for crash in range(1, MAX_CRASHES + 1):
-        ended = tickets.engine_down({guilty.slot}, recovering=True, now_s=3.0)
+        ended = tickets.engine_down(0, {guilty.slot}, recovering=True, now_s=3.0)
         assert len(ended) == (crash == MAX_CRASHES)
-        again = {action.id: action.quarantined for action in tickets.engine_up(4.0) if isinstance(action, Submit)}
+        again = {
+            action.id: action.quarantined for action in tickets.engine_up(0, MODELS, 4.0) if isinstance(action, Submit)
+        }
         assert again == {innocent.id: False, **({} if ended else {guilty.id: True})}
     assert code_of(ended[0]) is Code.ENGINE_CRASHED
 
 
 def test_an_engine_that_is_not_to_come_back_soon_ends_all_that_waits_and_refuses_the_rest() -> None:
-    tickets = connected(slots=3)
+    tickets = connected(slots=3, engines=(engines := one_engine()))
     first, second = admit(tickets, crops=2)
     (decoding,) = admit(tickets)
     decode(tickets, [first, second])
     tickets.give_up(second)
-    ended = tickets.engine_down(frozenset(), recovering=False, now_s=3.0)
+    ended = tickets.engine_down(0, frozenset(), recovering=False, now_s=3.0)
     assert ended[0] == Ended(second, None)
     assert code_of(ended[1]) is Code.ENGINE_UNAVAILABLE
     with pytest.raises(ServiceError) as error:
@@ -137,8 +146,8 @@ def test_an_engine_that_is_not_to_come_back_soon_ends_all_that_waits_and_refuses
     assert error.value.code is Code.ENGINE_UNAVAILABLE
     (last,) = tickets.decoded([decoding], Decoded(1.0, 4.0), 4.0)
     assert code_of(last) is Code.ENGINE_UNAVAILABLE
-    assert not tickets.connected
-    tickets.engine_up(5.0)
+    assert not engines.any_up
+    tickets.engine_up(0, MODELS, 5.0)
     tickets.check(1, 10.0)
     assert len(tickets) == 0
 
@@ -156,8 +165,8 @@ def test_only_the_pace_of_an_engine_that_was_there_all_the_time_is_learned() -> 
     tickets = connected(slots=3)
     (waited,) = admit(tickets, now_s=1.0)
     decode(tickets, [waited])
-    tickets.engine_down(frozenset(), recovering=True, now_s=3.0)
-    tickets.engine_up(50.0)
+    tickets.engine_down(0, frozenset(), recovering=True, now_s=3.0)
+    tickets.engine_up(0, MODELS, 50.0)
     tickets.replied(answer(waited), 51.0)
     admit(tickets, now_s=51.0)
     tickets.check(1, 0.1)  # nothing is known of its pace
@@ -229,12 +238,12 @@ def test_an_engine_that_dies_between_or_during_the_questions_loses_nothing() -> 
     tickets = connected(slots=3)
     between, during, innocent = kept(tickets, crops=3)
     tickets.ask_again([during, innocent], "other", 5, 3.0)
-    assert tickets.engine_down({during.slot}, recovering=True, now_s=4.0) == []
+    assert tickets.engine_down(0, {during.slot}, recovering=True, now_s=4.0) == []
     assert tickets.ask_again([between], "other", 5, 5.0) == []
-    again = {submit.id: submit for submit in tickets.engine_up(6.0) if isinstance(submit, Submit)}
+    again = {submit.id: submit for submit in tickets.engine_up(0, MODELS, 6.0) if isinstance(submit, Submit)}
     assert {submit.model for submit in again.values()} == {"other"}
     assert [again[ticket.id].quarantined for ticket in (between, during, innocent)] == [False, True, False]
-    assert code_of(*tickets.engine_down({during.slot}, recovering=True, now_s=7.0)) is Code.ENGINE_CRASHED
+    assert code_of(*tickets.engine_down(0, {during.slot}, recovering=True, now_s=7.0)) is Code.ENGINE_CRASHED
 
 
 def test_what_fails_when_it_is_asked_again_has_ended() -> None:
@@ -243,6 +252,56 @@ def test_what_fails_when_it_is_asked_again_has_ended() -> None:
     tickets.ask_again([failing], "other", 5, 3.0)
     failure = Failure(failing.id, Code.INFERENCE_FAILED, "no memory")
     assert code_of(tickets.replied(failure, 3.0)) is Code.INFERENCE_FAILED
-    tickets.engine_down(set(), recovering=False, now_s=4.0)
+    tickets.engine_down(0, set(), recovering=False, now_s=4.0)
     assert code_of(*tickets.ask_again([away], "other", 5, 5.0)) is Code.ENGINE_UNAVAILABLE
     assert len(tickets) == 0
+
+
+def two_engines(slots: int = 4) -> Tickets:
+    tickets = Tickets(range(10, 10 + slots), Engines(np.zeros((1, 2)), 0))
+    for engine in range(2):
+        assert tickets.engine_up(engine, MODELS, 0.0) == []
+    return tickets
+
+
+def test_what_an_engine_had_goes_to_the_others_at_once_and_what_it_ran_alone() -> None:
+    tickets = two_engines()
+    admitted = admit(tickets, crops=4)
+    decode(tickets, admitted)
+    assert [ticket.engine for ticket in admitted] == [0, 1, 0, 1]
+    assert tickets.slots_at(0) == [admitted[0].slot, admitted[2].slot]
+    again = tickets.engine_down(0, {admitted[0].slot}, recovering=True, now_s=3.0)
+    assert [(action.id, action.quarantined) for action in again if isinstance(action, Submit)] == [
+        (admitted[0].id, True),
+        (admitted[2].id, False),
+    ]
+    assert {tickets.engine_of(ticket.id) for ticket in admitted} == {1}
+    assert tickets.engine_up(0, MODELS, 4.0) == []
+
+
+def test_crashes_count_over_all_engines() -> None:
+    tickets = two_engines()
+    (guilty,) = admit(tickets)
+    decode(tickets, [guilty])
+    (again,) = tickets.engine_down(0, {guilty.slot}, recovering=True, now_s=3.0)
+    assert isinstance(again, Submit)
+    (ended,) = tickets.engine_down(1, {guilty.slot}, recovering=True, now_s=4.0)
+    assert code_of(ended) is Code.ENGINE_CRASHED
+
+
+def test_what_only_an_engine_that_is_away_has_waits_for_that_one() -> None:
+    tickets = two_engines()
+    tickets.engine_down(1, set(), recovering=True, now_s=1.0)
+    tickets.engine_up(0, frozenset({"other"}), 1.0)
+    (ticket,) = admit(tickets, now_s=1.5)
+    assert tickets.decoded([ticket], Decoded(1.6, 2.0), 2.0) == []
+    assert tickets.engine_up(0, frozenset({"other"}), 3.0) == []
+    (submit,) = tickets.engine_up(1, MODELS, 4.0)
+    assert isinstance(submit, Submit)
+    assert tickets.engine_of(ticket.id) == 1
+    (ended,) = tickets.engine_down(1, set(), recovering=False, now_s=5.0)
+    assert code_of(ended) is Code.ENGINE_UNAVAILABLE
+    with pytest.raises(ServiceError) as error:
+        admit(tickets, now_s=6.0)
+    assert error.value.code is Code.ENGINE_UNAVAILABLE
+    tickets.check(1, 10.0)  # for the other models there is an engine

@@ -54,7 +54,7 @@ def test_several_at_a_time_are_chosen_where_they_are_faster(
     machine, threads = Machine(seconds), max(seconds)
     monkeypatch.setattr("server.engine.backends.lanes.time.perf_counter", lambda: machine.now_s)
     chosen = lanes.choose(machine.run_with(threads), machine.run_with, threads, [[IMAGE], [IMAGE] * 8])
-    assert (chosen.count if chosen else None) == count
+    assert (chosen.instances if chosen else None) == count
 
 
 def test_a_lone_batch_gets_all_threads_and_those_beside_it_share_them() -> None:

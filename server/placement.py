@@ -1,0 +1,94 @@
+"""Which engine process owns what, a GPU or a share of the CPUs: data in, data out."""
+
+import math
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+MANY_CPUS = 16
+"""With fewer, one engine makes more of them than several: what one leaves idle no other can use."""
+
+
+class Machine(NamedTuple):
+    """What this process may use of the machine."""
+
+    nodes: tuple[tuple[int, ...], ...]
+    """CPUs by NUMA node, those of one core side by side"""
+    cpus: int
+    """how many of them it is granted"""
+    gpus: tuple[str, ...]
+    """as CUDA_VISIBLE_DEVICES names them: GPUs, or MIG slices"""
+
+
+class Place(NamedTuple):
+    """What one engine process owns."""
+
+    name: str
+    """the process's"""
+    gpu: str | None = None
+    """as CUDA_VISIBLE_DEVICES names it; None: no certain one"""
+    cpus: tuple[int, ...] = ()
+    """that it may run on; none: wherever it likes"""
+    threads: int | None = None
+    """of one inference on the CPU; None: as the settings say"""
+
+    @property
+    def device(self) -> str:
+        """For people and metrics: "all", "cpus 0-3", or what CUDA calls it."""
+        if self.gpu is not None:
+            return self.gpu
+        return f"cpus {_ranges(self.cpus)}" if self.cpus else "all"
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.device})"
+
+
+def place(engines: int | None, machine: Machine, *, on_gpus: bool) -> tuple[Place, ...]:
+    """What each of so many engines owns; None: one for each GPU, on the CPU one, and with many CPUs one a NUMA node.
+
+    A single engine keeps all there is, unless there are several GPUs. More engines than GPUs take them in turns. Shares
+    of CPUs are as equal as can be without one that straddles two nodes; fewer engines than nodes have whole ones.
+    """
+    gpus = machine.gpus if on_gpus else ()
+    count = engines or len(gpus) or (len(machine.nodes) if machine.cpus >= MANY_CPUS and not on_gpus else 1)
+    names = ["engine"] if count == 1 else [f"engine-{number}" for number in range(count)]
+    if len(gpus) > 1 or (gpus and count > 1):
+        return tuple(Place(name, gpus[number % len(gpus)]) for number, name in enumerate(names))
+    if count == 1 or on_gpus:
+        return tuple(map(Place, names))
+    threads = max(1, machine.cpus // count)
+    if count > sum(map(len, machine.nodes)):
+        return tuple(Place(name, threads=threads) for name in names)
+    shares = _shares(machine.nodes, count)
+    return tuple(
+        Place(name, cpus=share, threads=min(threads, len(share))) for name, share in zip(names, shares, strict=True)
+    )
+
+
+def _shares(nodes: Sequence[tuple[int, ...]], count: int) -> list[tuple[int, ...]]:
+    if count <= len(nodes):
+        return [sum((nodes[at] for at in range(first, end)), ()) for first, end in _parts(len(nodes), count)]
+    # By the largest quotient, so that each further engine goes where the shares are the largest.
+    engines = [1] * len(nodes)
+    for _ in range(count - len(nodes)):
+        at = max(range(len(nodes)), key=lambda at: len(nodes[at]) / (engines[at] + 1))
+        engines[at] += 1
+    return [
+        node[first:end] for node, parts in zip(nodes, engines, strict=True) for first, end in _parts(len(node), parts)
+    ]
+
+
+def _parts(length: int, count: int) -> Iterable[tuple[int, int]]:
+    """Where so many parts of a sequence begin and end, the sizes of which differ by one at most."""
+    return pairwise(math.ceil(length * part / count) for part in range(count + 1))
+
+
+def _ranges(numbers: Iterable[int]) -> str:
+    """ "0-3,8" of 0, 1, 2, 3 and 8."""
+    found: list[list[int]] = []
+    for number in sorted(numbers):
+        if found and number == found[-1][1] + 1:
+            found[-1][1] = number
+        else:
+            found.append([number, number])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in found)
