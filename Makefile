@@ -46,7 +46,8 @@ model: $(VENV)/export.done
 
 test: export PYTHONDONTWRITEBYTECODE :=  # or each of hundreds of processes compiles what it imports
 test: COMPILED := --no-compile  # most of what is installed is never imported
-test: export OMP_NUM_THREADS := 1  # PyTorch's threads wait actively for those that other tests keep from running
+# PyTorch's threads wait actively for those that other tests keep from running.
+test: export OMP_NUM_THREADS := 1
 test: export EXPORTED := $(CURDIR)/$(VENV)/exported
 test: style
 	@rm -rf $(EXPORTED) && mkdir $(EXPORTED)
