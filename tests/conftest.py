@@ -19,6 +19,7 @@ from tests import processes
 
 if TYPE_CHECKING:
     from tests.hub import Hub
+    from tests.server.running import RunningServer
 
 ROOT = Path(__file__).parents[1]
 
@@ -142,6 +143,23 @@ def cifar_repository(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> 
             assert to_onnx.main([name, "--weights", str(checkpoint), "--repository", str(repository)]) == 0
 
     return _exported("cifar_repository", tmp_path_factory, export)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator["RunningServer"]:
+    """Serves `tiny` in versions 1 and 2 (the default), and `other`: one for all tests that only ask a server.
+
+    Where it is changed, limited, killed or counted in, a module has its own.
+    """
+    from tests import tiny
+    from tests.server.running import RunningServer
+
+    repository = tmp_path_factory.mktemp("repository")
+    tiny.write(repository)
+    tiny.write(repository, version=2)
+    tiny.write(repository, "other")
+    with RunningServer(repository, default_model="tiny") as running:
+        yield running
 
 
 @pytest.fixture

@@ -86,11 +86,11 @@ def write(
     return found
 
 
-def publish(repository: Path, version: int, **options: Any) -> None:
+def publish(repository: Path, version: int, name: str = "tiny", **options: Any) -> None:
     """Write a new version in one step, as an export does it."""
     aside = repository.parent / f"aside-{version}"
-    write(aside, "tiny", version, **options)
-    (aside / "tiny" / str(version)).rename(repository / "tiny" / str(version))
+    write(aside, name, version, **options)
+    (aside / name / str(version)).rename(repository / name / str(version))
 
 
 def quantised_for(

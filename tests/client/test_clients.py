@@ -47,17 +47,6 @@ both = pytest.mark.parametrize("call", [call, call_async])
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """Serves `tiny` in versions 1 and 2 (the default), and `other`."""
-    repository = tmp_path_factory.mktemp("repository")
-    tiny.write(repository)
-    tiny.write(repository, version=2)
-    tiny.write(repository, "other")
-    with RunningServer(repository, default_model="tiny") as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     repository = tmp_path_factory.mktemp("repository")
     tiny.write(repository)

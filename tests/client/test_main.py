@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import termios
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -19,16 +18,6 @@ import pytest
 
 from tests import processes, tiny
 from tests.server.running import PATIENCE_S, ROOT, GatedServer, RunningServer, red_image, until
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """Serves `tiny` in versions 1 and 2 (the default)."""
-    repository = tmp_path_factory.mktemp("repository")
-    tiny.write(repository)
-    tiny.write(repository, version=2)
-    with RunningServer(repository) as running:
-        yield running
 
 
 @pytest.fixture

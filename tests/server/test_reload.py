@@ -3,11 +3,13 @@
 import json
 import shutil
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import httpx
 import psutil
+import pytest
 
 from server.repository import signature
 from tests import tiny
@@ -16,8 +18,28 @@ from tests.server.running import RunningServer, red_image, until
 OFTEN_MS = 100
 
 
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("repository")
+
+
+@pytest.fixture(scope="module")
+def server(repository: Path) -> Iterator[RunningServer]:
+    """Serves `repository`, where each test has a model of its own beside `tiny`."""
+    tiny.write(repository)
+    tiny.write(repository, "slow", work=50)
+    tiny.write(repository, "growing")
+    with RunningServer(repository, reload_ms=OFTEN_MS, default_model="tiny") as running:
+        yield running
+
+
 def versions(server: RunningServer) -> list[int]:
     return [model["version"] for model in server.client.get("/models").json()["models"]]
+
+
+def refused(server: RunningServer) -> dict[str, str]:
+    found: dict[str, str] = server.client.get("/models").json()["refused"]
+    return found
 
 
 def test_a_reload_under_load_loses_no_request(tmp_path: Path) -> None:
@@ -51,38 +73,41 @@ def test_a_reload_under_load_loses_no_request(tmp_path: Path) -> None:
     assert {version for _, _, version in done} == {1, 2, 3, 4, 5}
 
 
-def test_a_broken_model_is_refused_with_its_reason_while_the_others_go_on(tmp_path: Path) -> None:
-    tiny.write(tmp_path)
-    with RunningServer(tmp_path, reload_ms=OFTEN_MS) as server:
-        tiny.write(tmp_path.parent / "other", "bad")
-        model = tmp_path.parent / "other" / "bad" / "1" / "model.onnx"
-        model.write_bytes(b"no model")
-        (tmp_path.parent / "other" / "bad").rename(tmp_path / "bad")
-        until(lambda: "bad version 1" in server.client.get("/models").json()["refused"])
-        assert "SHA-256" in server.client.get("/models").json()["refused"]["bad version 1"]
-        assert server.classify(red_image(7)).json()["predictions"][0]["class_id"] == 7
+def test_a_broken_model_is_refused_with_its_reason_while_the_others_go_on(
+    server: RunningServer, repository: Path, tmp_path: Path
+) -> None:
+    tiny.write(tmp_path, "bad")
+    (tmp_path / "bad" / "1" / "model.onnx").write_bytes(b"no model")
+    (tmp_path / "bad").rename(repository / "bad")
+    until(lambda: "bad version 1" in refused(server))
+    assert "SHA-256" in refused(server)["bad version 1"]
+    assert server.classify(red_image(7)).json()["predictions"][0]["class_id"] == 7
 
 
-def test_a_model_whose_file_comes_after_its_manifest_is_served_then(tmp_path: Path) -> None:
-    tiny.write(tmp_path)
-    with RunningServer(tmp_path, reload_ms=OFTEN_MS) as server:
-        tiny.write(tmp_path.parent / "other", "late")
-        model = tmp_path.parent / "other" / "late" / "1" / "model.onnx"
-        content = model.read_bytes()
-        model.unlink()
-        (tmp_path.parent / "other" / "late").rename(tmp_path / "late")
-        until(lambda: "late version 1" in server.client.get("/models").json()["refused"])
-        (tmp_path / "late" / "1" / "model.onnx").write_bytes(content)
-        until(lambda: len(versions(server)) == 2)
-        assert server.client.get("/models").json()["refused"] == {}
+def test_a_model_whose_file_comes_after_its_manifest_is_served_then(
+    server: RunningServer, repository: Path, tmp_path: Path
+) -> None:
+    tiny.write(tmp_path, "late")
+    content = (tmp_path / "late" / "1" / "model.onnx").read_bytes()
+    (tmp_path / "late" / "1" / "model.onnx").unlink()
+    (tmp_path / "late").rename(repository / "late")
+    until(lambda: "late version 1" in refused(server))
+    (repository / "late" / "1" / "model.onnx").write_bytes(content)
+    until(lambda: server.classify(red_image(8), model="late").status_code == 200)
+    assert "late version 1" not in refused(server)
 
 
-def test_settings_of_a_model_take_effect_while_it_is_served(tmp_path: Path) -> None:
-    tiny.write(tmp_path, work=50)
-    with RunningServer(tmp_path, reload_ms=OFTEN_MS) as server:
-        assert server.classify(red_image(1)).status_code == 200
-        (tmp_path / "tiny" / "serving.json").write_text(json.dumps({"timeout_ms": 0.001}))
-        until(lambda: server.classify(red_image(1)).status_code == 504)
+def test_settings_of_a_model_take_effect_while_it_is_served(server: RunningServer, repository: Path) -> None:
+    assert server.classify(red_image(1), model="slow").status_code == 200
+    (repository / "slow" / "serving.json").write_text(json.dumps({"timeout_ms": 0.001}))
+    until(lambda: server.classify(red_image(1), model="slow").status_code == 504)
+
+
+def test_a_model_larger_than_any_at_the_start_is_refused(server: RunningServer, repository: Path) -> None:
+    tiny.publish(repository, 2, name="growing", crop=64)
+    until(lambda: "growing version 2" in refused(server))
+    assert "restart the server" in refused(server)["growing version 2"]
+    assert server.classify(red_image(9), model="growing").json()["version"] == 1
 
 
 def test_an_engine_that_dies_comes_back_with_what_was_served_last(tmp_path: Path) -> None:
@@ -102,15 +127,6 @@ def test_the_memory_of_an_unloaded_model_is_given_back(model_repository: Path, t
         before = engine.memory_full_info().uss
         assert server.client.post("/v2/repository/models/efficientnet_lite0/unload").status_code == 200
         until(lambda: before - engine.memory_full_info().uss > 50 * 2**20)  # with its buffers it has some 150 MiB
-
-
-def test_a_model_larger_than_any_at_the_start_is_refused(tmp_path: Path) -> None:
-    tiny.write(tmp_path)
-    with RunningServer(tmp_path, reload_ms=OFTEN_MS) as server:
-        tiny.publish(tmp_path, 2, crop=64)
-        until(lambda: "tiny version 2" in server.client.get("/models").json()["refused"])
-        assert "restart the server" in server.client.get("/models").json()["refused"]["tiny version 2"]
-        assert server.classify(red_image(9)).json()["version"] == 1
 
 
 def test_a_model_that_was_loaded_on_request_and_is_gone_holds_up_no_other(tmp_path: Path) -> None:

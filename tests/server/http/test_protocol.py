@@ -28,14 +28,6 @@ from tests import tiny
 from tests.server.running import PATIENCE_S, RunningServer, red_image, until
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    repository = tmp_path_factory.mktemp("repository")
-    tiny.write(repository)
-    with RunningServer(repository) as running:
-        yield running
-
-
 class Connection:
     def __init__(self, server: RunningServer, *parts: bytes) -> None:
         address = urlsplit(server.url)

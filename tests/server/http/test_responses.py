@@ -5,7 +5,6 @@ import pytest
 
 from server.http import responses
 from server.http.responses import prefers_msgpack
-from tests import tiny
 from tests.server.running import RunningServer, red_image
 
 
@@ -34,32 +33,24 @@ def test_msgpack_is_for_those_who_prefer_it(accept: str, expected: bool) -> None
     assert prefers_msgpack(accept) is expected
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> RunningServer:
-    repository = tmp_path_factory.mktemp("repository")
-    tiny.write(repository)
-    return RunningServer(repository)
-
-
 def test_both_formats_say_the_same(server: RunningServer) -> None:
-    with server:
-        kinds: list[tuple[str, type[responses.Classification | responses.ClassificationBatch]]] = [
-            ("/classify", responses.Classification),
-            ("/classify/batch", responses.ClassificationBatch),
-        ]
-        for path, kind in kinds:
-            for accept in ("application/msgpack", "text/html", "application/json"):
-                content = {"file": ("a.png", red_image(7))}
-                response = server.client.post(path, files=content, headers={"Accept": accept})
-                packed = accept == "application/msgpack"
-                assert response.headers["content-type"] == ("application/msgpack" if packed else "application/json")
-                decode = msgspec.msgpack.decode if packed else msgspec.json.decode
-                found = decode(response.content, type=kind)
-                one = found if isinstance(found, responses.Classification) else found.results[0].classification
-                assert one is not None
-                assert (one.model, one.predictions[0].class_id, len(one.predictions)) == ("tiny", 7, 5)
-        refused = server.client.post("/classify", content=b"", headers={"Accept": "application/msgpack"})
-        assert refused.headers["content-type"] == "application/problem+json"
+    kinds: list[tuple[str, type[responses.Classification | responses.ClassificationBatch]]] = [
+        ("/classify", responses.Classification),
+        ("/classify/batch", responses.ClassificationBatch),
+    ]
+    for path, kind in kinds:
+        for accept in ("application/msgpack", "text/html", "application/json"):
+            content = {"file": ("a.png", red_image(7))}
+            response = server.client.post(path, files=content, headers={"Accept": accept})
+            packed = accept == "application/msgpack"
+            assert response.headers["content-type"] == ("application/msgpack" if packed else "application/json")
+            decode = msgspec.msgpack.decode if packed else msgspec.json.decode
+            found = decode(response.content, type=kind)
+            one = found if isinstance(found, responses.Classification) else found.results[0].classification
+            assert one is not None
+            assert (one.model, one.predictions[0].class_id, len(one.predictions)) == ("tiny", 7, 5)
+    refused = server.client.post("/classify", content=b"", headers={"Accept": "application/msgpack"})
+    assert refused.headers["content-type"] == "application/problem+json"
 
 
 def test_what_is_described_is_what_is_sent() -> None:
