@@ -53,12 +53,15 @@ class Engine(Generic[Payload]):
         *,
         wake: Callable[[], None],
         on_start: Callable[[Sequence[Job[Payload]]], None] = lambda _: None,
+        on_end: Callable[[Sequence[Job[Payload]], float | None], None] = lambda *_: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`on_start` is told of each batch, `on_end` also how many seconds it took; None: it failed."""
         self._backends: dict[Hashable, Backend] = {}
         self._scheduler: Scheduler[Payload] = Scheduler()
         self._wake = wake
         self._on_start = on_start
+        self._on_end = on_end
         self._clock = clock
         self._instances = 1
         self._threads = ThreadPoolExecutor(MAX_INSTANCES, thread_name_prefix="instance")
@@ -172,9 +175,11 @@ class Engine(Generic[Payload]):
         if isinstance(error, DeviceLostError):
             raise error
         if error is not None:
+            self._on_end(batch.jobs, None)
             failed = ServiceError(Code.INFERENCE_FAILED, f"the inference failed: {type(error).__name__}: {error}")
             return [Outcome(job, failed) for job in batch.jobs]
         outputs, seconds = future.result()
+        self._on_end(batch.jobs, seconds)
         size = len(batch.jobs)
         if batch.model in self._backends:
             self._scheduler.observe(batch.model, size, seconds)

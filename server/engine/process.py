@@ -111,6 +111,7 @@ class _Process:
         self._engine: Engine[_Crop] = Engine(
             wake=lambda: os.eventfd_write(self._wake, 1),
             on_start=self._started,
+            on_end=self._ended,
         )
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
         self._held = ExitStack()
@@ -296,13 +297,16 @@ class _Process:
         self._batches += 1
         self._images += len(jobs)
 
+    def _ended(self, jobs: Sequence[Job[_Crop]], seconds: float | None) -> None:
+        self._slots.running[[job.payload.slot for job in jobs]] = False
+        if seconds is not None:
+            self._metrics.inference.labels(*jobs[0].payload.model).add(seconds, len(jobs))
+            self._busy_s += seconds
+
     def _reply(self, outcome: Outcome[_Crop]) -> tuple[Channel, Reply]:
         crop, result = outcome.job.payload, outcome.result
-        self._slots.running[crop.slot] = False
         if isinstance(result, ServiceError):
             return crop.owner, Failure(crop.id, result.code, result.detail)
-        self._metrics.inference.labels(*crop.model).add(result.inference_s)
-        self._busy_s += result.inference_s / result.batch_size
         wanted = result.ranked(crop.top_k)
         return crop.owner, Answer(
             crop.id,

@@ -75,15 +75,20 @@ class Bench:
         self.backend = GatedBackend(instances)
         self.woken: SimpleQueue[None] = SimpleQueue()
         self.told: list[list[int]] = []
+        self.ends: list[tuple[list[int], float | None]] = []
         self.engine: Engine[Picture] = Engine(
             wake=lambda: self.woken.put(None),
             on_start=self.on_start,
+            on_end=self.on_end,
             clock=lambda: self.now_s,
         )
         self.engine.add_model("m", self.backend, limits or Limits(max_batch=4, max_wait_s=0.0, queue_size=64))
 
     def on_start(self, jobs: Sequence[Job[Picture]]) -> None:
         self.told.append([int(job.payload.pixels[0, 0, 0]) for job in jobs])
+
+    def on_end(self, jobs: Sequence[Job[Picture]], seconds: float | None) -> None:
+        self.ends.append(([int(job.payload.pixels[0, 0, 0]) for job in jobs], seconds))
 
     def submit(self, *ids: int, deadline_s: float = FOREVER, quarantined: bool = False) -> None:
         for job_id in ids:
@@ -319,6 +324,21 @@ def test_at_most_as_many_batches_run_as_there_are_instances(make_bench: MakeBenc
     bench.end(second if second.ids == [2] else first)
     assert bench.step() == {2: 2}
     assert bench.started().ids == [3]
+
+
+def test_each_batch_is_told_of_at_its_end_whether_it_fails_or_not(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    bench.submit(1, 2)
+    bench.step()
+    assert bench.ends == []
+    bench.end(bench.started(), RuntimeError("a model's own"))
+    bench.submit(3)
+    bench.step()
+    running = bench.started()
+    bench.now_s = 2.0
+    bench.end(running)
+    bench.step()
+    assert bench.ends == [([1, 2], None), ([3], 2.0)]
 
 
 def test_the_start_of_the_oldest_batch_tells_of_a_stall(make_bench: MakeBench) -> None:
