@@ -97,6 +97,7 @@ class Import:
             top_k=self.top_k,
             backend="onnx",
             precision=self.file.precision,
+            needs_vnni=self.file.needs_vnni,
             opset=max(OPSET, self.file.opset),
             file=repository.model_file(ONNX_FILE, content),
             parity=None,

@@ -32,6 +32,8 @@ _KINDS: Mapping[DataType, "np.dtype[np.generic]"] = {
 _FLOATS = (DataType.FLOAT, DataType.FLOAT16, DataType.DOUBLE)
 _PARAMETERS = (*_FLOATS, DataType.BFLOAT16, DataType.INT8, DataType.UINT8)
 _INTEGER_OPERATORS = ("QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "ConvInteger", "MatMulInteger")
+_SEVEN_BITS = 64
+"""Largest weight of which two products with bytes fit into 16 bits."""
 _KEEP_VALUES = (
     *("Identity", "Cast", "Dropout", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"),
     *("QuantizeLinear", "DequantizeLinear"),
@@ -65,6 +67,8 @@ class OnnxFile:
     """Of the input; None where it is free."""
     opset: int
     precision: Precision
+    needs_vnni: bool
+    """Its sums of products overflow on an x86 CPU that adds them in 16 bits."""
     parameters: int
     """Numbers that were trained."""
 
@@ -149,6 +153,7 @@ def read(path: Path, input_name: str | None, output_name: str | None, layout: La
         batch=sizes[0],
         opset=opset,
         precision=_precision(cut),
+        needs_vnni=_needs_vnni(cut),
         parameters=_count(cut),
     )
 
@@ -323,6 +328,19 @@ def _precision(graph: Graph) -> Precision:
         tensor.dtype for tensor in graph.initializers.values() if tensor.shape is not None and len(tensor.shape) > 1
     ]
     return "fp16" if DataType.FLOAT16 in kinds else "fp32"
+
+
+def _needs_vnni(graph: Graph) -> bool:
+    """Tell whether activations of 8 bits are multiplied by weights of more than seven (`export.quantization`).
+
+    Signed activations are no better: on x86 ONNX Runtime makes them unsigned.
+    """
+    weights = (tensor.const_value for tensor in graph.initializers.values() if tensor.dtype == DataType.INT8)
+    return _precision(graph) == "int8" and any(
+        len(weight.shape) > 1 and np.abs(weight.numpy().astype(np.int16)).max(initial=0) > _SEVEN_BITS
+        for weight in weights
+        if weight is not None
+    )
 
 
 def _count(graph: Graph) -> int:

@@ -443,6 +443,8 @@ class Manifest(_Record):
     """Of an engine; None for every other backend."""
     conversion: Conversion | None = None
     """Of an ONNX file in lower precision; None for what was exported from PyTorch."""
+    needs_vnni: bool = False
+    """Of a file that came quantised: on an x86 CPU without VNNI its sums overflow."""
     confidence: Confidence | None = None
     """None: probabilities are the network's own, as it was trained."""
 

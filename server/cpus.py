@@ -41,11 +41,14 @@ def why_not(model: Manifest, cpu_flags: Set[str]) -> str | None:
     source = model.conversion.source if model.conversion else model.name
     if model.precision == "bf16" and not cpu_flags & BF16:
         return f"it is computed in bfloat16, which this CPU cannot (avx512_bf16 or amx_bf16): serve {source}, its FP32"
-    if model.quantized_for != "x86-vnni" or cpu_flags & VNNI:
+    if not (model.needs_vnni or model.quantized_for == "x86-vnni") or cpu_flags & VNNI:
         return None
+    made = f"python export/quantize.py {source} --target x86 makes one for every x86 CPU"
+    if model.needs_vnni:
+        made = "import its FP32 file by python export/from_onnx.py, and quantise that with --target x86"
     return (
         "it was quantised for CPUs with VNNI and this one has none, so that its sums overflow and its answers change:"
-        f" python export/quantize.py {source} --target x86 makes one for every x86 CPU"
+        f" {made}"
     )
 
 

@@ -11,6 +11,9 @@ from typing import Any
 
 import httpx
 import pytest
+from grafana_foundation_sdk.cog import plugins
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from server.errors import Code
 from server.http.problems import STATUS
@@ -147,6 +150,23 @@ def test_the_dashboard_shows_every_metric_of_gpus() -> None:
     shown = json.dumps(DASHBOARD["panels"])
     assert names
     assert [name for name in names if name not in shown] == []
+
+
+def test_the_dashboard_is_one_by_grafanas_own_schema() -> None:
+    """Its library keeps what the schema has and no more, so what it gives back is all that Grafana understands."""
+    plugins.register_default_plugins()
+    read = Dashboard.from_json(json.loads(json.dumps(DASHBOARD)))
+    assert _without(json.loads(json.dumps(read, cls=JSONEncoder)), DASHBOARD) == []
+
+
+def _without(back: Any, written: Any, path: str = "") -> list[str]:
+    """What is written and does not come back the same, by its path."""
+    if isinstance(written, dict) and isinstance(back, dict):
+        return [one for key, value in written.items() for one in _without(back.get(key), value, f"{path}.{key}")]
+    if isinstance(written, list) and isinstance(back, list) and len(written) == len(back):
+        pairs = zip(back, written, strict=True)
+        return [one for at, (found, value) in enumerate(pairs) for one in _without(found, value, f"{path}[{at}]")]
+    return [] if back == written else [path]
 
 
 def test_the_dashboard_fits_its_grid_and_its_data_source() -> None:

@@ -323,11 +323,22 @@ def test_integers_stay_them(tmp_path: Path) -> None:
     path = int8(tmp_path / "theirs.onnx", nn.Sequential(Small(), nn.Softmax(1)))
     assert run(path, tmp_path) == 0
     found, outputs = served(tmp_path)
-    assert found.precision == "int8"
+    assert (found.precision, found.needs_vnni) == ("int8", True)
     graph = onnx.load_from_string(repository.read(tmp_path, found)).graph
     assert any(tensor.data_type == onnx.TensorProto.INT8 for tensor in graph.initializer)
     # The file rounds its probabilities to 256 levels; those served are made of the logits before.
     assert outputs.probabilities == pytest.approx(ranked(scores(path, normalised())), abs=1 / 256)
+
+
+def test_integers_of_seven_bits_need_no_vnni(tmp_path: Path) -> None:
+    path = int8(tmp_path / "theirs.onnx", Small())
+    assert onnx_file.read(path, None, None, None).needs_vnni
+    model = onnx.load(path)
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) > 1:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) // 2, tensor.name))
+    onnx.save(model, path)
+    assert not onnx_file.read(path, None, None, None).needs_vnni
 
 
 # Other scores.

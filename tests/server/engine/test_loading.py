@@ -56,6 +56,12 @@ def test_a_file_for_vnni_is_refused_by_a_cpu_without_it(tmp_path: Path) -> None:
     assert load(tmp_path, model, Settings(), cpu_flags=lambda: {"sse2", "avx512_vnni"}).latency_s
 
 
+def test_a_file_that_came_quantised_for_vnni_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    found = tiny.write(tmp_path).model_copy(update={"precision": "int8", "needs_vnni": True})
+    with pytest.raises(UnsuitableError, match=r"import its FP32 file by python export/from_onnx\.py"):
+        load(tmp_path, Model.of(found), Settings(), cpu_flags=lambda: {"sse2", "avx2"})
+
+
 @pytest.mark.parametrize("flags", [{"asimd", "i8mm"}, set()], ids=["no x86", "unknown"])
 def test_a_cpu_that_may_do_as_well_is_not_refused(tmp_path: Path, flags: set[str]) -> None:
     model = Model.of(tiny.quantised_for(tmp_path, "x86-vnni"))
