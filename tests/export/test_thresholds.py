@@ -50,7 +50,7 @@ def test_where_no_answer_is_wrong_some_images_are_passed_on_all_the_same() -> No
 
 
 def test_what_is_allowed_is_shared_out_so_that_it_costs_least() -> None:
-    first, second = right_but(*range(300, 340)), right_but(*range(0, 20))
+    first, second = right_but(*range(300, 340)), right_but(*range(20))
     asked = Asked([EVENLY, EVENLY], [first, second, right_but()], [1.0, 1.0, 100.0])
     limits = cheapest(asked, allowed=0.01)
     assert limits is not None
