@@ -5,10 +5,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from export import convert, precision, repository
+from export import lowering, precision, repository
 from export.backends import Runtime
-from export.precision import METHODS, Images, Wanted
-from export.report import REFERENCE_RUNTIME, Questions, Subject, compare
+from export.precision import METHODS, Fold, Wanted
 from export.samples import LabelsFrom
 from models.errors import ExpectedError
 from models.manifest import Manifest
@@ -55,13 +54,10 @@ def int8_of(root: Path, source: Manifest, images: Split, labels_from: LabelsFrom
         made = known.conversion
         if made and made.source_sha256 == source.file.sha256 and not cpus.why_not(known, cpus.flags()):
             return known
-    halves = Images(images.calibrate, images.tune)
-    wanted = Wanted("int8", _runtime(), precision.this_machine(), METHODS, halves, min_agreement=0)
-    single = repository.read(root, source)
-    lowered = convert.to_lower_precision(source, single, name, wanted)
-    subjects = [Subject(source, single, REFERENCE_RUNTIME), Subject(lowered.draft, lowered.content, wanted.backend)]
-    report = compare(subjects, Questions(wanted.images.evaluate, cpus.available_cpus(), labels_from, seconds=0))
-    return repository.publish(root, wanted.admit(lowered, source, report), lowered.content)
+    folds = [Fold(images.calibrate, images.tune)]
+    wanted = Wanted("int8", _runtime(), precision.this_machine(), METHODS, folds, min_agreement=0)
+    threads = cpus.available_cpus()
+    return lowering.lower(root, source, name, wanted, threads=threads, labels_from=labels_from, seconds=0)
 
 
 def _runtime() -> Runtime:
