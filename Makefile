@@ -1,4 +1,5 @@
 # make serve   install, export a model, serve it, classify a first photo
+# make exact IMAGES=FOLDER   its answers at INT8's price, on a CPU with VNNI; then make serve again (docs/cascade.md)
 # make test    what CI runs: style, types, tests
 # make bench   images per second and latency beside the machine's baseline
 # make loadtest SCENARIO=spike   steady, ramp, spike, soak, sizes or bad, on a running server; without one, a web page
@@ -15,6 +16,7 @@
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3.14 python3,$(shell command -v $(name))))
 PHOTO ?= export/photos/cat.jpg
 MODEL ?=
+IMAGES ?= export/photos
 PORT ?= 8000
 FLAGS ?=
 SCENARIO ?=
@@ -32,7 +34,7 @@ EXPORTING := tests/export tests/models tests/docs
 COMPUTING := tests/server/images tests/server/engine/backends \
     tests/server/test_deepest.py tests/server/test_every_network.py tests/server/test_real_photos.py
 
-.PHONY: help serve model test lint style bench compare loadtest mlperf soak fuzz protobuf audit ray-test programs clean
+.PHONY: help serve model exact test lint style bench compare loadtest mlperf soak fuzz protobuf audit ray-test programs clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -43,6 +45,9 @@ serve: model
 
 model: $(VENV)/export.done
 	@$(BIN)/python export/to_onnx.py $(MODEL)
+
+exact: model
+	@$(BIN)/python export/cascade.py --exact $(MODEL) --images $(IMAGES)
 
 test: export PYTHONDONTWRITEBYTECODE :=  # or each of hundreds of processes compiles what it imports
 test: COMPILED := --no-compile  # most of what is installed is never imported

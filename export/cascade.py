@@ -2,35 +2,69 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.table import Table
 
 import export.interrupts  # noqa: F401 before what takes time
-from export import cascading, command, console, repository
-from export.cascading import CascadeError, Wanted
+from export import cascading, command, console, convert, exact, repository
+from export.cascading import CascadeError, Member, Wanted
 from export.samples import image_paths
-from models.manifest import Accuracy, Cascade, Rule, Share
+from models import zoo
+from models.manifest import EXACT, Accuracy, Cascade, Rule, Share
 
 DEFAULT_AGREEMENT = 99.9
 
 
+class _Asked(NamedTuple):
+    name: str
+    members: Sequence[Member]
+    tune: Sequence[Path]
+    judge: Sequence[Path]
+
+
 def _run(options: argparse.Namespace) -> None:
     root: Path = options.repository
+    asked = _exact(root, options) if options.exact is not None else _named(root, options)
+    reference = cascading.find(root, options.of) if options.of else asked.members[-1]
+    cascading.check(asked.members, reference)
+    wanted = Wanted(reference, asked.tune, asked.judge, options.min_agreement / 100)
+    if command.is_there(root, asked.name, wanted.fingerprint(asked.members), "there already"):
+        return
+    command.prepare(root, asked.name)
+    command.warn_of_cpu(*(model for member in asked.members for model in member.models))
+    draft = cascading.measure(root, asked.name, asked.members, wanted, options.labels_from, options.seconds)
+    _show(root, repository.publish(root, draft))
+
+
+def _named(root: Path, options: argparse.Namespace) -> _Asked:
+    if options.name is None or not options.members:
+        raise CascadeError("name the cascade and its members: NAME MEMBER MEMBER..., or --exact MODEL")
     members = [cascading.find(root, name) for name in options.members]
-    reference = cascading.find(root, options.of) if options.of else members[-1]
-    cascading.check(members, reference)
     paths = image_paths(options.images)
     if len(paths) < 2:
         raise CascadeError(f"{options.images} has one image: give two at least, to find the rule and to judge it")
-    wanted = Wanted(reference, paths[::2], paths[1::2], options.min_agreement / 100)
-    if command.is_there(root, options.name, wanted.fingerprint(members), "there already"):
-        return
-    command.prepare(root, options.name)
-    command.warn_of_cpu(*(model for member in members for model in member.models))
-    draft = cascading.measure(root, options.name, members, wanted, options.labels_from, options.seconds)
-    _show(root, repository.publish(root, draft))
+    return _Asked(options.name, members, paths[::2], paths[1::2])
+
+
+def _exact(root: Path, options: argparse.Namespace) -> _Asked:
+    """The model in INT8, which is made where it is not there, and in FP32."""
+    if options.members:
+        raise CascadeError("--exact has its own members: the model in INT8 and in FP32")
+    images = exact.split(image_paths(options.images))
+    source = convert.find_or_export(root, options.exact or _default(root), options.weights_dir)
+    first = exact.int8_of(root, source, images, options.labels_from)
+    members = [cascading.find(root, f"{model.name}:{model.version}") for model in (first, source)]
+    return _Asked(options.name or source.name + EXACT, members, images.tune, images.judge)
+
+
+def _default(root: Path) -> str:
+    return next(
+        (name for name in (zoo.DEFAULT, zoo.OFFLINE_DEFAULT) if repository.newest(root, name)), zoo.OFFLINE_DEFAULT
+    )
 
 
 def _show(root: Path, cascade: Cascade) -> None:
@@ -94,10 +128,10 @@ def _parser() -> argparse.ArgumentParser:
         prog="cascade.py",
         description="Serve several models as one: each is asked only where the one before it was not sure.",
     )
-    parser.add_argument("name", metavar="NAME", help="of the cascade")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="of the cascade")
     parser.add_argument(
         "members",
-        nargs="+",
+        nargs="*",
         metavar="MEMBER",
         help="NAME or NAME:VERSION of a model or an ensemble in the repository, the quickest first",
     )
@@ -109,8 +143,18 @@ def _parser() -> argparse.ArgumentParser:
         help=f"least share of images with the best class of --of; {DEFAULT_AGREEMENT:g} if not given",
     )
     parser.add_argument("--of", metavar="MODEL", help="whose best class it is to have; if not given, the last MEMBER's")
-    command.add(parser, "--repository", "--labels-from", "--seconds")
-    command.add(parser, "--images", help="half of them find the rule, the others judge it")
+    parser.add_argument(
+        "--exact",
+        nargs="?",
+        const="",
+        metavar="MODEL",
+        help="instead of members: this model, or the default one, in INT8 first, which is made where it is not there,"
+        " and in FP32 where that is not sure",
+    )
+    command.add(parser, "--repository", "--weights-dir", "--labels-from", "--seconds")
+    command.add(
+        parser, "--images", help="half of them find the rule, the others judge it; with --exact, a third calibrates"
+    )
     return parser
 
 

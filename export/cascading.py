@@ -294,8 +294,13 @@ def _check_worth(members: Sequence[Member], said: Said, passed: Passed) -> None:
     Raises:
         CascadeError: it does.
     """
+    last = members[-1].entry.name
+    if (passed.answered == len(members) - 1).all():
+        raise CascadeError(
+            f"no member is ever sure enough but the last: nothing was added to the repository, use {last}"
+        )
     if said.seconds and passed.cost >= said.seconds[-1]:
         raise CascadeError(
-            f"it would cost {passed.cost * 1e3:.1f} ms an image, and {members[-1].entry.name} alone"
-            f" {said.seconds[-1] * 1e3:.1f} ms: nothing was added to the repository"
+            f"it would cost {passed.cost * 1e3:.1f} ms an image, and {last} alone {said.seconds[-1] * 1e3:.1f} ms:"
+            " nothing was added to the repository"
         )

@@ -6,12 +6,10 @@ from functools import partial
 from pathlib import Path
 
 import export.interrupts  # noqa: F401 before what takes time
-from export import command, console, convert, precision, repository
+from export import command, console, convert, lowering, precision
 from export.backends import RUNTIMES
-from export.comparison import Answers
 from export.options import add_preprocessing, stated
 from export.precision import METHODS, PRECISIONS, TARGETS, Wanted
-from export.report import REFERENCE_RUNTIME, Questions, Subject, ask, compare
 from server import cpus
 
 FEW_IMAGES = 100
@@ -36,21 +34,21 @@ def _run(options: argparse.Namespace) -> None:
     if command.is_there(root, name, wanted.fingerprint(source), "there already"):
         return
     command.prepare(root, name, source.file.size_bytes)
-    single = repository.read(root, source)
-    lowered = convert.to_lower_precision(source, single, name, wanted)
-    reference = Subject(source, single, REFERENCE_RUNTIME)
-    subjects = [[reference, Subject(lowered.draft, content, wanted.backend)] for content in lowered.contents]
-    with console.step(f"compare on {len(wanted.evaluated)} images"):  # none was calibrated on where it is compared
-        answers = [ask(pair, fold.evaluate, options.threads) for pair, fold in zip(subjects, wanted.folds, strict=True)]
-    questions = Questions(wanted.evaluated, options.threads, options.labels_from, seconds=options.seconds)
-    report = compare(subjects[0], questions, [Answers.of_all(parts) for parts in zip(*answers, strict=True)])
-    report.show()
-    published = repository.publish(root, wanted.admit(lowered, source, report), lowered.contents[0])
+    published = lowering.lower(
+        root,
+        source,
+        name,
+        wanted,
+        threads=options.threads,
+        labels_from=options.labels_from,
+        seconds=options.seconds,
+    )
     console.say(f"{name} version {published.version}: {console.folder(root, published)}")
     if published.conversion and published.conversion.verdict == "undecided":
         console.warn("Whether it agrees as often as is wanted is undecided; it was added because you asked for that.")
-    if lowered.calibration and lowered.calibration.images < FEW_IMAGES:
-        console.warn(f"Calibrated on {lowered.calibration.images} images only: some hundred are better.")
+    calibration = published.conversion and published.conversion.calibration
+    if calibration and calibration.images < FEW_IMAGES:
+        console.warn(f"Calibrated on {calibration.images} images only: some hundred are better.")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -623,6 +623,8 @@ class Cascade(_Record):
         return self
 
 
+EXACT = "-exact"
+"""What the name of a model is followed by in that of its cascade from INT8 to FP32."""
 Recipe = Ensemble | Cascade
 """What is served without a file of its own."""
 Entry = Manifest | Ensemble | Cascade

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from models import manifest
 from models.errors import first_mistake
 from models.manifest import (
+    EXACT,
     Activation,
     Cascade,
     Ensemble,
@@ -438,9 +439,10 @@ def _settings(folder: Path) -> ModelSettings:
 
 
 def _default(models: Mapping[ModelKey, Model], names: set[str]) -> str | None:
-    """The only one, else the preferred; an engine beside the model that it was built from is never meant."""
+    """The only one, else the preferred, or its exact cascade; no engine beside the model that it was built from."""
     engines = {key.name for key, model in models.items() if model.manifest.tensorrt}
     meant = names - engines or names
     if len(meant) == 1:
         return next(iter(meant))
-    return next((name for name in PREFERRED_DEFAULTS if name in meant), None)
+    preferred = (each for name in PREFERRED_DEFAULTS for each in (name + EXACT, name))
+    return next((name for name in preferred if name in meant), None)

@@ -8,6 +8,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ class Work:
     """where our server finds `name`"""
     int8: str | None
     """the same in INT8 for OpenVINO, if the repository has it"""
+    cascade: str | None
+    """what asks it only where a quicker one is not sure, if the repository has that"""
     network: Path
     """what the rivals run: float32[N, 3, H, W] in, float32[N, classes] out"""
     preprocessing: dict[str, Any]
@@ -69,7 +72,8 @@ def real(repository: Path, name: str, folder: Path) -> Work:
     manifest, model = _read(repository, name)
     path = folder / f"{name}.onnx"
     onnx.save(_Cuts.of(model).extract_network(model), path)
-    return Work(name, repository, _int8(repository, name), path, _preprocessing(manifest))
+    cascade = _cascade(repository, name)
+    return Work(name, repository, _int8(repository, name), cascade, path, _preprocessing(manifest))
 
 
 def tiny(repository: Path, like: str, folder: Path) -> Work:
@@ -99,7 +103,7 @@ def tiny(repository: Path, like: str, folder: Path) -> Work:
     version.mkdir(parents=True)
     (version / path.name).write_bytes(complete)
     (version / "manifest.json").write_text(json.dumps(manifest | changes))
-    return Work(TINY, folder / "repository", None, path, _preprocessing(manifest))
+    return Work(TINY, folder / "repository", None, None, path, _preprocessing(manifest))
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,10 +202,21 @@ def _preprocessing(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def _int8(repository: Path, name: str) -> str | None:
+    for found in _newest(repository):
+        made = found.get("conversion") or {}
+        if (found["backend"], found.get("precision"), made.get("source")) == ("openvino", "int8", name):
+            return str(found["name"])
+    return None
+
+
+def _cascade(repository: Path, name: str) -> str | None:
+    for found in _newest(repository):
+        if found["backend"] == "cascade" and found["members"][-1]["name"] == name:
+            return str(found["name"])
+    return None
+
+
+def _newest(repository: Path) -> Iterator[dict[str, Any]]:
     for folder in sorted(repository.glob("*")):
         for version in _versions(folder)[:1]:
-            found = json.loads((version / "manifest.json").read_bytes())
-            made = found.get("conversion") or {}
-            if (found["backend"], found.get("precision"), made.get("source")) == ("openvino", "int8", name):
-                return str(found["name"])
-    return None
+            yield json.loads((version / "manifest.json").read_bytes())

@@ -50,9 +50,8 @@ class Server:
             InstallError: a rival cannot be installed.
         """
         if self.is_ours:
-            model = work.int8 if self.variant == "int8" else work.name
             serve = [sys.executable, "-m", "server", "--port", str(port), "--repository", str(work.repository)]
-            return [*serve, "--models", str(model), *self.flags], {}
+            return [*serve, "--models", str(self._model(work)), *self.flags], {}
         folder = environments.ensure(self.name)
         described = {"network": str(work.network), "tuned": self.variant == "tuned", **work.preprocessing}
         program = [part.format(port=port) for part in self.program]
@@ -65,7 +64,10 @@ class Server:
 
     def can_run(self, work: "Work") -> bool:
         """There is a model for it."""
-        return self.variant != "int8" or work.int8 is not None
+        return self._model(work) is not None
+
+    def _model(self, work: "Work") -> str | None:
+        return {"int8": work.int8, "cascade": work.cascade}.get(self.variant, work.name)
 
 
 def _parse_json(status: int, body: bytes) -> Answer:
@@ -137,6 +139,7 @@ SERVERS = (
     Server(OURS, "onnx", "this server", "/classify", flags=("--backend", "onnx")),
     Server(OURS, "openvino", "this server, OpenVINO", "/classify", flags=("--backend", "openvino")),
     Server(OURS, "int8", "this server, OpenVINO, INT8", "/classify", flags=("--backend", "openvino")),
+    Server(OURS, "cascade", "this server, exact cascade", "/classify"),
     *(replace(rival, variant=variant) for rival in _RIVALS for variant in ("plain", "tuned")),
 )
 NAMES = tuple(dict.fromkeys(server.name for server in SERVERS))

@@ -68,6 +68,9 @@ def test_int8_model_is_found_by_what_it_was_made_of(model_repository: Path, tmp_
     described = {"name": "quick", "backend": "openvino", "precision": "int8", "conversion": {"source": MODEL}}
     (int8 / manifest.FILE_NAME).write_text(json.dumps(described))
     assert networks.real(repository, MODEL, tmp_path).int8 == "quick"
+    assert networks.real(repository, MODEL, tmp_path).cascade is None
+    tiny.write_cascade(repository, "exact", [tiny.write(repository, "first"), manifest.read(version)])
+    assert networks.real(repository, MODEL, tmp_path).cascade == "exact"
 
 
 def test_a_graph_without_a_convolution_is_refused(tmp_path: Path) -> None:

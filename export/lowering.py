@@ -1,0 +1,39 @@
+"""From an FP32 model of the repository to one of lower precision in it, if that agrees as often as is wanted."""
+
+from pathlib import Path
+
+from export import console, convert, repository
+from export.comparison import Answers
+from export.precision import Wanted
+from export.report import REFERENCE_RUNTIME, Questions, Subject, ask, compare
+from export.samples import LabelsFrom
+from models.manifest import Manifest
+
+
+def lower(
+    root: Path, source: Manifest, name: str, wanted: Wanted, *, threads: int, labels_from: LabelsFrom, seconds: float
+) -> Manifest:
+    """Make it, compare it with FP32, print the report, and publish it.
+
+    Args:
+        root: the repository.
+        source: the model in FP32.
+        name: of the new one.
+        wanted: what it is to be.
+        threads: of one inference.
+        labels_from: where the images' classes are known from.
+        seconds: for measuring speed; 0 leaves it out.
+
+    Raises:
+        ExpectedError: it cannot be made, or agrees too seldom.
+    """
+    single = repository.read(root, source)
+    lowered = convert.to_lower_precision(source, single, name, wanted)
+    reference = Subject(source, single, REFERENCE_RUNTIME)
+    subjects = [[reference, Subject(lowered.draft, content, wanted.backend)] for content in lowered.contents]
+    with console.step(f"compare on {len(wanted.evaluated)} images"):  # none was calibrated on where it is compared
+        answers = [ask(pair, fold.evaluate, threads) for pair, fold in zip(subjects, wanted.folds, strict=True)]
+    questions = Questions(wanted.evaluated, threads, labels_from, seconds=seconds)
+    report = compare(subjects[0], questions, [Answers.of_all(parts) for parts in zip(*answers, strict=True)])
+    report.show()
+    return repository.publish(root, wanted.admit(lowered, source, report), lowered.contents[0])
