@@ -193,6 +193,16 @@ class Preprocessing(_Record):
         upright = (centre, *(Crop(left=left, top=top) for top in tops for left in lefts))
         return upright + tuple(crop._replace(mirrored=True) for crop in upright)
 
+    def shown(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
+        """The part of an upright image of `size` (width, height) that the centre crop shows.
+
+        Returns:
+            Left, top, right and bottom as shares of width and height; below 0 or above 1 where it is filled up.
+        """
+        width, height = self.resized(size)
+        ((left, top, _),) = self.crops((width, height))
+        return left / width, top / height, (left + self.crop[1]) / width, (top + self.crop[0]) / height
+
     @property
     def fill(self) -> tuple[int, int, int]:
         """The mean colour as an RGB pixel, which is nearly zero once it is normalised."""

@@ -75,7 +75,7 @@ class Decoders:
             else:
                 (out,) = outs
                 out[...] = image
-                size = image.shape[1], image.shape[0]
+                size = (0, 0)  # of no photo
         finally:
             del self._started_s[work]
         return Decoded(started_s, time.monotonic(), size)

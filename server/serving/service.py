@@ -167,7 +167,9 @@ class Service:
         Raises:
             ServiceError: the model has gone, or as `Classifier.classify`.
         """
-        digest = await digest_of(image) if self.cache and isinstance(image, bytes) else None
+        # What more is included may be large, and is seldom asked for twice: it is not remembered.
+        remember = self.cache and not plan.ask.include
+        digest = await digest_of(image) if remember and isinstance(image, bytes) else None
         while True:
             try:
                 return await self._answer(plan, image, digest, received_s)
@@ -209,7 +211,7 @@ class Service:
         async def crops_of(index: int) -> list[Classes]:
             model = plan.members[index]
             answers = await self.classifier.classify(
-                image, model, top_k, deadline_s, crops=ask.crops, priority=plan.priority
+                image, model, top_k, deadline_s, crops=ask.crops, priority=plan.priority, include=ask.include
             )
             tracing.note_stages(answers, model.key)
             return answers
