@@ -228,7 +228,7 @@ def _classes(ticket: Ticket, answer: Answer) -> Classes:
         answer.batch_size,
         ticket.decode_wait_s,
         ticket.decode_s,
-        np.frombuffer(answer.features, np.float32),
-        np.frombuffer(answer.activation_maps, np.float32),
-        ticket.photo_size,
+        features=np.frombuffer(answer.features, np.float32),
+        activation_maps=np.frombuffer(answer.activation_maps, np.float32),
+        photo_size=ticket.photo_size,
     )

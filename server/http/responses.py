@@ -44,7 +44,9 @@ class Heatmap(msgspec.Struct, frozen=True):
     class_ids: Annotated[list[int], Meta(description="whose maps these are: the best classes, at most 5")]
     maps: Annotated[
         list[list[list[float]]],
-        Meta(description="of each class rows from the top of numbers from the left; their mean is the logit, less bias"),
+        Meta(
+            description="of each class rows from the top of numbers from the left; their mean is the logit, less bias"
+        ),
     ]
     box: Annotated[
         tuple[float, float, float, float],
@@ -95,9 +97,7 @@ class Embedding(msgspec.Struct, frozen=True):
     model: str
     version: int
     random_weights: Annotated[bool, Meta(description="true: the network is untrained and its features mean little")]
-    features: Annotated[
-        list[float] | bytes, Meta(description="in msgpack bytes, each number a little-endian float32")
-    ]
+    features: Annotated[list[float] | bytes, Meta(description="in msgpack bytes, each number a little-endian float32")]
     timings_ms: Timings
     batch_size: Annotated[int, Meta(description="images in the batch that this one ran in")]
     request_id: str
@@ -211,6 +211,11 @@ def response(
     if prefers_msgpack(field(request.scope, b"accept") or ""):
         return Response(_to_msgpack(answer), headers=headers, media_type=MSGPACK)
     return Response(_to_json(answer), headers=headers, media_type=JSON)
+
+
+def png(picture: bytes, request_id: str, headers: dict[str, str] | None) -> Response:
+    """A picture as the answer."""
+    return Response(picture, headers={request_ids.HEADER: request_id, **(headers or {})}, media_type=PNG)
 
 
 def prefers_msgpack(accept: str) -> bool:

@@ -15,8 +15,8 @@ _OPACITY = 0.75
 """Of the colour where the map is largest; in between it is as much less as the map's value is."""
 _COLOURS = "440154481a6c472f7d41448739568c31688e2a788e23888e1f988b22a88435b77954c5687ad151a5db36d2e21bfde725"
 _VIRIDIS = np.frombuffer(bytes.fromhex(_COLOURS), np.uint8).reshape(-1, 3)
-"""Matplotlib's viridis in 16 colours, within 7 levels in between: its lightness rises evenly, so that who sees no red or
-no green, or has it printed in grey, reads it alike. `page/heatmap.js` has the same."""
+"""Matplotlib's viridis in 16 colours, within 7 levels in between: its lightness rises evenly, so that who sees no red
+or no green, or has it printed in grey, reads it alike. `page/heatmap.js` has the same."""
 
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom, as shares of a photo's width and height."""
