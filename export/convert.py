@@ -52,7 +52,7 @@ def to_onnx(recipe: Recipe, name: str, weights_file: Path | None, images: Path) 
         content = graph.to_onnx(complete, preprocessing.crop, OPSET)
         sizes = last_layer.sizes(content)
     draft = describe(recipe, name, weights_file, source.network, content).model_copy(update=sizes._asdict())
-    return _proven(draft, content, source, recipe, last_layer.bias(content))
+    return _proven(draft, content, source, recipe, last_layer.head(content))
 
 
 def program_fingerprint(recipe: Recipe, precision: str) -> str:
@@ -85,7 +85,7 @@ def to_program(recipe: Recipe, name: str, weights_file: Path | None, images: Pat
         fingerprint=program_fingerprint(recipe, precision),
         **layer.sizes._asdict(),
     )
-    return _proven(draft, content, source, recipe, layer.bias)
+    return _proven(draft, content, source, recipe, layer.head)
 
 
 def describe(recipe: Recipe, name: str, weights_file: Path | None, network: "nn.Module", content: bytes) -> Manifest:
@@ -179,7 +179,7 @@ def to_proven_half(source: Manifest, single: bytes, images: Path) -> tuple[bytes
             lambda pixels: parity.Known(*backend.run(list(pixels), wanted)[2:4]),
             samples.photos(images, source.preprocessing),
             truth_error=source.parity.max_logit_error if source.parity else 0,
-            bias=last_layer.bias(single),
+            head=last_layer.head(content),
         )
     return content, source.parity and measured
 
@@ -245,12 +245,10 @@ def _load(recipe: Recipe, weights_file: Path | None, images: Path) -> _Source:
     return _Source(network, photos)
 
 
-def _proven(
-    draft: Manifest, content: bytes, source: _Source, recipe: Recipe, bias: "NDArray[np.float32] | None"
-) -> Made:
+def _proven(draft: Manifest, content: bytes, source: _Source, recipe: Recipe, head: parity.Head) -> Made:
     with step("compare with PyTorch"):
         from export.reference import reference_answers
 
         truth = partial(reference_answers, source.network, preprocessing=draft.preprocessing)
-        measured = parity.check(draft, content, truth, source.photos, bias=bias)
+        measured = parity.check(draft, content, truth, source.photos, head=head)
     return expect.hold(draft.model_copy(update={"parity": measured}), content, recipe.expected), content

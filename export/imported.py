@@ -134,7 +134,7 @@ class Import:
                     lambda images: Known(reference_logits(original, images, self.preprocessing)),
                     self.photos,
                     origin=self.file.path.name,
-                    bias=last_layer.bias(content),
+                    head=last_layer.head(content),
                 )
         except parity.ParityError as error:
             if frozen is None:

@@ -11,10 +11,10 @@ from typing import NamedTuple
 import numpy as np
 import onnx
 import onnx_ir
-from numpy.typing import NDArray
 from onnx_ir import DataType, Model, Node, Value, convenience
 from onnx_ir.passes import common as passes
 
+from export.parity import Head
 from models.manifest import (
     ACTIVATION_MAPS_NAME,
     FEATURES_NAME,
@@ -146,7 +146,7 @@ def _linear(logits: Value) -> _Linear | None:
         return None
     if not _is_constant(weights) or len(weights.shape or ()) != 2:
         return None
-    return _Linear(inputs, weights, not node.attributes.get_int("transB", 0), bias)
+    return _Linear(inputs, weights, node.attributes.get_int("transB", 0) == 0, bias)
 
 
 def _is_constant(value: Value) -> bool:
@@ -189,9 +189,14 @@ def sizes(content: bytes) -> Sizes:
     return Sizes(shapes[FEATURES_NAME][1], (height, width))
 
 
-def bias(content: bytes) -> NDArray[np.float32] | None:
-    """Read the bias of a complete graph's last layer, float32[num_classes]; None: it has none."""
+def head(content: bytes) -> Head:
+    """Read what a complete graph makes its logits by, of the sums of its last layer."""
     graph = onnx_ir.from_proto(onnx.load_model_from_string(content)).graph
-    layer = _linear(next(value for value in graph.outputs if value.name == LOGITS_NAME))
+    logits, temperature = next(value for value in graph.outputs if value.name == LOGITS_NAME), 1.0
+    divided = logits.producer()
+    if divided is not None and divided.op_type == "Div" and divided.inputs[0] is not None:
+        divisor = convenience.get_const_tensor(divided.inputs[1])
+        logits, temperature = divided.inputs[0], 1.0 if divisor is None else float(divisor.numpy())
+    layer = _linear(logits)
     tensor = convenience.get_const_tensor(layer.bias) if layer and layer.bias is not None else None
-    return None if tensor is None else tensor.numpy().astype(np.float32).ravel()
+    return Head(None if tensor is None else tensor.numpy().astype(np.float32).ravel(), temperature)

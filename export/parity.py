@@ -37,6 +37,18 @@ MAX_PROBABILITY_ERROR = 1e-3
 """Allowed absolute error of a probability: softmax magnifies the logits' relative error by their size, about 20."""
 
 
+class Head(NamedTuple):
+    """What makes logits of the sums of a network's last layer."""
+
+    bias: NDArray[np.float32] | None = None
+    """float32[num_classes]; None: there is none."""
+    temperature: float = 1.0
+    """They are divided by it."""
+
+
+NO_HEAD = Head()
+
+
 class Known(NamedTuple):
     """What the original answers to a batch."""
 
@@ -62,7 +74,7 @@ def check(
     *,
     truth_error: float = 0,
     origin: str = PYTORCH,
-    bias: NDArray[np.float32] | None = None,
+    head: Head = NO_HEAD,
 ) -> Parity:
     """Compare a file, run by the server's backend for it, with what it was made from.
 
@@ -73,7 +85,7 @@ def check(
         photos: uint8[M, H, W, 3], compared beside random pixels.
         truth_error: how far `truth` itself may be from the original, as a share of the largest |logit|.
         origin: what the original is called.
-        bias: float32[num_classes] of the last layer, by which activation maps are proven; None: it has none.
+        head: of the file, by which its activation maps are proven.
 
     Raises:
         ParityError: they differ by more than the tolerances, or the file does not run at each batch size.
@@ -99,7 +111,7 @@ def check(
         # In lower precision, what is ranked are its own logits, whose error was just found to be allowed.
         ranked = comparison.probabilities(logits if draft.precision == "fp32" else output.logits, draft.activation)
         _check_ranking(output.probabilities, output.indices, ranked, origin)
-        _check_extras(output, features, bias, allowed, origin)
+        _check_extras(output, features, head, allowed, origin)
     return Parity(
         batch_sizes=BATCH_SIZES,
         images=sum(map(len, batches)),
@@ -151,7 +163,7 @@ def _check_ranking(
 def _check_extras(
     output: Outputs,
     features: NDArray[np.float32] | None,
-    bias: NDArray[np.float32] | None,
+    head: Head,
     allowed: float,
     origin: str,
 ) -> None:
@@ -162,8 +174,9 @@ def _check_extras(
             raise ParityError(f"the exported graph's features differ from {origin}'s by {error:.1e} of the largest")
     if output.activation_maps is not None:
         best = output.indices[:, : output.activation_maps.shape[1]].astype(np.int64)
-        means = output.activation_maps.mean((2, 3)) + (0 if bias is None else bias[best])
-        error = float(np.abs(means - np.take_along_axis(output.logits, best, 1)).max() / np.abs(output.logits).max())
+        means = output.activation_maps.mean((2, 3)) + (0 if head.bias is None else head.bias[best])
+        named = np.take_along_axis(output.logits, best, 1)
+        error = float(np.abs(means / head.temperature - named).max() / np.abs(output.logits).max())
         if not error <= allowed:
             raise ParityError(
                 f"the exported graph's activation maps are not those of its logits: the means differ by {error:.1e} of"

@@ -3,15 +3,14 @@
 import io
 import operator
 from operator import getitem
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from export.graph import CompleteGraph, fold_batch_norm
 from export.last_layer import Sizes
+from export.parity import Head
 from models.manifest import INPUT_NAME, MAPPED_CLASSES, OUTPUT_NAMES, Activation, Preprocessing
 
 _TRACES = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node")
@@ -71,8 +70,7 @@ class LastLayer(NamedTuple):
     """What a program answers besides its classes, and by what that is proven."""
 
     sizes: Sizes
-    bias: NDArray[np.float32] | None
-    """float32[num_classes]; None: the layer has none, or there is no such layer."""
+    head: Head
 
 
 def last_layer_of(content: bytes) -> LastLayer:
@@ -80,12 +78,12 @@ def last_layer_of(content: bytes) -> LastLayer:
     program = torch.export.load(io.BytesIO(content))
     outputs = [node.meta["val"].shape for node in program.graph.output_node().args[0]]
     if len(outputs) == len(OUTPUT_NAMES):
-        return LastLayer(Sizes(), None)
+        return LastLayer(Sizes(), Head())
     *_, features, maps = outputs
     end = _end(program.module(check_guards=False))
     layer = end and end.bias
     bias = None if layer is None else layer.detach().float().numpy()
-    return LastLayer(Sizes(features[1], (maps[2], maps[3])), bias)
+    return LastLayer(Sizes(features[1], (maps[2], maps[3])), Head(bias))
 
 
 class _End(NamedTuple):
@@ -117,24 +115,23 @@ def _extras(pooled: Tensor, last_map: Tensor, weights: Tensor, indices: Tensor) 
     """Features float32[N, C] and activation maps float32[N, K, h, w]."""
     rows = weights[indices[:, :MAPPED_CLASSES].long()].float()
     maps = rows @ last_map.float().flatten(2)
-    return pooled.flatten(1).float(), maps.unflatten(2, last_map.shape[2:])
+    return pooled.flatten(1).float(), maps.view(-1, rows.shape[1], *last_map.shape[2:])
 
 
 def _end(module: fx.GraphModule) -> _End | None:
-    logits = module.graph.output_node().args[0][2]  # type: ignore[index,call-overload]
+    logits: Any = module.graph.output_node().args[0][2]  # type: ignore[index]
     layer = _before(logits)
     if _name(layer) != "linear":
         return None
-    inputs, weights, *bias = layer.args
+    arguments: tuple[Any, ...] = layer.args
+    inputs, weights, *bias = arguments
     pooled = _before(inputs)
-    match _name(pooled), *pooled.args:
-        case "mean", fx.Node() as last_map, [*axes], *_ if [int(axis) % 4 for axis in axes] == [2, 3]:
-            pass
-        case "adaptive_avg_pool2d", fx.Node() as last_map, ([1, 1] | 1):
-            pass
-        case _:
-            return None
-    if len(last_map.meta["val"].shape) != 4 or not isinstance(weights, fx.Node) or weights.op != "get_attr":
+    pooling: tuple[Any, ...] = (*pooled.args, None, None)
+    last_map, how = pooling[:2]
+    averages = _name(pooled) == "mean" and [axis % 4 for axis in how or ()] == [2, 3]
+    if not (averages or (_name(pooled) == "adaptive_avg_pool2d" and how in (1, [1, 1]))):
+        return None
+    if len(last_map.meta["val"].shape) != 4 or weights.op != "get_attr":
         return None
     found = bias[0] if bias else None
     parameter = operator.attrgetter(str(found.target))(module) if isinstance(found, fx.Node) else None

@@ -25,8 +25,8 @@ def check(
     """Put what was exported to the gate, or something else in place of a part of it."""
     expected = truth(network or exported.network, preprocessing or exported.recipe.preprocessing)
     content = exported.model if model is None else model
-    images, bias = exported.photos if photos is None else photos, last_layer.bias(exported.model)
-    return parity.check(exported.draft, content, expected, images, bias=bias)
+    images, head = exported.photos if photos is None else photos, last_layer.head(exported.model)
+    return parity.check(exported.draft, content, expected, images, head=head)
 
 
 def test_faithful_graph_passes_with_what_was_measured(exported: Exported) -> None:

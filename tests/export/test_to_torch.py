@@ -33,6 +33,7 @@ def test_program_passes_the_gate_and_is_served(
     assert (known.features, known.activation_maps, served.features) == (64, (8, 8), None)
     more = backends.load(known, content, Settings()).run(list(images), Extras.FEATURES | Extras.HEATMAP)
     assert more.features is not None
+    assert more.activation_maps is not None
     np.testing.assert_allclose(more.features, features.numpy(), rtol=0, atol=0.1 if suffix else 1e-4)
     np.testing.assert_allclose(more.activation_maps, maps.numpy(), rtol=0, atol=0.5 if suffix else 1e-3)
     assert to_torch.main(arguments) == 0

@@ -148,7 +148,8 @@ class Instance:
                 done += len(part)
         if len(parts) == 1:
             return parts[0]
-        return Outputs(*(None if rows[0] is None else np.concatenate(rows) for rows in zip(*parts, strict=True)))
+        together: list[Any] = [None if rows[0] is None else np.concatenate(rows) for rows in zip(*parts, strict=True)]
+        return Outputs(*together)
 
 
 def _page_locked_array(tensor: Tensor) -> NDArray[Any]:

@@ -3,11 +3,15 @@
 from collections.abc import Iterator
 from io import BytesIO
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 import numpy as np
 import pytest
+import tritonclient.grpc as triton_grpc
+import tritonclient.http as triton_http
 from PIL import Image
+from tritonclient.utils import InferenceServerException
 
 from models.manifest import MAPPED_CLASSES, Preprocessing
 from server.images.orientation import exif
@@ -25,7 +29,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     members = [tiny.write(repository, "whole", extras=True), tiny.write(repository, "none")]
     tiny.write(repository, "middle", preprocessing=MARGIN, extras=True)
     tiny.write_ensemble(repository, "both", members)
-    with RunningServer(repository, default_model="whole", cache_entries=10) as running:
+    with RunningServer(repository, default_model="whole", cache_entries=10, grpc_port=0) as running:
         yield running
 
 
@@ -142,3 +146,34 @@ def test_what_cannot_be_had_is_refused_with_the_reason(
 
 def test_logits_are_had_of_every_network(server: RunningServer) -> None:
     assert ask(server, red_image(7), model="none", include="logits")["logits"][7] == 49
+
+
+EXTRAS = {"logits": [256], "features": [3], "activation_maps": [-1, 16, 16], "activation_boxes": [4]}
+
+
+def test_they_are_outputs_of_the_open_inference_protocol(server: RunningServer) -> None:
+    image, size = photo((90, 60), (50, 20, 56, 26), 6), (90, 60)
+    with triton_http.InferenceServerClient(urlsplit(server.url).netloc) as client:
+        listed = {each["name"]: each["shape"][1:] for each in client.get_model_metadata("middle")["outputs"]}
+        assert {name: listed[name] for name in EXTRAS} == EXTRAS
+        assert "features" not in {each["name"] for each in client.get_model_metadata("none")["outputs"]}
+        tensor = triton_http.InferInput("encoded", [1], "BYTES")
+        tensor.set_data_from_numpy(np.array([image], object))
+        outputs = [triton_http.InferRequestedOutput(name) for name in EXTRAS]
+        over_rest = client.infer("middle", [tensor], outputs=outputs)
+        plain = client.infer("middle", [tensor])
+        assert [each["name"] for each in plain.get_response()["outputs"]] == ["probabilities", "indices", "labels"]
+    with triton_grpc.InferenceServerClient(server.grpc_address) as client:
+        tensor = triton_grpc.InferInput("encoded", [1], "BYTES")
+        tensor.set_data_from_numpy(np.array([image], object))
+        outputs = [triton_grpc.InferRequestedOutput(name) for name in EXTRAS]
+        over_grpc = client.infer("middle", [tensor], outputs=outputs)
+        with pytest.raises(InferenceServerException, match="export it again"):
+            client.infer("none", [tensor], outputs=outputs[1:2])
+    answer = ask(server, image, model="middle", include="logits,features,heatmap")
+    for result in (over_rest, over_grpc):
+        assert result.as_numpy("logits")[0].tolist() == pytest.approx(answer["logits"])
+        assert result.as_numpy("features")[0].tolist() == pytest.approx(answer["features"])
+        assert result.as_numpy("activation_maps")[0].tolist() == answer["heatmap"]["maps"]
+        assert result.as_numpy("activation_boxes")[0].tolist() == pytest.approx(answer["heatmap"]["box"])
+    assert centre_of(answer, size) == pytest.approx((53, 23), abs=1.5)
