@@ -70,7 +70,8 @@ def answer_more(model: Model) -> None:
     def then(operator: str, *inputs: Value, **attributes: object) -> Value:
         node = onnx_ir.node(operator, inputs, attributes)  # type: ignore[arg-type]
         made.append(node)
-        node.outputs[0].dtype = DataType.FLOAT if operator == "Cast" else inputs[0].dtype
+        made_of = DataType.FLOAT if operator == "Cast" else inputs[0].dtype
+        node.outputs[0].dtype = made_of or DataType.FLOAT
         return node.outputs[0]
 
     def constant(name: str, *numbers: int) -> Value:
@@ -142,7 +143,8 @@ def _linear(logits: Value) -> _Linear | None:
     inputs, weights = node.inputs[:2]
     bias = bias or (node.inputs[2] if len(node.inputs) > 2 else None)
     plain = [node.attributes.get_float(name, 1.0) == 1 for name in ("alpha", "beta")]
-    if inputs is None or weights is None or not all(plain) or node.attributes.get_int("transA", 0):
+    flipped: int = node.attributes.get_int("transA", 0)
+    if inputs is None or weights is None or not all(plain) or flipped:
         return None
     if not _is_constant(weights) or len(weights.shape or ()) != 2:
         return None
@@ -194,9 +196,11 @@ def head(content: bytes) -> Head:
     graph = onnx_ir.from_proto(onnx.load_model_from_string(content)).graph
     logits, temperature = next(value for value in graph.outputs if value.name == LOGITS_NAME), 1.0
     divided = logits.producer()
-    if divided is not None and divided.op_type == "Div" and divided.inputs[0] is not None:
-        divisor = convenience.get_const_tensor(divided.inputs[1])
-        logits, temperature = divided.inputs[0], 1.0 if divisor is None else float(divisor.numpy())
+    if divided is not None and divided.op_type == "Div":
+        sums, divisor = divided.inputs
+        known = None if divisor is None else convenience.get_const_tensor(divisor)
+        if sums is not None and known is not None:
+            logits, temperature = sums, float(known.numpy())
     layer = _linear(logits)
     tensor = convenience.get_const_tensor(layer.bias) if layer and layer.bias is not None else None
     return Head(None if tensor is None else tensor.numpy().astype(np.float32).ravel(), temperature)
