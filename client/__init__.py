@@ -6,7 +6,7 @@ with Client("http://127.0.0.1:8000") as client:
 
 from client.clients import DEFAULT_DEADLINE_S, DEFAULT_URL, AsyncClient, Client
 from client.errors import BusyError, ClientError, FailedError, NoAnswerError, ProblemError, RejectedError
-from client.responses import Classification, Model, Prediction, Timings
+from client.responses import Classification, Embedding, Heatmap, Model, Prediction, Timings
 
 __all__ = [
     "DEFAULT_DEADLINE_S",
@@ -16,7 +16,9 @@ __all__ = [
     "Classification",
     "Client",
     "ClientError",
+    "Embedding",
     "FailedError",
+    "Heatmap",
     "Model",
     "NoAnswerError",
     "Prediction",

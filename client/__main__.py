@@ -14,7 +14,8 @@ import sys
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TypeVar
 
 import httpx
@@ -23,6 +24,7 @@ from tqdm import tqdm
 from client import sources
 from client.clients import DEFAULT_DEADLINE_S, DEFAULT_URL, AsyncClient
 from client.errors import ClientError, ProblemError
+from client.features import FeaturesFile, HeatmapFolder
 from client.responses import Classification
 from client.sources import SourceError
 
@@ -54,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 async def _classify_all(options: argparse.Namespace) -> int:
     """Print every image's outcome, in the order of the images; how many failed."""
     failed = 0
+    features = FeaturesFile(options.features) if options.features else None
+    heatmaps = HeatmapFolder(options.heatmaps) if options.heatmaps else None
     async with (
         AsyncClient(
             options.url,
@@ -67,11 +71,20 @@ async def _classify_all(options: argparse.Namespace) -> int:
         async def classify(name: str) -> tuple[str, Outcome]:
             try:
                 image = await sources.read(name, web)
-                return name, await client.classify(
-                    image, top_k=options.top_k, model=options.model, version=options.version, crops=options.crops
+                answer = await client.classify(
+                    image,
+                    top_k=options.top_k,
+                    model=options.model,
+                    version=options.version,
+                    crops=options.crops,
+                    include=["features"] if features else (),
                 )
+                if heatmaps:
+                    picture = await client.heatmap(image, model=answer.model, version=answer.version)
+                    heatmaps.write(name, picture)
             except (ClientError, SourceError) as error:
                 return name, error
+            return name, answer
 
         if options.wait_s:
             await client.wait_until_ready(options.wait_s)
@@ -85,6 +98,10 @@ async def _classify_all(options: argparse.Namespace) -> int:
                     with progress.external_write_mode():
                         failed += not _report(name, outcome, options.format)
                     progress.update()
+                    if features:
+                        features.add(name, outcome if isinstance(outcome, Classification) else None)
+        if features:
+            features.write()
     return failed
 
 
@@ -127,9 +144,13 @@ def _table(name: str, answer: Classification) -> str:
 
 
 def _json(name: str, answer: Classification) -> str:
-    return json.dumps({"image": name, **asdict(answer)}, ensure_ascii=False)
+    plain = asdict(replace(answer, logits=None, features=None, heatmap=None))
+    return json.dumps(
+        {"image": name, **{key: value for key, value in plain.items() if key not in _ARRAYS}}, ensure_ascii=False
+    )
 
 
+_ARRAYS = {"logits", "features", "heatmap"}
 _CSV_HEAD = ("image", "rank", "class_id", "wordnet_id", "label", "probability", "model", "version")
 
 
@@ -162,6 +183,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--format", choices=list(_FORMATS), default="table", help="json: a line for each image; csv: for each class"
     )
+    parser.add_argument(
+        "--features", type=Path, metavar="FILE", help="write what the last layer sees of each image, .npy or .parquet"
+    )
+    parser.add_argument("--heatmaps", type=Path, metavar="FOLDER", help="write each photo with its heat map")
     parser.add_argument("--in-flight", type=_positive, default=8, metavar="N", help="at one time (default %(default)s)")
     parser.add_argument(
         "--deadline-s",

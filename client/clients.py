@@ -3,22 +3,23 @@
 import asyncio
 import math
 import time
+from collections.abc import Collection
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self
 
 import httpx
 import msgspec
 
 from client.attempts import Attempts
 from client.errors import ClientError, NoAnswerError, error_of
-from client.responses import Classification, Model, Models
+from client.responses import Answer, Classification, Embedding, Include, Model, Models, with_arrays
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_DEADLINE_S = 60.0
 """For a request with all its attempts."""
 READY_POLL_S = 0.2
 
-Answer = TypeVar("Answer")
+MSGPACK, PNG = "application/msgpack", "image/png"
 
 
 class Client:
@@ -54,10 +55,25 @@ class Client:
         model: str | None = None,
         version: int | None = None,
         crops: Literal[1, 10] | None = None,
+        include: Collection[Include] = (),
     ) -> Classification:
-        """The classes of an image, given as the bytes of its file; None leaves a choice to the service."""
-        parameters = _parameters(top_k, model, version, crops)
-        return _read(self._ask("POST", "/classify", content=image, params=parameters), Classification)
+        """The classes of an image, given as the bytes of its file; None leaves a choice to the service.
+
+        What is to be included is of the same pass, and in NumPy arrays.
+        """
+        parameters = _parameters(top_k, model, version, crops, include)
+        headers = _headers(MSGPACK if include else None)
+        return _read(self._ask("POST", "/classify", content=image, params=parameters, headers=headers), Classification)
+
+    def embed(self, image: bytes, *, model: str | None = None, version: int | None = None) -> Embedding:
+        """The features of an image: what the model's last layer sees of it."""
+        parameters, headers = _parameters(None, model, version, None), _headers(MSGPACK)
+        return _read(self._ask("POST", "/embed", content=image, params=parameters, headers=headers), Embedding)
+
+    def heatmap(self, image: bytes, *, model: str | None = None, version: int | None = None) -> bytes:
+        """The photo with what speaks for its best class in colour: a PNG."""
+        parameters, headers = _parameters(1, model, version, None, ["heatmap"]), _headers(PNG)
+        return self._ask("POST", "/classify", content=image, params=parameters, headers=headers).content
 
     def models(self) -> list[Model]:
         """What is served."""
@@ -117,10 +133,23 @@ class AsyncClient:
         model: str | None = None,
         version: int | None = None,
         crops: Literal[1, 10] | None = None,
+        include: Collection[Include] = (),
     ) -> Classification:
         """As `Client.classify`."""
-        parameters = _parameters(top_k, model, version, crops)
-        return _read(await self._ask("POST", "/classify", content=image, params=parameters), Classification)
+        parameters = _parameters(top_k, model, version, crops, include)
+        headers = _headers(MSGPACK if include else None)
+        answer = await self._ask("POST", "/classify", content=image, params=parameters, headers=headers)
+        return _read(answer, Classification)
+
+    async def embed(self, image: bytes, *, model: str | None = None, version: int | None = None) -> Embedding:
+        """As `Client.embed`."""
+        parameters, headers = _parameters(None, model, version, None), _headers(MSGPACK)
+        return _read(await self._ask("POST", "/embed", content=image, params=parameters, headers=headers), Embedding)
+
+    async def heatmap(self, image: bytes, *, model: str | None = None, version: int | None = None) -> bytes:
+        """As `Client.heatmap`."""
+        parameters, headers = _parameters(1, model, version, None, ["heatmap"]), _headers(PNG)
+        return (await self._ask("POST", "/classify", content=image, params=parameters, headers=headers)).content
 
     async def models(self) -> list[Model]:
         """As `Client.models`."""
@@ -159,8 +188,14 @@ def _key_headers(api_key: str | None) -> dict[str, str]:
     return {"Authorization": f"Bearer {api_key}"} if api_key else {}
 
 
-def _parameters(top_k: int | None, model: str | None, version: int | None, crops: int | None) -> dict[str, str | int]:
-    given = {"top_k": top_k, "model": model, "version": version, "crops": crops}
+def _headers(accept: str | None) -> dict[str, str]:
+    return {"Accept": accept} if accept else {}
+
+
+def _parameters(
+    top_k: int | None, model: str | None, version: int | None, crops: int | None, include: Collection[Include] = ()
+) -> dict[str, str | int]:
+    given = {"top_k": top_k, "model": model, "version": version, "crops": crops, "include": ",".join(include) or None}
     return {name: value for name, value in given.items() if value is not None}
 
 
@@ -176,6 +211,8 @@ def _successful(response: httpx.Response) -> httpx.Response:
 
 def _read(response: httpx.Response, kind: type[Answer]) -> Answer:
     try:
+        if response.headers.get("content-type") == MSGPACK:
+            return with_arrays(msgspec.msgpack.decode(response.content, type=kind))
         return msgspec.json.decode(response.content, type=kind)
     except msgspec.DecodeError as error:
         raise NoAnswerError(f"{response.url} does not answer as this service does: {error}") from None

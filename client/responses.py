@@ -1,6 +1,18 @@
 """What the service answers. Fields that a newer service may add are passed over."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float32]
+else:
+    Floats = Any  # NumPy takes a tenth of a second to import, and few need it
+
+Include = Literal["logits", "features", "heatmap"]
+"""What the service may be asked for besides the classes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +38,18 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True)
+class Heatmap:
+    """Where in the photo the logits of the best classes come from: class activation maps."""
+
+    class_ids: list[int]
+    maps: Floats
+    """float32[k, h, w]: one for each of these classes. The mean of a map and the class's bias are its logit."""
+    box: tuple[float, float, float, float]
+    """The part of the photo, upright, that they are of: left, top, right and bottom as shares of its width and height;
+    below 0 or above 1 where the network saw more than the photo."""
+
+
+@dataclass(frozen=True, slots=True)
 class Classification:
     """The classes of one image, the most probable first."""
 
@@ -41,6 +65,45 @@ class Classification:
     """Of a cascade, the member whose answer it is."""
     cut_short: bool = False
     """Of a cascade: the next member would have been asked, had there been time."""
+    logits: Floats | None = None
+    """float32[number of classes]; None where they were not included"""
+    features: Floats | None = None
+    """float32[C]: what the network's last layer sees; None where they were not included"""
+    heatmap: Heatmap | None = None
+    """None where it was not included"""
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """The features of one image."""
+
+    model: str
+    version: int
+    random_weights: bool
+    """The network is untrained: its features mean little."""
+    features: Floats
+    """float32[C]"""
+
+
+Answer = TypeVar("Answer")
+
+
+def with_arrays(answer: Answer) -> Answer:
+    """What came as bytes or lists as NumPy arrays."""
+    import numpy as np
+
+    if isinstance(answer, Embedding):
+        return replace(answer, features=np.frombuffer(answer.features, "<f4"))
+    if not isinstance(answer, Classification):
+        return answer
+    changes: dict[str, Any] = {}
+    if answer.logits is not None:
+        changes["logits"] = np.array(answer.logits, np.float32)
+    if answer.features is not None:
+        changes["features"] = np.frombuffer(answer.features, "<f4")
+    if answer.heatmap is not None:
+        changes["heatmap"] = replace(answer.heatmap, maps=np.array(answer.heatmap.maps, np.float32))
+    return replace(answer, **changes)
 
 
 @dataclass(frozen=True, slots=True)

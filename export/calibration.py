@@ -221,6 +221,7 @@ def calibrate(source: Manifest, content: bytes, wanted: Wanted, threads: int) ->
 
 def _with_temperature(source: Manifest, content: bytes, had: float, wanted: float, paths: Sequence[Path]) -> bytes:
     """Put a temperature into a file instead of the one it had, proven to change nothing else."""
+    from export import last_layer
     from export.temperature import divided
 
     changed = divided(content, wanted)
@@ -228,9 +229,10 @@ def _with_temperature(source: Manifest, content: bytes, had: float, wanted: floa
         parity.check(
             source,
             changed,
-            lambda pixels: backend.run(list(pixels)).logits * np.float32(had / wanted),
+            lambda pixels: parity.Known(backend.run(list(pixels)).logits * np.float32(had / wanted)),
             samples.pixels(paths[:_PROBES], source.preprocessing)[:, 0],
             origin="the file as it was",
+            head=last_layer.head(changed),
         )
     return changed
 

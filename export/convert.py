@@ -17,6 +17,7 @@ from export.recipe import OPSET, TOOLS, Recipe, RecipeError, plan
 from models import hub
 from models.manifest import Calibration, Manifest, Parity
 from models.weights import sha256_of
+from server.engine.classes import Extras
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,12 +45,14 @@ def to_onnx(recipe: Recipe, name: str, weights_file: Path | None, images: Path) 
     """
     source = _load(recipe, weights_file, images)
     with step("export to ONNX"):
-        from export import graph
+        from export import graph, last_layer
 
         preprocessing = recipe.preprocessing
         complete = graph.CompleteGraph(source.network, preprocessing, recipe.top_k, recipe.activation)
         content = graph.to_onnx(complete, preprocessing.crop, OPSET)
-    return _proven(describe(recipe, name, weights_file, source.network, content), content, source, recipe)
+        sizes = last_layer.sizes(content)
+    draft = describe(recipe, name, weights_file, source.network, content).model_copy(update=sizes._asdict())
+    return _proven(draft, content, source, recipe, last_layer.head(content))
 
 
 def program_fingerprint(recipe: Recipe, precision: str) -> str:
@@ -70,6 +73,7 @@ def to_program(recipe: Recipe, name: str, weights_file: Path | None, images: Pat
         preprocessing = recipe.preprocessing
         complete = program.complete(source.network, preprocessing, recipe.top_k, recipe.activation, precision)
         content = program.to_program(complete, preprocessing.crop)
+        layer = program.last_layer_of(content)
     draft = repository.derive(
         describe(recipe, name, weights_file, source.network, content),
         PROGRAM_FILE,
@@ -79,12 +83,13 @@ def to_program(recipe: Recipe, name: str, weights_file: Path | None, images: Pat
         opset=None,
         tools={"torch": TOOLS["torch"]},
         fingerprint=program_fingerprint(recipe, precision),
+        **layer.sizes._asdict(),
     )
-    return _proven(draft, content, source, recipe)
+    return _proven(draft, content, source, recipe, layer.head)
 
 
 def describe(recipe: Recipe, name: str, weights_file: Path | None, network: "nn.Module", content: bytes) -> Manifest:
-    """Write down all that is known about an ONNX file before it is proven."""
+    """Write down all that is known about an ONNX file, but for what it answers besides classes, before it is proven."""
     return Manifest(
         name=name,
         version=1,
@@ -164,13 +169,17 @@ def to_proven_half(source: Manifest, single: bytes, images: Path) -> tuple[bytes
     """
     content = halve(single)
     with step("compare with PyTorch"):
+        from export import last_layer
+
         backend = backends.load(source, single)
+        wanted = Extras.FEATURES if source.features else Extras.NONE
         measured = parity.check(
             repository.derive(source, ONNX_FILE, content, precision="fp16"),
             content,
-            lambda pixels: backend.run(list(pixels)).logits,
+            lambda pixels: parity.Known(*backend.run(list(pixels), wanted)[2:4]),
             samples.photos(images, source.preprocessing),
             truth_error=source.parity.max_logit_error if source.parity else 0,
+            head=last_layer.head(content),
         )
     return content, source.parity and measured
 
@@ -236,10 +245,10 @@ def _load(recipe: Recipe, weights_file: Path | None, images: Path) -> _Source:
     return _Source(network, photos)
 
 
-def _proven(draft: Manifest, content: bytes, source: _Source, recipe: Recipe) -> Made:
+def _proven(draft: Manifest, content: bytes, source: _Source, recipe: Recipe, head: parity.Head) -> Made:
     with step("compare with PyTorch"):
-        from export.reference import reference_logits
+        from export.reference import reference_answers
 
-        truth = partial(reference_logits, source.network, preprocessing=draft.preprocessing)
-        measured = parity.check(draft, content, truth, source.photos)
+        truth = partial(reference_answers, source.network, preprocessing=draft.preprocessing)
+        measured = parity.check(draft, content, truth, source.photos, head=head)
     return expect.hold(draft.model_copy(update={"parity": measured}), content, recipe.expected), content

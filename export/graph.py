@@ -14,6 +14,7 @@ from onnxscript.rewriter import rewrite
 from onnxscript.rewriter.rules import common as rules
 from torch import Tensor, nn
 
+from export import last_layer
 from models.manifest import (
     INDICES_NAME,
     INPUT_NAME,
@@ -127,6 +128,8 @@ def trace(graph: CompleteGraph, crop: tuple[int, int], opset: int) -> onnx_ir.Mo
 def finish(model: onnx_ir.Model) -> bytes:
     """Tidy a complete graph and check it against ONNX's rules; the same graph gives the same bytes."""
     _optimize(model)
+    last_layer.answer_more(model)
+    passes.NameFixPass()(model)
     proto = onnx_ir.to_proto(model)
     onnx.checker.check_model(proto, full_check=True)
     content: bytes = proto.SerializeToString(deterministic=True)

@@ -3,7 +3,7 @@
 TensorRT's networks are strongly typed: their precision is that of the ONNX file, and there is no other switch.
 """
 
-from collections.abc import MutableSequence
+from collections.abc import Iterable, Iterator, MutableSequence
 
 import numpy as np
 import onnx
@@ -23,7 +23,8 @@ class HalfError(ExpectedError):
 def to_half(model: bytes) -> bytes:
     """Convert the network of a complete graph to FP16: all from its first convolution to its logits.
 
-    Normalisation before it, softmax and ranking after it stay in FP32, and so do the graph's inputs and outputs.
+    Normalisation before it, softmax, ranking and activation maps after it stay in FP32, and so do the graph's inputs
+    and outputs.
 
     Raises:
         HalfError: it has no convolution or no logits, or an operator that computes in FP32 alone.
@@ -42,16 +43,18 @@ def to_half(model: bytes) -> bytes:
         for attribute in node.attribute:
             if (node.op_type, attribute.name, attribute.i) == ("Cast", "to", TensorProto.FLOAT):
                 attribute.i = TensorProto.FLOAT16
+    halved = {name for node in network for name in node.output}
     parameters = {name for node in network for name in node.input}
     for tensor in graph.initializer:
         if tensor.name in parameters and tensor.data_type == TensorProto.FLOAT:
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
+            halved.add(tensor.name)
     nodes = [
         *graph.node[:first],
         helper.make_node("Cast", [pixels], [_PIXELS], "to_half", to=TensorProto.FLOAT16),
         *network,
         helper.make_node("Cast", [_LOGITS], [LOGITS_NAME], "from_half", to=TensorProto.FLOAT),
-        *graph.node[last + 1 :],
+        *_in_single(graph.node[last + 1 :], halved),
     ]
     del graph.node[:]
     del graph.value_info[:]  # intermediate types, which are others now
@@ -62,6 +65,23 @@ def to_half(model: bytes) -> bytes:
         raise HalfError(f"the network cannot be converted to half precision: {str(error).splitlines()[0]}") from error
     content: bytes = proto.SerializeToString(deterministic=True)
     return content
+
+
+def _in_single(nodes: Iterable[onnx.NodeProto], halved: set[str]) -> Iterator[onnx.NodeProto]:
+    """Have what comes after the network compute in FP32 with what is in FP16; of parameters with what it takes."""
+    cast: set[str] = set()
+    for node in nodes:
+        if node.op_type == "Gather" and node.input[0] in halved:
+            (rows,) = node.output
+            node.output[0] = f"{rows}_fp16"
+            yield node
+            yield helper.make_node("Cast", [f"{rows}_fp16"], [rows], f"{rows}_from_half", to=TensorProto.FLOAT)
+            continue
+        for name in halved.intersection(node.input) - cast:
+            yield helper.make_node("Cast", [name], [f"{name}_fp32"], f"{name}_from_half", to=TensorProto.FLOAT)
+            cast.add(name)
+        _rename(node.input, {name: f"{name}_fp32" for name in cast})
+        yield node
 
 
 def _rename(names: MutableSequence[str], renamed: dict[str, str]) -> None:

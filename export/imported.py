@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from export import expect, parity, repository, samples, splice
+from export import expect, last_layer, parity, repository, samples, splice
 from export.console import step
 from export.convert import ONNX_FILE
 from export.expect import Expected
 from export.onnx_file import OnnxFile, OnnxFileError, first_line
 from export.options import Stated, as_options
 from export.original import Meaning, Original, Scores, fails
+from export.parity import Known
 from export.recipe import OPSET, TOOLS
 from export.reference import normalised, reference_logits
 from models import labels
@@ -36,7 +37,7 @@ _GREY: tuple[tuple[float, ...], tuple[float, ...]] = ((0.449,), (0.226,))
 _PROBES = 4
 _SMALL = 128
 """Networks for smaller images see them whole: those of CIFAR and MNIST."""
-_OUR_SOURCES = ("onnx_file.py", "original.py", "splice.py", "graph.py")
+_OUR_SOURCES = ("onnx_file.py", "original.py", "splice.py", "graph.py", "last_layer.py")
 
 
 @dataclass(frozen=True)
@@ -124,13 +125,18 @@ class Import:
             ) from failure
         if frozen is not None and (reason := fails(content, np.zeros((3, *self.preprocessing.crop, 3), np.uint8))):
             raise self._stays_frozen(frozen, reason)
-        draft = self.describe(name, content)
-        truth = partial(
-            reference_logits, partial(self.original.logits, meaning=self.meaning), preprocessing=self.preprocessing
-        )
+        draft = self.describe(name, content).model_copy(update=last_layer.sizes(content)._asdict())
+        original = partial(self.original.logits, meaning=self.meaning)
         try:
             with step(f"compare with {self.file.path.name}"):
-                measured = parity.check(draft, content, truth, self.photos, origin=self.file.path.name)
+                measured = parity.check(
+                    draft,
+                    content,
+                    lambda images: Known(reference_logits(original, images, self.preprocessing)),
+                    self.photos,
+                    origin=self.file.path.name,
+                    head=last_layer.head(content),
+                )
         except parity.ParityError as error:
             if frozen is None:
                 raise

@@ -6,6 +6,7 @@ that file as it came.
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 from export import backends, comparison
 from models.errors import ExpectedError
 from models.manifest import Manifest, Parity
+from server.engine.backends import Outputs
+from server.engine.classes import Extras
 
 BATCH_SIZES = (1, 3, 8)
 """One, because exporters take it for a constant; odd; and larger than the example the exporter traced."""
@@ -33,8 +36,30 @@ INT8 is for files that came as such: both compute with the same integers, and di
 MAX_PROBABILITY_ERROR = 1e-3
 """Allowed absolute error of a probability: softmax magnifies the logits' relative error by their size, about 20."""
 
-Truth = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-"""What a file is compared with: images uint8[N, H, W, 3] to logits float32[N, num_classes]."""
+
+class Head(NamedTuple):
+    """What makes logits of the sums of a network's last layer."""
+
+    bias: NDArray[np.float32] | None = None
+    """float32[num_classes]; None: there is none."""
+    temperature: float = 1.0
+    """They are divided by it."""
+
+
+NO_HEAD = Head()
+
+
+class Known(NamedTuple):
+    """What the original answers to a batch."""
+
+    logits: NDArray[np.float32]
+    """float32[N, num_classes]"""
+    features: NDArray[np.float32] | None = None
+    """float32[N, C]: what its last layer sees; None where that is not to be had."""
+
+
+Truth = Callable[[NDArray[np.uint8]], Known]
+"""What a file is compared with, asked about images uint8[N, H, W, 3]."""
 
 
 class ParityError(ExpectedError):
@@ -49,6 +74,7 @@ def check(
     *,
     truth_error: float = 0,
     origin: str = PYTORCH,
+    head: Head = NO_HEAD,
 ) -> Parity:
     """Compare a file, run by the server's backend for it, with what it was made from.
 
@@ -59,20 +85,20 @@ def check(
         photos: uint8[M, H, W, 3], compared beside random pixels.
         truth_error: how far `truth` itself may be from the original, as a share of the largest |logit|.
         origin: what the original is called.
+        head: of the file, by which its activation maps are proven.
 
     Raises:
         ParityError: they differ by more than the tolerances, or the file does not run at each batch size.
     """
     batches = list(_batches(photos, np.random.default_rng(0)))
+    wanted = Extras.FEATURES | Extras.HEATMAP if draft.features else Extras.NONE
     try:
         with closing(backends.load(draft, content)) as backend:
-            outputs = [backend.run(list(images)) for images in batches]
+            outputs = [backend.run(list(images), wanted) for images in batches]
     except Exception as failure:  # runtimes' errors have no common class
         raise ParityError(f"the exported graph does not run: {str(failure).splitlines()[0]}") from failure
     results = [(output, truth(images)) for output, images in zip(outputs, batches, strict=True)]
-    error = truth_error + float(
-        np.max([np.abs(output.logits - logits).max() / np.abs(logits).max() for output, logits in results])
-    )
+    error = truth_error + float(np.max([_error(output.logits, known.logits) for output, known in results]))
     allowed = MAX_LOGIT_ERROR[draft.precision]
     if not error <= allowed:  # so that NaN fails
         whose, instead = "the exported graph's", "nothing was added to the repository"
@@ -81,10 +107,11 @@ def check(
         raise ParityError(
             f"{whose} logits differ from {origin}'s by {error:.1e} of the largest, {allowed:.0e} is allowed: {instead}"
         )
-    for output, logits in results:
+    for output, (logits, features) in results:
         # In lower precision, what is ranked are its own logits, whose error was just found to be allowed.
         ranked = comparison.probabilities(logits if draft.precision == "fp32" else output.logits, draft.activation)
         _check_ranking(output.probabilities, output.indices, ranked, origin)
+        _check_extras(output, features, head, allowed, origin)
     return Parity(
         batch_sizes=BATCH_SIZES,
         images=sum(map(len, batches)),
@@ -94,11 +121,16 @@ def check(
         top1_agreement=float(
             np.mean(
                 np.concatenate(
-                    [comparison.best(output.logits) == comparison.best(logits) for output, logits in results]
+                    [comparison.best(output.logits) == comparison.best(known.logits) for output, known in results]
                 )
             )
         ),
     )
+
+
+def _error(values: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    """The largest difference, as a share of what is expected to be largest."""
+    return float(np.abs(values - expected).max() / np.abs(expected).max())
 
 
 def _batches(photos: NDArray[np.uint8], random: np.random.Generator) -> Iterator[NDArray[np.uint8]]:
@@ -126,3 +158,27 @@ def _check_ranking(
         raise ParityError(
             f"the exported graph ranks classes otherwise than {origin}: probabilities differ by {error:.1e}"
         )
+
+
+def _check_extras(
+    output: Outputs,
+    features: NDArray[np.float32] | None,
+    head: Head,
+    allowed: float,
+    origin: str,
+) -> None:
+    """Check that features are the original's, and that each activation map's mean and bias are its class's logit."""
+    if output.features is not None and features is not None:
+        error = _error(output.features, features)
+        if not error <= allowed:
+            raise ParityError(f"the exported graph's features differ from {origin}'s by {error:.1e} of the largest")
+    if output.activation_maps is not None:
+        best = output.indices[:, : output.activation_maps.shape[1]].astype(np.int64)
+        means = output.activation_maps.mean((2, 3)) + (0 if head.bias is None else head.bias[best])
+        named = np.take_along_axis(output.logits, best, 1)
+        error = float(np.abs(means / head.temperature - named).max() / np.abs(output.logits).max())
+        if not error <= allowed:
+            raise ParityError(
+                f"the exported graph's activation maps are not those of its logits: the means differ by {error:.1e} of"
+                " the largest"
+            )

@@ -174,12 +174,16 @@ def closest(divergences: Mapping[_Key, NDArray[np.float64]]) -> _Key:
 
 
 def _outside_network(graph: onnx.GraphProto) -> list[str]:
-    """Name the nodes before the first convolution and after the logits."""
+    """Name the nodes before the first convolution and those that no logit depends on."""
     first = next((at for at, node in enumerate(graph.node) if node.op_type == "Conv"), None)
-    last = next((at for at, node in enumerate(graph.node) if LOGITS_NAME in node.output), None)
-    if first is None or last is None:
+    needed, network = {LOGITS_NAME}, set[str]()
+    for node in reversed(graph.node[first:]):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+            network.add(node.name)
+    if first is None or not network:
         raise QuantizationError("the ONNX file has no network between pixels and logits to quantise")
-    return [node.name for at, node in enumerate(graph.node) if not first <= at <= last]
+    return [node.name for node in graph.node if node.name not in network]
 
 
 def _first_layer(graph: onnx.GraphProto) -> list[str]:

@@ -36,6 +36,7 @@ _OUR_SOURCES = (
     "models/names.py",
     "models/checkpoint.py",
     "export/graph.py",
+    "export/last_layer.py",
 )
 
 

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
+from export.parity import Known
 from models.manifest import ChannelOrder, Preprocessing
 
 
@@ -18,6 +19,19 @@ def reference_logits(
     """Run a network on RGB images uint8[N, H, W, 3]: logits float32[N, num_classes]."""
     with torch.inference_mode():
         return network(normalised(images, preprocessing)).numpy()
+
+
+def reference_answers(network: nn.Module, images: NDArray[np.uint8], preprocessing: Preprocessing) -> Known:
+    """Run a network on RGB images uint8[N, H, W, 3]: its logits, and what its last linear layer sees, if it has one."""
+    layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    seen: list[Tensor] = []
+    watched = [layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])) for layer in layers]
+    try:
+        logits = reference_logits(network, images, preprocessing)
+    finally:
+        for each in watched:
+            each.remove()
+    return Known(logits, seen[-1].detach().flatten(1).numpy() if seen else None)
 
 
 def normalised(images: NDArray[np.uint8], preprocessing: Preprocessing) -> Tensor:

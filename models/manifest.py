@@ -28,7 +28,16 @@ LOGITS_NAME = "logits"
 """Graph output: float32[N, num_classes], for checks and averages; the network's, divided by the temperature if the
 manifest has one."""
 OUTPUT_NAMES = [PROBABILITIES_NAME, INDICES_NAME, LOGITS_NAME]
-"""All outputs, in the order in which everything here asks for them."""
+"""The outputs of every graph, in the order in which everything here asks for them."""
+FEATURES_NAME = "features"
+"""Graph output: float32[N, C], the means over the last feature map, of which the last layer makes the logits."""
+ACTIVATION_MAPS_NAME = "activation_maps"
+"""Graph output: float32[N, K, h, w], class activation maps of the K best classes (arXiv:1512.04150): what each place of
+the last feature map adds to a class's logit, which is their mean and the class's bias."""
+EXTRA_NAMES = [FEATURES_NAME, ACTIVATION_MAPS_NAME]
+"""What a graph has besides where its network ends in global average pooling and one linear layer."""
+MAPPED_CLASSES = 5
+"""The graph has activation maps of min(MAPPED_CLASSES, num_classes) classes: as many as are answered by default."""
 
 MAX_TOP_K = 100
 """The graph ranks min(MAX_TOP_K, num_classes) classes."""
@@ -183,6 +192,16 @@ class Preprocessing(_Record):
         tops = (0, bottom) if bottom > 0 else (centre.top,) * 2
         upright = (centre, *(Crop(left=left, top=top) for top in tops for left in lefts))
         return upright + tuple(crop._replace(mirrored=True) for crop in upright)
+
+    def shown(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
+        """The part of an upright image of `size` (width, height) that the centre crop shows.
+
+        Returns:
+            Left, top, right and bottom as shares of width and height; below 0 or above 1 where it is filled up.
+        """
+        width, height = self.resized(size)
+        ((left, top, _),) = self.crops((width, height))
+        return left / width, top / height, (left + self.crop[1]) / width, (top + self.crop[0]) / height
 
     @property
     def fill(self) -> tuple[int, int, int]:
@@ -447,6 +466,10 @@ class Manifest(_Record):
     """Of a file that came quantised: on an x86 CPU without VNNI its sums overflow."""
     confidence: Confidence | None = None
     """None: probabilities are the network's own, as it was trained."""
+    features: Annotated[int, Field(ge=1)] | None = None
+    """Length of each image's features; None where the graph has none."""
+    activation_maps: tuple[_Side, _Side] | None = None
+    """Height and width of each activation map; None where the graph has none."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -454,6 +477,8 @@ class Manifest(_Record):
             raise ValueError(f"backend {self.backend} {'with' if self.tensorrt else 'without'} a record of TensorRT")
         if len(self.labels) != self.num_classes:
             raise ValueError(f"{len(self.labels)} labels for {self.num_classes} classes")
+        if (self.features is None) != (self.activation_maps is None):
+            raise ValueError("features and activation_maps are of the same layer: a graph has both or neither")
         if self.top_k > self.num_classes:
             raise ValueError(f"top_k {self.top_k} is more than the {self.num_classes} classes")
         if self.confidence and self.activation != "softmax":
@@ -477,6 +502,11 @@ class Manifest(_Record):
             return "openvino"
         calibration = self.conversion and self.conversion.calibration
         return calibration.backend if calibration else None
+
+    @property
+    def mapped_classes(self) -> int:
+        """How many classes of each image have an activation map."""
+        return min(MAPPED_CLASSES, self.top_k) if self.activation_maps else 0
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

@@ -30,6 +30,7 @@ class Code(StrEnum):
     UNKNOWN_MODEL = "unknown_model"
     MODEL_REFUSED = "model_refused"
     MODEL_UNAVAILABLE = "model_unavailable"
+    UNSUPPORTED_BY_MODEL = "unsupported_by_model"
     UNAUTHORIZED = "unauthorized"
     FORBIDDEN = "forbidden"
     RATE_LIMITED = "rate_limited"

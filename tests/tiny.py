@@ -51,12 +51,15 @@ def write(
     channel: int = 0,
     preprocessing: Preprocessing | None = None,
     activation: Activation = "softmax",
+    extras: bool = False,
 ) -> Manifest:
     """Write the model to `repository`; `work` is the number of 256 x 256 matrix products that a batch costs more.
 
     `channel` 1 or 2 has it look at green or blue instead. `preprocessing` is instead of a square `crop` of the centre.
+    With `extras` it has features, the mean colour, and activation maps, one value a pixel: 2 * class * red.
     """
-    content = _graph(work, channel, activation).SerializeToString()
+    side = preprocessing.crop if preprocessing else (crop, crop)
+    content = _graph(work, channel, activation, side if extras else None).SerializeToString()
     found = Manifest(
         name=name,
         version=version,
@@ -78,6 +81,8 @@ def write(
         tools={"onnx": onnx.__version__},
         fingerprint=hashlib.sha256(content).hexdigest(),
         labels=tuple(Label(label=f"red {value}") for value in range(CLASSES)),
+        features=3 if extras else None,
+        activation_maps=side if extras else None,
     )
     folder = repository / name / str(version)
     folder.mkdir(parents=True)
@@ -222,7 +227,7 @@ def _constant(name: str, values: NDArray[np.generic]) -> onnx.TensorProto:
     return numpy_helper.from_array(values, name)
 
 
-def _graph(work: int, channel: int, activation: Activation) -> onnx.ModelProto:
+def _graph(work: int, channel: int, activation: Activation, extras: tuple[int, int] | None = None) -> onnx.ModelProto:
     """logits[c] = 2 * c * red - c^2, which is largest for the c nearest to the mean red value."""
     classes = np.arange(CLASSES, dtype=np.float32)
     matrix = np.eye(_WORK_SIZE, dtype=np.float32)
@@ -274,6 +279,28 @@ def _graph(work: int, channel: int, activation: Activation) -> onnx.ModelProto:
             _constant("k", np.array([TOP_K], np.int64)),
         ],
     )
+    if extras:
+        graph.node.extend(
+            [
+                helper.make_node("Identity", ["colour"], [manifest.FEATURES_NAME]),
+                helper.make_node("Slice", [manifest.INDICES_NAME, "first", "last", "along"], ["best"]),
+                helper.make_node("Transpose", ["twice_red_times_class"], ["weights"], perm=[1, 0]),
+                helper.make_node("Gather", ["weights", "best"], ["rows"]),
+                helper.make_node("Transpose", ["pixels"], ["planes"], perm=[0, 3, 1, 2]),
+                helper.make_node("Reshape", ["planes", "flat"], ["places"]),
+                helper.make_node("MatMul", ["rows", "places"], ["flat_maps"]),
+                helper.make_node("Reshape", ["flat_maps", "side"], [manifest.ACTIVATION_MAPS_NAME]),
+            ]
+        )
+        shape = [-1, manifest.MAPPED_CLASSES, *extras]
+        numbers = {"first": [0], "last": [shape[1]], "along": [1], "flat": [0, 3, -1], "side": shape}
+        graph.initializer.extend(_constant(name, np.array(each, np.int64)) for name, each in numbers.items())
+        graph.output.extend(
+            [
+                helper.make_tensor_value_info(manifest.FEATURES_NAME, TensorProto.FLOAT, ["n", 3]),
+                helper.make_tensor_value_info(manifest.ACTIVATION_MAPS_NAME, TensorProto.FLOAT, ["n", *shape[1:]]),
+            ]
+        )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
     onnx.checker.check_model(model, full_check=True)
     return model

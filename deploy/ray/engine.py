@@ -22,7 +22,7 @@ from models.manifest import CropCount, ManifestError
 from server import repository
 from server.engine import loading
 from server.engine.admission import Admission
-from server.engine.classes import Classes, Follow
+from server.engine.classes import Classes, Extras, Follow
 from server.engine.core import Engine, Outcome
 from server.engine.decoding import Decoders, Image
 from server.engine.scheduler import Job, Priority
@@ -55,6 +55,7 @@ class _Crop(NamedTuple):
     pixels: NDArray[np.uint8]
     model: Labels
     top_k: int | None
+    include: Extras
     decode_times_s: tuple[float, float]
     """the wait for a thread, and decoding"""
     future: asyncio.Future[Classes]
@@ -114,6 +115,7 @@ class LocalEngine:
         crops: CropCount = 1,
         priority: Priority = Priority.NORMAL,
         follow: Follow | None = None,
+        include: Extras = Extras.NONE,
     ) -> list[Classes]:
         """See `Classifier`."""
         started_s = time.monotonic()
@@ -128,7 +130,7 @@ class LocalEngine:
             jobs.clear()
             labels = asked.manifest.name, str(asked.manifest.version)
             for each in pixels:
-                crop = _Crop(each, labels, top_k, decode_times_s, self._loop.create_future())
+                crop = _Crop(each, labels, top_k, include, decode_times_s, self._loop.create_future())
                 jobs.append(Job(next(self._ids), arrived_s, deadline_s, crop, priority=priority))
                 self._engine.submit(asked.id, jobs[-1])
             self._step()
@@ -146,6 +148,8 @@ class LocalEngine:
                 answers = await ask(model, top_k, decoded.ended_s, times)
                 while follow and (question := follow(answers)):
                     answers = await ask(*question, time.monotonic(), (0.0, 0.0))
+                if include:
+                    answers = [each._replace(photo_size=decoded.size) for each in answers]
         except TimeoutError:
             raise ServiceError(Code.DEADLINE_EXCEEDED, "the answer was not ready within the time limit") from None
         finally:
@@ -191,7 +195,8 @@ class LocalEngine:
             return
         self._metrics.inference.labels(*crop.model).observe(result.inference_s)
         decode_wait_s, decode_s = crop.decode_times_s
-        crop.future.set_result(result.ranked(crop.top_k)._replace(decode_wait_s=decode_wait_s, decode_s=decode_s))
+        ranked = result.ranked(crop.top_k, crop.include)
+        crop.future.set_result(ranked._replace(decode_wait_s=decode_wait_s, decode_s=decode_s))
 
     def _count(self, more: int) -> None:
         self._under_way += more

@@ -1,13 +1,27 @@
 """What the engine answers about one image, or one crop of it."""
 
 from collections.abc import Callable, Sequence
+from enum import Flag, auto
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.manifest import Activation
+from models.manifest import Activation, Manifest
 from server.repository import Model
+
+
+class Extras(Flag):
+    """What a request may want of the same pass besides its classes."""
+
+    NONE = 0
+    LOGITS = auto()
+    FEATURES = auto()
+    HEATMAP = auto()
+    """the activation maps"""
+
+
+_NONE = np.empty(0, np.float32)
 
 
 class Classes(NamedTuple):
@@ -29,11 +43,18 @@ class Classes(NamedTuple):
     """of a cascade, the member whose answer it is"""
     cut_short: bool = False
     """of a cascade: the next member would have been asked, had there been time"""
+    features: NDArray[np.float32] = _NONE
+    """float32[C]; empty where they were not asked for"""
+    activation_maps: NDArray[np.float32] = _NONE
+    """float32[k, h, w] of the best classes, at most MAPPED_CLASSES; empty where they were not asked for"""
+    photo_size: tuple[int, int] = (0, 0)
+    """width and height of the photo that was decoded, upright"""
 
-    def ranked(self, top_k: int | None) -> "Classes":
-        """Only the best `top_k`, or, where that is None, only the logits."""
-        logits = self.logits if top_k is None else self.logits[:0]
-        return Classes(self.probabilities[: top_k or 0], self.indices[: top_k or 0], logits, *self[3:])
+    def ranked(self, top_k: int | None, include: Extras = Extras.NONE) -> "Classes":
+        """Only the best `top_k`, with the logits where they are to be included, or, where that is None, only these."""
+        logits = self.logits if top_k is None or (include and Extras.LOGITS in include) else self.logits[:0]
+        ranked = Classes(self.probabilities[: top_k or 0], self.indices[: top_k or 0], logits, *self[3:])
+        return ranked._replace(activation_maps=self.activation_maps[: top_k or 0]) if include else ranked
 
 
 class Question(NamedTuple):
@@ -47,6 +68,13 @@ class Question(NamedTuple):
 
 Follow = Callable[[list[Classes]], Question | None]
 """Told the answers about all crops, it says what is asked about the same pixels next; None: nothing."""
+
+
+def shaped(answer: Classes, found: Manifest) -> Classes:
+    """An answer that came as bytes, its activation maps in the shape that the model's manifest says."""
+    if not answer.activation_maps.size or not found.activation_maps:
+        return answer
+    return answer._replace(activation_maps=answer.activation_maps.reshape(-1, *found.activation_maps))
 
 
 def average(answers: Sequence[Classes], top_k: int | None, activation: Activation) -> Classes:

@@ -7,13 +7,15 @@ when `step` has something to collect.
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import reduce
+from operator import or_
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from server.engine.backends import Backend, Outputs
-from server.engine.classes import Classes
+from server.engine.classes import Classes, Extras
 from server.engine.scheduler import Job, Limits, Scheduler
 from server.errors import Code, DeviceLostError, ServiceError
 
@@ -24,6 +26,10 @@ class Decoded(Protocol):
     @property
     def pixels(self) -> NDArray[np.uint8]:
         """uint8[H, W, 3]; read while the job's batch runs, and the owner's again with the job's outcome."""
+
+    @property
+    def include(self) -> Extras:
+        """What is wanted besides the classes."""
 
 
 Payload = TypeVar("Payload", bound=Decoded)
@@ -162,8 +168,9 @@ class Engine(Generic[Payload]):
 
     def _run(self, backend: Backend, jobs: Sequence[Job[Payload]]) -> tuple[Outputs, float]:
         started_s = self._clock()
-        outputs = backend.run([job.payload.pixels for job in jobs])
-        if any(len(rows) != len(jobs) for rows in outputs):
+        wanted = reduce(or_, {job.payload.include for job in jobs})
+        outputs = backend.run([job.payload.pixels for job in jobs], wanted)
+        if any(rows is not None and len(rows) != len(jobs) for rows in outputs):
             raise ValueError(f"{len(jobs)} images have {len(outputs.indices)} answers; the model's graph is wrong")
         return outputs, self._clock() - started_s
 
@@ -183,10 +190,18 @@ class Engine(Generic[Payload]):
         size = len(batch.jobs)
         if batch.model in self._backends:
             self._scheduler.observe(batch.model, size, seconds)
-        return [
-            Outcome(job, Classes(probabilities, indices, logits, batch.started_s - job.arrived_s, seconds, size))
-            for job, probabilities, indices, logits in zip(batch.jobs, *outputs, strict=True)
-        ]
+        probabilities, indices, logits, features, activation_maps = outputs
+        outcomes = []
+        for row, job in enumerate(batch.jobs):
+            queue_s = batch.started_s - job.arrived_s
+            classes = Classes(probabilities[row], indices[row], logits[row], queue_s, seconds, size)
+            include = job.payload.include
+            if features is not None and Extras.FEATURES in include:
+                classes = classes._replace(features=features[row])
+            if activation_maps is not None and Extras.HEATMAP in include:
+                classes = classes._replace(activation_maps=activation_maps[row])
+            outcomes.append(Outcome(job, classes))
+        return outcomes
 
 
 def _too_late() -> ServiceError:

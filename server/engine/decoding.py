@@ -12,8 +12,10 @@ from models.manifest import Preprocessing
 
 Image = bytes | NDArray[np.uint8]
 """Compressed, or pixels that need no decoding: uint8[H, W, 3], RGB. Only a decoder looks at it."""
-Decode = Callable[[bytes, Preprocessing, Sequence[NDArray[np.uint8]]], None]
-"""Writes each crop of a compressed image, uint8[H, W, 3], RGB, into one of the arrays."""
+Size = tuple[int, int]
+"""Width and height of a photo, upright."""
+Decode = Callable[[bytes, Preprocessing, Sequence[NDArray[np.uint8]]], Size]
+"""Writes each crop of a compressed image, uint8[H, W, 3], RGB, into one of the arrays; tells the image's size."""
 
 
 class Decoded(NamedTuple):
@@ -21,6 +23,7 @@ class Decoded(NamedTuple):
 
     started_s: float
     ended_s: float
+    size: Size = (0, 0)
 
 
 class Decoders:
@@ -68,10 +71,11 @@ class Decoders:
         self._started_s[work] = started_s
         try:
             if isinstance(image, bytes):
-                self._decode(image, preprocessing, outs)
+                size = self._decode(image, preprocessing, outs)
             else:
                 (out,) = outs
                 out[...] = image
+                size = (0, 0)  # of no photo
         finally:
             del self._started_s[work]
-        return Decoded(started_s, time.monotonic())
+        return Decoded(started_s, time.monotonic(), size)

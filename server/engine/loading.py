@@ -11,10 +11,11 @@ from typing import NamedTuple
 import numpy as np
 
 from models import manifest
-from models.manifest import ManifestError
+from models.manifest import Manifest, ManifestError
 from server import cpus
 from server.engine import backends
-from server.engine.backends import Backend
+from server.engine.backends import Backend, Outputs
+from server.engine.classes import Extras
 from server.engine.scheduler import Limits, buckets
 from server.repository import Model
 from server.settings import Settings
@@ -65,6 +66,8 @@ def load(
                 raise ManifestError(
                     f"{folder / found.file.name}: it does not rank {found.num_classes} classes as it should"
                 )
+            if size == 1 and found.activation_maps:
+                _check_extras(backend.run(images, Extras.FEATURES | Extras.HEATMAP), found, folder / found.file.name)
             warm_s = time.monotonic()
             backend.run(images)
             latency_s[size] = time.monotonic() - warm_s
@@ -75,6 +78,12 @@ def load(
     log.info("%s is warm after %.1f s", model.key, time.monotonic() - started_s)
     limits = Limits(settings.max_batch, settings.max_wait_ms / 1e3, settings.queue_size)
     return Warm(backend, limits, latency_s)
+
+
+def _check_extras(outputs: Outputs, found: Manifest, path: Path) -> None:
+    shapes = [rows is not None and rows.shape for rows in (outputs.features, outputs.activation_maps)]
+    if shapes != [(1, found.features), (1, found.mapped_classes, *(found.activation_maps or ()))]:
+        raise ManifestError(f"{path}: its features and activation maps are not as its manifest says")
 
 
 def give_memory_back() -> None:

@@ -19,6 +19,8 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, tag=0):
     deadline_s: float
     quarantined: bool
     priority: Priority
+    include: int = 0
+    """of `Extras`"""
 
 
 class Cancel(msgspec.Struct, frozen=True, array_like=True, tag=1):
@@ -40,6 +42,10 @@ class Answer(msgspec.Struct, frozen=True, array_like=True, tag=2):
     queue_s: float
     inference_s: float
     batch_size: int
+    features: bytes = b""
+    """float32[C]; empty where they were not asked for"""
+    activation_maps: bytes = b""
+    """float32[k, h, w]; empty where they were not asked for"""
 
 
 class Failure(msgspec.Struct, frozen=True, array_like=True, tag=3):

@@ -23,6 +23,7 @@ from server import logs, metrics
 from server.control import HEARTBEAT_S, EngineReady, FromEngine, Heartbeat, Load, Loaded, ToEngine, Unload
 from server.engine import backends
 from server.engine.channel import Channel
+from server.engine.classes import Extras
 from server.engine.core import Engine, Outcome
 from server.engine.loading import Warm, give_memory_back, load
 from server.engine.messages import Answer, Cancel, Dropped, Failure, Reply, Submit, decode_request, encode
@@ -58,6 +59,7 @@ class _Crop(NamedTuple):
     pixels: NDArray[np.uint8]
     model: metrics.Labels
     top_k: int | None
+    include: Extras
 
 
 def main(
@@ -282,7 +284,8 @@ class _Process:
         if served is None:
             raise ServiceError(Code.ENGINE_UNAVAILABLE, "the model is not loaded; try again later")
         pixels = served.pixels[request.slot]
-        crop = _Crop(owner, request.id, request.slot, pixels, served.labels, request.top_k)
+        include = Extras(request.include) if request.include else Extras.NONE
+        crop = _Crop(owner, request.id, request.slot, pixels, served.labels, request.top_k, include)
         job = Job(
             (owner, request.id), request.arrived_s, request.deadline_s, crop, request.quarantined, request.priority
         )
@@ -307,7 +310,7 @@ class _Process:
         crop, result = outcome.job.payload, outcome.result
         if isinstance(result, ServiceError):
             return crop.owner, Failure(crop.id, result.code, result.detail)
-        wanted = result.ranked(crop.top_k)
+        wanted = result.ranked(crop.top_k, crop.include)
         return crop.owner, Answer(
             crop.id,
             wanted.probabilities.tobytes(),
@@ -316,6 +319,8 @@ class _Process:
             wanted.queue_s,
             wanted.inference_s,
             wanted.batch_size,
+            wanted.features.tobytes(),
+            wanted.activation_maps.tobytes(),
         )
 
     def _send(self, replies: list[tuple[Channel, Reply]]) -> None:

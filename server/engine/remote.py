@@ -16,7 +16,7 @@ import numpy as np
 
 from models.manifest import CropCount
 from server.engine.channel import Channel
-from server.engine.classes import Classes, Follow, Question
+from server.engine.classes import Classes, Extras, Follow, Question, shaped
 from server.engine.decoding import Decoded, Decoders, Image
 from server.engine.dispatch import Engines
 from server.engine.messages import Answer, Cancel, Submit, decode_replies, encode
@@ -70,10 +70,11 @@ class RemoteEngine:
         crops: CropCount = 1,
         priority: Priority = Priority.NORMAL,
         follow: Follow | None = None,
+        include: Extras = Extras.NONE,
     ) -> list[Classes]:
         """See `Classifier`."""
         now_s = time.monotonic()
-        tickets = self._tickets.admit(crops, model.id, top_k, deadline_s, priority, now_s)
+        tickets = self._tickets.admit(crops, model.id, top_k, deadline_s, priority, now_s, include)
         futures = [self._loop.create_future() for _ in tickets]
         for ticket, future in zip(tickets, futures, strict=True):
             self._slots.running[ticket.slot] = False
@@ -98,7 +99,7 @@ class RemoteEngine:
                 answers = [await future for future in futures]
                 while follow and (question := follow(answers)):
                     answers = await self._ask_again(tickets, question)
-                return answers
+            return [shaped(each, model.manifest) for each in answers] if include else answers
         except TimeoutError:
             raise self._tickets.too_late(tickets) from None
         finally:
@@ -227,4 +228,7 @@ def _classes(ticket: Ticket, answer: Answer) -> Classes:
         answer.batch_size,
         ticket.decode_wait_s,
         ticket.decode_s,
+        features=np.frombuffer(answer.features, np.float32),
+        activation_maps=np.frombuffer(answer.activation_maps, np.float32),
+        photo_size=ticket.photo_size,
     )

@@ -16,6 +16,7 @@ from enum import Enum, auto
 from typing import NamedTuple
 
 from server.engine.admission import Admission
+from server.engine.classes import Extras
 from server.engine.decoding import Decoded
 from server.engine.dispatch import Engines
 from server.engine.messages import Answer, Cancel, Dropped, Failure, Reply, Submit
@@ -53,9 +54,11 @@ class Ticket:
         "engine",
         "given_up",
         "id",
+        "include",
         "kept",
         "model",
         "permits",
+        "photo_size",
         "priority",
         "slot",
         "state",
@@ -73,6 +76,7 @@ class Ticket:
         priority: Priority,
         permits: int,
         admitted_s: float,
+        include: Extras,
     ) -> None:
         self.id = ticket_id
         self.slot = slot
@@ -92,6 +96,8 @@ class Ticket:
         self.decode_s = 0.0
         self.arrived_s = 0.0
         self.answered_s = 0.0
+        self.include = include
+        self.photo_size = (0, 0)
 
     def wanted(self, now_s: float) -> bool:
         """Somebody still waits for the answer."""
@@ -149,7 +155,14 @@ class Tickets:
         self._admission.check(permits, len(self._tickets), within_s)
 
     def admit(
-        self, crops: int, model: str, top_k: int | None, deadline_s: float, priority: Priority, now_s: float
+        self,
+        crops: int,
+        model: str,
+        top_k: int | None,
+        deadline_s: float,
+        priority: Priority,
+        now_s: float,
+        include: Extras = Extras.NONE,
     ) -> list[Ticket]:
         """A ticket for each crop of one image, or for none. One that is `kept` by its owner may be asked again.
 
@@ -159,7 +172,7 @@ class Tickets:
         self.check(crops, deadline_s - now_s)
         if not self._engines.expects(model):
             raise _away()
-        return [self._admit(model, top_k, deadline_s, priority, now_s) for _ in range(crops)]
+        return [self._admit(model, top_k, deadline_s, priority, now_s, include) for _ in range(crops)]
 
     def decoded(self, tickets: Sequence[Ticket], result: Decoded | BaseException | None, now_s: float) -> list[Action]:
         """A decoder has let go of their slots. It has failed, or never began if there is no result."""
@@ -170,6 +183,7 @@ class Tickets:
             ticket.arrived_s = result.ended_s
             ticket.decode_wait_s = result.started_s - ticket.admitted_s
             ticket.decode_s = result.ended_s - result.started_s
+            ticket.photo_size = result.size
             actions += self._hand_over(ticket, now_s)
         return actions
 
@@ -246,9 +260,11 @@ class Tickets:
             return ServiceError(Code.ENGINE_UNAVAILABLE, "the inference engine was not there in time")
         return ServiceError(Code.DEADLINE_EXCEEDED, "the answer was not ready within the time limit")
 
-    def _admit(self, model: str, top_k: int | None, deadline_s: float, priority: Priority, now_s: float) -> Ticket:
+    def _admit(
+        self, model: str, top_k: int | None, deadline_s: float, priority: Priority, now_s: float, include: Extras
+    ) -> Ticket:
         permits = len(self._tickets) + 1
-        ticket = Ticket(next(self._ids), self._free.pop(), model, top_k, deadline_s, priority, permits, now_s)
+        ticket = Ticket(next(self._ids), self._free.pop(), model, top_k, deadline_s, priority, permits, now_s, include)
         self._tickets[ticket.id] = ticket
         return ticket
 
@@ -288,6 +304,7 @@ class Tickets:
             deadline_s=ticket.deadline_s,
             quarantined=ticket.crashes > 0,
             priority=ticket.priority,
+            include=ticket.include.value,
         )
 
     def _end(self, ticket: Ticket, outcome: Answer | BaseException | None) -> Ended:

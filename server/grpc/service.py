@@ -33,6 +33,7 @@ STATUS: dict[Code, grpc.StatusCode] = {
     Code.UNSUPPORTED_ENCODING: grpc.StatusCode.INVALID_ARGUMENT,
     Code.MALFORMED_MULTIPART: grpc.StatusCode.INVALID_ARGUMENT,
     Code.INVALID_PARAMETER: grpc.StatusCode.INVALID_ARGUMENT,
+    Code.UNSUPPORTED_BY_MODEL: grpc.StatusCode.INVALID_ARGUMENT,
     Code.UNKNOWN_MODEL: grpc.StatusCode.NOT_FOUND,
     Code.BODY_TIMEOUT: grpc.StatusCode.DEADLINE_EXCEEDED,
     Code.BODY_TOO_LARGE: grpc.StatusCode.RESOURCE_EXHAUSTED,

@@ -1,20 +1,26 @@
-"""`POST /classify`: one image in, its classes out. `POST /classify/batch`: the same for several."""
+"""`POST /classify`: one image in, its classes out. `POST /classify/batch`: the same for several.
+
+`POST /embed`: one image in, its features out.
+"""
 
 import difflib
 import math
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from enum import IntEnum
-from typing import Annotated, Any
+from functools import reduce
+from operator import or_
+from typing import Annotated, Any, TypeVar, cast
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.json_schema import SkipJsonSchema
 from starlette.requests import ClientDisconnect
 
 from models.manifest import MAX_TOP_K
+from server.engine.classes import Extras
 from server.engine.scheduler import Priority
 from server.errors import SHUTTING_DOWN, ServiceError
 from server.http import openapi, problems, responses
@@ -23,7 +29,7 @@ from server.http.disconnects import cancelled_when_gone
 from server.http.fields import field
 from server.http.load_shedding import PATH, TIMEOUT_FIELD, TIMEOUT_HEADER
 from server.http.request_ids import request_id_of
-from server.http.responses import Classification, ClassificationBatch, ImageProblem, ImageResult
+from server.http.responses import Classification, ClassificationBatch, Embedding, ImageProblem, ImageResult
 from server.http.uploads import Uploads
 from server.serving.outcomes import Outcome, counted_if_refused
 from server.serving.plan import DEFAULT_TOP_K, Answer, Ask, Plan
@@ -32,6 +38,8 @@ from server.serving.several import classify_each
 from server.settings import PriorityName
 
 CACHE_HEADER = "X-Cache"
+EMBED_PATH = "/embed"
+_INCLUDE_PATTERN = "^(logits|features|heatmap)(,(logits|features|heatmap))*$"
 
 
 class Crops(IntEnum):
@@ -41,17 +49,38 @@ class Crops(IntEnum):
     TEN = 10
 
 
-class Parameters(BaseModel):
-    """What the query or the fields of a form say, of one image or of all images of a batch."""
+EXTRAS = {"logits": Extras.LOGITS, "features": Extras.FEATURES, "heatmap": Extras.HEATMAP}
+
+
+def _included(text: str) -> str:
+    names = text.split(",")
+    if not set(names) <= EXTRAS.keys():
+        raise ValueError(f"name some of {', '.join(EXTRAS)}, with commas between them")
+    return text
+
+
+class EmbedParameters(BaseModel):
+    """What the query or the fields of a form say of an image whose features are wanted."""
 
     model_config = ConfigDict(extra="forbid")
 
-    top_k: int = Field(DEFAULT_TOP_K, ge=1, le=MAX_TOP_K, description="classes wanted; at most the model's")
     model: str | SkipJsonSchema[None] = Field(None, description="name; without it the default model")
     version: Annotated[int, Field(ge=1)] | SkipJsonSchema[None] = Field(None, description="without it the newest")
-    crops: Crops = Field(Crops.CENTRE, description="10: the mean over the centre, the corners and their mirrors")
     priority: PriorityName | SkipJsonSchema[None] = Field(
         None, description="who goes first; without it as the model has it"
+    )
+
+
+class Parameters(EmbedParameters):
+    """What the query or the fields of a form say, of one image or of all images of a batch."""
+
+    top_k: int = Field(DEFAULT_TOP_K, ge=1, le=MAX_TOP_K, description="classes wanted; at most the model's")
+    crops: Crops = Field(Crops.CENTRE, description="10: the mean over the centre, the corners and their mirrors")
+    include: Annotated[str, AfterValidator(_included)] | SkipJsonSchema[None] = Field(
+        None,
+        description="what is wanted of the same pass besides the classes, with commas between: logits, features,"
+        " heatmap (docs/features.md)",
+        json_schema_extra={"pattern": _INCLUDE_PATTERN},
     )
 
 
@@ -69,8 +98,10 @@ class _Route(APIRoute):
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        kind = EmbedParameters if self.path == EMBED_PATH else Parameters
+
         async def handle(request: Request) -> Response:
-            parameters = _parameters(request, ())
+            parameters = _parameters(request, (), kind)
             try:
                 timeout = field(request.scope, TIMEOUT_FIELD)
                 timeout_s = None if timeout is None else _TIMEOUT.validate_python(timeout)
@@ -82,10 +113,11 @@ class _Route(APIRoute):
         return handle
 
 
-_NO_PARAMETERS = Parameters()
+Kind = TypeVar("Kind", bound=EmbedParameters)
+_NO_PARAMETERS: dict[type[EmbedParameters], EmbedParameters] = {kind: kind() for kind in (EmbedParameters, Parameters)}
 
 
-def _parameters(request: Request, fields: Sequence[tuple[str, str]]) -> Parameters:
+def _parameters(request: Request, fields: Sequence[tuple[str, str]], kind: type[Kind]) -> Kind:
     """Those of the query and those of a form; each may be given once.
 
     A form may have fields of other programs, but none that looks like one of ours misspelt.
@@ -94,8 +126,8 @@ def _parameters(request: Request, fields: Sequence[tuple[str, str]]) -> Paramete
         RequestValidationError: one is wrong, or none of ours.
     """
     if not (fields or request.scope["query_string"]):
-        return _NO_PARAMETERS
-    known = Parameters.model_fields
+        return cast("Kind", _NO_PARAMETERS[kind])
+    known = kind.model_fields
     given: dict[str, str] = {}
     queried = [("query", *each) for each in request.query_params.multi_items()]
     for where, name, value in [*queried, *(("form", *each) for each in fields)]:
@@ -109,7 +141,7 @@ def _parameters(request: Request, fields: Sequence[tuple[str, str]]) -> Paramete
             raise _invalid(where, name, "it is given twice")
         given[name] = value
     try:
-        return Parameters.model_validate(given)
+        return kind.model_validate(given)
     except ValidationError as error:
         first = error.errors()[0]
         raise _invalid("query", ".".join(map(str, first["loc"])), first["msg"]) from None
@@ -131,7 +163,7 @@ def router(service: Service, uploads: Uploads) -> APIRouter:
         responses={
             200: {
                 "description": "its classes",
-                "content": responses.content(Classification),
+                "content": responses.content(Classification) | {responses.PNG: {"schema": _BINARY}},
                 "headers": _HEADERS,
             },
         },
@@ -142,7 +174,11 @@ def router(service: Service, uploads: Uploads) -> APIRouter:
         parameters: Annotated[Parameters, Query()],
         timeout_s: Annotated[Timeout, Header(alias=TIMEOUT_HEADER)] = None,
     ) -> Response:
-        """Send the image's bytes as the body, or as the file of a multipart form."""
+        """Send the image's bytes as the body, or as the file of a multipart form.
+
+        With `include=heatmap` and `Accept: image/png` the answer is the photo, with what speaks for its best class in
+        colour.
+        """
         ask = _ask(parameters, timeout_s)
         request_id = request_id_of(request)
         with Outcome(service.metrics, cancelled=SHUTTING_DOWN, gone=ClientDisconnect) as outcome:
@@ -152,9 +188,40 @@ def router(service: Service, uploads: Uploads) -> APIRouter:
                 plan = _plan(service, plan, request, image.fields)
                 async with cancelled_when_gone(request):
                     answer = await service.classify(plan, image.content, received_s)
+                    picture = await _picture(service, request, answer, image.content)
             outcome.answered([answer])
         headers = {CACHE_HEADER: "hit" if answer.remembered else "miss"} if service.cache else None
-        return responses.response(request, responses.classification(answer, request_id), headers)
+        if picture is not None:
+            return responses.png(picture, request_id, headers)
+        return responses.response(
+            request, responses.classification(answer, request_id, binary=_is_binary(request, answer)), headers
+        )
+
+    @routes.post(
+        EMBED_PATH,
+        summary="The features of an image",
+        response_model=None,
+        responses={200: {"description": "its features", "content": responses.content(Embedding)}},
+        openapi_extra={"requestBody": _REQUEST_BODY},
+    )
+    async def embed(
+        request: Request,
+        parameters: Annotated[EmbedParameters, Query()],
+        timeout_s: Annotated[Timeout, Header(alias=TIMEOUT_HEADER)] = None,
+    ) -> Response:
+        """Send the image as to `/classify`: what the model's last layer sees of it, for search and comparison."""
+        ask = _ask(parameters, timeout_s)
+        request_id = request_id_of(request)
+        with Outcome(service.metrics, cancelled=SHUTTING_DOWN, gone=ClientDisconnect) as outcome:
+            plan = service.admit(ask, outcome)
+            async with uploads.image(request) as image:
+                received_s = time.monotonic()
+                plan = _plan(service, plan, request, image.fields, EmbedParameters)
+                async with cancelled_when_gone(request):
+                    answer = await service.classify(plan, image.content, received_s)
+            outcome.answered([answer])
+        binary = _is_binary(request, answer)
+        return responses.response(request, responses.embedding(answer, request_id, binary=binary))
 
     @routes.post(
         "/classify/batch",
@@ -183,38 +250,62 @@ def router(service: Service, uploads: Uploads) -> APIRouter:
                 plan = _plan(service, plan, request, fields)
                 async with cancelled_when_gone(request):
                     answers = await classify_each(service, plan, [file.read for file in files], received_s)
-        results = [_result(file, answer, request_id) for file, answer in zip(files, answers, strict=True)]
+        results = [_result(request, file, answer, request_id) for file, answer in zip(files, answers, strict=True)]
         return responses.response(request, ClassificationBatch(results, request_id))
 
     return routes
 
 
-def _plan(service: Service, plan: Plan, request: Request, fields: Sequence[tuple[str, str]]) -> Plan:
+async def _picture(service: Service, request: Request, answer: Answer, image: bytes) -> bytes | None:
+    """The photo with the heat map of its best class, a PNG, where the client prefers that; None: it does not."""
+    include = answer.plan.ask.include
+    if not (include and Extras.HEATMAP in include and responses.prefers_png(request.headers.get("accept", ""))):
+        return None
+    classes = answer.classes
+    return await service.draw(image, classes.photo_size, classes.activation_maps[0], answer.box)
+
+
+def _is_binary(request: Request, answer: Answer) -> bool:
+    """Whether features go as bytes."""
+    include = answer.plan.ask.include
+    return bool(include) and responses.prefers_msgpack(request.headers.get("accept", ""))
+
+
+def _plan(
+    service: Service,
+    plan: Plan,
+    request: Request,
+    fields: Sequence[tuple[str, str]],
+    kind: type[EmbedParameters] = Parameters,
+) -> Plan:
     """The plan, or another where the fields of a form change what is asked for."""
     if not fields:
         return plan
     try:
-        parameters = _parameters(request, fields)
+        parameters = _parameters(request, fields, kind)
     except RequestValidationError as error:
         raise problems.invalid_parameter(error) from None
     return service.plan(_ask(parameters, None)._replace(patience_s=plan.ask.patience_s))
 
 
-def _ask(parameters: Parameters, timeout_s: float | None) -> Ask:
-    return Ask(
+def _ask(parameters: EmbedParameters, timeout_s: float | None) -> Ask:
+    ask = Ask(
         parameters.model,
         parameters.version,
-        parameters.top_k,
-        parameters.crops.value,
-        Priority[parameters.priority.upper()] if parameters.priority else None,
-        time.monotonic() + (timeout_s or math.inf),
+        priority=Priority[parameters.priority.upper()] if parameters.priority else None,
+        patience_s=time.monotonic() + (timeout_s or math.inf),
     )
+    if not isinstance(parameters, Parameters):
+        return ask._replace(top_k=1, include=Extras.FEATURES)
+    include = reduce(or_, map(EXTRAS.__getitem__, parameters.include.split(","))) if parameters.include else Extras.NONE
+    return ask._replace(top_k=parameters.top_k, crops=parameters.crops.value, include=include)
 
 
-def _result(file: File, answer: Answer | ServiceError, request_id: str) -> ImageResult:
+def _result(request: Request, file: File, answer: Answer | ServiceError, request_id: str) -> ImageResult:
     if isinstance(answer, ServiceError):
         return ImageResult(file.name, None, ImageProblem(answer.code, answer.detail))
-    return ImageResult(file.name, responses.classification(answer, request_id), None)
+    found = responses.classification(answer, request_id, binary=_is_binary(request, answer))
+    return ImageResult(file.name, found, None)
 
 
 _BINARY = {"type": "string", "format": "binary"}

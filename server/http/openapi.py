@@ -24,7 +24,11 @@ _TAGS = {
     "v2": "The Open Inference Protocol, as KServe and Triton have it.",
     "huggingface": "Image classification as Hugging Face's inference endpoints have it.",
 }
-_EXAMPLES = {"classify": responses.EXAMPLE, "classify_batch": responses.BATCH_EXAMPLE}
+_EXAMPLES = {
+    "classify": responses.EXAMPLE,
+    "classify_batch": responses.BATCH_EXAMPLE,
+    "embed": responses.EMBEDDING_EXAMPLE,
+}
 """FastAPI would leave out what is null in them."""
 _KEYS: list[Json] = [{"bearer": []}, {"api_key": []}]
 _SCHEMES = {

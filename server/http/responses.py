@@ -4,14 +4,17 @@ from collections.abc import Iterable
 from typing import Annotated, Any
 
 import msgspec
+import numpy as np
 from fastapi import Request, Response
 from msgspec import UNSET, Meta, UnsetType
+from numpy.typing import NDArray
 
+from server.engine.classes import Classes, Extras
 from server.http import request_ids
 from server.http.fields import field
 from server.serving.plan import Answer
 
-JSON, MSGPACK = "application/json", "application/msgpack"
+JSON, MSGPACK, PNG = "application/json", "application/msgpack", "image/png"
 _REFERENCE = "#/components/schemas/{name}"
 
 
@@ -33,6 +36,25 @@ class Timings(msgspec.Struct, frozen=True):
     queue: Annotated[float, Meta(description="from decoded to inference")]
     inference: float
     total: Annotated[float, Meta(description="from the last byte of the upload")]
+
+
+class Heatmap(msgspec.Struct, frozen=True):
+    """Where in the photo the logits of the best classes come from (class activation maps, arXiv:1512.04150)."""
+
+    class_ids: Annotated[list[int], Meta(description="whose maps these are: the best classes, at most 5")]
+    maps: Annotated[
+        list[list[list[float]]],
+        Meta(
+            description="of each class rows from the top of numbers from the left; their mean is the logit, less bias"
+        ),
+    ]
+    box: Annotated[
+        tuple[float, float, float, float],
+        Meta(
+            description="what part of the photo, upright by its EXIF orientation, a map covers: left, top, right and"
+            " bottom, as shares of its width and height; below 0 or above 1 where the network saw more than the photo"
+        ),
+    ]
 
 
 class Classification(msgspec.Struct, frozen=True):
@@ -58,6 +80,27 @@ class Classification(msgspec.Struct, frozen=True):
         bool | UnsetType,
         Meta(description="of a cascade: true: the next member would have been asked, had there been time"),
     ] = UNSET
+    logits: Annotated[list[float] | UnsetType, Meta(description="of every class, where they are included")] = UNSET
+    features: Annotated[
+        list[float] | bytes | UnsetType,
+        Meta(
+            description="what the network's last layer sees, where they are included; in msgpack bytes, each number a"
+            " little-endian float32"
+        ),
+    ] = UNSET
+    heatmap: Heatmap | UnsetType = UNSET
+
+
+class Embedding(msgspec.Struct, frozen=True):
+    """The features of an image: what the network's last layer sees of it."""
+
+    model: str
+    version: int
+    random_weights: Annotated[bool, Meta(description="true: the network is untrained and its features mean little")]
+    features: Annotated[list[float] | bytes, Meta(description="in msgpack bytes, each number a little-endian float32")]
+    timings_ms: Timings
+    batch_size: Annotated[int, Meta(description="images in the batch that this one ran in")]
+    request_id: str
 
 
 class ImageProblem(msgspec.Struct, frozen=True):
@@ -82,8 +125,8 @@ class ClassificationBatch(msgspec.Struct, frozen=True):
     request_id: str
 
 
-def classification(answer: Answer, request_id: str) -> Classification:
-    """The answer about one image."""
+def classification(answer: Answer, request_id: str, *, binary: bool = False) -> Classification:
+    """The answer about one image; `binary`: features as bytes, which only msgpack has."""
     entry, classes = answer.plan.entry, answer.classes
     return Classification(
         entry.name,
@@ -98,21 +141,70 @@ def classification(answer: Answer, request_id: str) -> Classification:
             )
             for index, probability in zip(classes.indices.tolist(), classes.probabilities.tolist(), strict=True)
         ],
-        Timings(
-            decode_wait=round(classes.decode_wait_s * 1e3, 3),
-            decode=round(classes.decode_s * 1e3, 3),
-            queue=round(classes.queue_s * 1e3, 3),
-            inference=round(classes.inference_s * 1e3, 3),
-            total=round(answer.total_s * 1e3, 3),
-        ),
+        _timings(answer),
         classes.batch_size,
         request_id,
-        *((classes.answered_by, classes.cut_short) if classes.answered_by else ()),
+        *((classes.answered_by, classes.cut_short) if classes.answered_by else (UNSET, UNSET)),
+        *(_extras(answer, binary=binary) if answer.plan.ask.include else ()),
     )
 
 
+def embedding(answer: Answer, request_id: str, *, binary: bool) -> Embedding:
+    """The features of one image; `binary`: as bytes, which only msgpack has."""
+    entry, classes = answer.plan.entry, answer.classes
+    return Embedding(
+        entry.name,
+        entry.version,
+        answer.plan.random_weights,
+        _features(classes, binary=binary),
+        _timings(answer),
+        classes.batch_size,
+        request_id,
+    )
+
+
+def _extras(
+    answer: Answer, *, binary: bool
+) -> tuple[list[float] | UnsetType, list[float] | bytes | UnsetType, Heatmap | UnsetType]:
+    classes, include = answer.classes, answer.plan.ask.include
+    return (
+        _numbers(classes.logits) if Extras.LOGITS in include else UNSET,
+        _features(classes, binary=binary) if Extras.FEATURES in include else UNSET,
+        _heatmap(answer) if Extras.HEATMAP in include else UNSET,
+    )
+
+
+def _timings(answer: Answer) -> Timings:
+    classes = answer.classes
+    return Timings(
+        decode_wait=round(classes.decode_wait_s * 1e3, 3),
+        decode=round(classes.decode_s * 1e3, 3),
+        queue=round(classes.queue_s * 1e3, 3),
+        inference=round(classes.inference_s * 1e3, 3),
+        total=round(answer.total_s * 1e3, 3),
+    )
+
+
+def _features(classes: Classes, *, binary: bool) -> list[float] | bytes:
+    return classes.features.astype("<f4", copy=False).tobytes() if binary else _numbers(classes.features)
+
+
+def _heatmap(answer: Answer) -> Heatmap:
+    classes = answer.classes
+    mapped = classes.indices[: len(classes.activation_maps)].tolist()
+    return Heatmap(mapped, _numbers(classes.activation_maps), answer.box)
+
+
+def _numbers(values: NDArray[np.float32]) -> list[Any]:
+    """As lists, to seven decimals: about all that float32 holds."""
+    found: list[Any] = values.astype(np.float64).round(7).tolist()
+    return found
+
+
 def response(
-    request: Request, answer: Classification | ClassificationBatch, headers: dict[str, str] | None = None
+    request: Request,
+    answer: Classification | ClassificationBatch | Embedding,
+    headers: dict[str, str] | None = None,
 ) -> Response:
     """The answer in the format that the client prefers."""
     headers = {request_ids.HEADER: answer.request_id, **(headers or {})}
@@ -121,17 +213,31 @@ def response(
     return Response(_to_json(answer), headers=headers, media_type=JSON)
 
 
+def png(picture: bytes, request_id: str, headers: dict[str, str] | None) -> Response:
+    """A picture as the answer."""
+    return Response(picture, headers={request_ids.HEADER: request_id, **(headers or {})}, media_type=PNG)
+
+
 def prefers_msgpack(accept: str) -> bool:
     """Whether an Accept field names msgpack, and nothing that means JSON with a higher or, by name, the same quality.
 
     Qualities are those of RFC 9110, 12.4.2. Whatever else it says, the answer is JSON.
     """
-    if MSGPACK not in accept.lower():
+    return _prefers(accept, MSGPACK)
+
+
+def prefers_png(accept: str) -> bool:
+    """Whether an Accept field names PNG, likewise."""
+    return _prefers(accept, PNG)
+
+
+def _prefers(accept: str, kind: str) -> bool:
+    if kind not in accept.lower():
         return False
     qualities = dict(map(quality, accept.lower().split(",")))
     json = next((qualities[range_] for range_ in (JSON, "application/*", "*/*") if range_ in qualities), 0.0)
-    msgpack = qualities.get(MSGPACK, 0.0)
-    return msgpack > json or (msgpack == json > 0 and JSON not in qualities)
+    wanted = qualities.get(kind, 0.0)
+    return wanted > json or (wanted == json > 0 and JSON not in qualities)
 
 
 def quality(media_range: str) -> tuple[str, float]:
@@ -150,7 +256,9 @@ def content(answer: type[msgspec.Struct]) -> dict[str, Any]:
     return {JSON: described, MSGPACK: described}
 
 
-def schemas(answers: Iterable[type[msgspec.Struct]] = (Classification, ClassificationBatch)) -> dict[str, Any]:
+def schemas(
+    answers: Iterable[type[msgspec.Struct]] = (Classification, ClassificationBatch, Embedding),
+) -> dict[str, Any]:
     """What `content` refers to, for OpenAPI."""
     return msgspec.json.schema_components(answers, ref_template=_REFERENCE)[1]
 
@@ -169,6 +277,15 @@ EXAMPLE = Classification(
     timings_ms=Timings(decode_wait=0.13, decode=1.495, queue=0.403, inference=6.596, total=9.336),
     batch_size=1,
     request_id="f1e5f5f631506c8961fbc6674824c981",
+)
+EMBEDDING_EXAMPLE = Embedding(
+    model="efficientnet_lite0",
+    version=1,
+    random_weights=False,
+    features=[0.1873421, 0.0, 0.9132765],
+    timings_ms=EXAMPLE.timings_ms,
+    batch_size=1,
+    request_id=EXAMPLE.request_id,
 )
 BATCH_EXAMPLE = ClassificationBatch(
     results=[

@@ -23,7 +23,7 @@ from server.images.bounds import BoundedReads, check_jpeg, check_jpeg_pixels, ch
 from server.images.formats import FORMATS, PLUGINS, damaged, format_of, unsupported
 from server.images.jpeg import JpegDecoder
 from server.images.orientation import orientation
-from server.images.preprocess import finished, resample, resized_as_stored, rgb, upright, windows
+from server.images.preprocess import finished, resample, resized_as_stored, rgb, upright, upright_size, windows
 from server.images.tiff_directory import Directory
 
 __all__ = ["DRAFT_MARGIN", "FORMATS", "decode"]
@@ -51,6 +51,13 @@ class _Picture(NamedTuple):
     orientation: int
 
 
+class _Cropped(NamedTuple):
+    """What the network gets of an image."""
+
+    crops: list[npt.NDArray[np.uint8]]
+    size: tuple[int, int]  # of the image, upright
+
+
 class _Wanted(NamedTuple):
     """What is to be made of an image."""
 
@@ -66,7 +73,7 @@ def decode(
     *,
     max_pixels: int,
     jpeg_decoder: JpegDecoder | None = None,
-) -> None:
+) -> tuple[int, int]:
     """Write the network's input for a compressed image into `outs`: the centre crop, or the ten crops.
 
     The first frame of an animation, upright by its EXIF orientation, as RGB (see `preprocess`). May run in several
@@ -85,6 +92,9 @@ def decode(
             (179 million), stays in force.
         jpeg_decoder: is asked first; None: all is Pillow's.
 
+    Returns:
+        The image's width and height, upright.
+
     Raises:
         ServiceError: EMPTY_BODY, NOT_AN_IMAGE (none of FORMATS, or a variant of one that is not decoded),
             TOO_MANY_PIXELS, or BROKEN_IMAGE.
@@ -95,18 +105,17 @@ def decode(
     format_name = format_of(data)
     wanted = _Wanted(preprocessing, 10 if len(outs) == 10 else 1, max_pixels)
     try:
-        crops = _crops(data, format_name, wanted, jpeg_decoder)
+        found = _crops(data, format_name, wanted, jpeg_decoder)
     except ServiceError:
         raise
     except Exception as error:  # on hostile bytes Pillow raises whatever its parsers run into
-        crops = _crops_of_damaged(data, format_name, wanted, error)
-    for out, pixels in zip(outs, crops, strict=True):
+        found = _crops_of_damaged(data, format_name, wanted, error)
+    for out, pixels in zip(outs, found.crops, strict=True):
         out[...] = pixels
+    return found.size
 
 
-def _crops(
-    data: bytes, format_name: str, wanted: _Wanted, jpeg_decoder: JpegDecoder | None
-) -> list[npt.NDArray[np.uint8]]:
+def _crops(data: bytes, format_name: str, wanted: _Wanted, jpeg_decoder: JpegDecoder | None) -> _Cropped:
     try:
         if format_name == "JPEG":
             return _crops_of_jpeg(data, wanted, jpeg_decoder)
@@ -117,7 +126,7 @@ def _crops(
         ) from error
 
 
-def _crops_of_damaged(data: bytes, format_name: str, wanted: _Wanted, error: Exception) -> list[npt.NDArray[np.uint8]]:
+def _crops_of_damaged(data: bytes, format_name: str, wanted: _Wanted, error: Exception) -> _Cropped:
     """Once more without what does not concern the pixels; `error` is how it failed with that."""
     if (variant := _variant(data, format_name, error)) is not None:
         raise unsupported(variant) from error
@@ -182,7 +191,7 @@ def _incomplete(format_name: str, share: float) -> ServiceError:
     )
 
 
-def _crops_of(picture: _Picture, wanted: _Wanted) -> list[npt.NDArray[np.uint8]]:
+def _crops_of(picture: _Picture, wanted: _Wanted) -> _Cropped:
     how, interpolation = wanted.preprocessing, wanted.preprocessing.interpolation
     if interpolation == "nearest" and picture.orientation != 1:  # which pixel is nearest is decided upright
         pixels = upright(picture.pixels, picture.orientation)
@@ -192,10 +201,10 @@ def _crops_of(picture: _Picture, wanted: _Wanted) -> list[npt.NDArray[np.uint8]]
         left, top, right, bottom = (side * picture.scale for side in window.box)
         pixels = resample(picture.pixels, (left, top, right, bottom), window.size, interpolation)
         crops.append(finished(pixels, window, how, picture.orientation))
-    return crops
+    return _Cropped(crops, upright_size(picture.size, picture.orientation))
 
 
-def _crops_of_jpeg(data: bytes, wanted: _Wanted, jpeg_decoder: JpegDecoder | None) -> list[npt.NDArray[np.uint8]]:
+def _crops_of_jpeg(data: bytes, wanted: _Wanted, jpeg_decoder: JpegDecoder | None) -> _Cropped:
     first = check_jpeg(data)
     if data.rfind(jpeg_repair.END) < first:
         return _crops_of(_jpeg_without_end(data, first, wanted), wanted)
@@ -206,7 +215,8 @@ def _crops_of_jpeg(data: bytes, wanted: _Wanted, jpeg_decoder: JpegDecoder | Non
             pixels = jpeg_decoder.crops(data, image, parts, wanted.preprocessing.interpolation)
             if pixels is not None:
                 stored = zip(map(Image.fromarray, pixels), parts, strict=True)
-                return [finished(each, window, wanted.preprocessing, turned) for each, window in stored]
+                crops = [finished(each, window, wanted.preprocessing, turned) for each, window in stored]
+                return _Cropped(crops, upright_size(image.size, turned))
         return _crops_of(_loaded_jpeg(image, data, first, wanted), wanted)
 
 

@@ -68,13 +68,13 @@ def windows(
     mirrors an axis, the stored picture's odd pixel is on the other side. The boxes leave the crops' own mirroring out.
     """
     turned = orientation in _TURNED
-    upright_size = (size[1], size[0]) if turned else size
-    resized = preprocessing.resized(upright_size)
+    upright_sides = upright_size(size, orientation)
+    resized = preprocessing.resized(upright_sides)
     height, width = preprocessing.crop
 
     def interval(start: int, length: int, axis: int) -> tuple[float, float]:
         """Of the stored picture, whose `axis` is the upright one's other where it is turned."""
-        whole, scale = resized[axis], upright_size[axis] / resized[axis]
+        whole, scale = resized[axis], upright_sides[axis] / resized[axis]
         stored_axis = 1 - axis if turned else axis
         if orientation in (_MIRRORED_X, _MIRRORED_Y)[stored_axis]:
             start = whole - length - start
@@ -160,6 +160,11 @@ def _extent(start: float, end: float, limit: int) -> float:
     """Rounded so that `start` and it together are no more than `limit`, which cykooz_resizer insists on."""
     extent = min(end, limit) - start
     return extent if start + extent <= limit else nextafter(extent, 0)
+
+
+def upright_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    """Width and height of an image whose stored ones are `size`, once it is turned."""
+    return (size[1], size[0]) if orientation in _TURNED else size
 
 
 def upright(image: Image.Image, orientation: int) -> Image.Image:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from models.manifest import CropCount
-from server.engine.classes import Classes, Follow
+from server.engine.classes import Classes, Extras, Follow
 from server.engine.decoding import Image
 from server.engine.scheduler import Priority
 from server.repository import Model
@@ -43,11 +43,13 @@ class Classifier(Protocol):
         crops: CropCount = 1,
         priority: Priority = Priority.NORMAL,
         follow: Follow | None = None,
+        include: Extras = Extras.NONE,
     ) -> list[Classes]:
         """Classify each crop of one image before `deadline_s` of the monotonic clock; each takes a permit.
 
         `top_k` None asks for the logits of all classes, which averages need. While `follow` has another question about
-        the same pixels, it is asked in the same places; the last answers are returned.
+        the same pixels, it is asked in the same places; the last answers are returned. Features and activation maps are
+        included only of models whose manifest has them.
 
         Cancelling the call gives the work up: what has not started never will.
 

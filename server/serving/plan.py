@@ -3,9 +3,10 @@
 import math
 from typing import NamedTuple, Self
 
-from models.manifest import Cascade, CropCount, Entry, Rule
-from server.engine.classes import Classes
+from models.manifest import Cascade, CropCount, Entry, Manifest, Rule
+from server.engine.classes import Classes, Extras
 from server.engine.scheduler import Priority
+from server.errors import Code, ServiceError
 from server.metrics import Labels
 from server.repository import Catalogue, Model
 from server.settings import Settings
@@ -27,6 +28,8 @@ class Ask(NamedTuple):
     """None: as the model has it"""
     patience_s: float = math.inf
     """the client waits until then, by the monotonic clock"""
+    include: Extras = Extras.NONE
+    """what is wanted besides the classes"""
 
 
 class AskedStage(NamedTuple):
@@ -58,9 +61,11 @@ class Plan(NamedTuple):
         """Resolve what is asked for.
 
         Raises:
-            ServiceError: UNKNOWN_MODEL, MODEL_UNAVAILABLE.
+            ServiceError: UNKNOWN_MODEL, MODEL_UNAVAILABLE, UNSUPPORTED_BY_MODEL, INVALID_PARAMETER.
         """
         entry = catalogue.resolve(ask.model, ask.version)
+        if ask.include:
+            _check_include(ask, entry)
         own = catalogue.settings(entry)
         stages: tuple[AskedStage, ...] = ()
         if isinstance(entry, Cascade):
@@ -111,6 +116,26 @@ class Plan(NamedTuple):
         return min(self.timeout_s, self.ask.patience_s - now_s)
 
 
+def _check_include(ask: Ask, entry: Entry) -> None:
+    """Refuse what is not to be had of a model, or of more than one look at an image.
+
+    Raises:
+        ServiceError: UNSUPPORTED_BY_MODEL, INVALID_PARAMETER.
+    """
+    if not isinstance(entry, Manifest):
+        detail = f"{entry.name} is several networks, each with its own logits, features and maps: ask one of them"
+        raise ServiceError(Code.UNSUPPORTED_BY_MODEL, detail)
+    if ask.include & (Extras.FEATURES | Extras.HEATMAP) and entry.features is None:
+        detail = (
+            f"{entry.name} version {entry.version} has no features and no heat maps: its network does not end in global"
+            " average pooling and one linear layer, or it was exported before these were in the graph (export it again)"
+        )
+        raise ServiceError(Code.UNSUPPORTED_BY_MODEL, detail)
+    if ask.crops != 1:
+        detail = "logits, features and heat maps are of one look at the image: leave out crops, or what is included"
+        raise ServiceError(Code.INVALID_PARAMETER, detail)
+
+
 class Answer(NamedTuple):
     """What became of one image."""
 
@@ -119,6 +144,17 @@ class Answer(NamedTuple):
     classes: Classes
     total_s: float
     """since the last byte of the upload"""
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """The part of the photo that the network saw, and activation maps are of; see `Preprocessing.shown`.
+
+        Of pixels, which need no decoding, all.
+        """
+        size, found = self.classes.photo_size, self.plan.members[0].manifest
+        if size == (0, 0):
+            return 0.0, 0.0, 1.0, 1.0
+        return found.preprocessing.shown(size)
 
     @property
     def remembered(self) -> bool:

@@ -8,11 +8,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from server import tracing
 from server.control import Change
 from server.engine.classes import Classes, average
 from server.engine.decoding import Image
 from server.errors import Code, ServiceError
+from server.images import heatmap
+from server.images.heatmap import Box
 from server.keys import Keys
 from server.metrics import Metrics
 from server.placement import Place
@@ -84,6 +89,8 @@ class Service:
     buffers: Buffers = field(init=False)
     cache: Cache = field(init=False)
     leases: Leases = field(init=False, default_factory=Leases)
+    drawing: asyncio.Semaphore = field(init=False, default_factory=lambda: asyncio.Semaphore(1))
+    """Of photos that are decoded once more, whole: one at a time bounds what they take of the memory."""
     pace: Pace = field(init=False, default_factory=Pace)
 
     def __post_init__(self) -> None:
@@ -167,7 +174,9 @@ class Service:
         Raises:
             ServiceError: the model has gone, or as `Classifier.classify`.
         """
-        digest = await digest_of(image) if self.cache and isinstance(image, bytes) else None
+        # What more is included may be large, and is seldom asked for twice: it is not remembered.
+        remember = self.cache and not plan.ask.include
+        digest = await digest_of(image) if remember and isinstance(image, bytes) else None
         while True:
             try:
                 return await self._answer(plan, image, digest, received_s)
@@ -175,6 +184,11 @@ class Service:
                 if not (patient and error.code is Code.QUEUE_FULL):
                     raise
             await self.permits.retry()
+
+    async def draw(self, image: bytes, size: tuple[int, int], values: NDArray[np.float32], box: Box) -> bytes:
+        """The photo with a heat map over it; see `heatmap.overlaid`."""
+        async with self.drawing:
+            return await asyncio.to_thread(heatmap.overlaid, image, size, values, box, self.settings.max_pixels)
 
     async def _answer(self, plan: Plan, image: Image, digest: bytes | None, received_s: float) -> Answer:
         if plan.catalogue is not self.catalogue:  # it has changed, during the upload for instance
@@ -209,7 +223,7 @@ class Service:
         async def crops_of(index: int) -> list[Classes]:
             model = plan.members[index]
             answers = await self.classifier.classify(
-                image, model, top_k, deadline_s, crops=ask.crops, priority=plan.priority
+                image, model, top_k, deadline_s, crops=ask.crops, priority=plan.priority, include=ask.include
             )
             tracing.note_stages(answers, model.key)
             return answers

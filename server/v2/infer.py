@@ -4,24 +4,41 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from operator import or_
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from models.manifest import INDICES_NAME, MAX_TOP_K, PROBABILITIES_NAME, Entry
-from server.engine.classes import Classes
+from models.manifest import (
+    ACTIVATION_MAPS_NAME,
+    FEATURES_NAME,
+    INDICES_NAME,
+    LOGITS_NAME,
+    MAX_TOP_K,
+    PROBABILITIES_NAME,
+    Entry,
+)
+from server.engine.classes import Classes, Extras
 from server.engine.scheduler import Priority
 from server.errors import Code, ServiceError
 from server.serving.outcomes import Outcome
-from server.serving.plan import DEFAULT_TOP_K, Ask
+from server.serving.plan import DEFAULT_TOP_K, Answer, Ask
 from server.serving.service import Service
 from server.serving.several import classify_all
 from server.v2 import views
-from server.v2.models import LABELS_NAME, NO_SHARED_MEMORY, SHARED_MEMORY, inputs_of, max_images, number
+from server.v2.models import BOXES_NAME, LABELS_NAME, NO_SHARED_MEMORY, SHARED_MEMORY, inputs_of, max_images, number
 from server.v2.tensors import Tensor, Values
 from server.v2.views import ENCODED_NAME, SCALINGS, SCORES_NAME, Found, InputSpec, View
 
 OUTPUT_NAMES = (PROBABILITIES_NAME, INDICES_NAME, LABELS_NAME)
+EXTRA_NAMES = {
+    LOGITS_NAME: Extras.LOGITS,
+    FEATURES_NAME: Extras.FEATURES,
+    ACTIVATION_MAPS_NAME: Extras.HEATMAP,
+    BOXES_NAME: Extras.HEATMAP,
+}
+"""Answered only where they are named."""
 RANKED_NAMES = (PROBABILITIES_NAME, SCORES_NAME)
 """Those that `classification` turns into words."""
 ASKS_FOR_LAST = "triton_enable_empty_final_response"
@@ -68,7 +85,7 @@ class InferRequest(NamedTuple):
     parameters: Parameters
     inputs: Sequence[Input]
     outputs: Sequence[RequestedOutput]
-    """Empty: all."""
+    """Empty: OUTPUT_NAMES, or a view's only one."""
     timeout_s: float = math.inf
 
 
@@ -93,12 +110,14 @@ async def infer(service: Service, request: InferRequest, outcome: Outcome) -> In
     name, view = views.parted(request.model)
     wanted = _wanted(request, view)
     counts = [each.classes for each in wanted]
+    include = reduce(or_, (EXTRA_NAMES.get(each.name, Extras.NONE) for each in wanted))
     ask = Ask(
         name,
         number(request.version),
         None if None in counts else max(count or 0 for count in counts),
         priority=_priority(request.parameters),
         patience_s=received_s + min(_timeout_s(request.parameters), request.timeout_s),
+        include=include,
     )
     plan = service.plan(ask)
     outcome.model = plan.labels
@@ -114,7 +133,7 @@ async def infer(service: Service, request: InferRequest, outcome: Outcome) -> In
         Found(entry, view).name,
         str(entry.version),
         {"random_weights": answers[-1].plan.random_weights, **_answered_by(classes)},
-        [_output(each, entry, classes) for each in wanted],
+        [_extra(each.name, answers) if each.name in EXTRA_NAMES else _output(each, entry, classes) for each in wanted],
     )
 
 
@@ -137,9 +156,10 @@ def _wanted(request: InferRequest, view: View) -> list[Wanted]:
         if request.parameters.get(name):
             raise ServiceError(Code.INVALID_PARAMETER, f"{name}: no model here has a state, so there are no sequences")
     top_k = None if view else _count(request.parameters, "top_k", DEFAULT_TOP_K)
-    names = (SCORES_NAME,) if view else OUTPUT_NAMES
+    usual = (SCORES_NAME,) if view else OUTPUT_NAMES
+    names = usual if view else (*usual, *EXTRA_NAMES)
     wanted = []
-    for name, parameters in request.outputs or [RequestedOutput(name, {}) for name in names]:
+    for name, parameters in request.outputs or [RequestedOutput(name, {}) for name in usual]:
         if name not in names:
             raise ServiceError(Code.INVALID_REQUEST, f"there is no output {name[:100]!r}; there are {_listed(names)}")
         _check_known(parameters, ("classification",))
@@ -233,6 +253,15 @@ def _output(wanted: Wanted, entry: Entry, classes: Sequence[Classes]) -> Tensor:
         ranked = zip(probabilities.ravel().tolist(), indices.ravel().tolist(), labels, strict=True)
         labels = [f"{probability:f}:{index}:{label}" for probability, index, label in ranked]
     return Tensor(name, "BYTES", indices.shape, [label.encode() for label in labels])
+
+
+def _extra(name: str, answers: Sequence[Answer]) -> Tensor:
+    """One of EXTRA_NAMES; all answers have it."""
+    if name == BOXES_NAME:
+        values = np.array([each.box for each in answers], np.float32)
+    else:
+        values = np.stack([getattr(each.classes, name) for each in answers])
+    return Tensor(name, "FP32", values.shape, values)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -4,7 +4,16 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence, Sized
 from typing import Any
 
-from models.manifest import INDICES_NAME, INPUT_NAME, PROBABILITIES_NAME, Entry, Manifest
+from models.manifest import (
+    ACTIVATION_MAPS_NAME,
+    FEATURES_NAME,
+    INDICES_NAME,
+    INPUT_NAME,
+    LOGITS_NAME,
+    PROBABILITIES_NAME,
+    Entry,
+    Manifest,
+)
 from server import VERSION, metrics
 from server.errors import Code, ServiceError
 from server.repository import Model
@@ -16,6 +25,8 @@ Json = dict[str, Any]
 
 LABELS_NAME = "labels"
 """Output: BYTES[N, k], what the classes are called."""
+BOXES_NAME = "activation_boxes"
+"""Output: FP32[N, 4], the part of each photo that its activation maps are of; see `Preprocessing.shown`."""
 EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "model_repository", "statistics"]
 
 SHARED_MEMORY = frozenset({"shared_memory_region", "shared_memory_byte_size", "shared_memory_offset"})
@@ -233,8 +244,19 @@ def _tensors(service: Service, found: Found) -> tuple[list[InputSpec], list[tupl
     inputs = inputs_of(found.view, service.catalogue.members(found.entry))
     if found.view:
         return inputs, [(SCORES_NAME, "FP32", (len(found.entry.labels),))]
-    outputs = [(PROBABILITIES_NAME, "FP32", (-1,)), (INDICES_NAME, "INT32", (-1,)), (LABELS_NAME, "BYTES", (-1,))]
-    return inputs, [*outputs]
+    outputs: list[tuple[str, str, tuple[int, ...]]] = [
+        (PROBABILITIES_NAME, "FP32", (-1,)),
+        (INDICES_NAME, "INT32", (-1,)),
+        (LABELS_NAME, "BYTES", (-1,)),
+    ]
+    entry = found.entry
+    if isinstance(entry, Manifest):
+        outputs.append((LOGITS_NAME, "FP32", (entry.num_classes,)))
+    if isinstance(entry, Manifest) and entry.features and entry.activation_maps:
+        outputs.append((FEATURES_NAME, "FP32", (entry.features,)))
+        outputs.append((ACTIVATION_MAPS_NAME, "FP32", (-1, *entry.activation_maps)))
+        outputs.append((BOXES_NAME, "FP32", (4,)))
+    return inputs, outputs
 
 
 def _configured(name: str, datatype: str, dims: tuple[int, ...]) -> Json:

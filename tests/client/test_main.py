@@ -9,15 +9,29 @@ import signal
 import subprocess
 import sys
 import termios
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import pytest
+from PIL import Image
+from pyarrow import parquet
 
+from client import Client
 from tests import processes, tiny
 from tests.server.running import PATIENCE_S, ROOT, GatedServer, RunningServer, red_image, until
+
+
+@pytest.fixture(scope="module")
+def seeing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """Serves `seeing`, which has features and activation maps."""
+    repository = tmp_path_factory.mktemp("repository")
+    tiny.write(repository, "seeing", extras=True)
+    with RunningServer(repository) as running:
+        yield running
 
 
 @pytest.fixture
@@ -175,3 +189,60 @@ def test_no_server_is_one_line(folder: Path) -> None:
     )
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "127.0.0.1:9 does not answer" in done.stderr
+
+
+def test_features_are_written_in_the_order_of_the_images(seeing: RunningServer, folder: Path, tmp_path: Path) -> None:
+    files = [tmp_path / "features.npy", tmp_path / "features.parquet"]
+    for file in files:
+        done = classify(seeing, "--model", "seeing", "--format", "json", "--features", file, folder)
+        assert done.returncode == 1  # one of them is broken
+        assert "features" not in json.loads(done.stdout.splitlines()[0])
+    rows = np.load(files[0])
+    assert (rows.dtype, rows[:20].tolist()) == (np.float32, [[red, 0, 0] for red in range(1, 21)])
+    assert np.isnan(rows[20]).all()
+    table = parquet.read_table(files[1]).to_pylist()
+    assert [(Path(row["image"]).name, row["model"], row["features"]) for row in table] == [
+        (f"{red:02}.png", "seeing", [red, 0, 0]) for red in range(1, 21)
+    ]
+
+
+def test_each_photo_is_written_with_its_heat_map(seeing: RunningServer, folder: Path, tmp_path: Path) -> None:
+    (folder / "more").mkdir()
+    (folder / "more/07.png").write_bytes(red_image(70))
+    images = [folder / "07.png", folder / "more/07.png"]
+    done = classify(seeing, "--model", "seeing", "--heatmaps", tmp_path / "maps", *images)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == ["07-2.png", "07.png"]
+    assert Image.open(tmp_path / "maps/07.png").size == (32, 32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--features", "features.txt"], "features.txt is neither"),
+        (["--features", "features.npy"], "unsupported_by_model"),
+        (["--heatmaps", "/dev/null/maps"], "/dev/null/maps: Not a directory"),
+    ],
+)
+def test_what_cannot_be_written_is_said_in_one_line(
+    server: RunningServer, folder: Path, arguments: list[str], reason: str
+) -> None:
+    done = classify(server, *arguments, folder / "07.png")
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert reason in line
+
+
+def test_programs_get_arrays_of_the_same_pass(seeing: RunningServer) -> None:
+    with Client(seeing.url) as client:
+        answer = client.classify(red_image(9), model="seeing", include=["logits", "features", "heatmap"])
+        embedding = client.embed(red_image(9), model="seeing")
+        plain = client.classify(red_image(9), model="seeing")
+    assert answer.features is not None
+    assert answer.logits is not None
+    assert answer.heatmap is not None
+    assert answer.features.dtype == np.float32
+    assert answer.features.tolist() == embedding.features.tolist() == [9, 0, 0]
+    assert int(answer.logits.argmax()) == answer.predictions[0].class_id == answer.heatmap.class_ids[0] == 9
+    assert (answer.heatmap.maps.shape, tuple(answer.heatmap.box)) == ((5, 32, 32), (0, 0, 1, 1))
+    assert (plain.logits, plain.features, plain.heatmap) == (None, None, None)

@@ -9,11 +9,11 @@ import pytest
 from numpy.typing import NDArray
 from torch import nn
 
-from export import convert
+from export import convert, last_layer
 from export.graph import CompleteGraph, to_onnx
 from export.parity import Truth
 from export.recipe import OPSET, Recipe, plan
-from export.reference import reference_logits
+from export.reference import reference_answers
 from export.samples import PHOTOS, photos
 from models.manifest import Manifest, Preprocessing
 
@@ -31,11 +31,12 @@ class Exported:
 
 
 def describe(recipe: Recipe, network: nn.Module, model: bytes) -> Manifest:
-    return convert.describe(recipe, recipe.name, None, network, model)
+    sizes = last_layer.sizes(model)._asdict() if model else {}
+    return convert.describe(recipe, recipe.name, None, network, model).model_copy(update=sizes)
 
 
 def truth(network: nn.Module, preprocessing: Preprocessing) -> Truth:
-    return partial(reference_logits, network, preprocessing=preprocessing)
+    return partial(reference_answers, network, preprocessing=preprocessing)
 
 
 def export(recipe: Recipe, network: nn.Module) -> bytes:

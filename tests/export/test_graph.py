@@ -14,6 +14,8 @@ from export.graph import CompleteGraph, to_onnx
 from export.recipe import OPSET, plan
 from export.reference import reference_logits
 from models.manifest import (
+    ACTIVATION_MAPS_NAME,
+    FEATURES_NAME,
     INDICES_NAME,
     INPUT_NAME,
     LOGITS_NAME,
@@ -48,6 +50,8 @@ def test_graph_takes_pixels_and_gives_ranked_classes(proto: onnx.ModelProto) -> 
         PROBABILITIES_NAME: (onnx.TensorProto.FLOAT, ["N", 10]),
         INDICES_NAME: (onnx.TensorProto.INT32, ["N", 10]),
         LOGITS_NAME: (onnx.TensorProto.FLOAT, ["N", 10]),
+        FEATURES_NAME: (onnx.TensorProto.FLOAT, ["N", 64]),
+        ACTIVATION_MAPS_NAME: (onnx.TensorProto.FLOAT, ["N", 5, 8, 8]),
     }
     assert {(opset.domain, opset.version) for opset in proto.opset_import} == {("", 20)}
 
@@ -88,7 +92,7 @@ def test_channels_and_activation_are_in_the_graph(
     )
     images = np.random.default_rng(0).integers(0, 256, (3, *how.crop, 3), np.uint8)
     with closing(backends.load(draft, content, runtime)) as backend:
-        probabilities, indices, logits = backend.run(list(images))
+        probabilities, indices, logits = backend.run(list(images))[:3]
     expected = torch.from_numpy(reference_logits(network, images, how))
     np.testing.assert_allclose(logits, expected, atol=1e-5)
     answer = expected.sigmoid() if activation == "sigmoid" else expected.softmax(1)

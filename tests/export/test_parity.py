@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import nn
 
-from export import parity
+from export import last_layer, parity
 from export.parity import ParityError
 from models.manifest import INDICES_NAME, PROBABILITIES_NAME, Parity, Preprocessing
 from tests.export.conftest import Exported, truth
@@ -25,7 +25,8 @@ def check(
     """Put what was exported to the gate, or something else in place of a part of it."""
     expected = truth(network or exported.network, preprocessing or exported.recipe.preprocessing)
     content = exported.model if model is None else model
-    return parity.check(exported.draft, content, expected, exported.photos if photos is None else photos)
+    images, head = exported.photos if photos is None else photos, last_layer.head(exported.model)
+    return parity.check(exported.draft, content, expected, images, head=head)
 
 
 def test_faithful_graph_passes_with_what_was_measured(exported: Exported) -> None:

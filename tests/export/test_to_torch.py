@@ -8,6 +8,7 @@ import torch
 from export import program, to_torch
 from models import manifest
 from server.engine import backends
+from server.engine.classes import Extras
 from server.settings import Settings
 
 
@@ -27,8 +28,14 @@ def test_program_passes_the_gate_and_is_served(
     images = np.random.default_rng(0).integers(0, 256, (3, *known.input_shape), np.uint8)
     served = backends.load(known, content, Settings()).run(list(images))
     with torch.inference_mode():  # as whoever has PyTorch and nothing of ours runs it
-        _, _, logits = torch.export.load(io.BytesIO(content)).module()(torch.from_numpy(images))
+        _, _, logits, features, maps = torch.export.load(io.BytesIO(content)).module()(torch.from_numpy(images))
     np.testing.assert_allclose(served.logits, logits.numpy(), rtol=0, atol=0.1 if suffix else 1e-4)
+    assert (known.features, known.activation_maps, served.features) == (64, (8, 8), None)
+    more = backends.load(known, content, Settings()).run(list(images), Extras.FEATURES | Extras.HEATMAP)
+    assert more.features is not None
+    assert more.activation_maps is not None
+    np.testing.assert_allclose(more.features, features.numpy(), rtol=0, atol=0.1 if suffix else 1e-4)
+    np.testing.assert_allclose(more.activation_maps, maps.numpy(), rtol=0, atol=0.5 if suffix else 1e-3)
     assert to_torch.main(arguments) == 0
     assert "already exported as version 1" in capsys.readouterr().out
 

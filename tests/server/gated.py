@@ -20,6 +20,7 @@ from models.manifest import Manifest
 from server import __main__, repository
 from server.engine import backends
 from server.engine.backends import Backend, Outputs
+from server.engine.classes import Extras
 from server.engine.scheduler import Scheduler
 from server.repository import Catalogue
 from server.settings import Settings
@@ -41,11 +42,11 @@ class _Gated:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backend, name)
 
-    def run(self, images: Sequence[NDArray[np.uint8]]) -> Outputs:
+    def run(self, images: Sequence[NDArray[np.uint8]], wanted: Extras = Extras.NONE) -> Outputs:
         _pass(self._gates / self._name)
         for image in images:
             _pass(self._gates / str(image[0, 0, 0]))
-        return self._backend.run(images)
+        return self._backend.run(images, wanted)
 
 
 def _pass(gate: Path) -> None:

@@ -8,7 +8,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from models.manifest import Manifest
+from models.manifest import ACTIVATION_MAPS_NAME, FEATURES_NAME, Manifest
+from server.engine.classes import Extras
 from server.settings import Settings
 
 ONNX_BACKENDS = ("onnx", "openvino")
@@ -16,7 +17,7 @@ ONNX_BACKENDS = ("onnx", "openvino")
 
 
 class Outputs(NamedTuple):
-    """The graph's outputs for a batch, in the order of OUTPUT_NAMES."""
+    """The graph's outputs for a batch, by their names: those of OUTPUT_NAMES, and of EXTRA_NAMES what is wanted."""
 
     probabilities: NDArray[np.float32]
     """float32[N, k] of the most probable classes, best first"""
@@ -24,6 +25,10 @@ class Outputs(NamedTuple):
     """int32[N, k]"""
     logits: NDArray[np.float32]
     """float32[N, num_classes], for those who average over crops or networks"""
+    features: NDArray[np.float32] | None = None
+    """float32[N, C]; None where nobody wants them"""
+    activation_maps: NDArray[np.float32] | None = None
+    """float32[N, K, h, w]; None where nobody wants them"""
 
 
 class BackendMissingError(Exception):
@@ -42,10 +47,11 @@ class Backend(Protocol):
     on_gpu: bool
     """Whether it copies images to a GPU."""
 
-    def run(self, images: Sequence[NDArray[np.uint8]]) -> Outputs:
+    def run(self, images: Sequence[NDArray[np.uint8]], wanted: Extras = Extras.NONE) -> Outputs:
         """Classify 1 <= N <= max_batch images, each uint8[H, W, 3] without gaps, wherever it lies; blocks.
 
-        The images' memory is the caller's again on return.
+        The images' memory is the caller's again on return. Features and activation maps are `wanted` only of a model
+        that has them by its manifest; where none are, they cost nothing that can be avoided.
 
         Raises:
             DeviceLostError: no model on this device is usable any more in this process.
@@ -54,6 +60,14 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Give up what Python does not: memory of a GPU. Nothing runs, and nothing will."""
+
+
+def extra_names(wanted: Extras) -> list[str]:
+    """The outputs of EXTRA_NAMES that are wanted."""
+    if not wanted:
+        return []
+    names = {Extras.FEATURES: FEATURES_NAME, Extras.HEATMAP: ACTIVATION_MAPS_NAME}
+    return [name for extra, name in names.items() if extra in wanted]
 
 
 def stack(images: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:

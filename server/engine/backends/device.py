@@ -9,10 +9,11 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from models.manifest import INPUT_NAME, OUTPUT_NAMES
+from models.manifest import EXTRA_NAMES, INPUT_NAME, OUTPUT_NAMES
 from server import cuda
 from server.cuda import OutOfMemoryError
 from server.engine.backends import Outputs
+from server.engine.classes import Extras
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +35,8 @@ class Bucket(Protocol):
 
     size: int
 
-    def run(self, images: Sequence[NDArray[np.uint8]]) -> Outputs:
-        """Classify 1 <= N <= size images.
+    def run(self, images: Sequence[NDArray[np.uint8]], wanted: Extras) -> Outputs:
+        """Classify 1 <= N <= size images; see `Backend.run` for what is wanted.
 
         Raises:
             OutOfMemoryError, DeviceLostError, Exception: as the runtime reports.
@@ -62,7 +63,7 @@ class Buffers:
         try:
             for name, tensor in tensors.items():
                 self.addresses[name] = cuda.checked(cuda.runtime.cudaMalloc(tensor.size_bytes))
-            for name in OUTPUT_NAMES:
+            for name in OUTPUT_NAMES + [name for name in EXTRA_NAMES if name in tensors]:
                 self._host[name] = _page_locked_array(tensors[name])
         except BaseException:
             self.free()
@@ -87,19 +88,20 @@ class Buffers:
             address = self.addresses[INPUT_NAME] + row * image.nbytes
             self._copy(address, image.ctypes.data, image.nbytes, cuda.runtime.cudaMemcpyKind.cudaMemcpyHostToDevice)
 
-    def download(self) -> None:
-        """Enqueue the copies of all outputs' rows; may be recorded in a CUDA graph."""
+    def download(self, names: Iterable[str]) -> None:
+        """Enqueue the copies of these outputs' rows; may be recorded in a CUDA graph."""
         to_host = cuda.runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        for name, array in self._host.items():
+        for name in names:
+            array = self._host[name]
             self._copy(array.ctypes.data, self.addresses[name], array.nbytes, to_host)
 
     def _copy(self, to: int, source: int, size_bytes: int, kind: Any) -> None:
         cuda.checked(cuda.runtime.cudaMemcpyAsync(to, source, size_bytes, kind, self._stream))
 
-    def outputs(self, count: int) -> Outputs:
-        """Wait for the stream, and return the first `count` rows, which are the caller's."""
+    def outputs(self, count: int, extras: Sequence[str] = ()) -> Outputs:
+        """Wait for the stream, and return the first `count` rows of what was downloaded, which are the caller's."""
         cuda.synchronize(self._stream)
-        return Outputs(*(self._host[name][:count].copy() for name in OUTPUT_NAMES))
+        return Outputs(**{name: self._host[name][:count].copy() for name in (*OUTPUT_NAMES, *extras)})
 
 
 class Instance:
@@ -126,7 +128,7 @@ class Instance:
         for bucket in self._buckets:
             bucket.free()
 
-    def run(self, images: Sequence[NDArray[np.uint8]]) -> Outputs:
+    def run(self, images: Sequence[NDArray[np.uint8]], wanted: Extras = Extras.NONE) -> Outputs:
         """Classify in as many turns as it takes; a bucket that finds no memory to run in is given up."""
         parts: list[Outputs] = []
         done = 0
@@ -135,7 +137,7 @@ class Instance:
             at = next((at for at, one in enumerate(self._buckets) if one.size >= waiting), len(self._buckets) - 1)
             part = images[done : done + self._buckets[at].size]
             try:
-                parts.append(self._buckets[at].run(part))
+                parts.append(self._buckets[at].run(part, wanted))
             except OutOfMemoryError:
                 if at == 0:
                     raise
@@ -144,7 +146,10 @@ class Instance:
                 del self._buckets[at:]
             else:
                 done += len(part)
-        return parts[0] if len(parts) == 1 else Outputs(*map(np.concatenate, zip(*parts, strict=True)))
+        if len(parts) == 1:
+            return parts[0]
+        together: list[Any] = [None if rows[0] is None else np.concatenate(rows) for rows in zip(*parts, strict=True)]
+        return Outputs(*together)
 
 
 def _page_locked_array(tensor: Tensor) -> NDArray[Any]:

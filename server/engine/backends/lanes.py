@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from server.engine.backends import Outputs
 
-Run = Callable[[Sequence[NDArray[np.uint8]]], Outputs]
-"""Runs one batch; may be called by several threads at one time."""
+Run = Callable[..., Outputs]
+"""Runs one batch, as `Backend.run`; may be called by several threads at one time."""
 
 MOST = 8
 LEAST_GAIN = 1.05

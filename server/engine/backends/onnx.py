@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from models.manifest import INPUT_NAME, OUTPUT_NAMES, Manifest
 from server import cuda
 from server.cuda import OutOfMemoryError
-from server.engine.backends import Outputs, lanes, stack
+from server.engine.backends import Outputs, extra_names, lanes, stack
 from server.engine.backends.device import Buffers, Instance, Tensor
+from server.engine.classes import Extras
 from server.engine.scheduler import buckets
 from server.settings import Settings
 
@@ -52,12 +53,14 @@ class OnnxBackend:
         self._beside = beside
         self._underway = lanes.Underway()
 
-    def run(self, images: Sequence[NDArray[np.uint8]]) -> Outputs:
+    def run(self, images: Sequence[NDArray[np.uint8]], wanted: Extras = Extras.NONE) -> Outputs:
         """See `Backend.run`."""
         with self._underway as is_alone:
             if self._beside and not is_alone:
-                return self._beside(images)
-            return Outputs(*self._session.run(OUTPUT_NAMES, {INPUT_NAME: stack(images)}))
+                return self._beside(images, wanted)
+            names = OUTPUT_NAMES + extra_names(wanted)
+            outputs = self._session.run(names, {INPUT_NAME: stack(images)})
+            return Outputs(**dict(zip(names, outputs, strict=True)))
 
     def close(self) -> None:
         """See `Backend.close`."""
@@ -88,9 +91,9 @@ class OnnxGpuBackend:
         makers = [partial(_Bucket, session, (size, *found.input_shape), stream, kind) for size in sizes]
         self._instance = self._thread.submit(Instance, makers, found.name).result()
 
-    def run(self, images: Sequence[NDArray[np.uint8]]) -> Outputs:
+    def run(self, images: Sequence[NDArray[np.uint8]], wanted: Extras = Extras.NONE) -> Outputs:
         """See `Backend.run`. More images than the largest bucket take several turns."""
-        return self._thread.submit(self._instance.run, images).result()
+        return self._thread.submit(self._instance.run, images, wanted).result()
 
     def close(self) -> None:
         """See `Backend.close`."""
@@ -126,12 +129,13 @@ class _Bucket:
         """See `Bucket.free`."""
         self._buffers.free()
 
-    def run(self, images: Sequence[NDArray[np.uint8]]) -> Outputs:
+    def run(self, images: Sequence[NDArray[np.uint8]], wanted: Extras) -> Outputs:
         """See `Bucket.run`. The rows after the images hold what an earlier batch left, and no one reads them."""
+        extras = extra_names(wanted)
         self._buffers.upload(images)
         self._compute()
-        self._buffers.download()
-        return self._buffers.outputs(len(images))
+        self._buffers.download(OUTPUT_NAMES + extras)
+        return self._buffers.outputs(len(images), extras)
 
     def _compute(self) -> None:
         try:

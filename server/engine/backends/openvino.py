@@ -7,8 +7,9 @@ import numpy as np
 import openvino
 from numpy.typing import NDArray
 
-from models.manifest import INPUT_NAME, OUTPUT_NAMES, Manifest
-from server.engine.backends import Outputs, stack
+from models.manifest import EXTRA_NAMES, INPUT_NAME, OUTPUT_NAMES, Manifest
+from server.engine.backends import Outputs, extra_names, stack
+from server.engine.classes import Extras
 from server.settings import Settings
 
 
@@ -52,18 +53,20 @@ class OpenVinoBackend:
                 f"OpenVINO would compute it in {computed} on this machine, not in {precision}: serve its FP32 file"
             )
         self._create_request = compiled.create_infer_request
-        self._outputs = [compiled.output(name) for name in OUTPUT_NAMES]
+        there = {name for output in compiled.outputs for name in output.names}
+        self._outputs = {name: compiled.output(name) for name in OUTPUT_NAMES + EXTRA_NAMES if name in there}
         self._idle: SimpleQueue[openvino.InferRequest] = SimpleQueue()
 
-    def run(self, images: Sequence[NDArray[np.uint8]]) -> Outputs:
-        """See `Backend.run`."""
+    def run(self, images: Sequence[NDArray[np.uint8]], wanted: Extras = Extras.NONE) -> Outputs:
+        """See `Backend.run`. The runtime computes all outputs of a graph; only what is wanted is copied."""
         try:
             request = self._idle.get_nowait()
         except Empty:
             request = self._create_request()
         try:
-            answers = request.infer({INPUT_NAME: stack(images)}, share_inputs=True)
-            return Outputs(*(answers[output] for output in self._outputs))
+            answers = request.infer({INPUT_NAME: stack(images)}, share_inputs=True, share_outputs=True)
+            names = OUTPUT_NAMES + extra_names(wanted)
+            return Outputs(**{name: answers[self._outputs[name]].copy() for name in names})
         finally:
             self._idle.put(request)
 

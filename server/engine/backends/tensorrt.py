@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.manifest import INPUT_NAME, Flavour, Manifest
+from models.manifest import INPUT_NAME, OUTPUT_NAMES, Flavour, Manifest
 from server import cuda
 from server.cuda import Gpu, OutOfMemoryError
-from server.engine.backends import Outputs
+from server.engine.backends import Outputs, extra_names
 from server.engine.backends.device import Buffers, Instance, Tensor
+from server.engine.classes import Extras
 from server.settings import Settings
 
 if TYPE_CHECKING:
@@ -121,11 +122,11 @@ class TensorRTBackend:
         for instance in instances:
             self._idle.put(instance)
 
-    def run(self, images: Sequence[NDArray[np.uint8]]) -> Outputs:
+    def run(self, images: Sequence[NDArray[np.uint8]], wanted: Extras = Extras.NONE) -> Outputs:
         """See `Backend.run`. Waits for an idle instance; more images than the largest bucket take several turns."""
         instance = self._idle.get()
         try:
-            return instance.run(images)
+            return instance.run(images, wanted)
         finally:
             self._idle.put(instance)
 
@@ -171,11 +172,16 @@ class _Bucket:
         """See `Bucket.free`."""
         self._buffers.free()
 
-    def run(self, images: Sequence[NDArray[np.uint8]]) -> Outputs:
-        """See `Bucket.run`. The rows after the images hold what an earlier batch left, and no one reads them."""
+    def run(self, images: Sequence[NDArray[np.uint8]], wanted: Extras) -> Outputs:
+        """See `Bucket.run`. The rows after the images hold what an earlier batch left, and no one reads them.
+
+        An engine computes all its outputs; what is not wanted stays on the GPU.
+        """
+        extras = extra_names(wanted)
         self._buffers.upload(images)
         cuda.launch(self._graph, self._stream)
-        return self._buffers.outputs(len(images))
+        self._buffers.download(extras)
+        return self._buffers.outputs(len(images), extras)
 
     def _capture(self) -> Any:
         """Record all that follows the upload. TensorRT must have run the shape once before, unrecorded."""
@@ -187,7 +193,7 @@ class _Bucket:
         if not self._context.execute_async_v3(int(self._stream)):
             cuda.check_last()
             raise RuntimeError(f"TensorRT did not start a batch of {self.size}: see its log")
-        self._buffers.download()
+        self._buffers.download(OUTPUT_NAMES)
 
 
 def _create_context(module: Any, engine: "trt.ICudaEngine") -> "trt.IExecutionContext | None":

@@ -15,10 +15,11 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 
-from models.manifest import Manifest
+from models.manifest import OUTPUT_NAMES, Manifest
 from server.cuda import OutOfMemoryError
-from server.engine.backends import Outputs, stack
+from server.engine.backends import Outputs, extra_names, stack
 from server.engine.backends.device import Instance
+from server.engine.classes import Extras
 from server.engine.scheduler import buckets
 from server.errors import DeviceLostError
 from server.settings import Settings
@@ -35,7 +36,7 @@ WARM_UPS = 3
 log = logging.getLogger(__name__)
 
 Program = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
-"""uint8[N, H, W, 3] to the three outputs, on one device."""
+"""uint8[N, H, W, 3] to the outputs, on one device: those of OUTPUT_NAMES, or of EXTRA_NAMES as well."""
 
 
 class TorchBackend:
@@ -44,13 +45,16 @@ class TorchBackend:
     instances = 1  # one batch uses all inference threads
     on_gpu = False
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, whole: Program | None = None) -> None:
+        """Of the whole program, with features and activation maps, `program` is the part without them."""
         self._program = program
+        self._whole = whole or program
 
-    def run(self, images: Sequence[NDArray[np.uint8]]) -> Outputs:
+    def run(self, images: Sequence[NDArray[np.uint8]], wanted: Extras = Extras.NONE) -> Outputs:
         """See `Backend.run`."""
+        program = self._whole if extra_names(wanted) else self._program
         with torch.inference_mode():
-            return Outputs(*(output.numpy() for output in self._program(torch.from_numpy(stack(images)))))
+            return Outputs(*(output.numpy() for output in program(torch.from_numpy(stack(images)))))
 
     def close(self) -> None:
         """See `Backend.close`."""
@@ -62,7 +66,14 @@ class TorchGpuBackend:
     instances = 1  # one stream
     on_gpu = True
 
-    def __init__(self, program: Program, found: Manifest, sizes: Sequence[int], device: torch.device) -> None:
+    def __init__(
+        self,
+        program: Program,
+        found: Manifest,
+        sizes: Sequence[int],
+        device: torch.device,
+        whole: Program | None = None,
+    ) -> None:
         """Make the buffers of all `sizes` and run each.
 
         Args:
@@ -70,6 +81,7 @@ class TorchGpuBackend:
             found: the model's manifest.
             sizes: of the buckets, ascending.
             device: a GPU; the CPU in tests, which then have neither streams nor graphs.
+            whole: with features and activation maps, where they are wanted.
 
         Raises:
             OutOfMemoryError: not even a batch of one fits.
@@ -77,13 +89,14 @@ class TorchGpuBackend:
         # What one stream does would be mixed up by two threads; the engine has one for each instance, others may not.
         self._lock = Lock()
         stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
-        makers = [partial(_Bucket, program, (size, *found.input_shape), device, stream) for size in sizes]
+        programs = program, whole or program
+        makers = [partial(_Bucket, programs, (size, *found.input_shape), device, stream) for size in sizes]
         self._instance = Instance(makers, found.name)
 
-    def run(self, images: Sequence[NDArray[np.uint8]]) -> Outputs:
+    def run(self, images: Sequence[NDArray[np.uint8]], wanted: Extras = Extras.NONE) -> Outputs:
         """See `Backend.run`. More images than the largest bucket take several turns."""
         with self._lock:
-            return self._instance.run(images)
+            return self._instance.run(images, wanted)
 
     def close(self) -> None:
         """See `Backend.close`."""
@@ -94,14 +107,18 @@ class _Bucket:
     """One batch size: an input and outputs that stay where they are, and the CUDA graph between them."""
 
     def __init__(
-        self, program: Program, shape: tuple[int, ...], device: torch.device, stream: torch.cuda.Stream | None
+        self,
+        programs: tuple[Program, Program],
+        shape: tuple[int, ...],
+        device: torch.device,
+        stream: torch.cuda.Stream | None,
     ) -> None:
         self.size = shape[0]
         self._stream = stream
         self._graph: torch.cuda.CUDAGraph | None = None
         with self._on_stream():
             self._images = torch.zeros(shape, dtype=torch.uint8, device=device)
-            self._compute = partial(program, self._images)
+            self._compute, self._compute_whole = (partial(program, self._images) for program in programs)
             # As torch asks for: what is chosen or compiled in the first runs must not be recorded.
             for _ in range(WARM_UPS):
                 outputs = self._compute()
@@ -116,15 +133,21 @@ class _Bucket:
     def free(self) -> None:
         """See `Bucket.free`. Torch keeps the memory, for the buckets of other models."""
         self._graph = None
-        del self._images, self._compute, self._outputs, self._host
+        del self._images, self._compute, self._compute_whole, self._outputs, self._host
 
-    def run(self, images: Sequence[NDArray[np.uint8]]) -> Outputs:
-        """See `Bucket.run`. The rows after the images hold what an earlier batch left, and no one reads them."""
+    def run(self, images: Sequence[NDArray[np.uint8]], wanted: Extras) -> Outputs:
+        """See `Bucket.run`. The rows after the images hold what an earlier batch left, and no one reads them.
+
+        What has features or activation maps in it is computed without a graph, and takes that longer.
+        """
         with self._on_stream():
             for row, image in zip(self._images, images, strict=False):
                 if image.shape != row.shape:  # torch would repeat a smaller one
                     raise ValueError(f"an image has the shape {image.shape}, the model's is {tuple(row.shape)}")
                 row.copy_(torch.from_numpy(image), non_blocking=True)
+            if extra_names(wanted):
+                outputs = [output.cpu().numpy() for output in self._compute_whole()]
+                return Outputs(*(output[: len(images)] for output in outputs))
             if self._graph:
                 self._graph.replay()
             else:
@@ -159,16 +182,29 @@ def load(found: Manifest, content: bytes, settings: Settings) -> TorchBackend | 
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings.tf32
     torch.set_num_threads(settings.inference_threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    program = place(content, device)
+    whole = place(content, device)
+    program: Program = classes_alone(whole)
     if settings.torch_compile:
         program = torch.compile(program, dynamic=device.type == "cpu")  # on a GPU, once for each bucket
     if device.type == "cpu":
         log.info("%s runs on the CPU: torch %s finds no GPU", found.name, torch.__version__)
-        return TorchBackend(program)
-    return TorchGpuBackend(program, found, buckets(settings.max_batch), device)
+        return TorchBackend(program, whole)
+    return TorchGpuBackend(program, found, buckets(settings.max_batch), device, whole)
 
 
-def place(content: bytes, device: torch.device) -> Program:
+def classes_alone(whole: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """The part of a program, on the same parameters, without features and activation maps."""
+    graph = torch.fx.Graph()
+    outputs = graph.graph_copy(whole.graph, {})
+    graph.output(tuple(outputs)[: len(OUTPUT_NAMES)])  # type: ignore[arg-type] # a program has several
+    program = torch.fx.GraphModule(whole, graph)
+    # The one module is the check of what comes in.
+    program.graph.eliminate_dead_code(lambda node: node.is_impure() or node.op == "call_module")
+    program.recompile()
+    return program
+
+
+def place(content: bytes, device: torch.device) -> torch.fx.GraphModule:
     """Load a program onto a device, its weights in the layout that convolutions are fastest in there."""
     exported = move_to_device_pass(torch.export.load(io.BytesIO(content)), device)
     module = exported.module()

@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from numpy.typing import NDArray
 
 from server.engine.backends import Outputs
-from server.engine.classes import Classes
+from server.engine.classes import Classes, Extras
 from server.engine.core import Engine, Outcome
 from server.engine.scheduler import Job, Limits
 from server.errors import Code, DeviceLostError, ServiceError
@@ -27,6 +27,7 @@ FOREVER = 1e9
 
 class Picture(NamedTuple):
     pixels: NDArray[np.uint8]
+    include: Extras = Extras.NONE
 
 
 class Running(NamedTuple):
@@ -34,6 +35,7 @@ class Running(NamedTuple):
 
     images: Sequence[NDArray[np.uint8]]
     ending: Future[Outputs]
+    wanted: Extras
 
     @property
     def ids(self) -> list[int]:
@@ -51,8 +53,8 @@ class GatedBackend:
         self.started: SimpleQueue[Running] = SimpleQueue()
         self.all: list[Running] = []
 
-    def run(self, images: Sequence[NDArray[np.uint8]]) -> Outputs:
-        running = Running(images, Future())
+    def run(self, images: Sequence[NDArray[np.uint8]], wanted: Extras = Extras.NONE) -> Outputs:
+        running = Running(images, Future(), wanted)
         self.all.append(running)
         self.started.put(running)
         return running.ending.result(PATIENCE_S)

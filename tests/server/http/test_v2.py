@@ -95,6 +95,7 @@ def test_the_server_and_its_models_say_what_they_are(client: triton.InferenceSer
         ("probabilities", "FP32"),
         ("indices", "INT32"),
         ("labels", "BYTES"),
+        ("logits", "FP32"),
     ]
     config = client.get_model_config("tiny", "1")
     assert config["max_batch_size"] == QUEUE_SIZE
@@ -426,7 +427,7 @@ BAD: dict[str, tuple[Any, int, str]] = {
         400,
         "invalid_request",
     ),
-    "an unknown output": (infer_json(outputs=[{"name": "logits"}]), 400, "invalid_request"),
+    "an unknown output": (infer_json(outputs=[{"name": "saliency"}]), 400, "invalid_request"),
     "an output twice": (infer_json(outputs=[{"name": "labels"}] * 2), 400, "invalid_request"),
     "top_k of 0": (infer_json(parameters={"top_k": 0}), 400, "invalid_parameter"),
     "top_k of true": (infer_json(parameters={"top_k": True}), 400, "invalid_parameter"),

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from server.cuda import OutOfMemoryError, checked, page_locked
 from server.engine.backends import Outputs
 from server.engine.backends.device import Instance
+from server.engine.classes import Extras
 from server.errors import DeviceLostError
 from tests.server.engine.backends.host_cuda import OK, OUT_OF_MEMORY, STICKY, HostCuda, cuda, host_cuda
 
@@ -28,7 +29,7 @@ class Bucket:
         self.ran: list[int] = []
         self.freed = False
 
-    def run(self, images: Sequence[NDArray[np.uint8]]) -> Outputs:
+    def run(self, images: Sequence[NDArray[np.uint8]], wanted: Extras) -> Outputs:  # noqa: ARG002 no matter here
         assert 1 <= len(images) <= self.size
         if not self.fits:
             raise OutOfMemoryError("no memory")
