@@ -142,15 +142,19 @@ def start(
 
 
 @contextmanager
-def serve(*flags: str, environment: Mapping[str, str] | None = None, quiet: bool = False) -> Generator[Serving]:
+def serve(
+    *flags: str, environment: Mapping[str, str] | None = None, quiet: bool = False, program: str = "server"
+) -> Generator[Serving]:
     """This project's server on a free port, set up as always by `SERVER_...` in the environment, until the block ends.
+
+    `program` is another module that serves as it does.
 
     Raises:
         StartError: it does not start.
     """
     with tempfile.TemporaryDirectory(prefix="loadtest-", ignore_cleanup_errors=True) as name:
         ready_file = Path(name) / "ready.json"
-        command = [sys.executable, "-m", "server", "--port", "0", "--ready-file", str(ready_file), *flags]
+        command = [sys.executable, "-m", program, "--port", "0", "--ready-file", str(ready_file), *flags]
         own = {"HOME": str(Path.home()), "TMPDIR": tempfile.gettempdir()}  # runtimes keep what they compile there
         with start(command, own | dict(environment or {}), Path(name), Path.cwd(), quiet=quiet) as running:
             while not ready_file.exists():  # however long that takes: one that compiles may take minutes

@@ -1,9 +1,9 @@
 """`python loadtest/simulate.py COSTS`: how many machines would do, at loads that no single machine can be put under.
 
-A discrete-event simulation that drives the engine's own scheduler and the HTTP worker's own admission. Around them are
-a model of a machine (decoders and inferences share its CPUs; their costs are measured, see `loadtest/baseline.py`),
-Poisson arrivals, and a balancer before several machines. The settings are the server's own (`SERVER_...` in the
-environment).
+A discrete-event simulation that drives the engine's own scheduler, and the HTTP worker's own admission and dispatch.
+Around them are a model of a machine (decoders and inferences share its CPUs; their costs are measured, see
+`loadtest/baseline.py`), Poisson arrivals, and a balancer before several machines. The settings are the server's own
+(`SERVER_...` in the environment).
 
 Not in it: the network, restarts, and other load on the machines. All HTTP workers of one machine count as one.
 """
@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, get_args
+from typing import Annotated, Literal, NamedTuple, assert_never, get_args
 
 import numpy as np
 from pydantic import ConfigDict, Field
@@ -25,11 +25,15 @@ from loadtest import command
 from loadtest.loops import poisson
 from loadtest.results import Record, percentiles_ms, read
 from server.engine.admission import Admission
+from server.engine.dispatch import Engines
 from server.engine.scheduler import Job, Limits, Scheduler
 from server.errors import ServiceError
 from server.settings import Settings
 
 Balancer = Literal["random", "round-robin", "least-connections"]
+Dispatch = Literal["least-work", "two-choices", "fill-first", "round-robin"]
+"""Which engine of a machine gets an image: the server's own rule; the one of two random ones that has fewer; the first
+whose next batch is not full yet; each in turn."""
 
 MODEL = "model"
 """The schedulers know one."""
@@ -92,12 +96,18 @@ class Shape(NamedTuple):
     timeout_s: float
     decoders: int
     instances: int = 1
+    """of each engine"""
+    engines: int = 1
+    dispatch: Dispatch = "least-work"
+    last_takes: float = 1.0
+    """times as long for a batch: the last of several engines"""
 
     @classmethod
     def of(cls, settings: Settings) -> "Shape":
         """As the server would be."""
         limits = Limits(settings.max_batch, settings.max_wait_ms / 1e3, settings.queue_size)
-        return cls(limits, settings.timeout_ms / 1e3, settings.http_workers * settings.decode_threads)
+        decoders = settings.http_workers * settings.decode_threads
+        return cls(limits, settings.timeout_ms / 1e3, decoders, engines=settings.engines or 1)
 
 
 class Report(Record):
@@ -119,6 +129,8 @@ class Report(Record):
     """as images see it"""
     busy: float
     """share of all CPUs' time"""
+    devices_busy: float
+    """share of all engines' instances' time"""
 
 
 @dataclass(slots=True)
@@ -130,13 +142,16 @@ class _Request:
     answered_s: float | None = None
     refused: bool = False
     batch_size: int = 0
+    work_s: float = 0.0
+    """that it adds to its engine"""
 
 
 @dataclass(slots=True)
 class _Going:
     task: Task
     jobs: Sequence[Job[_Request]]
-    is_batch: bool
+    engine: int | None
+    """None: a decoder"""
     left_s: float
     started_s: float
 
@@ -148,17 +163,27 @@ class Machine:
     costs: Costs
     shape: Shape
     chosen: random.Random
-    scheduler: Scheduler[_Request] = field(default_factory=Scheduler)
+    schedulers: list[Scheduler[_Request]] = field(init=False)
+    """by engine"""
+    engines: Engines = field(init=False)
     admission: Admission = field(init=False)
     outstanding: int = 0
     busy_s: float = 0.0
     """CPU-seconds"""
+    devices_busy_s: float = 0.0
+    """of all engines' instances"""
     now_s: float = 0.0
+    turn: int = 0
+    """of the engines, for those that take turns"""
     _going: list[_Going] = field(default_factory=list)
     _undecoded: deque[Job[_Request]] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
-        self.scheduler.add_model(MODEL, self.shape.limits)
+        self.schedulers = [Scheduler() for _ in range(self.shape.engines)]
+        self.engines = Engines(np.zeros((1, self.shape.engines)), 0)
+        for engine, scheduler in enumerate(self.schedulers):
+            scheduler.add_model(MODEL, self.shape.limits)
+            self.engines.up(engine, {MODEL})
         self.admission = Admission(self.shape.limits.queue_size)
 
     def arrive(self, request: _Request) -> None:
@@ -179,6 +204,7 @@ class Machine:
         for going in self._going:
             going.left_s -= passed_s * (speed if going.task.cpus else 1.0)
             self.busy_s += passed_s * speed * going.task.cpus
+            self.devices_busy_s += passed_s * (going.engine is not None)
         self.now_s = now_s
 
     def step(self) -> None:
@@ -186,56 +212,94 @@ class Machine:
         for going in [going for going in self._going if going.left_s <= DONE_S]:
             self._going.remove(going)
             self._finish(going)
-        while self._undecoded and self._count(is_batch=False) < self.shape.decoders:
+        while self._undecoded and self._count(None) < self.shape.decoders:
             job = self._undecoded.popleft()
             if job.deadline_s <= self.now_s:
                 self.outstanding -= 1
             else:
-                self._start(self.costs.image(self.chosen), [job], is_batch=False)
-        while True:
-            taken = self.scheduler.take(self.now_s, instance_free=self._instance_free)
-            self._end(taken.expired)
-            if not taken.batch:
-                return
-            self._start(self.costs.batch(len(taken.batch)), taken.batch, is_batch=True)
+                self._start(self.costs.image(self.chosen), [job], None)
+        for engine, scheduler in enumerate(self.schedulers):
+            while True:
+                taken = scheduler.take(self.now_s, instance_free=self._has_room(engine))
+                self._end(taken.expired, engine)
+                if not taken.batch:
+                    break
+                task = self.costs.batch(len(taken.batch))
+                if engine == self.shape.engines - 1:
+                    task = task._replace(alone_s=task.alone_s * self.shape.last_takes)
+                self._start(task, taken.batch, engine)
 
     def next_s(self) -> float | None:
         """When to `step` next if nothing arrives; None: never."""
         speed = self._speed()
         times = [self.now_s + going.left_s / (speed if going.task.cpus else 1.0) for going in self._going]
-        event_s = self.scheduler.next_event_s(instance_free=self._instance_free)
-        return min(times if event_s is None else [*times, max(event_s, self.now_s)], default=None)
+        events_s = (
+            scheduler.next_event_s(instance_free=self._has_room(engine))
+            for engine, scheduler in enumerate(self.schedulers)
+        )
+        times += [max(event_s, self.now_s) for event_s in events_s if event_s is not None]
+        return min(times, default=None)
 
-    @property
-    def _instance_free(self) -> bool:
-        return self._count(is_batch=True) < self.shape.instances
+    def _has_room(self, engine: int) -> bool:
+        return self._count(engine) < self.shape.instances
 
-    def _count(self, *, is_batch: bool) -> int:
-        return sum(going.is_batch is is_batch for going in self._going)
+    def _count(self, engine: int | None) -> int:
+        return sum(going.engine == engine for going in self._going)
+
+    def _choose(self) -> int:
+        """Which engine gets an image that is decoded."""
+        waiting = [len(scheduler) for scheduler in self.schedulers]
+        match self.shape.dispatch:
+            case "least-work":
+                found = self.engines.choose(MODEL)
+                if found is None:
+                    raise AssertionError("all engines are there")
+                return found
+            case "two-choices":
+                held = [
+                    each + sum(len(it.jobs) for it in self._going if it.engine == at) for at, each in enumerate(waiting)
+                ]
+                two = self.chosen.sample(range(len(held)), min(2, len(held)))
+                return min(two, key=held.__getitem__)
+            case "fill-first":
+                return next(
+                    (at for at, each in enumerate(waiting) if each < self.shape.limits.max_batch),
+                    waiting.index(min(waiting)),
+                )
+            case "round-robin":
+                self.turn = (self.turn + 1) % len(self.schedulers)
+                return self.turn
+            case unknown:
+                assert_never(unknown)
 
     def _speed(self) -> float:
         wanted = sum(going.task.cpus for going in self._going)
         return min(1.0, self.costs.cpus / wanted) if wanted else 1.0
 
-    def _start(self, task: Task, jobs: Sequence[Job[_Request]], *, is_batch: bool) -> None:
-        self._going.append(_Going(task, jobs, is_batch, task.alone_s, self.now_s))
+    def _start(self, task: Task, jobs: Sequence[Job[_Request]], engine: int | None) -> None:
+        self._going.append(_Going(task, jobs, engine, task.alone_s, self.now_s))
 
     def _finish(self, going: _Going) -> None:
-        if not going.is_batch:
+        if going.engine is None:
             # A decoded image is in the queue from now on; its deadline is as it was.
             (job,) = going.jobs
-            self.scheduler.submit(MODEL, Job(job.id, self.now_s, job.deadline_s, job.payload))
+            engine = self._choose()
+            job.payload.work_s = self.engines.begin(engine, MODEL)
+            self.schedulers[engine].submit(MODEL, Job(job.id, self.now_s, job.deadline_s, job.payload))
             return
-        self.scheduler.observe(MODEL, len(going.jobs), self.now_s - going.started_s)
-        self._end(going.jobs)
+        size, seconds = len(going.jobs), self.now_s - going.started_s
+        self.schedulers[going.engine].observe(MODEL, size, seconds)
+        self._end(going.jobs, going.engine)
         for job in going.jobs:
+            self.engines.learn(going.engine, MODEL, size, seconds)
             job.payload.batch_size = len(going.jobs)
             if self.now_s <= job.deadline_s:
                 job.payload.answered_s = self.now_s
 
-    def _end(self, jobs: Sequence[Job[_Request]]) -> None:
+    def _end(self, jobs: Sequence[Job[_Request]], engine: int) -> None:
         self.outstanding -= len(jobs)
         for job in jobs:
+            self.engines.end(engine, job.payload.work_s)
             self.admission.observe(job.payload.places, self.now_s - job.payload.arrived_s)
 
 
@@ -243,7 +307,7 @@ def main() -> int:
     """Simulate and print a report as JSON; 0 is success."""
     options = _parse()
     requests = max(MIN_REQUESTS, int(options.per_s * options.seconds))
-    shape = Shape.of(Settings())
+    shape = Shape.of(Settings())._replace(engines=options.engines, dispatch=options.dispatch)
     report = simulate(
         read(Costs, options.costs), shape, options.per_s, requests, options.machines, options.balancer, options.seed
     )
@@ -308,7 +372,9 @@ def _report(asked: Sequence[_Request], fleet: Sequence[Machine]) -> Report:
     latencies_s = [one.answered_s - one.arrived_s for one in counted if one.answered_s is not None]
     sizes = [one.batch_size for one in counted if one.batch_size]
     seconds = asked[-1].arrived_s - counted[0].arrived_s
-    idle_or_busy_s = fleet[0].costs.cpus * sum(machine.now_s for machine in fleet)
+    passed_s = sum(machine.now_s for machine in fleet)
+    idle_or_busy_s = fleet[0].costs.cpus * passed_s
+    instances = fleet[0].shape.instances * fleet[0].shape.engines
     refused = sum(one.refused for one in counted)
     p50_ms, p99_ms = percentiles_ms(latencies_s, 50, 99)
     return Report(
@@ -322,6 +388,7 @@ def _report(asked: Sequence[_Request], fleet: Sequence[Machine]) -> Report:
         p99_s=p99_ms / 1e3,
         mean_batch=float(np.mean(sizes)) if sizes else 0.0,
         busy=sum(machine.busy_s for machine in fleet) / idle_or_busy_s if idle_or_busy_s else 0.0,
+        devices_busy=sum(machine.devices_busy_s for machine in fleet) / (instances * passed_s) if passed_s else 0.0,
     )
 
 
@@ -331,6 +398,15 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--per-s", type=_positive, required=True, metavar="R", help="requests a second, all together")
     parser.add_argument("--machines", type=int, choices=range(1, 10_001), default=1, metavar="N", help="default 1")
     parser.add_argument("--balancer", choices=get_args(Balancer), default="random", help="default random")
+    parser.add_argument(
+        "--engines", type=int, choices=range(1, 65), default=1, metavar="N", help="of each machine (default 1)"
+    )
+    parser.add_argument(
+        "--dispatch",
+        choices=get_args(Dispatch),
+        default="least-work",
+        help="to them (default least-work, as the server)",
+    )
     parser.add_argument("--seconds", type=_positive, default=20, metavar="S", help="simulated (default 20)")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     return parser.parse_args()

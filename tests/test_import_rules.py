@@ -13,8 +13,10 @@ ROOT = Path(__file__).parents[1]
 OURS = {"models", "export", "server", "client", "loadtest", "deploy", "tests"}
 WEB = {"fastapi", "starlette", "uvicorn", "multipart", "python_multipart", "httptools", "uvloop"}
 COMMANDS = ("to_onnx", "from_onnx", "to_torch", "verify", "quantize", "to_trt", "ensemble", "cascade")
-NEED_NO_SERVER = {f"loadtest.{name}" for name in ("baseline", "engine", "engine_loop", "simulate", "capacity")}
-"""They measure or simulate what the server is made of; all else in loadtest loads a server that runs."""
+NEED_NO_SERVER = {
+    f"loadtest.{name}" for name in ("baseline", "engine", "engine_loop", "simulate", "capacity", "pretended")
+}
+"""They measure, simulate or pretend what the server is made of; all else in loadtest loads a server that runs."""
 RUNTIMES = {"onnxruntime", "cuda", "openvino", "tensorrt", "tensorrt_rtx", "torch"}
 
 

@@ -38,8 +38,11 @@ class Engines:
         self._recovering = [True] * count  # requests wait for it
         self._models: list[Set[str] | None] = [None] * count  # ids; None: not known before it is up
         self._under_way = [0] * count
-        self._batch_s: dict[str, dict[int, float]] = {}  # by model and size, the sizes of one power of two together
-        self._image_s: dict[str, float] = {}  # an image's share of a batch, by model
+        self._chosen = [0] * count  # when each was the last time, counted in images
+        self._images = 0
+        self._batch_s: dict[str, dict[int, float]] = {}  # by model and size
+        self._newest_s: dict[str, float] = {}  # by model: a batch, of whatever size they are lately
+        self._image_s: dict[str, float] = {}  # an image's share of it
         self._slowness = [1.0] * count  # beside what a batch takes on all of them
 
     @property
@@ -90,14 +93,18 @@ class Engines:
         if len(found) < 2:
             return found[0] if found else None
         work_s = self._work_s.sum(0).tolist()
-        alone_s = min(self._batch_s.get(model, {}).items(), default=(1, UNKNOWN_S))[1]
-
-        def answer_s(engine: int) -> float:
-            # Who finds an engine busy waits for half a batch at least, in the mean.
-            wait_s = max(work_s[engine], alone_s / 2) if work_s[engine] > 0 else 0.0
-            return round(self._slowness[engine], 1) * (wait_s + alone_s)  # small differences are none
-
-        best = min(found, key=answer_s)
+        batch_s = self._newest_s.get(model, UNKNOWN_S)
+        slowness = {engine: round(4 * self._slowness[engine]) / 4 for engine in found}  # a quarter more is no more
+        answer_s = {engine: slowness[engine] * (work_s[engine] + batch_s) for engine in found}
+        # Less than a batch more says nothing: it depends on how soon the batch ends that runs. Of those, one that does
+        # nothing starts at once, and else the one that was chosen first is the likeliest to come to its next batch.
+        near_s = min(answer_s.values()) + batch_s
+        best = min(
+            (engine for engine in found if answer_s[engine] < near_s),
+            key=lambda engine: (work_s[engine] > 0, slowness[engine], self._chosen[engine]),
+        )
+        self._images += 1
+        self._chosen[best] = self._images
         for engine in found:
             if engine != best:
                 self._slowness[engine] = 1 + FORGET * (self._slowness[engine] - 1)
@@ -126,11 +133,11 @@ class Engines:
             return
         weight = SMOOTHING / size
         self._image_s[model] = _mean(self._image_s.get(model, seconds / size), seconds / size, weight)
+        self._newest_s[model] = _mean(self._newest_s.get(model, seconds), seconds, weight)
         batches = self._batch_s.setdefault(model, {})
-        bucket = size.bit_length()
-        known_s = batches.get(bucket, seconds)
+        known_s = batches.get(size, seconds)
         self._slowness[engine] = _mean(self._slowness[engine], seconds / known_s, weight) if known_s else 1.0
-        batches[bucket] = _mean(known_s, seconds, weight)
+        batches[size] = _mean(known_s, seconds, weight)
 
     def _with(self, model: str) -> list[int]:
         return [

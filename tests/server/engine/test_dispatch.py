@@ -41,10 +41,20 @@ def test_images_go_where_the_least_is_under_way() -> None:
 def test_all_workers_count_together_and_a_new_one_begins_with_nothing() -> None:
     table = np.zeros((2, 2))
     first, second = up(Engines(table, 0), 2), up(Engines(table, 1), 2)
-    assert (submit(first, 1), submit(second, 1), submit(first, 1)) == ([0], [1], [0])
-    assert submit(second, 1) == [1]
+    assert (submit(first, 1), submit(second, 1), submit(first, 1)) == ([0], [1], [1])
+    assert submit(second, 1) == [0]
     up(Engines(table, 0), 2)  # the successor of the first
     assert table[0].tolist() == [0, 0]
+
+
+def test_of_busy_ones_that_could_take_it_into_their_next_batch_the_first_to_be_chosen_gets_it() -> None:
+    found = engines(2)
+    for engine in range(2):
+        for _ in range(8):
+            found.learn(engine, "a", 8, 0.008)
+    assert submit(found, 6) == [0, 1] * 3  # and not where the last batch has only just begun
+    found.end(0, 0.001)
+    assert submit(found, 1) == [0]
 
 
 def test_work_is_seconds_not_images() -> None:

@@ -1,0 +1,141 @@
+"""`python loadtest/devices.py`: what 1, 2, 4 and 8 devices carry together, and what the rest of the server costs.
+
+The devices are pretended (`loadtest/pretended.py`): each takes a set time for a batch and no CPU, so where anything
+binds, it is HTTP, decoding or the engines' loops. Each row is a server of its own with so many engines, which gets as
+many requests at a time as fill three batches of each. CPU-ms are those of an image, by process; the last column is what
+these CPUs could carry at most. Exits with 1 on a wrong answer.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+import uvloop
+
+from loadtest import command, loops, photos, processes, tables
+from loadtest.command import numbers
+from loadtest.loops import Target
+from loadtest.processes import Serving
+from loadtest.tables import decimal, percent
+
+BATCHES = 3
+"""One runs, one is full, and one forms."""
+ROOT = Path(__file__).parents[1]
+
+
+class Row(NamedTuple):
+    """One number of devices."""
+
+    devices: int
+    per_s: float
+    proportional: float | None
+    """of the first row, as many times as there are more devices"""
+    mean_batch: float
+    http_ms: float
+    engines_ms: float
+    client_ms: float
+    """CPU time for an image"""
+    busy: float
+    """share of the machine's CPUs"""
+
+    @property
+    def most_per_s(self) -> float:
+        """If all CPUs did nothing else."""
+        return 1e3 * (psutil.cpu_count() or 1) / (self.http_ms + self.engines_ms)
+
+
+COLUMNS: tables.Columns[Row] = {
+    "devices": lambda row: str(row.devices),
+    "images/s": lambda row: f"{row.per_s:.1f}",
+    "of proportional": lambda row: percent(row.proportional),
+    "batch": lambda row: f"{row.mean_batch:.1f}",
+    "http CPU-ms": lambda row: decimal(row.http_ms),
+    "engines CPU-ms": lambda row: f"{row.engines_ms:.3f}",
+    "client CPU-ms": lambda row: decimal(row.client_ms),
+    "CPUs": lambda row: percent(row.busy),
+    "at most/s": lambda row: f"{row.most_per_s:.0f}",
+}
+
+
+class _Meters(NamedTuple):
+    """CPU-seconds so far."""
+
+    http: float
+    engines: float
+    client: float
+    machine: float
+
+
+def main() -> int:
+    """Measure each number of devices; 0: all answers were right."""
+    options = _parse()
+    image_s = 1 / (2 * options.per_s)  # half of a full batch's time is a batch's own, as on a GPU
+    seconds = f"{options.max_batch * image_s},{image_s}"
+    print(tables.line(COLUMNS, None), flush=True)
+    first: Row | None = None
+    faults = 0
+    for devices in options.devices:
+        flags = ["--repository", options.repository, "--engines", devices, "--max-batch", options.max_batch]
+        flags += ["--queue-size", 2 * BATCHES * devices * options.max_batch]  # workers do not share evenly
+        flags += ["--models", options.model] if options.model else []
+        environment = {
+            "PRETENDED_S": seconds,
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        }
+        with processes.serve(
+            *map(str, flags), environment=environment, quiet=True, program="loadtest.pretended"
+        ) as server:
+            row, wrong = uvloop.run(_measure(server, devices, first, options))
+        first = first or row
+        faults += wrong
+        print(tables.line(COLUMNS, row), flush=True)
+    return 1 if faults else 0
+
+
+async def _measure(server: Serving, devices: int, first: Row | None, options: argparse.Namespace) -> tuple[Row, int]:
+    target = Target(f"{server.url}/classify")
+    _, sent = await loops.ask_alone(target, [path.read_bytes() for path in photos.find(options.photos)])
+    connections = BATCHES * devices * options.max_batch
+    window = await loops.closed_loop(
+        target, sent, connections, options.warm_up, options.seconds, lambda: _read_meters(server)
+    )
+    for fault in window.faults:
+        print(f"error: {fault}", file=sys.stderr)
+    images = len(window.latencies_s)
+    http, engines, client, machine = (after - was for was, after in zip(window.before, window.after, strict=True))
+    per_s = images / window.seconds
+    row = Row(
+        devices,
+        per_s,
+        per_s * first.devices / (first.per_s * devices) if first else None,
+        sum(window.batch_sizes) / images,
+        1e3 * http / images,
+        1e3 * engines / images,
+        1e3 * client / images,
+        machine / (window.seconds * (psutil.cpu_count() or 1)),
+    )
+    return row, window.faults.total()
+
+
+def _read_meters(server: Serving) -> _Meters:
+    spent = {"http": 0.0, "engine": 0.0}
+    for name, pid in server.children.items():
+        times = psutil.Process(pid).cpu_times()
+        spent[name.partition("-")[0]] += times.user + times.system
+    own, machine = psutil.Process().cpu_times(), psutil.cpu_times()
+    return _Meters(spent["http"], spent["engine"], own.user + own.system, sum(machine) - machine.idle - machine.iowait)
+
+
+def _parse() -> argparse.Namespace:
+    parser = command.parser("devices.py", __doc__, seconds=10, warm_up=2)
+    parser.add_argument("--devices", type=numbers(int), default=[1, 2, 4, 8], metavar="N,N,…", help="default 1,2,4,8")
+    parser.add_argument("--per-s", type=float, default=50, metavar="R", help="images, of one device (default 50)")
+    parser.add_argument("--max-batch", type=int, default=8, metavar="N", help="default 8")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(command.run(main))

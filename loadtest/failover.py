@@ -1,0 +1,163 @@
+"""`python loadtest/failover.py --engines 1,2`: how long clients wait when an engine is killed.
+
+Starts a server with so many engines of one thread each, sends requests that do not wait for each other (Poisson), and
+kills one engine after another with SIGKILL. Printed are the latencies of the requests that were due shortly before or
+after a kill, beside those of the others. Exits with 1 if any is lost, refused or answered wrongly.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import uvloop
+
+from loadtest import command, loops, photos, processes, tables
+from loadtest.command import LoadTestError, numbers
+from loadtest.connection import Connection, connect
+from loadtest.loops import Photo, Target, poisson
+from loadtest.processes import Serving
+from loadtest.responses import WrongAnswerError
+from loadtest.results import percentiles_ms
+from loadtest.tables import decimal
+
+BEFORE_S, AFTER_S = 0.1, 0.5
+"""A request that was due so long before or after a kill was under way then, or found an engine missing."""
+BACK_S = 60.0
+"""An engine that is not back by then will not be."""
+
+
+class Row(NamedTuple):
+    """One number of engines."""
+
+    engines: int
+    kills: int
+    met: Sequence[float]
+    calm: Sequence[float]
+    """seconds from when each was due to its answer"""
+
+
+COLUMNS: tables.Columns[Row] = {
+    "engines": lambda row: str(row.engines),
+    "kills": lambda row: str(row.kills),
+    "met": lambda row: str(len(row.met)),
+    "p50 ms": lambda row: decimal(percentiles_ms(row.met, 50)[0]),
+    "p99 ms": lambda row: decimal(percentiles_ms(row.met, 99)[0]),
+    "most ms": lambda row: decimal(percentiles_ms(row.met, 100)[0]),
+    "calm": lambda row: str(len(row.calm)),
+    "calm p50 ms": lambda row: decimal(percentiles_ms(row.calm, 50)[0]),
+    "calm p99 ms": lambda row: decimal(percentiles_ms(row.calm, 99)[0]),
+    "calm most ms": lambda row: decimal(percentiles_ms(row.calm, 100)[0]),
+}
+
+
+def main() -> int:
+    """Measure each number of engines; 0: nothing was lost."""
+    options = _parse()
+    print(tables.line(COLUMNS, None), flush=True)
+    faults: Counter[str] = Counter()
+    for engines in options.engines:
+        flags = ["--repository", options.repository, "--engines", engines, "--inference-threads", 1]
+        flags += ["--models", options.model] if options.model else []
+        with processes.serve(*map(str, flags), quiet=True) as server:
+            row = uvloop.run(_measure(server, engines, options, faults))
+        print(tables.line(COLUMNS, row), flush=True)
+    for fault, count in faults.items():
+        print(f"error: {count} times {fault}", file=sys.stderr)
+    return 1 if faults else 0
+
+
+async def _measure(server: Serving, engines: int, options: argparse.Namespace, faults: Counter[str]) -> Row:
+    target = Target(f"{server.url}/classify")
+    _, sent = await loops.ask_alone(target, [path.read_bytes() for path in photos.find(options.photos)])
+    answered: list[tuple[float, float]] = []  # when each was due, and its latency
+    chance = random.Random(0)  # noqa: S311
+    due = _Due(options.rate, time.perf_counter(), chance)
+    senders = [asyncio.create_task(_send(target, sent, due, answered, faults)) for _ in range(options.connections)]
+    kills: list[float] = []
+    try:
+        for turn in range(options.kills):
+            await asyncio.sleep(options.every)
+            names = sorted(name for name in server.children if name.startswith("engine"))
+            name = names[turn % len(names)]
+            kills.append(time.perf_counter())
+            await _kill(server, name)
+        await asyncio.sleep(options.every)
+    finally:
+        due.over = True
+        await asyncio.gather(*senders)
+    met = [latency for at, latency in answered if any(-BEFORE_S <= at - kill <= AFTER_S for kill in kills)]
+    calm = [latency for at, latency in answered if not any(-BEFORE_S <= at - kill <= AFTER_S for kill in kills)]
+    return Row(engines, len(kills), met, calm)
+
+
+class _Due:
+    """The times at which requests are due, one after another, for whoever is free."""
+
+    def __init__(self, per_s: float, start_s: float, chance: random.Random) -> None:
+        self._start_s = start_s
+        self._gaps: Iterator[float] = poisson(per_s, chance)
+        self.over = False
+
+    def next_s(self) -> float:
+        """The next."""
+        return self._start_s + next(self._gaps)
+
+
+async def _send(
+    target: Target, sent: Sequence[Photo], due: _Due, answered: list[tuple[float, float]], faults: Counter[str]
+) -> None:
+    number = 0
+    async with contextlib.AsyncExitStack() as held:
+        connection: Connection | None = None
+        while not due.over:
+            at_s = due.next_s()
+            await asyncio.sleep(at_s - time.perf_counter())
+            photo, number = sent[number % len(sent)], number + 1
+            try:
+                if connection is None or not connection.is_usable:
+                    connection = await held.enter_async_context(connect(target.url))
+                answer = target.parse(*await connection.ask(photo.request))
+            except (WrongAnswerError, OSError) as error:
+                faults[str(error)] += 1
+                continue
+            answered.append((at_s, time.perf_counter() - at_s))
+            if answer.top1 != photo.top1:
+                faults[f"class {answer.top1} for a photo that was first found to be {photo.top1}"] += 1
+
+
+async def _kill(server: Serving, name: str) -> None:
+    """And wait until another is there.
+
+    Raises:
+        LoadTestError: there never is.
+    """
+    killed = server.children[name]
+    os.kill(killed, signal.SIGKILL)
+    try:
+        async with asyncio.timeout(BACK_S):
+            while server.children.get(name, killed) == killed:  # noqa: ASYNC110 it says so in a file
+                await asyncio.sleep(0.05)
+    except TimeoutError:
+        raise LoadTestError(f"{name} does not come back:\n{server.running.log_tail()}") from None
+
+
+def _parse() -> argparse.Namespace:
+    parser = command.parser("failover.py", __doc__)
+    parser.add_argument("--engines", type=numbers(int), default=[1, 2], metavar="N,N,…", help="default 1,2")
+    parser.add_argument("--rate", type=float, default=50, metavar="R", help="requests a second (default 50)")
+    parser.add_argument("--connections", type=int, default=64, metavar="N", help="requests at one time (default 64)")
+    parser.add_argument("--kills", type=int, default=10, metavar="N", help="default 10")
+    parser.add_argument("--every", type=float, default=2, metavar="S", help="from a recovery to the next (default 2)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(command.run(main))

@@ -1,0 +1,61 @@
+"""`python -m loadtest.pretended`: the server, on devices that take a set time for a batch and no CPU.
+
+For `loadtest/devices.py`: what the rest of the server carries, whatever computes. PRETENDED_S in the environment says
+how long a batch takes and how long each of its images adds, in seconds: "0.02,0.0025". Answers are made up.
+Children import this module as well.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.manifest import Manifest
+from server import __main__
+from server.engine import backends
+from server.engine.backends import Backend, Outputs
+from server.settings import Settings
+
+SECONDS = "PRETENDED_S"
+"""The variable."""
+
+
+class _Pretended:
+    """A device that is asked for one batch at a time."""
+
+    instances = 1
+    on_gpu = False
+
+    def __init__(self, manifest: Manifest, batch_s: float, image_s: float) -> None:
+        self._manifest = manifest
+        self._batch_s = batch_s
+        self._image_s = image_s
+
+    def run(self, images: Sequence[NDArray[np.uint8]]) -> Outputs:
+        """See `Backend.run`."""
+        count, found = len(images), self._manifest
+        time.sleep(self._batch_s + count * self._image_s)
+        return Outputs(
+            np.full((count, found.top_k), 1 / found.num_classes, np.float32),
+            np.tile(np.arange(found.top_k, dtype=np.int32), (count, 1)),
+            np.zeros((count, found.num_classes), np.float32),
+        )
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+
+
+def _load(manifest: Manifest, _content: bytes, _settings: Settings, *_: Any) -> Backend:
+    batch_s, image_s = map(float, os.environ[SECONDS].split(","))
+    return cast("Backend", _Pretended(manifest, batch_s, image_s))
+
+
+if SECONDS in os.environ:  # not where somebody only looks at this
+    backends.load = _load
+
+if __name__ == "__main__":
+    sys.exit(__main__.main())
