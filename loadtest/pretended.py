@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +49,7 @@ class _Pretended:
         """See `Backend.close`."""
 
 
-def _load(manifest: Manifest, _content: bytes, _settings: Settings, *_: Any) -> Backend:
+def _load(manifest: Manifest, content: bytes, settings: Settings) -> Backend:  # noqa: ARG001  # as `backends.load`
     batch_s, image_s = map(float, os.environ[SECONDS].split(","))
     return cast("Backend", _Pretended(manifest, batch_s, image_s))
 
