@@ -1,11 +1,14 @@
 """The command that makes an INT8 or FP16 model of an FP32 one: `python export/quantize.py NAME`."""
 
+import export.interrupts  # noqa: F401 before what takes time
+
+# isort: split
+
 import argparse
 import sys
 from functools import partial
 from pathlib import Path
 
-import export.interrupts  # noqa: F401 before what takes time
 from export import command, console, convert, precision, repository
 from export.backends import RUNTIMES
 from export.options import add_preprocessing, stated
