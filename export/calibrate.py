@@ -1,5 +1,9 @@
 """The command that calibrates a model's probabilities: `python export/calibrate.py NAME --images FOLDER`."""
 
+import export.interrupts  # noqa: F401 before what takes time
+
+# isort: split
+
 import argparse
 import sys
 from functools import partial
@@ -7,7 +11,6 @@ from pathlib import Path
 
 from rich.table import Table
 
-import export.interrupts  # noqa: F401 before what takes time
 from export import calibration, command, console, diagrams, repository
 from export.calibration import Calibrated, Wanted
 from export.confidence import METHODS

@@ -1,5 +1,9 @@
 """The command that makes one model of several: `python export/ensemble.py NAME MEMBER MEMBER...`."""
 
+import export.interrupts  # noqa: F401 before what takes time
+
+# isort: split
+
 import argparse
 import sys
 from functools import partial
@@ -7,7 +11,6 @@ from pathlib import Path
 
 from rich.table import Table
 
-import export.interrupts  # noqa: F401 before what takes time
 from export import averaging, command, console, repository
 from export.samples import image_paths
 from models.manifest import Ensemble

@@ -1,12 +1,15 @@
 """The command that makes a model of an ONNX file that somebody has: `python export/from_onnx.py FILE --name NAME`."""
 
+import export.interrupts  # noqa: F401 before what takes time
+
+# isort: split
+
 import argparse
 import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import export.interrupts  # noqa: F401 before what takes time
 from export import command, console, options
 
 if TYPE_CHECKING:

@@ -7,13 +7,28 @@ and of extensions. A command imports this before all else of ours.
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from threading import Event
 
 EXIT_CODE = 130
 """What shells report of a program that Ctrl-C has ended."""
+
+
+def _end(*_: object) -> None:
+    os.write(sys.stderr.fileno(), b"interrupted\n")
+    os._exit(EXIT_CODE)
+
+
+def _is_command() -> bool:
+    """Whether one of this folder's files is what was started."""
+    started = getattr(sys.modules["__main__"], "__file__", None)
+    return started is not None and os.path.dirname(os.path.realpath(started)) == os.path.dirname(__file__)  # noqa: PTH120
+
+
+if _is_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored
+    signal.signal(signal.SIGINT, _end)
+
+from collections.abc import Iterator  # noqa: E402 after what these few milliseconds might see
+from contextlib import contextmanager  # noqa: E402
+from threading import Event  # noqa: E402
 
 
 def raise_them() -> None:
@@ -47,18 +62,3 @@ def noted() -> Iterator[Event]:
         signal.signal(signal.SIGINT, before)
     if event.is_set():
         raise KeyboardInterrupt
-
-
-def _end(*_: object) -> None:
-    os.write(sys.stderr.fileno(), b"interrupted\n")
-    os._exit(EXIT_CODE)
-
-
-def _is_command() -> bool:
-    """Whether one of this folder's files is what was started."""
-    started = getattr(sys.modules["__main__"], "__file__", None)
-    return started is not None and Path(started).resolve().parent == Path(__file__).parent
-
-
-if _is_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored
-    signal.signal(signal.SIGINT, _end)

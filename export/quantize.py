@@ -1,11 +1,14 @@
 """The command that makes a model of lower precision of an FP32 one: `python export/quantize.py NAME`."""
 
+import export.interrupts  # noqa: F401 before what takes time
+
+# isort: split
+
 import argparse
 import sys
 from functools import partial
 from pathlib import Path
 
-import export.interrupts  # noqa: F401 before what takes time
 from export import command, console, convert, lowering, precision
 from export.backends import RUNTIMES
 from export.options import add_preprocessing, stated

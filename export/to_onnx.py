@@ -1,10 +1,13 @@
 """The command that exports a network to the model repository: `python export/to_onnx.py SOURCE`."""
 
+import export.interrupts  # noqa: F401 before what takes time
+
+# isort: split
+
 import argparse
 import sys
 from functools import partial
 
-import export.interrupts  # noqa: F401 before what takes time
 from export import command, convert
 from export.options import NOTHING, stated
 from models import zoo

@@ -3,11 +3,14 @@
 The reference backend: it shows what PyTorch itself does with the same graph, on the CPU or on a GPU.
 """
 
+import export.interrupts  # noqa: F401 before what takes time
+
+# isort: split
+
 import argparse
 import sys
 from functools import partial
 
-import export.interrupts  # noqa: F401 before what takes time
 from export import command, convert
 
 

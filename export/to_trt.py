@@ -1,5 +1,9 @@
 """The command that builds a TensorRT engine from a model of the repository: `python export/to_trt.py NAME`."""
 
+import export.interrupts  # noqa: F401 before what takes time
+
+# isort: split
+
 import argparse
 import sys
 import time
@@ -9,7 +13,6 @@ from typing import get_args
 
 from rich.progress import Progress
 
-import export.interrupts  # noqa: F401 before what takes time
 from export import command, console, convert, engine, repository
 from export.options import add_preprocessing, stated
 from models.manifest import Compatibility, Manifest

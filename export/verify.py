@@ -1,12 +1,15 @@
 """The command that reports on an exported model: `python export/verify.py NAME`."""
 
+import export.interrupts  # noqa: F401 before what takes time
+
+# isort: split
+
 import argparse
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
-import export.interrupts  # noqa: F401 before what takes time
 from export import command, report
 from export.backends import RUNTIMES
 from export.report import Questions
