@@ -222,6 +222,11 @@ _SHARED: Mapping[str, dict[str, Any]] = {
         "default": "auto",
         "help": "where the images' classes are known from: their folders' names, or WordNet ids that begin their own",
     },
+    "--report": {
+        "type": Path,
+        "metavar": "FOLDER",
+        "help": "draw what probabilities mean, as PNG and in a page, into this folder",
+    },
     "--threads": {"type": int, "metavar": "N", "default": cpus.available_cpus(), "help": "of one inference"},
     "--seconds": {"type": float, "metavar": "S", "default": 10, "help": "for measuring speed, in all; 0 leaves it out"},
 }
