@@ -69,6 +69,15 @@ def warn_of_cpu(*models: Manifest) -> None:
             console.warn(f"{model.name} version {model.version} is measured on another CPU: {reason}")
 
 
+def tell_of_calibration(published: Manifest) -> None:
+    """Say what a file has, and has not, of the calibrated one that it was made from."""
+    if (known := published.confidence) and not known.sets:
+        console.say(
+            f"It divides logits by {known.temperature:g}, as what it was made from does. For coverage and reject it is"
+            f" to be calibrated itself: python export/calibrate.py {published.name} --images FOLDER"
+        )
+
+
 def add_export(
     root: Path, name: str, fingerprint: str, make: Callable[[], tuple[Manifest, bytes]], needed_bytes: int = 0
 ) -> None:

@@ -73,7 +73,7 @@ def test_temperature_is_the_one_that_the_images_were_made_with_and_is_in_the_gra
     assert (raw.probabilities[:, 0] > 0.5).all()
     # exp(-d^2 / T), for distances d of 0, 1, 1, 2, 2, ...
     sums = 1 + 2 * np.exp(-(np.arange(1, 40) ** 2) / made.temperature).sum()
-    assert scaled.probabilities[:, 0] == pytest.approx(1 / sums, rel=1e-4)
+    assert scaled.probabilities[:, 0] == pytest.approx(1 / sums, rel=1e-3)
 
 
 def test_figures_are_of_images_that_nothing_was_fitted_on(calibrated: Path) -> None:
@@ -118,7 +118,9 @@ def test_verify_tells_and_draws_both_curves(
     assert line.curve is not None
     assert line.miscalibration.ece < 0.15
     assert sum(one.images for one in line.curve.bins) == 400
-    assert line.curve.risk_coverage[-1] == (1, pytest.approx(1 - line.accuracy[1].top1 / 100))
+    share, risk = line.curve.risk_coverage[-1]
+    assert share == 1
+    assert 100 * risk == pytest.approx(100 - line.accuracy[1].top1)
     assert (tmp_path / "drawn" / "reliability.png").is_file()
 
 
