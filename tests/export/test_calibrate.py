@@ -10,7 +10,7 @@ from PIL import Image
 from export import backends, calibrate, confidence, convert, repository, temperature, verify
 from export.calibration import Wanted
 from export.intervals import clopper_pearson
-from export.precision import Images
+from export.precision import Fold
 from export.precision import Wanted as Lower
 from export.report import Report
 from export.samples import PHOTOS, image_paths
@@ -174,15 +174,15 @@ def test_files_of_lower_precision_keep_the_temperature_and_are_not_calibrated(
     content = temperature.divided(exported.model, 3)
     record = confidence_of(exported.draft, content)
     paths = image_paths(PHOTOS)
-    wanted = Lower("int8" if precision == "int8" else "fp16", "onnx", "x86", ("minmax",), Images(paths, paths), 0)
+    wanted = Lower("int8" if precision == "int8" else "fp16", "onnx", "gpu", ("minmax",), [Fold(paths, paths)], 0)
     made, raw = (
         convert.to_lower_precision(source, single, "lower", wanted)
         for source, single in ((record, content), (exported.draft, exported.model))
     )
     assert made.draft.confidence == Confidence(temperature=3)
-    assert temperature.undivided(made.content) == temperature.undivided(temperature.divided(raw.content, 3))
+    assert temperature.undivided(made.contents[0]) == temperature.undivided(temperature.divided(raw.contents[0], 3))
     images = list(exported.photos)
-    one, other = (backends.load(each.draft, each.content).run(images).logits for each in (made, raw))
+    one, other = (backends.load(each.draft, each.contents[0]).run(images).logits for each in (made, raw))
     np.testing.assert_allclose(one * 3, other, rtol=1e-5)
 
 
