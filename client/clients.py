@@ -209,8 +209,8 @@ def _parameters(
     reject: bool | None = None,
 ) -> dict[str, str | int | float]:
     given = {"top_k": top_k, "model": model, "version": version, "crops": crops, "include": ",".join(include) or None}
-    given |= {"coverage": coverage, "reject": reject}
-    return {name: value for name, value in given.items() if value is not None}
+    certainty = {"coverage": coverage, "reject": reject}
+    return {name: value for name, value in (given | certainty).items() if value is not None}
 
 
 def _patient(wait_s: float) -> Attempts:

@@ -242,9 +242,9 @@ class Service:
             except ExceptionGroup as errors:
                 raise errors.exceptions[0] from None
             answers = [answer for task in asked for answer in task.result()]
-        if not of_logits:
-            return answers[0]
         if ask.needs_calibration:
             model = plan.members[0].manifest
             return certainty.judged(answers[0], model, ask.coverage, reject=ask.reject, include=ask.include)
+        if not of_logits:
+            return answers[0]
         return average(answers, plan.top_k, plan.members[0].manifest.activation)

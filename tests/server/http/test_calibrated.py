@@ -60,6 +60,12 @@ def test_each_of_what_is_asked_for_is_remembered_for_itself(server: RunningServe
     assert [each.json().get("known") for each in again] == [None, True, None, None, None]
 
 
+def test_logits_come_with_it_where_they_are_wanted(server: RunningServer) -> None:
+    answer = server.classify(red_image(100), coverage=0.8, reject=True, include="logits").json()
+    assert (len(answer["predictions"]), len(answer["logits"]), answer["known"]) == (3, tiny.CLASSES, True)
+    assert max(answer["logits"]) == pytest.approx(100**2 / 8)
+
+
 def test_each_image_of_a_batch_has_its_own(server: RunningServer) -> None:
     files = [("file", (f"{red}.png", red_image(red))) for red in (0, 100)]
     found = server.client.post("/classify/batch", params={"coverage": 0.5, "reject": True}, files=files).json()
