@@ -78,6 +78,8 @@ async def _classify_all(options: argparse.Namespace) -> int:
                     version=options.version,
                     crops=options.crops,
                     include=["features"] if features else (),
+                    coverage=options.coverage,
+                    reject=options.reject or None,
                 )
                 if heatmaps:
                     picture = await client.heatmap(image, model=answer.model, version=answer.version)
@@ -137,6 +139,8 @@ def _report(name: str, outcome: Outcome, form: str) -> bool:
 def _table(name: str, answer: Classification) -> str:
     untrained = ", whose weights are untrained" if answer.random_weights else ""
     lines = [f"{name}, classified by {answer.model}{untrained} in {answer.timings_ms.total:.0f} ms:"]
+    if answer.known is False:
+        lines.append("  not sure to be any of its classes")
     for prediction in answer.predictions:
         wordnet = f" ({prediction.wordnet_id})" if prediction.wordnet_id else ""
         lines.append(f"  {prediction.probability:6.1%}  {prediction.label}{wordnet}")
@@ -180,6 +184,15 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--version", type=int, metavar="N", help="of the model, if not the newest")
     parser.add_argument("--top-k", type=int, metavar="N", help="classes of each image (default 5)")
     parser.add_argument("--crops", type=int, choices=[1, 10], help="10: slower, a little more accurate (default 1)")
+    parser.add_argument(
+        "--coverage",
+        type=float,
+        metavar="P",
+        help="of a calibrated model, instead of --top-k: as few classes as hold the true one with this probability",
+    )
+    parser.add_argument(
+        "--reject", action="store_true", help="of a calibrated model: say of which images it knows no class"
+    )
     parser.add_argument(
         "--format", choices=list(_FORMATS), default="table", help="json: a line for each image; csv: for each class"
     )

@@ -56,12 +56,16 @@ class Client:
         version: int | None = None,
         crops: Literal[1, 10] | None = None,
         include: Collection[Include] = (),
+        coverage: float | None = None,
+        reject: bool | None = None,
     ) -> Classification:
         """The classes of an image, given as the bytes of its file; None leaves a choice to the service.
 
-        What is to be included is of the same pass, and in NumPy arrays.
+        What is to be included is of the same pass, and in NumPy arrays. Of a calibrated model `coverage`, instead of
+        `top_k`, asks for as few classes as hold the true one with this probability, and `reject` has
+        `Classification.known` say whether the image is of any of its classes.
         """
-        parameters = _parameters(top_k, model, version, crops, include)
+        parameters = _parameters(top_k, model, version, crops, include, coverage=coverage, reject=reject)
         headers = _headers(MSGPACK if include else None)
         return _read(self._ask("POST", "/classify", content=image, params=parameters, headers=headers), Classification)
 
@@ -134,9 +138,11 @@ class AsyncClient:
         version: int | None = None,
         crops: Literal[1, 10] | None = None,
         include: Collection[Include] = (),
+        coverage: float | None = None,
+        reject: bool | None = None,
     ) -> Classification:
         """As `Client.classify`."""
-        parameters = _parameters(top_k, model, version, crops, include)
+        parameters = _parameters(top_k, model, version, crops, include, coverage=coverage, reject=reject)
         headers = _headers(MSGPACK if include else None)
         answer = await self._ask("POST", "/classify", content=image, params=parameters, headers=headers)
         return _read(answer, Classification)
@@ -193,10 +199,18 @@ def _headers(accept: str | None) -> dict[str, str]:
 
 
 def _parameters(
-    top_k: int | None, model: str | None, version: int | None, crops: int | None, include: Collection[Include] = ()
-) -> dict[str, str | int]:
+    top_k: int | None,
+    model: str | None,
+    version: int | None,
+    crops: int | None,
+    include: Collection[Include] = (),
+    *,
+    coverage: float | None = None,
+    reject: bool | None = None,
+) -> dict[str, str | int | float]:
     given = {"top_k": top_k, "model": model, "version": version, "crops": crops, "include": ",".join(include) or None}
-    return {name: value for name, value in given.items() if value is not None}
+    certainty = {"coverage": coverage, "reject": reject}
+    return {name: value for name, value in (given | certainty).items() if value is not None}
 
 
 def _patient(wait_s: float) -> Attempts:

@@ -71,6 +71,10 @@ class Classification:
     """float32[C]: what the network's last layer sees; None where they were not included"""
     heatmap: Heatmap | None = None
     """None where it was not included"""
+    coverage: float | None = None
+    """With at least this probability the true class is among the predictions, where that was asked for."""
+    known: bool | None = None
+    """False: it is not sure to be any of the classes; None where that was not asked."""
 
 
 @dataclass(frozen=True, slots=True)

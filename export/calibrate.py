@@ -85,8 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="T",
         help="take this one without a gate, and fit the rest to it; 1 leaves probabilities as they are",
     )
-    parser.add_argument("--report", type=Path, metavar="FOLDER", help="draw diagrams, as PNG and in a page, into it")
-    command.add(parser, "--repository", "--threads")
+    command.add(parser, "--report", "--repository", "--threads")
     return parser
 
 

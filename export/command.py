@@ -69,6 +69,15 @@ def warn_of_cpu(*models: Manifest) -> None:
             console.warn(f"{model.name} version {model.version} is measured on another CPU: {reason}")
 
 
+def tell_of_calibration(published: Manifest) -> None:
+    """Say what a file has, and has not, of the calibrated one that it was made from."""
+    if (known := published.confidence) and not known.sets:
+        console.say(
+            f"It divides logits by {known.temperature:g}, as what it was made from does. For coverage and reject it is"
+            f" to be calibrated itself: python export/calibrate.py {published.name} --images FOLDER"
+        )
+
+
 def add_export(
     root: Path, name: str, fingerprint: str, make: Callable[[], tuple[Manifest, bytes]], needed_bytes: int = 0
 ) -> None:
@@ -221,6 +230,11 @@ _SHARED: Mapping[str, dict[str, Any]] = {
         "choices": LABELS_FROM,
         "default": "auto",
         "help": "where the images' classes are known from: their folders' names, or WordNet ids that begin their own",
+    },
+    "--report": {
+        "type": Path,
+        "metavar": "FOLDER",
+        "help": "draw what probabilities mean, as PNG and in a page, into this folder",
     },
     "--threads": {"type": int, "metavar": "N", "default": cpus.available_cpus(), "help": "of one inference"},
     "--seconds": {"type": float, "metavar": "S", "default": 10, "help": "for measuring speed, in all; 0 leaves it out"},

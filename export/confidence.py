@@ -211,9 +211,10 @@ def fit_unknown(
     """
     rank = math.floor(round((len(known) + 1) * (1 - keep_known), 9))
     if rank < 1:
+        least = math.ceil(round(1 / (1 - keep_known), 9)) - 1
         raise ConfidenceError(
-            f"to keep {keep_known:.4g} of what is known takes {math.ceil(4 / (1 - keep_known))} images, of which a"
-            f" quarter is for that: it has {len(known)}"
+            f"to keep {100 * keep_known:.4g} % of what is known takes {4 * least} images, of which a quarter is for"
+            f" that: it has {len(known)}"
         )
     score: UnknownScore = "max_logit"
     rejected, auroc, measured_on = None, {}, known[:0]

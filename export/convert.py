@@ -167,7 +167,7 @@ def to_proven_half(source: Manifest, single: bytes, images: Path) -> tuple[bytes
     Raises:
         ExpectedError: it cannot be converted, or the two differ by more than the tolerance.
     """
-    content = halve(single)
+    content = halve(source, single)
     with step("compare with PyTorch"):
         from export import last_layer
 
@@ -195,12 +195,13 @@ def to_lower_precision(source: Manifest, single: bytes, name: str, wanted: Wante
         case "bf16":
             contents = [single]  # computed otherwise, which the manifest says
         case "fp16":
-            contents = [halve(single)]
+            contents = [halve(source, single)]
         case "int8":
-            from export import quantization
+            from export import quantization, temperature
 
-            made = [quantization.calibrate(source, single, fold.calibrate, wanted) for fold in wanted.folds]
-            contents = [quantized.content for quantized in made]
+            network = temperature.undivided(single)
+            made = [quantization.calibrate(source, network, fold.calibrate, wanted) for fold in wanted.folds]
+            contents = [_with_temperature(source, quantized.content) for quantized in made]
             calibration = Calibration(
                 target=wanted.target,
                 method=made[0].method,
@@ -224,12 +225,19 @@ def to_lower_precision(source: Manifest, single: bytes, name: str, wanted: Wante
     return Lowered(draft, contents, calibration)
 
 
-def halve(single: bytes) -> bytes:
-    """Convert the network of an FP32 graph to FP16."""
+def halve(source: Manifest, single: bytes) -> bytes:
+    """Convert the network of an FP32 graph to FP16; a temperature stays as it is."""
     with step("convert to half precision"):
-        from export import half
+        from export import half, temperature
 
-        return half.to_half(single)
+        return _with_temperature(source, half.to_half(temperature.undivided(single)))
+
+
+def _with_temperature(source: Manifest, network: bytes) -> bytes:
+    """Give a file that was made of a source without its temperature that of the source."""
+    from export import temperature
+
+    return temperature.divided(network, source.confidence.temperature) if source.confidence else network
 
 
 def _load(recipe: Recipe, weights_file: Path | None, images: Path) -> _Source:

@@ -90,7 +90,8 @@ def _reliability(curves: Sequence[Curve]) -> "Figure":
             axes.annotate(f"{one.images}", (middle, 0.01), ha="center", fontsize=6, color="w")
         axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="probability of the best class", ylabel="share that is right")
         axes.set_title(curve.label, fontsize="medium")
-        axes.legend(loc="upper left", fontsize="small", frameon=False)
+    # above, where it hides nothing
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
     return figure
 
 

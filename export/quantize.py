@@ -47,6 +47,7 @@ def _run(options: argparse.Namespace) -> None:
         seconds=options.seconds,
     )
     console.say(f"{name} version {published.version}: {console.folder(root, published)}")
+    command.tell_of_calibration(published)
     if published.conversion and published.conversion.verdict == "undecided":
         console.warn("Whether it agrees as often as is wanted is undecided; it was added because you asked for that.")
     calibration = published.conversion and published.conversion.calibration

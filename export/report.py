@@ -3,19 +3,22 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from rich.table import Table
 
-from export import agreement, backends, comparison, repository, samples
+from export import agreement, backends, comparison, confidence, diagrams, repository, samples
 from export.backends import RUNTIMES, Runtime
 from export.comparison import SURE, Answers
+from export.confidence import Curve
 from export.console import console
 from export.intervals import clopper_pearson
 from export.samples import LabelsFrom
 from models.errors import ExpectedError
-from models.manifest import Accuracy, CropCount, Manifest
+from models.manifest import Accuracy, CropCount, Manifest, Miscalibration
 from server.engine.backends import Backend
 
 REFERENCE_RUNTIME: Runtime = "onnx"
@@ -73,6 +76,9 @@ class Line(BaseModel):
     """By batch size; median of the rounds."""
     times_reference: dict[int, float]
     """Speed beside the reference's, by batch size; median of the rounds' ratios."""
+    miscalibration: Miscalibration | None = None
+    """Of one crop; None, as what follows, where the images' classes are not known or each has its own probability."""
+    curve: Curve | None = None
 
 
 class Report(BaseModel):
@@ -87,6 +93,22 @@ class Report(BaseModel):
     def show(self) -> None:
         """Print one table."""
         console.print(_table(self))
+
+    def draw(self, folder: Path) -> Path:
+        """Draw how much the probabilities mean, as `diagrams.write`.
+
+        Raises:
+            ReportError: the images' classes are not known.
+        """
+        lines = [(line.curve, line.miscalibration) for line in self.lines]
+        drawn = [(curve, found) for curve, found in lines if curve and found]
+        if not drawn:
+            raise ReportError("--report draws what probabilities mean, which needs images whose one class is known")
+        rows = [("", "expected calibration error", "negative log likelihood")]
+        rows += [(curve.label, f"{found.ece:.2%}", f"{found.nll:.4f}") for curve, found in drawn]
+        title = f"{self.lines[-1].model} version {self.lines[-1].version}"
+        tables = [diagrams.Figures(f"{self.images} images", rows)]
+        return diagrams.write(folder, title, tables, [curve for curve, _ in drawn])
 
 
 def beside_fp32(root: Path, name: str, version: int | None, runtimes: Sequence[Runtime] | None) -> list[Subject]:
@@ -177,10 +199,21 @@ def compare(subjects: Sequence[Subject], questions: Questions, answered: Sequenc
             accuracy={} if classes is None else {n: its.accuracy(classes, n) for n in questions.crops},
             images_per_s=images_per_s[at],
             times_reference=times_reference[at],
+            **_calibration(subject, its, classes),
         )
         for at, (subject, its) in enumerate(zip(subjects, answers, strict=True))
     )
     return Report(images=len(questions.images), threads=questions.threads, lines=lines)
+
+
+def _calibration(subject: Subject, answered: Answers, classes: NDArray[np.int64] | None) -> dict[str, Any]:
+    if classes is None or answered.activation != "softmax":
+        return {}
+    label = f"{subject.model.name} version {subject.model.version}, {subject.runtime}"
+    return {
+        "miscalibration": confidence.miscalibration(answered.logits[:, 0], classes),
+        "curve": confidence.curve(label, answered.probabilities()[:, 0], classes),
+    }
 
 
 def _table(report: Report) -> Table:

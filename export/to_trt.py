@@ -40,6 +40,7 @@ def _run(options: argparse.Namespace) -> None:
     seconds = time.monotonic() - started
     published = repository.publish(root, wanted.draft(source, name, precision, content, parity), content)
     _report(root, published, seconds)
+    command.tell_of_calibration(published)
 
 
 def _source(options: argparse.Namespace) -> Manifest:

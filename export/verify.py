@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
-from export import command, report
+from export import command, diagrams, report
 from export.backends import RUNTIMES
 from export.report import Questions
 from export.samples import CROPS, image_paths
@@ -20,6 +20,8 @@ Choice = TypeVar("Choice")
 
 def _run(options: argparse.Namespace) -> None:
     subjects = report.beside_fp32(options.repository, options.name, options.version, options.backend)
+    if options.report:
+        diagrams.require()
     if not options.json:
         command.warn_of_cpu(*(subject.model for subject in subjects))
     questions = Questions(
@@ -35,6 +37,9 @@ def _run(options: argparse.Namespace) -> None:
         print(found.model_dump_json())
     else:
         found.show()
+    if options.report:
+        drawn = found.draw(options.report)
+        print(f"drawn: {drawn}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -56,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--batch-sizes", type=_sizes, metavar="N,...", default=(1, 4, 8), help="to measure speed with")
     command.add(parser, "--threads", "--seconds")
+    command.add(parser, "--report")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     return parser
 

@@ -31,6 +31,7 @@ class Code(StrEnum):
     MODEL_REFUSED = "model_refused"
     MODEL_UNAVAILABLE = "model_unavailable"
     UNSUPPORTED_BY_MODEL = "unsupported_by_model"
+    NOT_CALIBRATED = "not_calibrated"
     UNAUTHORIZED = "unauthorized"
     FORBIDDEN = "forbidden"
     RATE_LIMITED = "rate_limited"

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 OURS = {"models", "export", "server", "client", "loadtest", "deploy", "tests"}
 WEB = {"fastapi", "starlette", "uvicorn", "multipart", "python_multipart", "httptools", "uvloop"}
-COMMANDS = ("to_onnx", "from_onnx", "to_torch", "verify", "quantize", "to_trt", "ensemble", "cascade")
+COMMANDS = ("to_onnx", "from_onnx", "to_torch", "verify", "quantize", "calibrate", "to_trt", "ensemble", "cascade")
 NEED_NO_SERVER = {
     f"loadtest.{name}" for name in ("baseline", "engine", "engine_loop", "simulate", "capacity", "pretended")
 }

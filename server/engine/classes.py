@@ -49,6 +49,8 @@ class Classes(NamedTuple):
     """float32[k, h, w] of the best classes, at most MAPPED_CLASSES; empty where they were not asked for"""
     photo_size: tuple[int, int] = (0, 0)
     """width and height of the photo that was decoded, upright"""
+    known: bool | None = None
+    """whether the image is of any of the classes; None where that was not asked"""
 
     def ranked(self, top_k: int | None, include: Extras = Extras.NONE) -> "Classes":
         """Only the best `top_k`, with the logits where they are to be included, or, where that is None, only these."""

@@ -48,6 +48,7 @@ STATUS: dict[Code, grpc.StatusCode] = {
     Code.INFERENCE_FAILED: grpc.StatusCode.INTERNAL,
     Code.ENGINE_CRASHED: grpc.StatusCode.INTERNAL,
     Code.MODEL_REFUSED: grpc.StatusCode.FAILED_PRECONDITION,
+    Code.NOT_CALIBRATED: grpc.StatusCode.FAILED_PRECONDITION,
     Code.ENGINE_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
     Code.MODEL_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
     Code.DEADLINE_EXCEEDED: grpc.StatusCode.DEADLINE_EXCEEDED,

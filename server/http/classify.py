@@ -82,6 +82,15 @@ class Parameters(EmbedParameters):
         " heatmap (docs/features.md)",
         json_schema_extra={"pattern": _INCLUDE_PATTERN},
     )
+    coverage: Annotated[float, Field(gt=0, lt=1)] | SkipJsonSchema[None] = Field(
+        None,
+        description="of a calibrated model, instead of top_k: as few classes as hold the true one with this"
+        " probability. At least this share of answers about images like those that it was calibrated on hold it: on"
+        " average over all of them, not for each class or each kind of image",
+    )
+    reject: bool = Field(
+        default=False, description="of a calibrated model: say as `known` whether the image is of any of its classes"
+    )
 
 
 Timeout = Annotated[
@@ -141,10 +150,13 @@ def _parameters(request: Request, fields: Sequence[tuple[str, str]], kind: type[
             raise _invalid(where, name, "it is given twice")
         given[name] = value
     try:
-        return kind.model_validate(given)
+        found = kind.model_validate(given)
     except ValidationError as error:
         first = error.errors()[0]
-        raise _invalid("query", ".".join(map(str, first["loc"])), first["msg"]) from None
+        raise _invalid("query", str(first["loc"][0]), first["msg"]) from None
+    if isinstance(found, Parameters) and found.coverage is not None and "top_k" in given:
+        raise _invalid("query", "top_k", "coverage decides how many classes there are: leave out one of the two")
+    return found
 
 
 def _invalid(where: str, name: str, message: str) -> RequestValidationError:
@@ -298,7 +310,13 @@ def _ask(parameters: EmbedParameters, timeout_s: float | None) -> Ask:
     if not isinstance(parameters, Parameters):
         return ask._replace(top_k=1, include=Extras.FEATURES)
     include = reduce(or_, map(EXTRAS.__getitem__, parameters.include.split(","))) if parameters.include else Extras.NONE
-    return ask._replace(top_k=parameters.top_k, crops=parameters.crops.value, include=include)
+    return ask._replace(
+        top_k=parameters.top_k,
+        crops=parameters.crops.value,
+        include=include,
+        coverage=parameters.coverage,
+        reject=parameters.reject,
+    )
 
 
 def _result(request: Request, file: File, answer: Answer | ServiceError, request_id: str) -> ImageResult:

@@ -7,6 +7,7 @@ from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel
 from starlette.status import HTTP_503_SERVICE_UNAVAILABLE
 
+from models.confidence import most_coverage
 from models.manifest import (
     Accuracy,
     Activation,
@@ -22,6 +23,17 @@ from models.manifest import (
 from server.exposition import OPENMETRICS, exposition
 from server.http.responses import quality
 from server.serving.service import Service
+
+
+class Calibration(BaseModel):
+    """What is known of how sure a model may be, from held-out images."""
+
+    temperature: float
+    expected_calibration_error: float
+    most_coverage: float
+    """that `coverage` may ask for"""
+    keep_known: float
+    """share of images of the classes that `reject` is to let pass"""
 
 
 class Model(BaseModel):
@@ -40,6 +52,8 @@ class Model(BaseModel):
     top_k: int
     preprocessing: Preprocessing
     activation: Activation
+    calibration: Calibration | None
+    """None: it is not calibrated, and answers neither `coverage` nor `reject`"""
     weights_sha256: str | None
     file_sha256: str
 
@@ -138,11 +152,24 @@ def _shown(found: Entry, default: bool) -> Model | EnsembleModel | CascadeModel:
                 **found.model_dump(include=_fields(Model)),
                 default=default,
                 random_weights=found.weights.random,
+                calibration=_calibration(found),
                 weights_sha256=found.weights.sha256,
                 file_sha256=found.file.sha256,
             )
         case _:
             assert_never(found)
+
+
+def _calibration(found: Manifest) -> Calibration | None:
+    known = found.confidence
+    if not (known and known.held_out and known.sets and known.unknown):
+        return None
+    return Calibration(
+        temperature=known.temperature,
+        expected_calibration_error=known.held_out.after.ece,
+        most_coverage=most_coverage(known.sets),
+        keep_known=known.unknown.keep_known,
+    )
 
 
 def _fields(shown: type[BaseModel]) -> Any:

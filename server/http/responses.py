@@ -89,6 +89,17 @@ class Classification(msgspec.Struct, frozen=True):
         ),
     ] = UNSET
     heatmap: Heatmap | UnsetType = UNSET
+    coverage: Annotated[
+        float | UnsetType,
+        Meta(
+            description="where it was asked for: the probability with which the true class is among the predictions, at"
+            " least, on average over images like those that the model was calibrated on"
+        ),
+    ] = UNSET
+    known: Annotated[
+        bool | UnsetType,
+        Meta(description="where `reject` was asked for: false: it is not sure to be any of the classes"),
+    ] = UNSET
 
 
 class Embedding(msgspec.Struct, frozen=True):
@@ -144,8 +155,11 @@ def classification(answer: Answer, request_id: str, *, binary: bool = False) -> 
         _timings(answer),
         classes.batch_size,
         request_id,
-        *((classes.answered_by, classes.cut_short) if classes.answered_by else (UNSET, UNSET)),
-        *(_extras(answer, binary=binary) if answer.plan.ask.include else ()),
+        classes.answered_by or UNSET,
+        classes.cut_short if classes.answered_by else UNSET,
+        *(_extras(answer, binary=binary) if answer.plan.ask.include else (UNSET, UNSET, UNSET)),
+        UNSET if (coverage := answer.plan.ask.coverage) is None else coverage,
+        UNSET if classes.known is None else classes.known,
     )
 
 

@@ -9,9 +9,9 @@ from server.engine.classes import Classes
 IN_THREAD_BYTES = 128 * 1024
 """More than so many bytes, about 0.1 ms, are hashed beside the event loop."""
 
-Key = tuple[bytes, tuple[str, ...], int, int]
+Key = tuple[bytes, tuple[str, ...], int, int, float | None, bool]
 """All that an answer depends on: the image's digest, the ids of the models asked, which change with their files and
-settings, before them a cascade's fingerprint, top_k and crops."""
+settings, before them a cascade's fingerprint, top_k, crops, coverage and reject."""
 
 
 class Cache:

@@ -9,6 +9,7 @@ from server.engine.scheduler import Priority
 from server.errors import Code, ServiceError
 from server.metrics import Labels
 from server.repository import Catalogue, Model
+from server.serving import certainty
 from server.settings import Settings
 
 DEFAULT_TOP_K = 5
@@ -30,6 +31,15 @@ class Ask(NamedTuple):
     """the client waits until then, by the monotonic clock"""
     include: Extras = Extras.NONE
     """what is wanted besides the classes"""
+    coverage: float | None = None
+    """the classes wanted are those of a set that holds the true one with this probability, whatever `top_k` is"""
+    reject: bool = False
+    """whether it is an image of any of the classes is to be said, too"""
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether only a calibrated model can answer it."""
+        return self.reject or self.coverage is not None
 
 
 class AskedStage(NamedTuple):
@@ -61,11 +71,13 @@ class Plan(NamedTuple):
         """Resolve what is asked for.
 
         Raises:
-            ServiceError: UNKNOWN_MODEL, MODEL_UNAVAILABLE, UNSUPPORTED_BY_MODEL, INVALID_PARAMETER.
+            ServiceError: UNKNOWN_MODEL, MODEL_UNAVAILABLE, UNSUPPORTED_BY_MODEL, NOT_CALIBRATED, INVALID_PARAMETER.
         """
         entry = catalogue.resolve(ask.model, ask.version)
         if ask.include:
             _check_include(ask, entry)
+        if ask.needs_calibration:
+            certainty.check(entry, ask.coverage, reject=ask.reject, crops=ask.crops)
         own = catalogue.settings(entry)
         stages: tuple[AskedStage, ...] = ()
         if isinstance(entry, Cascade):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from server import tracing
 from server.control import Change
-from server.engine.classes import Classes, average
+from server.engine.classes import Classes, Extras, average
 from server.engine.decoding import Image
 from server.errors import Code, ServiceError
 from server.images import heatmap
@@ -22,6 +22,7 @@ from server.keys import Keys
 from server.metrics import Metrics
 from server.placement import Place
 from server.repository import Catalogue
+from server.serving import certainty
 from server.serving.buffers import Buffers
 from server.serving.cache import Cache, digest_of
 from server.serving.cascade import Pace, descend
@@ -196,7 +197,8 @@ class Service:
         ids = tuple(member.id for member in plan.members)
         top_k = plan.ask.top_k
         asked = (plan.entry.fingerprint, *ids) if plan.stages else ids  # by which rule is in the fingerprint
-        key = (digest, asked, top_k, int(plan.ask.crops)) if digest and top_k is not None else None
+        ask = plan.ask
+        key = (digest, asked, top_k, int(ask.crops), ask.coverage, ask.reject) if digest and top_k is not None else None
         if key and (remembered := self.cache.get(key)):
             self.metrics.cache_hits.labels(*plan.labels).inc()
             return Answer(plan, remembered, time.monotonic() - received_s)
@@ -217,13 +219,16 @@ class Service:
         if plan.stages:
             return await descend(plan, image, deadline_s, self.classifier, self.pace, self.metrics)
         ask = plan.ask
-        of_logits = plan.averages or ask.top_k is None
-        top_k = None if of_logits else ask.top_k
+        of_logits = plan.averages or (ask.top_k is None and not ask.needs_calibration)
+        top_k, include = None if of_logits else ask.top_k, ask.include
+        if ask.needs_calibration:  # of one model and one crop
+            top_k = plan.members[0].manifest.top_k if ask.coverage is not None else plan.top_k
+            include |= Extras.LOGITS
 
         async def crops_of(index: int) -> list[Classes]:
             model = plan.members[index]
             answers = await self.classifier.classify(
-                image, model, top_k, deadline_s, crops=ask.crops, priority=plan.priority, include=ask.include
+                image, model, top_k, deadline_s, crops=ask.crops, priority=plan.priority, include=include
             )
             tracing.note_stages(answers, model.key)
             return answers
@@ -237,6 +242,9 @@ class Service:
             except ExceptionGroup as errors:
                 raise errors.exceptions[0] from None
             answers = [answer for task in asked for answer in task.result()]
+        if ask.needs_calibration:
+            model = plan.members[0].manifest
+            return certainty.judged(answers[0], model, ask.coverage, reject=ask.reject, include=ask.include)
         if not of_logits:
             return answers[0]
         return average(answers, plan.top_k, plan.members[0].manifest.activation)

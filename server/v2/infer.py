@@ -27,7 +27,16 @@ from server.serving.plan import DEFAULT_TOP_K, Answer, Ask
 from server.serving.service import Service
 from server.serving.several import classify_all
 from server.v2 import views
-from server.v2.models import BOXES_NAME, LABELS_NAME, NO_SHARED_MEMORY, SHARED_MEMORY, inputs_of, max_images, number
+from server.v2.models import (
+    BOXES_NAME,
+    KNOWN_NAME,
+    LABELS_NAME,
+    NO_SHARED_MEMORY,
+    SHARED_MEMORY,
+    inputs_of,
+    max_images,
+    number,
+)
 from server.v2.tensors import Tensor, Values
 from server.v2.views import ENCODED_NAME, SCALINGS, SCORES_NAME, Found, InputSpec, View
 
@@ -39,10 +48,14 @@ EXTRA_NAMES = {
     BOXES_NAME: Extras.HEATMAP,
 }
 """Answered only where they are named."""
+NO_CLASS = -1
+"""Index of what fills up the row of an image whose set has fewer classes than another's; it has no label."""
 RANKED_NAMES = (PROBABILITIES_NAME, SCORES_NAME)
 """Those that `classification` turns into words."""
 ASKS_FOR_LAST = "triton_enable_empty_final_response"
 """Whether the end of several answers is to be marked; here each request has one."""
+CLASSES = ("top_k", "coverage", "reject")
+"""Parameters that say which classes are answered; a view answers all."""
 SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
 """Of Triton's models that have a state. None here has one: 0, "" and false say as much."""
 
@@ -111,6 +124,7 @@ async def infer(service: Service, request: InferRequest, outcome: Outcome) -> In
     wanted = _wanted(request, view)
     counts = [each.classes for each in wanted]
     include = reduce(or_, (EXTRA_NAMES.get(each.name, Extras.NONE) for each in wanted))
+    coverage = _coverage(request.parameters)
     ask = Ask(
         name,
         number(request.version),
@@ -118,6 +132,8 @@ async def infer(service: Service, request: InferRequest, outcome: Outcome) -> In
         priority=_priority(request.parameters),
         patience_s=received_s + min(_timeout_s(request.parameters), request.timeout_s),
         include=include,
+        coverage=coverage,
+        reject=any(each.name == KNOWN_NAME for each in wanted),
     )
     plan = service.plan(ask)
     outcome.model = plan.labels
@@ -126,6 +142,8 @@ async def infer(service: Service, request: InferRequest, outcome: Outcome) -> In
     if view in SCALINGS:
         images = list(await asyncio.to_thread(views.unscaled, np.stack(images), view))
     answers = await classify_all(service, plan, images, received_s)
+    if coverage is not None:
+        answers = _filled_up(answers)
     entry = answers[-1].plan.entry
     classes = [answer.classes for answer in answers]
     outcome.answered(answers)
@@ -151,15 +169,18 @@ def _wanted(request: InferRequest, view: View) -> list[Wanted]:
     Raises:
         ServiceError: INVALID_REQUEST, INVALID_PARAMETER.
     """
-    _check_known(request.parameters, (*(() if view else ("top_k",)), "priority", "timeout", *SEQUENCE, ASKS_FOR_LAST))
+    _check_known(request.parameters, (*(() if view else CLASSES), "priority", "timeout", *SEQUENCE, ASKS_FOR_LAST))
     for name in SEQUENCE:
         if request.parameters.get(name):
             raise ServiceError(Code.INVALID_PARAMETER, f"{name}: no model here has a state, so there are no sequences")
-    top_k = None if view else _count(request.parameters, "top_k", DEFAULT_TOP_K)
+    top_k = None if view or "coverage" in request.parameters else _count(request.parameters, "top_k", DEFAULT_TOP_K)
     usual = (SCORES_NAME,) if view else OUTPUT_NAMES
-    names = usual if view else (*usual, *EXTRA_NAMES)
+    names = usual if view else (*usual, *EXTRA_NAMES, KNOWN_NAME)
+    asked = list(request.outputs) or [RequestedOutput(name, {}) for name in usual]
+    if _flag(request.parameters, "reject") and KNOWN_NAME not in [each.name for each in asked]:
+        asked.append(RequestedOutput(KNOWN_NAME, {}))
     wanted = []
-    for name, parameters in request.outputs or [RequestedOutput(name, {}) for name in usual]:
+    for name, parameters in asked:
         if name not in names:
             raise ServiceError(Code.INVALID_REQUEST, f"there is no output {name[:100]!r}; there are {_listed(names)}")
         _check_known(parameters, ("classification",))
@@ -167,6 +188,9 @@ def _wanted(request: InferRequest, view: View) -> list[Wanted]:
         if classes and name not in RANKED_NAMES:
             raise ServiceError(Code.INVALID_PARAMETER, f"classification is for the output {PROBABILITIES_NAME!r}")
         wanted.append(Wanted(name, classes or top_k, bool(classes)))
+    if "coverage" in request.parameters and ("top_k" in request.parameters or any(each.as_text for each in wanted)):
+        detail = "coverage decides how many classes there are: leave out top_k and classification"
+        raise ServiceError(Code.INVALID_PARAMETER, detail)
     if len({each.name for each in wanted}) < len(wanted):
         raise ServiceError(Code.INVALID_REQUEST, "an output is requested twice")
     return wanted
@@ -190,6 +214,22 @@ def _count(parameters: Parameters, name: str, default: int) -> int:
     value = parameters.get(name, default)
     if not isinstance(value, int) or isinstance(value, bool) or not (value == default or 1 <= value <= MAX_TOP_K):
         raise ServiceError(Code.INVALID_PARAMETER, f"{name} must be a whole number of 1 to {MAX_TOP_K}")
+    return value
+
+
+def _coverage(parameters: Parameters) -> float | None:
+    value = parameters.get("coverage")
+    if value is None:
+        return None
+    if isinstance(value, bool | str) or not 0 < value < 1:
+        raise ServiceError(Code.INVALID_PARAMETER, "coverage must be a number between 0 and 1, both excluded")
+    return float(value)
+
+
+def _flag(parameters: Parameters, name: str) -> bool:
+    value = parameters.get(name, False)
+    if not isinstance(value, bool):
+        raise ServiceError(Code.INVALID_PARAMETER, f"{name} must be true or false")
     return value
 
 
@@ -236,8 +276,28 @@ def _images(inputs: Sequence[Input], specs: Sequence[InputSpec], at_most: int) -
     return list(values.reshape(shape)) if isinstance(values, np.ndarray) else list(values)
 
 
+def _filled_up(answers: Sequence[Answer]) -> list[Answer]:
+    """Sets of different sizes as rows of one length; activation maps are as many, of zeros."""
+    most = max(len(each.classes.indices) for each in answers)
+    mapped = max(len(each.classes.activation_maps) for each in answers)
+    found = []
+    for each in answers:
+        classes = each.classes
+        missing, maps = (0, most - len(classes.indices)), classes.activation_maps
+        filled = classes._replace(
+            probabilities=np.pad(classes.probabilities, missing),
+            indices=np.pad(classes.indices, missing, constant_values=NO_CLASS),
+            activation_maps=np.concatenate([maps, np.zeros((mapped - len(maps), *maps.shape[1:]), np.float32)]),
+        )
+        found.append(each._replace(classes=filled))
+    return found
+
+
 def _output(wanted: Wanted, entry: Entry, classes: Sequence[Classes]) -> Tensor:
     name, count, as_text = wanted
+    if name == KNOWN_NAME:
+        known = np.array([[bool(each.known)] for each in classes])
+        return Tensor(name, "BOOL", known.shape, known)
     probabilities = np.stack([each.probabilities[:count] for each in classes])
     indices = np.stack([each.indices[:count] for each in classes])
     if name == INDICES_NAME:
@@ -248,7 +308,7 @@ def _output(wanted: Wanted, entry: Entry, classes: Sequence[Classes]) -> Tensor:
         return Tensor(name, "FP32", scores.shape, scores)
     if name == PROBABILITIES_NAME and not as_text:
         return Tensor(name, "FP32", probabilities.shape, probabilities)
-    labels = [entry.labels[index].label for index in indices.ravel().tolist()]
+    labels = ["" if index == NO_CLASS else entry.labels[index].label for index in indices.ravel().tolist()]
     if as_text:
         ranked = zip(probabilities.ravel().tolist(), indices.ravel().tolist(), labels, strict=True)
         labels = [f"{probability:f}:{index}:{label}" for probability, index, label in ranked]

@@ -27,6 +27,8 @@ LABELS_NAME = "labels"
 """Output: BYTES[N, k], what the classes are called."""
 BOXES_NAME = "activation_boxes"
 """Output: FP32[N, 4], the part of each photo that its activation maps are of; see `Preprocessing.shown`."""
+KNOWN_NAME = "known"
+"""Output of a calibrated model: BOOL[N, 1], whether an image is of any of the classes."""
 EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "model_repository", "statistics"]
 
 SHARED_MEMORY = frozenset({"shared_memory_region", "shared_memory_byte_size", "shared_memory_offset"})
@@ -256,6 +258,8 @@ def _tensors(service: Service, found: Found) -> tuple[list[InputSpec], list[tupl
         outputs.append((FEATURES_NAME, "FP32", (entry.features,)))
         outputs.append((ACTIVATION_MAPS_NAME, "FP32", (-1, *entry.activation_maps)))
         outputs.append((BOXES_NAME, "FP32", (4,)))
+    if isinstance(entry, Manifest) and entry.confidence and entry.confidence.unknown:
+        outputs.append((KNOWN_NAME, "BOOL", (1,)))
     return inputs, outputs
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from server.errors import Code, ServiceError
 
-Datatype = Literal["UINT8", "INT32", "FP32", "BYTES"]
+Datatype = Literal["BOOL", "UINT8", "INT32", "FP32", "BYTES"]
 InputType = Literal["UINT8", "FP32", "BYTES"]
 Values = NDArray[Any] | Sequence[bytes]
 """Numbers of any shape, or the elements of BYTES in order."""

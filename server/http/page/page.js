@@ -83,8 +83,9 @@ async function classify() {
   if (!image) return;
   underWay?.abort();
   const mine = (underWay = new AbortController());
-  const { name, version } = served[modelChoice.selectedIndex] ?? {};
+  const { name, version, calibration } = served[modelChoice.selectedIndex] ?? {};
   const query = new URLSearchParams({ top_k: TOP_K, crops: crops.checked ? 10 : 1 });
+  if (calibration && !crops.checked) query.set("reject", true); // it is calibrated for one crop
   if (name) query.set("model", name);
   if (version) query.set("version", version);
   show({ busy: true });
@@ -107,6 +108,8 @@ function show({ answer = null, problem = null, busy = false }) {
   }
   byId("bars").replaceChildren(...(answer?.predictions ?? []).map(bar));
   byId("facts").replaceChildren(...(answer ? facts(answer) : []));
+  byId("unsure").hidden = answer?.known !== false;
+  byId("meaning").textContent = answer?.known === undefined ? "" : meaning(answer);
   byId("summary").textContent = answer
     ? `${answer.predictions[0].label}, ${percent(answer.predictions[0].probability)}` : "";
   showUntrained(answer?.random_weights);
@@ -126,6 +129,13 @@ function bar({ label, wordnet_id, probability }) {
   name.append(" ", element("small", wordnet_id ?? ""));
   item.append(name, element("span", percent(probability), { class: "percent" }), meter);
   return item;
+}
+
+/** What the bars of a calibrated model mean. */
+function meaning({ model, version, predictions: [{ probability }] }) {
+  const one = served.find((each) => each.name === model && each.version === version);
+  const error = one?.calibration ? `, give or take ${(100 * one.calibration.expected_calibration_error).toFixed(1)} points` : "";
+  return `Calibrated: of a hundred answers as sure as this one, ${Math.round(100 * probability)} are right${error}.`;
 }
 
 function facts({ model, version, timings_ms: { total, decode_wait, decode, queue, inference }, batch_size }) {

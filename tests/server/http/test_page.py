@@ -92,7 +92,7 @@ class Browser:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """Serves `tiny` (the default), and `untrained`, which looks at green instead."""
+    """Serves `tiny` (the default), `untrained`, which looks at green instead, and `vouched`, which is calibrated."""
     repository = tmp_path_factory.mktemp("repository")
     tiny.write(repository)
     narrow = Preprocessing(
@@ -101,6 +101,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     untrained = tiny.write(repository, "untrained", channel=1, preprocessing=narrow, activation="sigmoid")
     random = untrained.model_copy(update={"weights": untrained.weights.model_copy(update={"random": True})})
     (repository / "untrained" / "1" / FILE_NAME).write_text(random.model_dump_json())
+    tiny.calibrate(repository, tiny.write(repository, "vouched"))
     with RunningServer(repository, default_model="tiny") as running:
         yield running
 
@@ -209,6 +210,25 @@ def test_untrained_weights_are_warned_of(browser: Browser) -> None:
     until(browser.by_id("untrained").is_displayed)
     model.select_by_index(0)
     until(lambda: not browser.by_id("untrained").is_displayed())
+
+
+def test_a_calibrated_model_says_what_its_bars_mean_and_what_it_does_not_know(browser: Browser, tmp_path: Path) -> None:
+    browser.choose(image(tmp_path, 20))
+    until(lambda: browser.sees(20))
+    assert not browser.by_id("unsure").is_displayed()
+    assert browser.text("meaning") == ""
+    Select(browser.by_id("model")).select_by_visible_text("vouched · version 1")
+    until(browser.by_id("unsure").is_displayed)
+    assert browser.text("unsure").startswith("Not sure it is any of these.")
+    means = "of a hundred answers as sure as this one, 20 are right, give or take 2.5 points."
+    assert browser.text("meaning") == f"Calibrated: {means}"
+    browser.choose(image(tmp_path, 120))
+    until(lambda: browser.sees(120))
+    assert not browser.by_id("unsure").is_displayed()
+    assert browser.text("meaning") == f"Calibrated: {means}"
+    browser.by_id("crops").click()
+    until(lambda: browser.text("meaning") == "")
+    assert browser.sees(120)
 
 
 def test_what_is_no_image_has_its_problem_shown(browser: Browser, server: RunningServer, tmp_path: Path) -> None:

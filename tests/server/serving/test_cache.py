@@ -17,7 +17,7 @@ from tests.server.running import RunningServer, red_image, until
 
 
 def key(number: int) -> Key:
-    return number.to_bytes(32, "big"), ("model",), 5, 1
+    return number.to_bytes(32, "big"), ("model",), 5, 1, None, False
 
 
 def answer(number: int) -> Classes:

@@ -1,0 +1,62 @@
+"""What a calibrated model says of how sure it is: prediction sets, and whether an image is of any of its classes."""
+
+import numpy as np
+
+from models import confidence
+from models.manifest import CropCount, Entry, Manifest
+from server.engine.classes import Classes, Extras, average
+from server.errors import Code, ServiceError
+
+
+def check(entry: Entry, coverage: float | None, *, reject: bool, crops: CropCount) -> None:
+    """Refuse what a model cannot say.
+
+    Raises:
+        ServiceError: NOT_CALIBRATED, or INVALID_PARAMETER where it was calibrated for something else.
+    """
+    if not isinstance(entry, Manifest):
+        detail = (
+            f"{entry.name} is several networks, of which no two are calibrated together: leave out coverage and reject,"
+            " or name one of them that is calibrated"
+        )
+        raise ServiceError(Code.NOT_CALIBRATED, detail)
+    known = entry.confidence
+    if known is None or (coverage is not None and not known.sets) or (reject and not known.unknown):
+        detail = (
+            f"{entry.name} version {entry.version} is not calibrated, so nobody knows how sure it may be: python"
+            f" export/calibrate.py {entry.name} --images FOLDER publishes a version that is"
+        )
+        raise ServiceError(Code.NOT_CALIBRATED, detail)
+    if crops != 1:
+        detail = "crops: models are calibrated for one crop: leave it out, or leave out coverage and reject"
+        raise ServiceError(Code.INVALID_PARAMETER, detail)
+    if coverage is not None and known.sets and coverage > (most := confidence.most_coverage(known.sets)):
+        detail = (
+            f"coverage: the {known.sets.images} images that {entry.name} version {entry.version} was calibrated on are"
+            f" enough for {most:.4f} at most"
+        )
+        raise ServiceError(Code.INVALID_PARAMETER, detail)
+
+
+def judged(answer: Classes, found: Manifest, coverage: float | None, *, reject: bool, include: Extras) -> Classes:
+    """What a calibrated model says, of an answer that has the logits of all classes.
+
+    Its classes are the set that holds the true one with the probability asked for, or those of the answer.
+    """
+    if found.confidence is None:
+        raise TypeError(f"{found.name} is not calibrated")
+    sets, unknown = found.confidence.sets, found.confidence.unknown
+    probabilities, indices = answer.probabilities, answer.indices
+    if coverage is not None and sets:
+        every = average([answer], None, found.activation)
+        size = confidence.set_size(every.probabilities.astype(np.float64), sets, coverage)
+        if size > len(indices):
+            probabilities, indices = every.probabilities, every.indices
+        probabilities, indices = probabilities[:size].copy(), indices[:size].copy()
+    return answer._replace(
+        probabilities=probabilities,
+        indices=indices,
+        logits=answer.logits if Extras.LOGITS in include else answer.logits[:0],
+        activation_maps=answer.activation_maps[: len(indices)],
+        known=confidence.is_known(answer.logits, unknown) if reject and unknown else None,
+    )
