@@ -40,6 +40,8 @@ help:
 	@sed -n 's/^# //p' Makefile
 
 serve: model
+	@! grep -sqwE 'avx512_vnni|avx_vnni' /proc/cpuinfo || ls -d model_repository/*-exact >/dev/null 2>&1 || \
+	    echo "This CPU has VNNI: 'make exact IMAGES=FOLDER' gives the same answers at INT8's price (docs/cascade.md)"
 	@$(BIN)/classify --url http://127.0.0.1:$(PORT) --wait-s 60 $(PHOTO) & \
 	    exec $(BIN)/python -m server --port $(PORT) $(FLAGS)
 

@@ -201,3 +201,12 @@ def test_a_member_that_is_gone_or_another_refuses_the_cascade(tmp_path: Path) ->
     assert not found.without({"second"}).recipes
     assert {key.name for key in found.without({"pair"}).recipes} == {"two"}
     assert {key.name for key in scan(tmp_path, ("deep",)).models} == {"first", "second"}
+
+
+def test_the_exact_cascade_of_the_default_model_is_the_default(tmp_path: Path) -> None:
+    first, last = tiny.write(tmp_path, "efficientnet_lite0-int8"), tiny.write(tmp_path, "efficientnet_lite0")
+    assert scan(tmp_path).default_model == "efficientnet_lite0"
+    tiny.write_cascade(tmp_path, "efficientnet_lite0-exact", [first, last])
+    assert scan(tmp_path).default_model == "efficientnet_lite0-exact"
+    tiny.write(tmp_path, "resnet50")
+    assert scan(tmp_path).default_model == "resnet50"
