@@ -42,6 +42,8 @@ class Model(BaseModel):
     activation: Activation
     weights_sha256: str | None
     file_sha256: str
+    features: int | None
+    activation_maps: tuple[int, int] | None
 
 
 class EnsembleModel(BaseModel):
