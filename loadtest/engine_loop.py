@@ -152,7 +152,11 @@ async def _load(
             (classes,) = await worker.classify(b"", model, TOP_K, time.monotonic() + 60)
             sizes.append(classes.batch_size)
 
-    decoders = [Decoders(lambda *_: time.sleep(decode_s), DECODE_THREADS) for _ in range(settings.http_workers)]
+    def decode(*_: object) -> tuple[int, int]:
+        time.sleep(decode_s)
+        return 0, 0
+
+    decoders = [Decoders(decode, DECODE_THREADS) for _ in range(settings.http_workers)]
     workers = [
         RemoteEngine(slots, range(first * each, (first + 1) * each), pool, lambda _: None)
         for first, pool in enumerate(decoders)
