@@ -154,7 +154,7 @@ async def _load(
 
     def decode(*_: object) -> tuple[int, int]:
         time.sleep(decode_s)
-        return 1, 1
+        return 0, 0
 
     decoders = [Decoders(decode, DECODE_THREADS) for _ in range(settings.http_workers)]
     workers = [

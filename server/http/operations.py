@@ -56,6 +56,8 @@ class Model(BaseModel):
     """None: it is not calibrated, and answers neither `coverage` nor `reject`"""
     weights_sha256: str | None
     file_sha256: str
+    features: int | None
+    activation_maps: tuple[int, int] | None
 
 
 class EnsembleModel(BaseModel):

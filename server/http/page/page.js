@@ -1,11 +1,14 @@
 // An image in, its classes out. Whatever the server says is put into the page as text, never as markup.
 
+import { paint } from "./heatmap.js";
+
 const TOP_K = 5;
 const FITTED = { centre: "", squash: ", squashed", pad: ", padded" };
 const WORTH_ANOTHER_TRY = new Set([0, 408, 429, 500, 502, 503, 504]);
 
 const byId = (id) => document.getElementById(id);
-const [drop, preview, modelChoice, crops] = ["drop", "preview", "model", "crops"].map(byId);
+const [drop, preview, modelChoice, crops, heat, heatmap] =
+  ["drop", "preview", "model", "crops", "heat", "heatmap"].map(byId);
 
 let served = [];
 let image = null; // the last one given
@@ -46,12 +49,13 @@ function take(file) {
   preview.src = URL.createObjectURL(file);
   preview.alt = `Chosen image: ${file.name}`;
   preview.hidden = false;
+  heatmap.hidden = true; // it is of another photo
   byId("no-preview").hidden = true;
   classify();
 }
 
 preview.addEventListener("error", () => {
-  preview.hidden = true;
+  preview.hidden = heatmap.hidden = true;
   byId("no-preview").hidden = false;
 });
 
@@ -88,6 +92,7 @@ async function classify() {
   if (calibration && !crops.checked) query.set("reject", true); // it is calibrated for one crop
   if (name) query.set("model", name);
   if (version) query.set("version", version);
+  if (heat.checked && !heat.disabled) query.set("include", "heatmap");
   show({ busy: true });
   try {
     show({ answer: await ask(`classify?${query}`, { method: "POST", body: image, signal: mine.signal }) });
@@ -113,6 +118,14 @@ function show({ answer = null, problem = null, busy = false }) {
   byId("summary").textContent = answer
     ? `${answer.predictions[0].label}, ${percent(answer.predictions[0].probability)}` : "";
   showUntrained(answer?.random_weights);
+  showHeatmap(answer);
+}
+
+function showHeatmap(answer) {
+  heatmap.hidden = !answer?.heatmap || preview.hidden;
+  if (heatmap.hidden) return;
+  paint(heatmap, answer.heatmap);
+  heatmap.setAttribute("aria-label", `Heat map: where in the image ${answer.predictions[0].label} was seen`);
 }
 
 function problemLines(problem) {
@@ -182,7 +195,15 @@ async function loadModels() {
 function aboutModel() {
   const model = served[modelChoice.selectedIndex];
   byId("about").textContent = model ? describe(model) : "No model is served: see Models for the reasons.";
+  offerHeatmap();
   showUntrained();
+}
+
+function offerHeatmap() {
+  const has = served[modelChoice.selectedIndex]?.activation_maps;
+  heat.disabled = !has || crops.checked;
+  byId("heat-hint").textContent = !has ? "this model has none" : crops.checked ? "of one crop only"
+    : "what speaks for the first class";
 }
 
 function describe({ architecture, backend, parameters, precision, published_accuracy, accuracy, members, preprocessing,
@@ -210,6 +231,13 @@ modelChoice.addEventListener("change", () => {
   aboutModel();
   classify();
 });
-crops.addEventListener("change", classify);
+crops.addEventListener("change", () => {
+  offerHeatmap();
+  classify();
+});
+heat.addEventListener("change", () => {
+  if (heat.checked) classify();
+  else heatmap.hidden = true;
+});
 
 loadModels();

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from PIL import Image
 from selenium import webdriver
 from selenium.webdriver import ActionChains, Keys
 from selenium.webdriver.common.by import By
@@ -92,7 +93,9 @@ class Browser:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """Serves `tiny` (the default), `untrained`, which looks at green instead, and `vouched`, which is calibrated."""
+    """Serves `tiny` (the default), `untrained`, which looks at green instead, `vouched`, which is calibrated, and
+    `where`, which has heat maps.
+    """
     repository = tmp_path_factory.mktemp("repository")
     tiny.write(repository)
     narrow = Preprocessing(
@@ -102,6 +105,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     random = untrained.model_copy(update={"weights": untrained.weights.model_copy(update={"random": True})})
     (repository / "untrained" / "1" / FILE_NAME).write_text(random.model_dump_json())
     tiny.calibrate(repository, tiny.write(repository, "vouched"))
+    tiny.write(repository, "where", extras=True)
     with RunningServer(repository, default_model="tiny") as running:
         yield running
 
@@ -231,6 +235,37 @@ def test_a_calibrated_model_says_what_its_bars_mean_and_what_it_does_not_know(br
     assert browser.sees(120)
 
 
+def test_a_heat_map_lies_over_the_photo_where_it_is_switched_on(browser: Browser, tmp_path: Path) -> None:
+    """Of a photo twice as wide as high, whose middle is seen and whose red is in the right half of that."""
+    photo = Image.new("RGB", (64, 32))
+    photo.paste((255, 0, 0), (32, 0, 48, 32))
+    photo.save(tmp_path / "photo.png")
+    assert not browser.by_id("heat").is_enabled()
+    assert browser.text("heat-hint") == "this model has none"
+    Select(browser.by_id("model")).select_by_visible_text("where · version 1")
+    browser.by_id("heat").click()
+    browser.choose(tmp_path / "photo.png")
+    until(browser.by_id("heatmap").is_displayed)
+    seen, over = browser.by_id("preview").rect, browser.by_id("heatmap").rect
+    assert over["x"] - seen["x"] == pytest.approx(seen["width"] / 4, abs=1)
+    assert (over["width"], over["height"]) == pytest.approx((seen["width"] / 2, seen["height"]), abs=1)
+    alphas = """
+        const { width, height } = arguments[0];
+        const { data } = arguments[0].getContext("2d").getImageData(0, 0, width, height);
+        return [0, width - 1].map((column) => data[4 * column + 3]);
+    """
+    left, right = browser.driver.execute_script(alphas, browser.by_id("heatmap"))
+    assert left == 0 < right
+    assert "was seen" in browser.by_id("heatmap").accessible_name
+    browser.by_id("crops").click()
+    until(lambda: not browser.by_id("heatmap").is_displayed())
+    assert not browser.by_id("heat").is_enabled()
+    browser.by_id("crops").click()
+    until(browser.by_id("heatmap").is_displayed)
+    browser.by_id("heat").click()
+    assert not browser.by_id("heatmap").is_displayed()
+
+
 def test_what_is_no_image_has_its_problem_shown(browser: Browser, server: RunningServer, tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("not an image")
@@ -356,7 +391,9 @@ def test_no_page_asks_anybody_else_or_breaks_its_own_policy(
     assert browser.logged("browser") == []
 
 
-@pytest.mark.parametrize("path", [*PAGES, "/static/page.js", "/static/style.css", "/static/swagger-ui-bundle.js"])
+@pytest.mark.parametrize(
+    "path", [*PAGES, "/static/page.js", "/static/heatmap.js", "/static/style.css", "/static/swagger-ui-bundle.js"]
+)
 def test_every_file_is_answered_with_its_policy_and_once(server: RunningServer, path: str) -> None:
     first = server.client.get(path)
     assert first.status_code == 200
