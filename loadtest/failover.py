@@ -1,8 +1,9 @@
 """`python loadtest/failover.py --engines 1,2`: how long clients wait when an engine is killed.
 
 Starts a server with so many engines of one thread each, sends requests that do not wait for each other (Poisson), and
-kills one engine after another with SIGKILL. Printed are the latencies of the requests that were due shortly before or
-after a kill, beside those of the others. Exits with 1 if any is lost, refused or answered wrongly.
+kills one engine after another with SIGKILL, far enough apart that each restart is at once. Printed are the latencies of
+the requests that were due shortly before or after a kill, beside those of the others. Exits with 1 if any is lost,
+refused or answered wrongly.
 """
 
 import argparse
@@ -155,7 +156,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=50, metavar="R", help="requests a second (default 50)")
     parser.add_argument("--connections", type=int, default=64, metavar="N", help="requests at one time (default 64)")
     parser.add_argument("--kills", type=int, default=10, metavar="N", help="default 10")
-    parser.add_argument("--every", type=float, default=2, metavar="S", help="from a recovery to the next (default 2)")
+    parser.add_argument("--every", type=float, default=12, metavar="S", help="from a recovery to the next (default 12)")
     return parser.parse_args()
 
 

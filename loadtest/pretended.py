@@ -18,6 +18,7 @@ from models.manifest import Manifest
 from server import __main__
 from server.engine import backends
 from server.engine.backends import Backend, Outputs
+from server.engine.classes import Extras
 from server.settings import Settings
 
 SECONDS = "PRETENDED_S"
@@ -35,7 +36,7 @@ class _Pretended:
         self._batch_s = batch_s
         self._image_s = image_s
 
-    def run(self, images: Sequence[NDArray[np.uint8]]) -> Outputs:
+    def run(self, images: Sequence[NDArray[np.uint8]], wanted: Extras = Extras.NONE) -> Outputs:
         """See `Backend.run`."""
         count, found = len(images), self._manifest
         time.sleep(self._batch_s + count * self._image_s)
@@ -43,6 +44,10 @@ class _Pretended:
             np.full((count, found.top_k), 1 / found.num_classes, np.float32),
             np.tile(np.arange(found.top_k, dtype=np.int32), (count, 1)),
             np.zeros((count, found.num_classes), np.float32),
+            np.zeros((count, found.features or 0), np.float32) if Extras.FEATURES in wanted else None,
+            np.zeros((count, found.mapped_classes, *(found.activation_maps or ())), np.float32)
+            if Extras.HEATMAP in wanted
+            else None,
         )
 
     def close(self) -> None:

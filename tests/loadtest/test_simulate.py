@@ -4,11 +4,11 @@ import json
 import math
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from loadtest.simulate import Balancer, Costs, Inference, Report, Shape, simulate
+from loadtest.simulate import Balancer, Costs, Dispatch, Inference, Report, Shape, simulate
 from server.engine.scheduler import Limits, Scheduler
 from tests.loadtest import commands
 
@@ -126,3 +126,21 @@ def test_wrong_costs_are_one_line(content: str, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {path}")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("dispatch", get_args(Dispatch))
+def test_devices_behind_one_queue_each_serve_all_that_comes(dispatch: Dispatch) -> None:
+    costs, shape = device(1 / SERVICE_S)
+    report = simulate(costs, shape._replace(engines=4, dispatch=dispatch), 4 * 0.5 / SERVICE_S, 4_000)
+    assert (report.refused, report.expired) == (0, 0)
+    assert report.devices_busy == pytest.approx(0.5, rel=0.1)
+
+
+def test_a_slow_device_gets_less() -> None:
+    costs, shape = device(1 / SERVICE_S)
+    shape = shape._replace(engines=4, last_takes=3.0)
+    load = 0.7 * (3 + 1 / 3) / SERVICE_S
+    ours, in_turns = (
+        simulate(costs, shape._replace(dispatch=rule), load, 4_000) for rule in ("least-work", "round-robin")
+    )
+    assert ours.p99_s < in_turns.p99_s / 4
