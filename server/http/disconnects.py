@@ -1,6 +1,7 @@
 """Clients that leave."""
 
 import asyncio
+from typing import Any
 
 from fastapi import Request
 from starlette.requests import ClientDisconnect
@@ -20,7 +21,7 @@ class cancelled_when_gone:  # noqa: N801  # a context manager; not a generator, 
 
     async def __aenter__(self) -> None:
         self._task = asyncio.current_task()
-        self._watcher = asyncio.create_task(self._watch())
+        self._watcher = asyncio.create_task(_watch(self._request, self._task))
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         gone = self._watcher.done() and not self._watcher.cancelled()
@@ -29,8 +30,10 @@ class cancelled_when_gone:  # noqa: N801  # a context manager; not a generator, 
             self._task.uncancel()
             raise ClientDisconnect from None
 
-    async def _watch(self) -> None:
-        while (await self._request.receive())["type"] != "http.disconnect":
-            pass
-        if self._task is not None:
-            self._task.cancel()
+
+async def _watch(request: Request, task: asyncio.Task[Any] | None) -> None:
+    """Must not know its own task: one that was cancelled keeps its frames, so the two would wait for the collector."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    if task is not None:
+        task.cancel()
