@@ -34,6 +34,7 @@ from server import metrics, repository
 from server.control import EngineReady
 from server.engine import backends, process
 from server.engine.backends import Outputs
+from server.engine.classes import Extras
 from server.engine.decoding import Decoders
 from server.engine.remote import RemoteEngine
 from server.placement import Place
@@ -74,7 +75,7 @@ class Waiting:
             np.zeros((max_batch, found.num_classes), np.float32),
         )
 
-    def run(self, images: Sequence[NDArray[np.uint8]]) -> Outputs:
+    def run(self, images: Sequence[NDArray[np.uint8]], _wanted: Extras = Extras.NONE) -> Outputs:
         """See `Backend`."""
         time.sleep(len(images) * self._image_s)
         count = len(images)
