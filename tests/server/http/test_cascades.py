@@ -12,9 +12,9 @@ from typing import Any
 import grpc
 import pytest
 from PIL import Image
+from tritonclient.grpc import service_pb2 as pb
 
 from client.clients import Client
-from server.grpc import inference_pb2 as pb
 from tests import tiny
 from tests.server.running import GatedServer, until
 
