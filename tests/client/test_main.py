@@ -213,7 +213,8 @@ def test_each_photo_is_written_with_its_heat_map(seeing: RunningServer, folder: 
     done = classify(seeing, "--model", "seeing", "--heatmaps", tmp_path / "maps", *images)
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == ["07-2.png", "07.png"]
-    assert Image.open(tmp_path / "maps/07.png").size == (32, 32)
+    with Image.open(tmp_path / "maps/07.png") as picture:
+        assert picture.size == (32, 32)
 
 
 @pytest.mark.parametrize(
