@@ -1,8 +1,13 @@
 """Which engine owns what, by numbers of CPUs and names of GPUs."""
 
+import os
+from unittest import mock
+
 import pytest
 
+from server.engine import process
 from server.placement import MANY_CPUS, Machine, Place, place
+from server.settings import Settings
 
 GPUS = ("GPU-a", "GPU-b")
 
@@ -67,3 +72,14 @@ def test_what_a_container_is_granted_is_shared_out_as_threads() -> None:
 def test_a_place_says_what_it_is() -> None:
     assert str(Place("engine-1", cpus=(0, 1, 2, 8))) == "engine-1 (cpus 0-2,8)"
     assert (Place("engine").device, Place("engine-0", "MIG-1").device) == ("all", "MIG-1")
+
+
+def test_an_engine_sees_no_other_gpu_and_keeps_to_its_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,MIG-1")
+    process._settled(Place("engine-1", "MIG-1"), Settings())
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "MIG-1"
+    with mock.patch("os.sched_setaffinity") as pinned:
+        assert process._settled(Place("engine-1", cpus=(2, 3), threads=2), Settings()).inference_threads == 2
+        asked_for = process._settled(Place("engine-1", cpus=(2, 3), threads=2), Settings(inference_threads=5))
+    assert asked_for.inference_threads == 5
+    assert pinned.call_args_list == [mock.call(0, (2, 3))] * 2
