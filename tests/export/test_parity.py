@@ -5,12 +5,12 @@ import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from torch import nn
 
 from export import last_layer, parity
 from export.parity import ParityError
-from models.manifest import INDICES_NAME, PROBABILITIES_NAME, Parity, Preprocessing
+from models.manifest import FEATURES_NAME, INDICES_NAME, PROBABILITIES_NAME, Parity, Preprocessing
 from tests.export.conftest import Exported, truth
 
 
@@ -113,3 +113,24 @@ def test_missing_output_is_rejected(exported: Exported) -> None:
 
 def test_file_that_is_no_graph_is_rejected(exported: Exported) -> None:
     assert "does not run" in rejected(exported, b"no graph")
+
+
+def test_features_that_are_not_pytorchs_are_rejected(exported: Exported) -> None:
+    def take_the_map(proto: onnx.ModelProto) -> None:
+        scale = numpy_helper.from_array(np.array(1.01, np.float32), "scale")
+        proto.graph.initializer.append(scale)
+        node = next(node for node in proto.graph.node if FEATURES_NAME in node.output)
+        node.output[0] = "right"
+        proto.graph.node.append(helper.make_node("Mul", ["right", "scale"], [FEATURES_NAME]))
+
+    assert "features differ from PyTorch's" in rejected(exported, tampered(exported, take_the_map))
+
+
+def test_maps_of_other_classes_are_rejected(exported: Exported) -> None:
+    def shift_the_rows(proto: onnx.ModelProto) -> None:
+        weight = next(tensor for tensor in proto.graph.initializer if tensor.name.endswith("fc.weight"))
+        proto.graph.initializer.append(numpy_helper.from_array(np.roll(numpy_helper.to_array(weight), 1, 0), "rolled"))
+        gather = next(node for node in proto.graph.node if node.op_type == "Gather")
+        gather.input[0] = "rolled"
+
+    assert "activation maps are not those of its logits" in rejected(exported, tampered(exported, shift_the_rows))

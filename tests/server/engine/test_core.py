@@ -505,3 +505,28 @@ class Interleaving(RuleBasedStateMachine):
 
 Interleaving.TestCase.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
 TestEveryInterleavingEndsEachJobOnce = Interleaving.TestCase
+
+
+def test_a_batch_fetches_what_its_jobs_include_and_each_gets_its_own(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    wishes = [Extras.NONE, Extras.FEATURES, Extras.HEATMAP]
+    for job_id, include in enumerate(wishes):
+        picture = Picture(np.full((1, 1, 3), job_id, np.uint8), include)
+        bench.engine.submit("m", Job(job_id, 0.0, FOREVER, picture))
+    bench.engine.step()
+    running = bench.started()
+    assert running.wanted == Extras.FEATURES | Extras.HEATMAP
+    features, maps = np.arange(6, dtype=np.float32).reshape(3, 2), np.ones((3, 1, 2, 2), np.float32)
+    bench.end(running, answer=answer_to(running.images)._replace(features=features, activation_maps=maps))
+    answers = [outcome.result for outcome in bench.engine.step()]
+    found = [(each.features.tolist(), each.activation_maps.size) for each in answers if isinstance(each, Classes)]
+    assert found == [([], 0), ([2, 3], 0), ([], 4)]
+
+
+def test_a_batch_of_plain_jobs_fetches_nothing_more(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    bench.submit(1, 2)
+    bench.step()
+    running = bench.started()
+    assert running.wanted == Extras.NONE
+    bench.end(running)
