@@ -75,8 +75,8 @@ class Wanted:
     def roundings(self) -> Sequence[Rounding]:
         """Of INT8: the first, or one that is clearly better.
 
-        OpenVINO's kernels take sums and outputs in floating point at no cost; ONNX Runtime's do not, with which such a
-        file is slower than FP32 (docs/precision.md).
+        OpenVINO's kernels take sums and outputs in floating point at little cost; ONNX Runtime's do not, with which
+        such a file is slower than FP32 (docs/precision.md).
         """
         if self.target == "gpu":
             return ("all",)

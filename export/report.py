@@ -221,12 +221,12 @@ def _table(report: Report) -> Table:
     caption = f"{report.images} images, {report.threads} threads; compared with the first line"
     table = Table(caption=f"{caption}\nthough sure: another best class where its two best differ by more than {SURE:g}")
     for heading in ("model", "precision", "runtime"):
-        table.add_column(heading)
+        table.add_column(heading, no_wrap=heading != "model")
     headings = ["MB", "agreement", "95 %", "though sure", "logit error"]
     headings += [f"top-1 %, {crops} crop{'s' if crops > 1 else ''}" for crops in first.accuracy]
     headings += [f"images/s, batch {size}" for size in first.images_per_s]
     for heading in headings:
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=heading == "agreement")  # on a narrow terminal
     for line in report.lines:
         cells = [f"{line.model} {line.version}", line.precision, line.runtime, f"{line.size_bytes / 1e6:.1f}"]
         interval = agreement.in_percent(clopper_pearson(line.agreeing, report.images))

@@ -13,6 +13,7 @@ from models import manifest
 from server.engine import backends
 from server.engine.backends import Outputs, lanes
 from server.engine.backends.onnx import OnnxBackend
+from server.engine.classes import Extras
 from server.settings import Settings
 from tests import tiny
 
@@ -60,7 +61,7 @@ def test_several_at_a_time_are_chosen_where_they_are_faster(
 def test_a_lone_batch_gets_all_threads_and_those_beside_it_share_them() -> None:
     others: list[int] = []
 
-    def beside(images: Sequence[NDArray[np.uint8]]) -> Outputs:
+    def beside(images: Sequence[NDArray[np.uint8]], _wanted: Extras = Extras.NONE) -> Outputs:
         others.append(len(images))
         return OUTPUTS
 
