@@ -116,14 +116,14 @@ def test_file_that_is_no_graph_is_rejected(exported: Exported) -> None:
 
 
 def test_features_that_are_not_pytorchs_are_rejected(exported: Exported) -> None:
-    def take_the_map(proto: onnx.ModelProto) -> None:
-        scale = numpy_helper.from_array(np.array(1.01, np.float32), "scale")
-        proto.graph.initializer.append(scale)
+    def scale_them(proto: onnx.ModelProto) -> None:
+        factor = numpy_helper.from_array(np.array(1.01, np.float32), "off")
+        proto.graph.initializer.append(factor)
         node = next(node for node in proto.graph.node if FEATURES_NAME in node.output)
         node.output[0] = "right"
-        proto.graph.node.append(helper.make_node("Mul", ["right", "scale"], [FEATURES_NAME]))
+        proto.graph.node.append(helper.make_node("Mul", ["right", "off"], [FEATURES_NAME]))
 
-    assert "features differ from PyTorch's" in rejected(exported, tampered(exported, take_the_map))
+    assert "features differ from PyTorch's" in rejected(exported, tampered(exported, scale_them))
 
 
 def test_maps_of_other_classes_are_rejected(exported: Exported) -> None:
