@@ -49,10 +49,12 @@ class Heatmap(msgspec.Struct, frozen=True):
         ),
     ]
     box: Annotated[
-        tuple[float, float, float, float],
+        list[float],
         Meta(
+            min_length=4,
+            max_length=4,
             description="what part of the photo, upright by its EXIF orientation, a map covers: left, top, right and"
-            " bottom, as shares of its width and height; below 0 or above 1 where the network saw more than the photo"
+            " bottom, as shares of its width and height; below 0 or above 1 where the network saw more than the photo",
         ),
     ]
 
@@ -206,7 +208,7 @@ def _features(classes: Classes, *, binary: bool) -> list[float] | bytes:
 def _heatmap(answer: Answer) -> Heatmap:
     classes = answer.classes
     mapped = classes.indices[: len(classes.activation_maps)].tolist()
-    return Heatmap(mapped, _numbers(classes.activation_maps), answer.box)
+    return Heatmap(mapped, _numbers(classes.activation_maps), [*answer.box])
 
 
 def _numbers(values: NDArray[np.float32]) -> list[Any]:

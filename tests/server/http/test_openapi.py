@@ -52,7 +52,7 @@ def contents(document: Json, operation: Json) -> Iterator[Json]:
 
 def test_operations_have_short_names_and_each_says_what_it_answers(operations: dict[str, Json]) -> None:
     ours = {name for name in operations if not name.startswith(("v1_", "v2_", "huggingface_"))}
-    assert ours == {"page", "classify", "classify_batch", "models", "livez", "readyz", "metrics"}
+    assert ours == {"page", "classify", "classify_batch", "embed", "models", "livez", "readyz", "metrics"}
     others = {name.removesuffix("_of_version") for name in operations.keys() - ours}
     assert others == OPERATIONS.keys()
 
