@@ -96,6 +96,8 @@ def tiny(repository: Path, like: str, folder: Path) -> Work:
         "weights": {"source": f"random, seed {_SEED}", "sha256": None, "random": True},
         "published_accuracy": None,
         "parity": None,
+        "features": None,
+        "activation_maps": None,
         "file": {"name": path.name, "sha256": digest, "size_bytes": len(complete)},
         "fingerprint": digest,
     }
@@ -119,7 +121,7 @@ class _Cuts:
 
     @classmethod
     def of(cls, model: ModelProto) -> "_Cuts":
-        *ranked, logits = (output.name for output in model.graph.output)
+        *ranked, logits = [output.name for output in model.graph.output][:3]  # features and maps come after
         first = next((node for node in model.graph.node if node.op_type == "Conv"), None)
         if first is None or len(ranked) != 2:
             raise PrepareError("this is no graph of a convolutional network that export/to_onnx.py made")
@@ -156,7 +158,7 @@ def _exchange(model: ModelProto, cuts: _Cuts, network: ModelProto) -> ModelProto
         [node for part in parts for node in part.node],
         network.graph.name,
         model.graph.input,
-        model.graph.output,
+        model.graph.output[:3],
         [constant for part in parts for constant in part.initializer],
     )
     return _checked(graph, model)
