@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from export import parity
+from export import last_layer, parity
 from export.recipe import Recipe, plan
 from export.samples import PHOTOS, photos
 from models.architectures import ARCHITECTURES, Attention, Shortcut, StrideIn
@@ -59,7 +59,8 @@ def test_network_is_exported_as_pytorch_computes_it(
     model = export(recipe, network)
     preprocessing = recipe.preprocessing
     draft = describe(recipe, network, model)
-    measured = parity.check(draft, model, truth(network, preprocessing), photos(PHOTOS, preprocessing))
+    pictures = photos(PHOTOS, preprocessing)
+    measured = parity.check(draft, model, truth(network, preprocessing), pictures, head=last_layer.head(model))
     assert measured.max_logit_error < 1e-5
     nodes = Counter(node.op_type for node in onnx.load_from_string(model).graph.node)
     assert {each: nodes[each] for each in ("Conv", "Relu", "Add", "BatchNormalization") if nodes[each]} == operators
@@ -81,7 +82,8 @@ def test_all_that_timm_varies_is_exported_as_pytorch_computes_it(
     give_statistics(network)
     model = export(recipe, network)
     pictures = photos(PHOTOS, recipe.preprocessing)
-    measured = parity.check(describe(recipe, network, model), model, truth(network, recipe.preprocessing), pictures)
+    draft, expected = describe(recipe, network, model), truth(network, recipe.preprocessing)
+    measured = parity.check(draft, model, expected, pictures, head=last_layer.head(model))
     assert measured.max_logit_error < 1e-5
 
 
