@@ -29,10 +29,11 @@ COMPILED :=
 TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
-# Tests that only compute run beside the others, which mostly wait, and give way to them.
+# Tests that only compute run beside the others, which mostly wait, and give way to them; so do builds of images.
 EXPORTING := tests/export tests/models tests/docs
 COMPUTING := tests/server/images tests/server/engine/backends \
     tests/server/test_deepest.py tests/server/test_every_network.py tests/server/test_real_photos.py
+BUILDING := tests/test_containers.py
 
 .PHONY: help serve model exact test lint style bench compare loadtest mlperf soak fuzz protobuf audit ray-test programs clean
 
@@ -61,11 +62,12 @@ test: style
 	@nice -n 19 $(BIN)/pytest $(EXPORTING) >$(VENV)/exporting.log 2>&1 & exporting=$$!; \
 	nice -n 19 $(BIN)/pytest $(COMPUTING) >$(VENV)/computing.log 2>&1 & computing=$$!; \
 	nice -n 19 $(BIN)/mypy >$(VENV)/types.log 2>&1 & typing=$$!; \
-	trap "kill $$exporting $$computing $$typing; exit 130" INT TERM; \
-	$(BIN)/pytest $(addprefix --ignore=,$(EXPORTING) $(COMPUTING)); serving=$$?; \
-	wait $$exporting; exported=$$?; wait $$computing; computed=$$?; wait $$typing; typed=$$?; \
-	cat $(VENV)/exporting.log $(VENV)/computing.log $(VENV)/types.log; \
-	exit $$((serving | exported | computed | typed))
+	$(BIN)/pytest $(BUILDING) >$(VENV)/building.log 2>&1 & building=$$!; \
+	trap "kill $$exporting $$computing $$typing $$building; exit 130" INT TERM; \
+	$(BIN)/pytest $(addprefix --ignore=,$(EXPORTING) $(COMPUTING) $(BUILDING)); serving=$$?; \
+	wait $$exporting; exported=$$?; wait $$computing; computed=$$?; wait $$typing; typed=$$?; wait $$building; built=$$?; \
+	cat $(VENV)/exporting.log $(VENV)/computing.log $(VENV)/types.log $(VENV)/building.log; \
+	exit $$((serving | exported | computed | typed | built))
 
 lint: style
 	$(BIN)/mypy
