@@ -16,7 +16,7 @@ from models.manifest import Manifest, ModelFile
 from tests import tiny
 from tests.server.running import RunningServer, red_image, until
 
-WARM_UP, REQUESTS = 4_000, 10_000
+WARM_UP, REQUESTS = 8_000, 10_000
 CONNECTIONS = 16
 ALLOWED_GROWTH_BYTES = 6 * 2**20
 """For all processes together; a leak of one small object of 600 bytes a request would be as much."""
