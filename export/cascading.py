@@ -16,8 +16,9 @@ from export.console import step
 from export.intervals import clopper_pearson, trials_to_prove
 from export.samples import LabelsFrom
 from export.thresholds import Asked, Passed
+from models.confidence import certainty
 from models.errors import ExpectedError
-from models.manifest import Accuracy, Cascade, Ensemble, Manifest, Rule, RuleKind, Share, Stage, certainty
+from models.manifest import Accuracy, Activation, Cascade, Ensemble, Manifest, Rule, RuleKind, Share, Stage
 from models.weights import sha256_of
 
 KINDS: tuple[RuleKind, ...] = get_args(RuleKind)
@@ -242,16 +243,16 @@ def _best(probabilities: NDArray[np.float64]) -> NDArray[np.int64]:
     return np.asarray(probabilities.argmax(1), np.int64)
 
 
-def _asked(said: Said, images: slice, kind: RuleKind, activation: str) -> Asked:
+def _asked(said: Said, images: slice, kind: RuleKind, activation: Activation) -> Asked:
     ranked = [-np.sort(-each[images], axis=1) for each in said.probabilities[:-1]]
     return Asked(
-        [certainty(kind, each, "sigmoid" if activation == "sigmoid" else "softmax") for each in ranked],
+        [certainty(kind, each, activation) for each in ranked],
         [each[images] for each in said.right],
         said.added,
     )
 
 
-def _best_rule(said: Said, images: slice, activation: str, allowed: float) -> tuple[RuleKind, list[float]]:
+def _best_rule(said: Said, images: slice, activation: Activation, allowed: float) -> tuple[RuleKind, list[float]]:
     """The kind of rule by which it costs least, and its thresholds.
 
     Raises:

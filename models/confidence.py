@@ -1,15 +1,16 @@
-"""Probabilities that mean something: prediction sets and "none of the classes", by what a manifest says.
+"""How sure a model is, by what a manifest says: prediction sets, "none of the classes", and the rules of cascades.
 
 Whoever calibrates and whoever serves make them here, so that what was measured is what serves. All logits are those of
 the complete graph, which a temperature has divided.
 """
 
 import math
+from typing import Any, assert_never
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.manifest import PredictionSets, SetMethod, Unknown, UnknownScore
+from models.manifest import Activation, PredictionSets, Rule, RuleKind, SetMethod, Unknown, UnknownScore
 
 MOST_SCORES = 999
 """That a manifest keeps: so many distinguish coverages of 0.1 % and more."""
@@ -99,3 +100,39 @@ def unknown_scores(logits: NDArray[np.float32], score: UnknownScore) -> NDArray[
 def is_known(logits: NDArray[np.float32], unknown: Unknown) -> bool:
     """Whether an image with these logits, float32[num_classes], is taken for one of the classes."""
     return bool(unknown_scores(logits[None], unknown.score)[0] >= unknown.threshold)
+
+
+def certainty(kind: RuleKind, probabilities: NDArray[np.floating[Any]], activation: Activation) -> NDArray[np.float64]:
+    """How sure answers are, the surer the larger: float64[...].
+
+    Args:
+        kind: of the rule. Margins and probabilities are 0 to 1; of the entropy, in nats, it is the negative.
+        probabilities: [..., k], largest first; for the entropy, those of all classes in any order.
+        activation: what made them. Of one class it is the yes or no that is sure.
+    """
+    ranked = probabilities.astype(np.float64)
+    if ranked.shape[-1] == 1:
+        ranked = np.concatenate([np.maximum(ranked, 1 - ranked), np.minimum(ranked, 1 - ranked)], axis=-1)
+        activation = "softmax"
+    match kind:
+        case "margin":
+            sure = ranked[..., 0] - ranked[..., 1]
+        case "probability":
+            sure = ranked[..., 0]
+        case "entropy":
+            sure = _log_sum(ranked)
+            if activation == "sigmoid":  # each class by itself is or is not
+                sure = sure + _log_sum(1 - ranked)
+        case _:
+            assert_never(kind)
+    return np.asarray(sure)
+
+
+def _log_sum(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The sum of p log p; of a probability of 0, nothing."""
+    return np.asarray((probabilities * np.log(np.maximum(probabilities, np.finfo(np.float64).tiny))).sum(-1))
+
+
+def is_sure(rule: Rule, probabilities: NDArray[np.floating[Any]], activation: Activation) -> NDArray[np.bool_]:
+    """Whether answers are given: bool[...] of what `certainty` takes."""
+    return np.asarray(certainty(rule.kind, probabilities, activation) >= rule.threshold)

@@ -8,10 +8,8 @@ import hashlib
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self, assert_never
+from typing import Annotated, Literal, NamedTuple, Self, assert_never
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from models.errors import first_mistake
@@ -548,47 +546,12 @@ RuleKind = Literal["margin", "probability", "entropy"]
 """What tells how sure an answer is: the difference of the two largest probabilities, the largest, or their entropy."""
 
 
-def certainty(kind: RuleKind, probabilities: NDArray[np.floating[Any]], activation: Activation) -> NDArray[np.float64]:
-    """How sure answers are, the surer the larger: float64[...].
-
-    Args:
-        kind: of the rule. Margins and probabilities are 0 to 1; of the entropy, in nats, it is the negative.
-        probabilities: [..., k], largest first; for the entropy, those of all classes in any order.
-        activation: what made them. Of one class it is the yes or no that is sure.
-    """
-    ranked = probabilities.astype(np.float64)
-    if ranked.shape[-1] == 1:
-        ranked = np.concatenate([np.maximum(ranked, 1 - ranked), np.minimum(ranked, 1 - ranked)], axis=-1)
-        activation = "softmax"
-    match kind:
-        case "margin":
-            sure = ranked[..., 0] - ranked[..., 1]
-        case "probability":
-            sure = ranked[..., 0]
-        case "entropy":
-            sure = _log_sum(ranked)
-            if activation == "sigmoid":  # each class by itself is or is not
-                sure = sure + _log_sum(1 - ranked)
-        case _:
-            assert_never(kind)
-    return np.asarray(sure)
-
-
-def _log_sum(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The sum of p log p; of a probability of 0, nothing."""
-    return np.asarray((probabilities * np.log(np.maximum(probabilities, np.finfo(np.float64).tiny))).sum(-1))
-
-
 class Rule(_Record):
     """When the answer of a cascade's member is given, and the next one not asked."""
 
     kind: RuleKind
     threshold: float
-    """Of `certainty`: this or more is sure enough. So an entropy's is negative."""
-
-    def is_sure(self, probabilities: NDArray[np.floating[Any]], activation: Activation) -> NDArray[np.bool_]:
-        """Whether answers are given: bool[...] of what `certainty` takes."""
-        return np.asarray(certainty(self.kind, probabilities, activation) >= self.threshold)
+    """Of `confidence.certainty`: this or more is sure enough. So an entropy's is negative."""
 
 
 class Share(_Record):

@@ -6,6 +6,7 @@ What follows an answer is decided in `Descent`, which knows neither clock nor en
 import time
 from collections.abc import Sequence
 
+from models.confidence import is_sure
 from server import tracing
 from server.engine.admission import Admission
 from server.engine.classes import Classes, Question, average
@@ -130,7 +131,7 @@ class Descent:
             batch_size=self._batch_size,
             answered_by=stage.name,
         )
-        if stage.rule is None or stage.rule.is_sure(whole.probabilities, activation):
+        if stage.rule is None or is_sure(stage.rule, whole.probabilities, activation):
             return True
         following = self._unasked(self._plan.stages[self._stage + 1])
         if not self._pace.allows(following, self._deadline_s - now_s):

@@ -8,7 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from models import manifest
-from models.manifest import Activation, Cascade, Preprocessing, Rule, RuleKind, certainty
+from models.confidence import certainty, is_sure
+from models.manifest import Activation, Cascade, Preprocessing, Rule, RuleKind
 from tests import tiny
 
 
@@ -33,8 +34,8 @@ def test_how_sure_an_answer_is(kind: RuleKind, ranked: list[float], activation: 
 
 def test_a_rule_is_sure_from_its_threshold_on() -> None:
     answers = np.array([[0.6, 0.35], [0.6, 0.25]])
-    assert Rule(kind="margin", threshold=0.3).is_sure(answers, "softmax").tolist() == [False, True]
-    assert Rule(kind="entropy", threshold=-0.66).is_sure(answers, "softmax").tolist() == [False, True]
+    assert is_sure(Rule(kind="margin", threshold=0.3), answers, "softmax").tolist() == [False, True]
+    assert is_sure(Rule(kind="entropy", threshold=-0.66), answers, "softmax").tolist() == [False, True]
 
 
 def test_a_cascade_is_read_as_it_was_written_and_has_no_file(tmp_path: Path) -> None:
