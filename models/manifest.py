@@ -523,23 +523,28 @@ class Member(_Record):
     """Measured alone, on the images that the ensemble was measured on; None where their classes were not known."""
 
 
-class Ensemble(_Record):
-    """Several models served as one: the mean of their probabilities on the same image (section 4.1 of 1512.03385)."""
+class _Combined(_Record):
+    """Several models served as one, without a file of their own."""
 
     schema_version: Literal[1] = 1
     name: ModelName
     version: Annotated[int, Field(ge=1)]
     created: datetime
-    backend: Literal["ensemble"] = "ensemble"
-    members: Annotated[tuple[Member, ...], Field(min_length=2, max_length=16)]
     labels: tuple[Label, ...]
     top_k: Annotated[int, Field(ge=1, le=MAX_TOP_K)]
     images: int
     """How many images the figures here come from."""
-    agreement: float
-    """Share of the images to which all members give the same best class."""
     accuracy: Accuracy | None
     fingerprint: Sha256
+
+
+class Ensemble(_Combined):
+    """The mean of its members' probabilities on the same image (section 4.1 of 1512.03385)."""
+
+    backend: Literal["ensemble"] = "ensemble"
+    members: Annotated[tuple[Member, ...], Field(min_length=2, max_length=16)]
+    agreement: float
+    """Share of the images to which all members give the same best class."""
 
 
 RuleKind = Literal["margin", "probability", "entropy"]
@@ -578,33 +583,24 @@ class Stage(Member):
     """For an image, alone, measured where the cascade was made; None: it was not."""
 
 
-class Cascade(_Record):
-    """Several models served as one: each is asked only where the one before it was not sure."""
+class Cascade(_Combined):
+    """Members of which each is asked only where the one before it was not sure."""
 
-    schema_version: Literal[1] = 1
-    name: ModelName
-    version: Annotated[int, Field(ge=1)]
-    created: datetime
     backend: Literal["cascade"] = "cascade"
     members: Annotated[tuple[Stage, ...], Field(min_length=2, max_length=8)]
     """In the order in which they are asked."""
-    labels: tuple[Label, ...]
-    top_k: Annotated[int, Field(ge=1, le=MAX_TOP_K)]
     reference: ModelName
     """Whose best class it is to have: as a rule that of the last member."""
     reference_version: int
     tuned_on: int
     """How many images the rule was found on; all figures here come from others."""
-    images: int
     top1_agreement: Share
     """With the reference."""
     min_agreement: float
     """Share that was asked for."""
-    accuracy: Accuracy | None
     reference_accuracy: Accuracy | None
     seconds: float | None
     """For an image: what its members take, each for the images that it sees; None: it was not measured."""
-    fingerprint: Sha256
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
