@@ -1,7 +1,7 @@
 """What the engine answers about one image, or one crop of it."""
 
 from collections.abc import Callable, Sequence
-from enum import Flag, auto
+from enum import IntFlag, auto
 from typing import NamedTuple
 
 import numpy as np
@@ -11,8 +11,11 @@ from models.manifest import Activation, Manifest
 from server.repository import Model
 
 
-class Extras(Flag):
-    """What a request may want of the same pass besides its classes."""
+class Extras(IntFlag):
+    """What a request may want of the same pass besides its classes.
+
+    A number, since every request asks whether it is none: that of a `Flag` is a call of Python's.
+    """
 
     NONE = 0
     LOGITS = auto()

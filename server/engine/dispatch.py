@@ -37,6 +37,7 @@ class Engines:
         self._up = [False] * count
         self._recovering = [True] * count  # requests wait for it
         self._models: list[Set[str] | None] = [None] * count  # ids; None: not known before it is up
+        self._having: dict[str, list[int]] = {}  # by the model's id, engines that are there; forgotten when any changes
         self._under_way = [0] * count
         self._chosen = [0] * count  # when each was the last time, counted in images
         self._images = 0
@@ -64,17 +65,20 @@ class Engines:
         """It can be submitted to, and has these models."""
         self._up[engine] = self._recovering[engine] = True
         self._models[engine] = models
+        self._having.clear()
 
     def down(self, engine: int, *, recovering: bool) -> None:
         """It is gone, with all that it had; requests wait for it where it is `recovering`."""
         self._up[engine], self._recovering[engine] = False, recovering
         self._own[engine] = self._under_way[engine] = 0
+        self._having.clear()
 
     def hold(self, models: Sequence[Set[str]]) -> None:
         """Each engine has these models by now, or had them when it was last there."""
         for engine, held in enumerate(models):
             if self._models[engine] is not None:
                 self._models[engine] = held
+        self._having.clear()
 
     def has(self, model: str) -> bool:
         """An engine that is there has this model."""
@@ -82,7 +86,7 @@ class Engines:
 
     def expects(self, model: str) -> bool:
         """The same, or one that will be there soon may have it."""
-        return any(
+        return bool(self._with(model)) or any(
             (up or recovering) and (held is None or model in held)
             for up, recovering, held in zip(self._up, self._recovering, self._models, strict=True)
         )
@@ -140,11 +144,14 @@ class Engines:
         batches[size] = _mean(known_s, seconds, weight)
 
     def _with(self, model: str) -> list[int]:
-        return [
-            engine
-            for engine, (up, held) in enumerate(zip(self._up, self._models, strict=True))
-            if up and held is not None and model in held
-        ]
+        found = self._having.get(model)
+        if found is None:
+            found = self._having[model] = [
+                engine
+                for engine, (up, held) in enumerate(zip(self._up, self._models, strict=True))
+                if up and held is not None and model in held
+            ]
+        return found
 
 
 def _mean(known: float, newest: float, weight: float) -> float:

@@ -304,7 +304,7 @@ class Tickets:
             deadline_s=ticket.deadline_s,
             quarantined=ticket.crashes > 0,
             priority=ticket.priority,
-            include=ticket.include.value,
+            include=ticket.include,
         )
 
     def _end(self, ticket: Ticket, outcome: Answer | BaseException | None) -> Ended:

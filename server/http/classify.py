@@ -168,6 +168,21 @@ def router(service: Service, uploads: Uploads) -> APIRouter:
     """The routes, bound to one HTTP worker's service."""
     routes = APIRouter(route_class=_Route, tags=["classify"], generate_unique_id_function=openapi.operation_id)
 
+    async def answer_one(
+        request: Request, parameters: EmbedParameters, timeout_s: float | None
+    ) -> tuple[Answer, bytes | None]:
+        """What the model says of the request's one image, and the picture of that which its client wants, if any."""
+        with Outcome(service.metrics, cancelled=SHUTTING_DOWN, gone=ClientDisconnect) as outcome:
+            plan = service.admit(_ask(parameters, timeout_s), outcome)
+            async with uploads.image(request) as image:
+                received_s = time.monotonic()
+                plan = _plan(service, plan, request, image.fields, type(parameters))
+                async with cancelled_when_gone(request):
+                    answer = await service.classify(plan, image.content, received_s)
+                    picture = await _picture(service, request, answer, image.content)
+            outcome.answered([answer])
+        return answer, picture
+
     @routes.post(
         PATH,
         summary="Classify an image",
@@ -191,17 +206,8 @@ def router(service: Service, uploads: Uploads) -> APIRouter:
         With `include=heatmap` and `Accept: image/png` the answer is the photo, with what speaks for its best class in
         colour.
         """
-        ask = _ask(parameters, timeout_s)
+        answer, picture = await answer_one(request, parameters, timeout_s)
         request_id = request_id_of(request)
-        with Outcome(service.metrics, cancelled=SHUTTING_DOWN, gone=ClientDisconnect) as outcome:
-            plan = service.admit(ask, outcome)
-            async with uploads.image(request) as image:
-                received_s = time.monotonic()
-                plan = _plan(service, plan, request, image.fields)
-                async with cancelled_when_gone(request):
-                    answer = await service.classify(plan, image.content, received_s)
-                    picture = await _picture(service, request, answer, image.content)
-            outcome.answered([answer])
         headers = {CACHE_HEADER: "hit" if answer.remembered else "miss"} if service.cache else None
         if picture is not None:
             return responses.png(picture, request_id, headers)
@@ -222,18 +228,9 @@ def router(service: Service, uploads: Uploads) -> APIRouter:
         timeout_s: Annotated[Timeout, Header(alias=TIMEOUT_HEADER)] = None,
     ) -> Response:
         """Send the image as to `/classify`: what the model's last layer sees of it, for search and comparison."""
-        ask = _ask(parameters, timeout_s)
-        request_id = request_id_of(request)
-        with Outcome(service.metrics, cancelled=SHUTTING_DOWN, gone=ClientDisconnect) as outcome:
-            plan = service.admit(ask, outcome)
-            async with uploads.image(request) as image:
-                received_s = time.monotonic()
-                plan = _plan(service, plan, request, image.fields, EmbedParameters)
-                async with cancelled_when_gone(request):
-                    answer = await service.classify(plan, image.content, received_s)
-            outcome.answered([answer])
+        answer, _ = await answer_one(request, parameters, timeout_s)
         binary = _is_binary(request, answer)
-        return responses.response(request, responses.embedding(answer, request_id, binary=binary))
+        return responses.response(request, responses.embedding(answer, request_id_of(request), binary=binary))
 
     @routes.post(
         "/classify/batch",
@@ -259,7 +256,7 @@ def router(service: Service, uploads: Uploads) -> APIRouter:
             plan = service.admit(ask, outcome, patient=True)
             async with uploads.files(request, service.settings.max_batch_images) as (files, fields):
                 received_s = time.monotonic()
-                plan = _plan(service, plan, request, fields)
+                plan = _plan(service, plan, request, fields, type(parameters))
                 async with cancelled_when_gone(request):
                     answers = await classify_each(service, plan, [file.read for file in files], received_s)
         results = [_result(request, file, answer, request_id) for file, answer in zip(files, answers, strict=True)]
@@ -288,7 +285,7 @@ def _plan(
     plan: Plan,
     request: Request,
     fields: Sequence[tuple[str, str]],
-    kind: type[EmbedParameters] = Parameters,
+    kind: type[EmbedParameters],
 ) -> Plan:
     """The plan, or another where the fields of a form change what is asked for."""
     if not fields:

@@ -195,10 +195,10 @@ class Service:
         if plan.catalogue is not self.catalogue:  # it has changed, during the upload for instance
             plan = self.plan(plan.ask)
         ids = tuple(member.id for member in plan.members)
-        top_k = plan.ask.top_k
-        asked = (plan.entry.fingerprint, *ids) if plan.stages else ids  # by which rule is in the fingerprint
-        ask = plan.ask
-        key = (digest, asked, top_k, int(ask.crops), ask.coverage, ask.reject) if digest and top_k is not None else None
+        ask, key = plan.ask, None
+        if digest and ask.top_k is not None:
+            asked = (plan.entry.fingerprint, *ids) if plan.stages else ids  # by which rule is in the fingerprint
+            key = digest, asked, ask.top_k, int(ask.crops), ask.coverage, ask.reject
         if key and (remembered := self.cache.get(key)):
             self.metrics.cache_hits.labels(*plan.labels).inc()
             return Answer(plan, remembered, time.monotonic() - received_s)
