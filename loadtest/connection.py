@@ -12,6 +12,8 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 JPEG = {"Content-Type": "image/jpeg"}
+IDLE_S = 2.0
+"""A connection that was idle for longer is not used again: the server may just be closing it."""
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
@@ -86,6 +88,11 @@ class Connection(asyncio.Protocol):
     def is_usable(self) -> bool:
         """Another request may be sent."""
         return not self.transport.is_closing()
+
+    @property
+    def is_fresh(self) -> bool:
+        """It is usable, and was not idle for so long that the server may just be closing it."""
+        return self.is_usable and time.perf_counter() - self.idle_since_s < IDLE_S
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Part of asyncio.Protocol."""

@@ -18,6 +18,7 @@ import uvloop
 from loadtest import command, loops, photos, processes, tables
 from loadtest.command import numbers
 from loadtest.loops import Target
+from loadtest.machine import Meters, read_meters
 from loadtest.processes import Serving
 from loadtest.tables import decimal, percent
 
@@ -60,13 +61,11 @@ COLUMNS: tables.Columns[Row] = {
 }
 
 
-class _Meters(NamedTuple):
-    """CPU-seconds so far."""
+class _Readings(NamedTuple):
+    """CPU time so far."""
 
-    http: float
-    engines: float
-    client: float
-    machine: float
+    http: Meters
+    engines: Meters
 
 
 def main() -> int:
@@ -99,34 +98,30 @@ async def _measure(server: Serving, devices: int, first: Row | None, options: ar
     target = Target(f"{server.url}/classify")
     _, sent = await loops.ask_alone(target, [path.read_bytes() for path in photos.find(options.photos)])
     connections = BATCHES * devices * options.max_batch
-    window = await loops.closed_loop(
-        target, sent, connections, options.warm_up, options.seconds, lambda: _read_meters(server)
-    )
+    window = await loops.closed_loop(target, sent, connections, options.warm_up, options.seconds, lambda: _read(server))
     for fault in window.faults:
         print(f"error: {fault}", file=sys.stderr)
     images = len(window.latencies_s)
-    http, engines, client, machine = (after - was for was, after in zip(window.before, window.after, strict=True))
+    http, engines = (after.since(was) for was, after in zip(window.before, window.after, strict=True))
     per_s = images / window.seconds
     row = Row(
         devices,
         per_s,
         per_s * first.devices / (first.per_s * devices) if first else None,
         sum(window.batch_sizes) / images,
-        1e3 * http / images,
-        1e3 * engines / images,
-        1e3 * client / images,
-        machine / (window.seconds * (psutil.cpu_count() or 1)),
+        1e3 * (http.server or 0) / images,
+        1e3 * (engines.server or 0) / images,
+        1e3 * http.client / images,
+        http.machine / (window.seconds * (psutil.cpu_count() or 1)),
     )
     return row, window.faults.total()
 
 
-def _read_meters(server: Serving) -> _Meters:
-    spent = {"http": 0.0, "engine": 0.0}
-    for name, pid in server.children.items():
-        times = psutil.Process(pid).cpu_times()
-        spent[name.partition("-")[0]] += times.user + times.system
-    own, machine = psutil.Process().cpu_times(), psutil.cpu_times()
-    return _Meters(spent["http"], spent["engine"], own.user + own.system, sum(machine) - machine.idle - machine.iowait)
+def _read(server: Serving) -> _Readings:
+    def of(kind: str) -> Meters:
+        return read_meters(psutil.Process(pid) for name, pid in server.children.items() if name.startswith(kind))
+
+    return _Readings(of("http"), of("engine"))
 
 
 def _parse() -> argparse.Namespace:

@@ -13,28 +13,22 @@ import math
 import multiprocessing
 import sys
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
-from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest import mock
 
-import numpy as np
 import psutil
-from numpy.typing import NDArray
 
 from loadtest import command, tables
 from loadtest.command import numbers
 from loadtest.machine import read_meters
-from models.manifest import Manifest
+from loadtest.pretended import Pretended
 from server import metrics, repository
 from server.control import EngineReady
 from server.engine import backends, process
-from server.engine.backends import Outputs
-from server.engine.classes import Extras
 from server.engine.decoding import Decoders
 from server.engine.remote import RemoteEngine
 from server.placement import Place
@@ -59,30 +53,6 @@ class Row(NamedTuple):
     """images in the batch of the mean image"""
     cpu_ms: float
     """an image"""
-
-
-class Waiting:
-    """A backend that takes its time, but none of a CPU."""
-
-    instances = 1
-    on_gpu = False
-
-    def __init__(self, found: Manifest, image_s: float, max_batch: int) -> None:
-        self._image_s = image_s
-        self._outputs = Outputs(
-            np.zeros((max_batch, found.top_k), np.float32),
-            np.zeros((max_batch, found.top_k), np.int32),
-            np.zeros((max_batch, found.num_classes), np.float32),
-        )
-
-    def run(self, images: Sequence[NDArray[np.uint8]], _wanted: Extras = Extras.NONE) -> Outputs:
-        """See `Backend`."""
-        time.sleep(len(images) * self._image_s)
-        count = len(images)
-        return Outputs(self._outputs.probabilities[:count], self._outputs.indices[:count], self._outputs.logits[:count])
-
-    def close(self) -> None:
-        """See `Backend`."""
 
 
 def main() -> int:
@@ -126,18 +96,10 @@ def measure(folder: Path, model: Model, max_batch: int, workers: int, image_s: f
         return asyncio.run(_load(engine.pid or 0, address, model, slots, settings, decode_s, seconds))
 
 
-def _serve(
-    image_s: float,
-    settings: Settings,
-    folder: Path,
-    models: Sequence[Model],
-    slots: Slots,
-    address: str,
-    control: Connection,
-) -> None:
+def _serve(image_s: float, *arguments: Any) -> None:
     """The engine process."""
-    with mock.patch.object(backends, "load", lambda found, _, its: Waiting(found, image_s, its.max_batch)):
-        process.main(Place("engine"), settings, folder, models, slots, address, control)
+    with mock.patch.object(backends, "load", lambda found, _, its: Pretended(found, its.max_batch, 0, image_s)):
+        process.main(Place("engine"), *arguments)
 
 
 async def _load(

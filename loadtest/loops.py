@@ -20,8 +20,6 @@ from loadtest.responses import Parse, WrongAnswerError
 
 LAST_ANSWERS_S = 60.0
 """What the server is given for what is under way when a closed loop ends."""
-IDLE_S = 2.0
-"""A connection that was idle for longer is not used again: the server may just be closing it."""
 PATIENCE_S = 15.0
 """How long after its deadline an answer is still waited for; then the request counts as lost."""
 
@@ -255,7 +253,7 @@ class OpenLoop:
         """
         while self._idle:
             connection = self._idle.pop()
-            if connection.is_usable and time.perf_counter() - connection.idle_since_s < IDLE_S:
+            if connection.is_fresh:
                 return connection
             connection.transport.abort()
         if len(self._open) + len(self._opening) >= self.sockets:

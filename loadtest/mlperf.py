@@ -18,7 +18,6 @@ import os
 import shlex
 import sys
 import threading
-import time
 from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -34,7 +33,7 @@ import uvloop
 from loadtest import command, loops, machine, photos, processes, tables
 from loadtest.command import LoadTestError, names
 from loadtest.connection import Connection, Response, request
-from loadtest.loops import IDLE_S, Target
+from loadtest.loops import Target
 from loadtest.responses import WrongAnswerError
 from loadtest.results import MOST_FAULTS
 from loadtest.tables import decimal
@@ -148,7 +147,7 @@ class SystemUnderTest:
                 connection.transport.abort()
 
     async def _usable(self, connection: Connection | None) -> Connection:
-        if connection and connection.is_usable and time.perf_counter() - connection.idle_since_s < IDLE_S:
+        if connection and connection.is_fresh:
             return connection
         if connection:
             connection.transport.abort()

@@ -1,8 +1,8 @@
 """`python -m loadtest.pretended`: the server, on devices that take a set time for a batch and no CPU.
 
-For `loadtest/devices.py`: what the rest of the server carries, whatever computes. PRETENDED_S in the environment says
-how long a batch takes and how long each of its images adds, in seconds: "0.02,0.0025". Answers are made up.
-Children import this module as well.
+For `loadtest/devices.py`, and the backend also for `engine_loop`: what the rest of the server carries, whatever
+computes. PRETENDED_S in the environment says how long a batch takes and how long each of its images adds, in seconds:
+"0.02,0.0025". Answers are made up. Children import this module as well.
 """
 
 import os
@@ -25,25 +25,31 @@ SECONDS = "PRETENDED_S"
 """The variable."""
 
 
-class _Pretended:
+class Pretended:
     """A device that is asked for one batch at a time."""
 
     instances = 1
     on_gpu = False
 
-    def __init__(self, manifest: Manifest, batch_s: float, image_s: float) -> None:
+    def __init__(self, manifest: Manifest, max_batch: int, batch_s: float, image_s: float) -> None:
         self._manifest = manifest
         self._batch_s = batch_s
         self._image_s = image_s
+        self._answers = (  # made before, as they are to cost nothing
+            np.full((max_batch, manifest.top_k), 1 / manifest.num_classes, np.float32),
+            np.tile(np.arange(manifest.top_k, dtype=np.int32), (max_batch, 1)),
+            np.zeros((max_batch, manifest.num_classes), np.float32),
+        )
 
     def run(self, images: Sequence[NDArray[np.uint8]], wanted: Extras = Extras.NONE) -> Outputs:
         """See `Backend.run`."""
         count, found = len(images), self._manifest
         time.sleep(self._batch_s + count * self._image_s)
+        probabilities, indices, logits = self._answers
         return Outputs(
-            np.full((count, found.top_k), 1 / found.num_classes, np.float32),
-            np.tile(np.arange(found.top_k, dtype=np.int32), (count, 1)),
-            np.zeros((count, found.num_classes), np.float32),
+            probabilities[:count],
+            indices[:count],
+            logits[:count],
             np.zeros((count, found.features or 0), np.float32) if Extras.FEATURES in wanted else None,
             np.zeros((count, found.mapped_classes, *(found.activation_maps or ())), np.float32)
             if Extras.HEATMAP in wanted
@@ -54,9 +60,9 @@ class _Pretended:
         """See `Backend.close`."""
 
 
-def _load(manifest: Manifest, content: bytes, settings: Settings) -> Backend:  # noqa: ARG001  # as `backends.load`
+def _load(manifest: Manifest, content: bytes, settings: Settings) -> Backend:  # noqa: ARG001 as `backends.load` has it
     batch_s, image_s = map(float, os.environ[SECONDS].split(","))
-    return cast("Backend", _Pretended(manifest, batch_s, image_s))
+    return cast("Backend", Pretended(manifest, settings.max_batch, batch_s, image_s))
 
 
 if SECONDS in os.environ:  # not where somebody only looks at this
