@@ -84,7 +84,7 @@ def file(path: Path) -> str | None:
 
 def _file(path: Path) -> str | None:
     if path.is_dir():
-        return "is a folder: give a file in it"
+        return SAVED_MODEL if (path / "saved_model.pb").exists() else "is a folder: give a file in it"
     first = _first_bytes(path)
     if first.startswith(b"PK\x03\x04"):
         return _zip(path)

@@ -85,6 +85,9 @@ def test_file_of_something_else_is_told_by_its_bytes(
 def test_folder_is_told(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is a folder: give a file in it"):
         checkpoint.read(tmp_path)
+    (tmp_path / "saved_model.pb").touch()
+    with pytest.raises(CheckpointError, match=r"is a TensorFlow SavedModel: python -m tf2onnx\.convert"):
+        checkpoint.read(tmp_path)
 
 
 class Whole(nn.Module):
