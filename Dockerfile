@@ -12,9 +12,12 @@ ARG CUDA_IMAGE=nvidia/cuda:13.0.2-cudnn-runtime-ubuntu24.04
 FROM ${PYTHON_IMAGE} AS requirements
 WORKDIR /requirements
 COPY constraints.txt pyproject.toml deploy/requirements.py ./
-RUN python requirements.py tracing grpc >cpu.txt \
-    && python requirements.py gpu nvimagecodec tensorrt-rtx tracing grpc --without onnxruntime >gpu.txt \
-    && python requirements.py export >export.txt \
+# More of pyproject.toml's, as --build-arg EXTRAS="openvino"; for the export, EXTRAS="timm".
+ARG EXTRAS=""
+# hadolint ignore=SC2086
+RUN python requirements.py tracing grpc ${EXTRAS} >cpu.txt \
+    && python requirements.py gpu nvimagecodec tensorrt-rtx tracing grpc ${EXTRAS} --without onnxruntime >gpu.txt \
+    && python requirements.py export ${EXTRAS} >export.txt \
     && grep '^torch==' export.txt >torch.txt \
     && python requirements.py loadtest --extras-only >loadtest.txt
 

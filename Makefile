@@ -13,7 +13,11 @@
 # make programs  clients of Triton, PyTriton and KServe put to a server (docs/programs.md; some minutes)
 # make help    all targets
 
-PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3.14 python3,$(shell command -v $(name))))
+# A Python that can make virtual environments: Debian's needs a package for that.
+SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
+NAMES := python3.11 python3.12 python3.13 python3.14 python3
+CHOSEN := $(PYTHON)
+PYTHON ?= $(shell for name in $(NAMES); do $$name -c '$(SUITABLE)' 2>/dev/null && echo $$name && break; done)
 PHOTO ?= export/photos/cat.jpg
 MODEL ?=
 IMAGES ?= export/photos
@@ -24,7 +28,7 @@ MINUTES ?= 30
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP = $(BIN)/pip install --disable-pip-version-check --constraint constraints.txt $(COMPILED)
+PIP = $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt $(COMPILED)
 COMPILED :=
 TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
@@ -35,10 +39,10 @@ COMPUTING := tests/server/images tests/server/engine/backends \
     tests/server/test_deepest.py tests/server/test_every_network.py tests/server/test_real_photos.py
 BUILDING := tests/test_containers.py
 
-.PHONY: help serve model exact test lint style bench compare loadtest mlperf soak fuzz protobuf audit ray-test programs clean
+.PHONY: help serve model exact test lint style bench compare loadtest mlperf soak fuzz protobuf audit ray-test programs clean right-python
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n 's/^# make/make/p' Makefile
 
 serve: model
 	@! grep -sqwE 'avx512_vnni|avx_vnni' /proc/cpuinfo || ls -d model_repository/*-exact >/dev/null 2>&1 || \
@@ -58,7 +62,7 @@ test: COMPILED := --no-compile  # most of what is installed is never imported
 test: export OMP_NUM_THREADS := 1
 test: export EXPORTED := $(CURDIR)/$(VENV)/exported
 test: style
-	@rm -rf $(EXPORTED) && mkdir $(EXPORTED)
+	@rm -rf "$(EXPORTED)" && mkdir "$(EXPORTED)"
 	@nice -n 19 $(BIN)/pytest $(EXPORTING) >$(VENV)/exporting.log 2>&1 & exporting=$$!; \
 	nice -n 19 $(BIN)/pytest $(COMPUTING) >$(VENV)/computing.log 2>&1 & computing=$$!; \
 	nice -n 19 $(BIN)/mypy >$(VENV)/types.log 2>&1 & typing=$$!; \
@@ -97,14 +101,14 @@ fuzz: $(VENV)/test.done
 	$(BIN)/python -m tests.fuzz.decoder -runs=500000 -artifact_prefix=.fuzz/ $(FLAGS)
 	$(BIN)/python -m tests.fuzz.surface --requests 100000
 
-protobuf:  # in an environment of its own: what it writes is kept, so nobody else needs the compiler
-	$(PYTHON) -m venv $(VENV)/protobuf
+protobuf: $(BIN)/python  # in an environment of its own: what it writes is kept, so nobody else needs the compiler
+	$(BIN)/python -m venv $(VENV)/protobuf
 	$(VENV)/protobuf/bin/pip install --disable-pip-version-check grpcio-tools==1.80.0
 	$(VENV)/protobuf/bin/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. server/grpc/inference.proto
 
 # In an environment of its own; --strict: what the index does not know is a failure, not a pass.
 audit: $(VENV)/test.done
-	$(PYTHON) -m venv $(VENV)/audit
+	$(BIN)/python -m venv $(VENV)/audit
 	$(VENV)/audit/bin/pip install --disable-pip-version-check pip-audit==2.10.1
 	$(BIN)/pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//' > $(VENV)/audit/installed.txt
 	$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement $(VENV)/audit/installed.txt
@@ -118,29 +122,44 @@ programs: $(VENV)/test.done $(patsubst tests/programs/%.txt,$(VENV)/programs/%/d
 clean:
 	rm -rf $(VENV) .compare model_repository weights
 
-$(VENV)/export.done: pyproject.toml constraints.txt
-	@echo "installing into $(VENV) with $(PYTHON)"
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14) and "Python 3.11 to 3.14 is needed")'
-	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+$(BIN)/python:
+	@"$(or $(PYTHON),python3)" -c '$(SUITABLE)' 2>/dev/null || { \
+	    echo "$(if $(PYTHON),$(PYTHON) is not,None of $(NAMES) is) a Python 3.11 to 3.14 with venv and ensurepip" \
+	        "(Debian and Ubuntu: apt install python3-venv); name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@echo "making $(VENV) with $(PYTHON)"
+	@"$(PYTHON)" -m venv --clear $(VENV)
+
+right-python: $(BIN)/python
+	@version='import sys; print("%d.%d" % sys.version_info[:2])'; there=$$($(BIN)/python -c "$$version"); \
+	wanted=$(if $(CHOSEN),$$("$(CHOSEN)" -c "$$version" 2>/dev/null),$$there); \
+	case "$$there" in "$$wanted") ;; *) there= ;; esac; \
+	case "$$there" in 3.11 | 3.12 | 3.13 | 3.14) ;; *) \
+	    echo "$(VENV) has another Python than $(or $(CHOSEN),3.11 to 3.14): remove it first (rm -r $(VENV))" >&2; exit 1 ;; \
+	esac
+
+$(VENV)/export.done: pyproject.toml client/pyproject.toml constraints.txt $(BIN)/python | right-python
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null  # it was interrupted
 	@# Without an NVIDIA GPU the CPU build of torch, which saves gigabytes; from the package index only if that fails.
 	@nvidia-smi -L >/dev/null 2>&1 || \
 	    $(PIP) --no-deps --index-url $(CPU_WHEELS) --retries 0 --timeout 5 $(TORCH) 2>/dev/null || \
 	    echo "no CPU build of torch can be had: taking the package index's"
-	$(PIP) --editable '.[client,export]'
+	$(PIP) --editable '.[export]'
+	$(PIP) --editable ./client  # after the server, whose older releases had the command, too
 	@touch $@
 
 $(VENV)/test.done: $(VENV)/export.done tests/libraries.txt
-	$(PIP) --editable '.[client,export,loadtest,test]'
+	$(PIP) --editable '.[export,loadtest,test]' --editable './client[parquet]'
 	$(PIP) --no-deps --requirement tests/libraries.txt
 	@touch $@
 
 $(VENV)/ray.done: deploy/requirements.py loadtest/compare/rivals/ray.txt pyproject.toml  # in an environment of its own
-	$(PYTHON) -m venv $(VENV)/ray
-	$(PYTHON) deploy/requirements.py client >$(VENV)/ray/ours.txt
-	$(VENV)/ray/bin/pip install --disable-pip-version-check -r loadtest/compare/rivals/ray.txt -r $(VENV)/ray/ours.txt
+	$(BIN)/python -m venv $(VENV)/ray
+	$(BIN)/python deploy/requirements.py >$(VENV)/ray/ours.txt
+	$(VENV)/ray/bin/pip install --disable-pip-version-check -r loadtest/compare/rivals/ray.txt -r $(VENV)/ray/ours.txt \
+	    --editable ./client
 	@touch $@
 
-$(VENV)/programs/%/done: tests/programs/%.txt
-	$(PYTHON) -m venv $(@D)
+$(VENV)/programs/%/done: tests/programs/%.txt | $(BIN)/python
+	$(BIN)/python -m venv $(@D)
 	$(@D)/bin/pip install --disable-pip-version-check -r $<
 	@touch $@

@@ -1,3 +1,3 @@
 """Commands that turn a trained network into a verified model of the repository."""
 
-import models  # noqa: F401 it silences ONNX Runtime, which must not be imported before
+import models.missing  # noqa: F401 `models` silences ONNX Runtime, which must not be imported before

@@ -74,7 +74,7 @@ def tell_of_calibration(published: Manifest) -> None:
     if (known := published.confidence) and not known.sets:
         console.say(
             f"It divides logits by {known.temperature:g}, as what it was made from does. For coverage and reject it is"
-            f" to be calibrated itself: python export/calibrate.py {published.name} --images FOLDER"
+            f" to be calibrated itself: export/calibrate.py {published.name} --images FOLDER"
         )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from export.confidence import BINS, Curve
+from models import hints
 from models.errors import ExpectedError
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def require() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise DiagramError("--report draws with matplotlib: pip install '.[export]' has it") from error
+        raise DiagramError(f"--report draws, and {hints.missing('matplotlib')}") from error
 
 
 def write(folder: Path, title: str, tables: Sequence[Figures], curves: Sequence[Curve]) -> Path:

@@ -17,6 +17,7 @@ from uuid import uuid4
 from rich.progress import Progress, TaskID
 
 from export import interrupts, repository
+from models import hints
 from models.errors import ExpectedError
 from models.manifest import INPUT_NAME, Compatibility, Flavour, Manifest, Parity, Profile, TensorRT
 from server.cuda import Gpu
@@ -114,8 +115,8 @@ def decide(
     flavour = next((one for one in flavours if _is_installed(one)), None)
     if flavour is None:
         raise EngineError(
-            "TensorRT for RTX is not installed: pip install --constraint constraints.txt '.[tensorrt-rtx]'"
-            " (for data-centre GPUs, on a machine that has one: pip install tensorrt cuda-bindings)"
+            f"TensorRT for RTX is not installed: {hints.install('tensorrt-rtx')}"
+            f" (for data-centre GPUs, on a machine that has one: pip install tensorrt cuda-bindings)"
         )
     if len({"ampere+", "same-compute-capability"} & set(compatibility)) > 1:
         raise EngineError("--compat ampere+ includes same-compute-capability: give one of them")

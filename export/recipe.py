@@ -373,7 +373,7 @@ def _weights_file(place: hub.Place, *, allow_pickle: bool) -> str:
         raise RecipeError(f"{place.origin} has no {hub.SAFE}, but {files}: the parameters are needed in that one file")
     if not allow_pickle:
         raise RecipeError(
-            f"{place.origin} has no {hub.SAFE}, only the pickle {hub.PICKLE}: python export/to_onnx.py --allow-pickle"
+            f"{place.origin} has no {hub.SAFE}, only the pickle {hub.PICKLE}: export/to_onnx.py --allow-pickle"
             " reads the tensors in it, and refuses whatever might run code"
         )
     return hub.PICKLE

@@ -130,7 +130,7 @@ def find_int8_for_gpus(repository: Path, name: str) -> Manifest:
     found = [known for folder in repository.glob("*") for known in newest_first(folder) if fits(known)]
     if not found:
         raise RepositoryError(
-            f"{repository} has no INT8 file of {name} for GPUs: python export/quantize.py {name} --target gpu makes one"
+            f"{repository} has no INT8 file of {name} for GPUs: export/quantize.py {name} --target gpu makes one"
         )
     return max(found, key=lambda known: known.created)
 

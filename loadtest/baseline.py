@@ -4,6 +4,10 @@ The server's own decoding and backend with its own settings (`SERVER_...` in the
 process and no queue: what a server lacks of this is what it costs.
 """
 
+import models.missing  # noqa: F401 before what may be missing
+
+# isort: split
+
 import argparse
 import itertools
 import sys

@@ -5,6 +5,10 @@ several numbers of connections, and measures the baseline, `loadtest/baseline.py
 may drift, so only figures of one run are compared. Exits with 1 on any error or wrong answer.
 """
 
+import models.missing  # noqa: F401 before what may be missing
+
+# isort: split
+
 import argparse
 import sys
 from collections.abc import Callable, Sequence

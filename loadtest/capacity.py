@@ -6,6 +6,10 @@ the 99th percentile and leaves no request without an answer; what the CPUs alone
 `--check overload.json` first compares the simulation of one machine with what `loadtest/overload.py` measured on it.
 """
 
+import models.missing  # noqa: F401 before what may be missing
+
+# isort: split
+
 import argparse
 import math
 import sys

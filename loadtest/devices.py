@@ -6,6 +6,10 @@ many requests at a time as fill three batches of each. CPU-ms are those of an im
 these CPUs could carry at most. Exits with 1 on a wrong answer.
 """
 
+import models.missing  # noqa: F401 before what may be missing
+
+# isort: split
+
 import argparse
 import os
 import sys

@@ -7,6 +7,10 @@ is longer. Pixels lie ready; what is timed is the `run` of a backend. Writes a t
 docs/measurements/engine-<device>.md and .json.
 """
 
+import models.missing  # noqa: F401 before what may be missing
+
+# isort: split
+
 import argparse
 import itertools
 import multiprocessing

@@ -7,6 +7,10 @@ What is measured is the CPU time of the engine process, all its threads together
 large images and answers are; its file is not loaded.
 """
 
+import models.missing  # noqa: F401 before what may be missing
+
+# isort: split
+
 import argparse
 import asyncio
 import math

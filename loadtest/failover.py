@@ -6,6 +6,10 @@ the requests that were due shortly before or after a kill, beside those of the o
 refused or answered wrongly.
 """
 
+import models.missing  # noqa: F401 before what may be missing
+
+# isort: split
+
 import argparse
 import asyncio
 import contextlib

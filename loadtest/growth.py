@@ -8,6 +8,10 @@ dimension beside the file. Machines are noisy, and CPU time an image is steadier
     python loadtest/growth.py --dimensions batch,connections --seconds 3
 """
 
+import models.missing  # noqa: F401 before what may be missing
+
+# isort: split
+
 import argparse
 import json
 import sys
@@ -27,6 +31,7 @@ from loadtest.loops import Photo, Target
 from loadtest.plots import Line, Panel
 from loadtest.processes import Serving
 from loadtest.results import Figures, Record, read_lines
+from models import hints
 
 MANIFEST = "manifest.json"
 LARGEST_UPLOAD = str(64 * 2**20)
@@ -122,7 +127,7 @@ def _measure(known: list[Step], options: argparse.Namespace) -> None:
         if (name, value) in done:
             print(f"{title}  known", flush=True)
         elif setup.model and not (options.repository / setup.model).is_dir():
-            needed = f"python export/to_onnx.py {setup.model} --random-weights --repository {options.repository}"
+            needed = hints.export("to_onnx", setup.model, "--random-weights", "--repository", str(options.repository))
             print(f"{title}  missing: {needed}", flush=True)
         else:
             figures, step = _step(name, value, setup, options)

@@ -10,6 +10,10 @@ photos that LoadGen names, as they are, and hands back the class that is answere
 Exits with 1 where LoadGen's verdict is INVALID, or a request got no right answer.
 """
 
+import models.missing  # noqa: F401 before what may be missing
+
+# isort: split
+
 import argparse
 import asyncio
 import importlib.metadata
@@ -37,6 +41,7 @@ from loadtest.loops import Target
 from loadtest.responses import WrongAnswerError
 from loadtest.results import MOST_FAULTS
 from loadtest.tables import decimal
+from models import hints
 
 SCENARIOS = ("SingleStream", "Server", "Offline")
 MODES = ("performance", "accuracy")
@@ -339,7 +344,7 @@ def _loadgen() -> ModuleType:
         import mlperf_loadgen
     except ImportError as error:
         raise LoadTestError(
-            "LoadGen is not installed: pip install '.[loadtest]' (where there is a wheel of mlcommons-loadgen)"
+            f"LoadGen is not installed: {hints.install('loadtest')} (where there is a wheel of mlcommons-loadgen)"
         ) from error
     return mlperf_loadgen  # type: ignore[no-any-return]
 

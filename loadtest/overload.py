@@ -12,6 +12,10 @@ this machine, too, so the table says how late the generator was and what it took
 Exits with 1 on a wrong answer or a lost request.
 """
 
+import models.missing  # noqa: F401 before what may be missing
+
+# isort: split
+
 import argparse
 import json
 import shlex

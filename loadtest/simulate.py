@@ -8,6 +8,10 @@ Around them are a model of a machine (decoders and inferences share its CPUs; th
 Not in it: the network, restarts, and other load on the machines. All HTTP workers of one machine count as one.
 """
 
+import models.missing  # noqa: F401 before what may be missing
+
+# isort: split
+
 import argparse
 import heapq
 import random

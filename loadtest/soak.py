@@ -7,6 +7,10 @@ says when to come back, and then it is sent again. The connections of a killed w
 sent again as well. Memory must not grow. Exits with 1 where any of this is not so.
 """
 
+import models.missing  # noqa: F401 before what may be missing
+
+# isort: split
+
 import argparse
 import asyncio
 import json

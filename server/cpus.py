@@ -5,6 +5,7 @@ import os
 from collections.abc import Set
 from pathlib import Path
 
+from models import hints
 from models.manifest import Manifest
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
@@ -43,9 +44,9 @@ def why_not(model: Manifest, cpu_flags: Set[str]) -> str | None:
         return f"it is computed in bfloat16, which this CPU cannot (avx512_bf16 or amx_bf16): serve {source}, its FP32"
     if not (model.needs_vnni or model.quantized_for == "x86-vnni") or cpu_flags & VNNI:
         return None
-    made = f"python export/quantize.py {source} --target x86 makes one for every x86 CPU"
+    made = f"{hints.export('quantize', source, '--target', 'x86')} makes one for every x86 CPU"
     if model.needs_vnni:
-        made = "import its FP32 file by python export/from_onnx.py, and quantise that with --target x86"
+        made = f"import its FP32 file by {hints.export('from_onnx')}, and quantise that with --target x86"
     return (
         "it was quantised for CPUs with VNNI and this one has none, so that its sums overflow and its answers change:"
         f" {made}"

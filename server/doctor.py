@@ -24,7 +24,7 @@ from typing import Any
 
 from PIL import features
 
-from models import manifest
+from models import hints, manifest
 from models.manifest import Manifest, ManifestError
 from server import VERSION, cpus, gpus, repository, run_folder, tracing
 from server.cpus import available_cpus, cgroup_quota
@@ -128,9 +128,9 @@ def examine(settings: Settings) -> Report:
 
 def _versions(settings: Settings, report: Report) -> dict[str, Any]:
     if settings.grpc_port is not None and find_spec("grpc") is None:
-        report.stop("grpc_port is set, and gRPC is not installed", "pip install '.[grpc]'")
+        report.stop("grpc_port is set, and gRPC is not installed", hints.install("grpc"))
     if settings.otlp_endpoint and not tracing.is_installed():
-        report.stop("otlp_endpoint is set, and tracing is not installed", "pip install '.[tracing]'")
+        report.stop("otlp_endpoint is set, and tracing is not installed", hints.install("tracing"))
     if refused := jpeg.why_not(settings):
         report.stop(f"decoder is {settings.decoder}", refused)
     return {
@@ -159,7 +159,7 @@ def _runtimes(settings: Settings, report: Report) -> dict[str, Any]:
     except ImportError:
         devices = []
         if settings.backend == "openvino":
-            report.stop("backend is openvino, which is not installed", "pip install '.[openvino]'")
+            report.stop("backend is openvino, which is not installed", hints.install("openvino"))
     return {"onnxruntime providers": providers, "openvino devices": devices}
 
 
@@ -324,7 +324,7 @@ def _repository(settings: Settings, report: Report) -> dict[str, Any]:
     for what, reason in refused.items():
         report.warn(f"{what} is not served: {reason}", "mend it, export it again, or take it away")
     if not models:
-        report.stop("no model can be served", "python export/to_onnx.py makes one")
+        report.stop("no model can be served", f"{hints.export('to_onnx')} makes one")
     engines = len(places_of(settings, catalogue))
     _check_slots(settings, engines, (model.manifest for model in catalogue.models.values()), report)
     return {"folder": settings.repository.absolute(), "models": models, "refused": refused}

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from ipaddress import IPv4Address
 from typing import Self
 
+from models import hints
 from server.errors import StartupError
 from server.settings import Settings
 
@@ -70,7 +71,7 @@ class Listeners:
 def _reserve(held: ExitStack, host: str, port: int) -> int:
     """Hold a port without listening; its number."""
     if not all(map(find_spec, ("grpc", "grpc_health", "grpc_reflection"))):
-        raise StartupError("gRPC is not installed: pip install '.[grpc]', or leave --grpc-port out")
+        raise StartupError(f"gRPC is not installed: {hints.install('grpc')}, or leave --grpc-port out")
     with _taking(host, port, "--grpc-port"):
         family, port = _free_port(host, port)
         reserved = held.enter_context(socket.socket(family))

@@ -12,7 +12,7 @@ from typing import NamedTuple, Self, assert_never
 
 from pydantic import ValidationError
 
-from models import manifest
+from models import hints, manifest
 from models.errors import first_mistake
 from models.manifest import (
     EXACT,
@@ -378,9 +378,9 @@ def _read(
     catalogue = _catalogue(folder, models, recipes, refused, default_model or _default(models, set(names) or there))
     for name in (*names, *([default_model] if default_model else [])):
         if name not in there:
-            return catalogue, lacking(f"model {name!r} is not in {folder}: python export/to_onnx.py {name}{reasons}")
+            return catalogue, lacking(f"model {name!r} is not in {folder}: {hints.export('to_onnx', name)}{reasons}")
     if not models:
-        return catalogue, lacking(f"no model in {folder}: python export/to_onnx.py makes one{reasons}")
+        return catalogue, lacking(f"no model in {folder}: {hints.export('to_onnx')} makes one{reasons}")
     return catalogue, None
 
 

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Self
 
+from models import hints
 from server import cpus, gpus, keys, metrics, run_folder
 from server.child import keep_socket_in
 from server.errors import StartupError
@@ -127,7 +128,7 @@ def _check_installed(settings: Settings) -> None:
         from server import tracing  # with OpenTelemetry, which nothing else here needs
 
         if not tracing.is_installed():
-            raise StartupError("tracing is not installed: pip install '.[tracing]', or leave --otlp-endpoint out")
+            raise StartupError(f"tracing is not installed: {hints.install('tracing')}, or leave --otlp-endpoint out")
     if refused := jpeg.why_not(settings):
         raise StartupError(refused)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from opentelemetry import propagate, trace
 
+from models import hints
 from server import VERSION, logs
 from server.engine.classes import Classes
 from server.repository import ModelKey
@@ -74,9 +75,8 @@ def _is_wanted(settings: Settings) -> bool:
         log.warning("no traces: %s asks for %s, and only http/protobuf is supported", asked[0], protocol)
         return False
     if not is_installed():
-        log.warning(
-            "no traces: %s is set, but nothing to send them with is installed: pip install '.[tracing]'", asked[0]
-        )
+        how = hints.install("tracing")
+        log.warning("no traces: %s is set, but nothing to send them with is installed: %s", asked[0], how)
         return False
     return True
 

@@ -21,9 +21,9 @@ import ray.util.state
 from ray import serve
 from ray.cluster_utils import Cluster
 
-from client.clients import Client
-from client.errors import ClientError
 from deploy.ray.app import Classifier, Options
+from resnet_serving_client.clients import Client
+from resnet_serving_client.errors import ClientError
 
 PATIENCE_S = 120.0
 ROOT = Path(__file__).parents[2]

@@ -9,6 +9,10 @@ This server takes its settings, as always, from `SERVER_...` in the environment.
 Writes compare.jsonl (every row), compare.md (tables) and compare-*.svg (plots).
 """
 
+import models.missing  # noqa: F401 before what may be missing
+
+# isort: split
+
 import argparse
 import os
 import platform

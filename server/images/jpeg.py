@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.JpegImagePlugin import JpegImageFile
 
+from models import hints
 from models.manifest import Interpolation
 from server import gpus
 from server.cpus import available_cpus
@@ -39,7 +40,8 @@ def why_not(settings: Settings) -> str | None:
     if settings.decoder == "pillow":
         return None
     if missing := [module for module in _MODULES if _find(module) is None]:
-        return f"{' and '.join(missing)} cannot be imported: pip install '.[nvimagecodec]', or leave --decoder out"
+        how = hints.install("nvimagecodec")
+        return f"{' and '.join(missing)} cannot be imported: {how}, or leave --decoder out"
     if settings.decoder == "nvimagecodec-cpu":
         return None
     with gpus.management() as library:

@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from client.attempts import FIRST_PAUSE_S, LONGEST_PAUSE_S, MOST_LOST, Attempts
-from client.errors import BusyError, ClientError, FailedError, NoAnswerError, RejectedError
-from client.responses import Problem
+from resnet_serving_client.attempts import FIRST_PAUSE_S, LONGEST_PAUSE_S, MOST_LOST, Attempts
+from resnet_serving_client.errors import BusyError, ClientError, FailedError, NoAnswerError, RejectedError
+from resnet_serving_client.responses import Problem
 
 PROBLEM = Problem("", "a_code", "", "")
 LOST = NoAnswerError("lost")

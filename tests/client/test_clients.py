@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from client import (
+from resnet_serving_client import (
     AsyncClient,
     BusyError,
     Client,

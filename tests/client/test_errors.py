@@ -3,7 +3,7 @@
 import httpx
 import pytest
 
-from client.errors import BusyError, ClientError, FailedError, NoAnswerError, RejectedError, error_of
+from resnet_serving_client.errors import BusyError, ClientError, FailedError, NoAnswerError, RejectedError, error_of
 
 PROBLEM = b'{"type": "urn:x", "title": "T", "status": 0, "code": "a_code", "detail": "D", "request_id": "r"}'
 PAGE = b"<html>an error page</html>"

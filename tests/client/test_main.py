@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from client import Client
+from resnet_serving_client import Client
 from tests import processes, tiny
 from tests.server.running import PATIENCE_S, ROOT, GatedServer, RunningServer, red_image, until
 
@@ -44,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def command(url: str, *arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "client", "--url", url, *map(str, arguments)]
+    return [sys.executable, "-m", "resnet_serving_client", "--url", url, *map(str, arguments)]
 
 
 def classify(server: RunningServer, *arguments: str | Path, **how: Any) -> subprocess.CompletedProcess[str]:

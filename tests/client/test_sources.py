@@ -6,8 +6,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from client import sources
-from client.sources import SourceError
+from resnet_serving_client import sources
+from resnet_serving_client.sources import SourceError
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from models import architectures
 from tests.conftest import ROOT
 
 SELF_SUPERVISED = "is self-supervised pre-training"
-BY_ONNX = r"export it to ONNX where it was made, and python export/from_onnx\.py takes that"
+BY_ONNX = r"export it to ONNX where it was made, and export/from_onnx\.py takes that"
 COMES_IN = {
     *("averaged_model.pth", "bf16.pth", "binary_one_logit.pth", "bn_never_tracked.pth", "channels_last.pth"),
     *("classes21k.pth", "compiled.pth", "ddp.pth", "defaultdict.pth", "fc_dropout_linear.pth", "fc_nobias.pth"),

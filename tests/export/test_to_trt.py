@@ -181,7 +181,7 @@ def test_same_engine_again_is_recognised_and_a_different_one_is_a_new_version(
         ([SMALL, "--target", "sm75", "--precision", "fp32"], "Turing"),
         ([SMALL, "--target", "sm89", "--compat", "version"], "leave out --compat version"),
         ([SMALL, "--compat", "ampere+", "--compat", "same-compute-capability"], "give one of them"),
-        ([DEEP, "--target", "sm89", "--precision", "int8"], f"python export/quantize.py {DEEP} --target gpu"),
+        ([DEEP, "--target", "sm89", "--precision", "int8"], f"export/quantize.py {DEEP} --target gpu"),
     ],
 )
 def test_error_is_one_line_and_1(

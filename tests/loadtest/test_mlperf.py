@@ -92,4 +92,5 @@ def test_without_loadgen_it_says_what_to_install() -> None:
     with mock.patch.dict(sys.modules, mlperf_loadgen=None):
         done = run("--url", "http://127.0.0.1:9")
     assert done.returncode == 1
-    assert done.stderr.startswith("error: LoadGen is not installed: pip install '.[loadtest]'")
+    assert done.stderr.startswith("error: LoadGen is not installed: ")
+    assert "'.[loadtest]'" in done.stderr

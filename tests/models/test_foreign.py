@@ -16,7 +16,7 @@ from models import checkpoint, networks
 from models.checkpoint import CheckpointError
 
 SELF_SUPERVISED = r"is self-supervised pre-training .* tells no classes apart: train a last layer on it"
-BY_ONNX = r"export it to ONNX where it was made, and python export/from_onnx\.py takes that"
+BY_ONNX = r"export it to ONNX where it was made, and export/from_onnx\.py takes that"
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def torch_script() -> bytes:
         (b'\n<?xml version="1.0"?><Error><Code>AccessDenied</Code>', r"is a web page"),
         (
             b"\x08\x07\x12\x07pytorch\x1a\x062.13.0",
-            r"is an ONNX file: python export/from_onnx\.py \S+/weights\.\w+ takes it",
+            r"is an ONNX file: export/from_onnx\.py \S+/weights\.\w+ takes it",
         ),
         (b"\x89HDF\r\n\x1a\n\0", r"file of Keras.*from_onnx\.py"),
         (zipped("metadata.json", "config.json", "model.weights.h5"), r"file of Keras.*from_onnx\.py"),

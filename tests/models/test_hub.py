@@ -144,7 +144,7 @@ def test_folder_is_named_without_where_it_lies(tmp_path: Path, monkeypatch: pyte
         ("timm/resnet50.a1_in1k", "a model of the hub is hf:timm/resnet50.a1_in1k"),
         ("hf-hub:timm/resnet50.a1_in1k", "a model of the hub is hf:timm/resnet50.a1_in1k"),
         ("./mine.safetensors", r"is a file: name its network, .*--weights ./mine.safetensors"),
-        ("mine.onnx", "is an ONNX file: python export/from_onnx.py takes it"),
+        ("mine.onnx", "is an ONNX file: export/from_onnx.py takes it"),
     ],
 )
 def test_what_is_no_folder_is_said(name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

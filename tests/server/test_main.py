@@ -46,7 +46,11 @@ def test_a_wrong_setting_is_one_line(arguments: list[str], line: str, refused: C
     ("arguments", "exit_code", "line"),
     [
         (["--port", "70000"], 2, r"python -m server: port: Input should be less than or equal to 65535"),
-        (["--repository", "nowhere"], 1, r"python -m server: no model in nowhere: python export/to_onnx.py makes one"),
+        (
+            ["--repository", "nowhere"],
+            1,
+            r"python -m server: no model in nowhere: \S+ export/to_onnx.py makes one",
+        ),
     ],
 )
 def test_the_process_says_so_and_exits(arguments: list[str], exit_code: int, line: str) -> None:
@@ -70,7 +74,7 @@ def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
     tiny.write(tmp_path)
     code, output = run_server("--repository", tmp_path, "--models", "tiny,resnet18")
     assert code == 1
-    assert re.fullmatch(r"python -m server: model 'resnet18' is not in \S+: python export/to_onnx.py resnet18", output)
+    assert re.fullmatch(r"python -m server: model 'resnet18' is not in \S+: \S+ export/to_onnx.py resnet18", output)
 
 
 def test_a_port_in_use_is_one_line_also_where_it_is_our_own(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from models import hints
 from models.manifest import ACTIVATION_MAPS_NAME, FEATURES_NAME, Manifest
 from server.engine.classes import Extras
 from server.settings import Settings
@@ -90,7 +91,7 @@ def load(manifest: Manifest, content: bytes, settings: Settings) -> Backend:
         module = import_module(f"{__name__}.{name}")
     except ModuleNotFoundError as missing:
         raise BackendMissingError(
-            f"model {manifest.name} needs {missing.name}, which is not installed here: install it, or serve the"
+            f"model {manifest.name} cannot be run: {hints.missing(str(missing.name))}, or serve the"
             " network's ONNX file with ONNX Runtime"
         ) from missing
     backend: Backend = module.load(manifest, content, settings)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models import hints
 from models.manifest import INPUT_NAME, OUTPUT_NAMES, Flavour, Manifest
 from server import cuda
 from server.cuda import Gpu, OutOfMemoryError
@@ -60,8 +61,8 @@ def check(found: Manifest, gpu: Gpu | None, version: str | None) -> None:
     if gpu is None:
         raise EngineRefusedError(f"{what}; this machine has no NVIDIA GPU that CUDA can use: serve the ONNX model")
     if version is None:
-        packages = _PACKAGES[record.flavour].format(record.version)
-        raise EngineRefusedError(f"{what}; {TITLES[record.flavour]} is not installed: pip install {packages}")
+        how = hints.packages(*_PACKAGES[record.flavour].format(record.version).split())
+        raise EngineRefusedError(f"{what}; {TITLES[record.flavour]} is not installed: {how}")
     same_version = version == record.version
     if not same_version and not ("version" in record.compatibility and _is_newer(version, record.version)):
         raise EngineRefusedError(f"{what}, built by version {record.version}; this machine has {version}: {instead}")

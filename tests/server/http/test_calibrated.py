@@ -8,7 +8,7 @@ import pytest
 import tritonclient.grpc
 import tritonclient.http
 
-from client.clients import Client
+from resnet_serving_client.clients import Client
 from tests import tiny
 from tests.server.running import RunningServer, red_image
 

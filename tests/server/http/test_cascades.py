@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from tritonclient.grpc import service_pb2 as pb
 
-from client.clients import Client
+from resnet_serving_client.clients import Client
 from tests import tiny
 from tests.server.running import GatedServer, until
 

@@ -18,8 +18,8 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
-from client import Client, RejectedError
-from client.__main__ import API_KEY_VARIABLE
+from resnet_serving_client import Client, RejectedError
+from resnet_serving_client.__main__ import API_KEY_VARIABLE
 from tests import tiny
 from tests.server.running import PATIENCE_S, ROOT, GatedServer, RunningServer, red_image, until
 
@@ -184,7 +184,7 @@ def test_our_own_clients_send_a_key(server: RunningServer, tmp_path: Path) -> No
             stranger.classify(red_image(6))
     assert (raised.value.status, raised.value.code) == (401, "unauthorized")
     (tmp_path / "6.png").write_bytes(red_image(6))
-    command = [sys.executable, "-m", "client", "--url", server.url, str(tmp_path / "6.png")]
+    command = [sys.executable, "-m", "resnet_serving_client", "--url", server.url, str(tmp_path / "6.png")]
     done = subprocess.run(
         command, cwd=ROOT, env={**os.environ, API_KEY_VARIABLE: "shop\n"}, capture_output=True, text=True
     )

@@ -1,9 +1,11 @@
 """Why there is no classification: `ClientError` and what it can be."""
 
-import httpx
-import msgspec
+import json
 
-from client.responses import Problem
+import httpx
+
+from resnet_serving_client.decoding import structured
+from resnet_serving_client.responses import Problem
 
 BUSY = {429, 503}
 
@@ -14,6 +16,10 @@ class ClientError(Exception):
 
 class NoAnswerError(ClientError):
     """No answer came, or none that this service gives: a wrong address, a lost connection, no time left."""
+
+
+class MissingPackageError(ClientError):
+    """What was asked for needs a package that is not installed; nothing was sent."""
 
 
 class ProblemError(ClientError):
@@ -48,8 +54,8 @@ def error_of(response: httpx.Response) -> ClientError:
     """The error that an answer without success stands for, also where a proxy or a dying process gave it."""
     status = response.status_code
     try:
-        problem = msgspec.json.decode(response.content, type=Problem)
-    except msgspec.DecodeError:
+        problem = structured(json.loads(response.content), Problem)
+    except ValueError:
         detail = f"{response.url} answers {status} {response.reason_phrase}"
         if status >= 500 and status not in BUSY:
             return NoAnswerError(detail)

@@ -5,7 +5,7 @@ import random
 import time
 from collections.abc import Callable
 
-from client.errors import BusyError, ClientError, NoAnswerError
+from resnet_serving_client.errors import BusyError, ClientError, NoAnswerError
 
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0

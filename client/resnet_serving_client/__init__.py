@@ -4,9 +4,17 @@ with Client("http://127.0.0.1:8000") as client:
     print(client.classify(Path("cat.jpg").read_bytes()).predictions[0].label)
 """
 
-from client.clients import DEFAULT_DEADLINE_S, DEFAULT_URL, AsyncClient, Client
-from client.errors import BusyError, ClientError, FailedError, NoAnswerError, ProblemError, RejectedError
-from client.responses import Classification, Embedding, Heatmap, Model, Prediction, Timings
+from resnet_serving_client.clients import DEFAULT_DEADLINE_S, DEFAULT_URL, AsyncClient, Client
+from resnet_serving_client.errors import (
+    BusyError,
+    ClientError,
+    FailedError,
+    MissingPackageError,
+    NoAnswerError,
+    ProblemError,
+    RejectedError,
+)
+from resnet_serving_client.responses import Classification, Embedding, Heatmap, Model, Prediction, Timings
 
 __all__ = [
     "DEFAULT_DEADLINE_S",
@@ -19,6 +27,7 @@ __all__ = [
     "Embedding",
     "FailedError",
     "Heatmap",
+    "MissingPackageError",
     "Model",
     "NoAnswerError",
     "Prediction",

@@ -1,6 +1,7 @@
 """`Client` and `AsyncClient`: the same, for programs with and without an event loop."""
 
 import asyncio
+import json
 import math
 import time
 from collections.abc import Collection
@@ -8,11 +9,11 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 import httpx
-import msgspec
 
-from client.attempts import Attempts
-from client.errors import ClientError, NoAnswerError, error_of
-from client.responses import Answer, Classification, Embedding, Include, Model, Models, with_arrays
+from resnet_serving_client.attempts import Attempts
+from resnet_serving_client.decoding import ARRAYS, lacking, structured
+from resnet_serving_client.errors import ClientError, MissingPackageError, NoAnswerError, error_of
+from resnet_serving_client.responses import Answer, Classification, Embedding, Include, Model, Models, with_arrays
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_DEADLINE_S = 60.0
@@ -26,7 +27,8 @@ class Client:
     """Asks one service, over connections that are kept. Threads may share it.
 
     Every method raises RejectedError, FailedError, BusyError or NoAnswerError, each a ClientError; the last two only
-    after more than one attempt within `deadline_s`.
+    after more than one attempt within `deadline_s`. What answers with arrays needs the extra `arrays`, and raises
+    MissingPackageError without it.
     """
 
     def __init__(
@@ -66,17 +68,17 @@ class Client:
         `Classification.known` say whether the image is of any of its classes.
         """
         parameters = _parameters(top_k, model, version, crops, include, coverage=coverage, reject=reject)
-        headers = _headers(MSGPACK if include else None)
+        headers = _arrays() if include else {}
         return _read(self._ask("POST", "/classify", content=image, params=parameters, headers=headers), Classification)
 
     def embed(self, image: bytes, *, model: str | None = None, version: int | None = None) -> Embedding:
         """The features of an image: what the model's last layer sees of it."""
-        parameters, headers = _parameters(None, model, version, None), _headers(MSGPACK)
+        parameters, headers = _parameters(None, model, version, None), _arrays()
         return _read(self._ask("POST", "/embed", content=image, params=parameters, headers=headers), Embedding)
 
     def heatmap(self, image: bytes, *, model: str | None = None, version: int | None = None) -> bytes:
         """The photo with what speaks for its best class in colour: a PNG."""
-        parameters, headers = _parameters(1, model, version, None, ["heatmap"]), _headers(PNG)
+        parameters, headers = _parameters(1, model, version, None, ["heatmap"]), {"Accept": PNG}
         return self._ask("POST", "/classify", content=image, params=parameters, headers=headers).content
 
     def models(self) -> list[Model]:
@@ -143,18 +145,18 @@ class AsyncClient:
     ) -> Classification:
         """As `Client.classify`."""
         parameters = _parameters(top_k, model, version, crops, include, coverage=coverage, reject=reject)
-        headers = _headers(MSGPACK if include else None)
+        headers = _arrays() if include else {}
         answer = await self._ask("POST", "/classify", content=image, params=parameters, headers=headers)
         return _read(answer, Classification)
 
     async def embed(self, image: bytes, *, model: str | None = None, version: int | None = None) -> Embedding:
         """As `Client.embed`."""
-        parameters, headers = _parameters(None, model, version, None), _headers(MSGPACK)
+        parameters, headers = _parameters(None, model, version, None), _arrays()
         return _read(await self._ask("POST", "/embed", content=image, params=parameters, headers=headers), Embedding)
 
     async def heatmap(self, image: bytes, *, model: str | None = None, version: int | None = None) -> bytes:
         """As `Client.heatmap`."""
-        parameters, headers = _parameters(1, model, version, None, ["heatmap"]), _headers(PNG)
+        parameters, headers = _parameters(1, model, version, None, ["heatmap"]), {"Accept": PNG}
         return (await self._ask("POST", "/classify", content=image, params=parameters, headers=headers)).content
 
     async def models(self) -> list[Model]:
@@ -194,8 +196,15 @@ def _key_headers(api_key: str | None) -> dict[str, str]:
     return {"Authorization": f"Bearer {api_key}"} if api_key else {}
 
 
-def _headers(accept: str | None) -> dict[str, str]:
-    return {"Accept": accept} if accept else {}
+def _arrays() -> dict[str, str]:
+    """The headers that ask for arrays as bytes, where they can be read.
+
+    Raises:
+        MissingPackageError: they cannot.
+    """
+    if reason := lacking(*ARRAYS):
+        raise MissingPackageError(f"arrays are asked for, and {reason}")
+    return {"Accept": MSGPACK}
 
 
 def _parameters(
@@ -226,9 +235,11 @@ def _successful(response: httpx.Response) -> httpx.Response:
 def _read(response: httpx.Response, kind: type[Answer]) -> Answer:
     try:
         if response.headers.get("content-type") == MSGPACK:
-            return with_arrays(msgspec.msgpack.decode(response.content, type=kind))
-        return msgspec.json.decode(response.content, type=kind)
-    except msgspec.DecodeError as error:
+            import msgspec  # which is an extra; nobody else asks for this format
+
+            return with_arrays(structured(msgspec.msgpack.decode(response.content), kind))
+        return structured(json.loads(response.content), kind)
+    except ValueError as error:
         raise NoAnswerError(f"{response.url} does not answer as this service does: {error}") from None
 
 

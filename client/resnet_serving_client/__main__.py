@@ -21,12 +21,12 @@ from typing import TypeVar
 import httpx
 from tqdm import tqdm
 
-from client import sources
-from client.clients import DEFAULT_DEADLINE_S, DEFAULT_URL, AsyncClient
-from client.errors import ClientError, ProblemError
-from client.features import FeaturesFile, HeatmapFolder
-from client.responses import Classification
-from client.sources import SourceError
+from resnet_serving_client import sources
+from resnet_serving_client.clients import DEFAULT_DEADLINE_S, DEFAULT_URL, AsyncClient
+from resnet_serving_client.errors import ClientError, ProblemError
+from resnet_serving_client.features import FeaturesFile, HeatmapFolder
+from resnet_serving_client.responses import Classification
+from resnet_serving_client.sources import SourceError
 
 API_KEY_VARIABLE = "CLASSIFY_API_KEY"
 """No flag: all users of a machine see those."""

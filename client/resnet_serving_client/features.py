@@ -6,8 +6,9 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from client.errors import ClientError
-from client.responses import Classification
+from resnet_serving_client.decoding import ARRAYS, lacking
+from resnet_serving_client.errors import ClientError
+from resnet_serving_client.responses import Classification
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,11 +35,8 @@ class FeaturesFile:
         """
         if path.suffix not in KINDS:
             raise FileError(f"--features writes {' or '.join(KINDS)}: {path} is neither by its name")
-        if path.suffix == ".parquet":
-            try:
-                import pyarrow.parquet  # noqa: F401
-            except ModuleNotFoundError:
-                raise FileError("--features writes .parquet by pyarrow: pip install pyarrow, or name a .npy") from None
+        if reason := lacking(*ARRAYS, *(["pyarrow"] if path.suffix == ".parquet" else [])):
+            raise FileError(f"--features cannot write {path.suffix}: {reason}")
         self._path = path
         self._rows: list[tuple[str, Classification | None]] = []
 
