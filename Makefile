@@ -37,7 +37,7 @@ CPU_WHEELS := https://download.pytorch.org/whl/cpu
 EXPORTING := tests/export tests/models tests/docs
 COMPUTING := tests/server/images tests/server/engine/backends \
     tests/server/test_deepest.py tests/server/test_every_network.py tests/server/test_real_photos.py
-BUILDING := tests/test_containers.py
+BUILDING := tests/test_containers.py tests/test_packages.py
 
 .PHONY: help serve model exact test lint style bench compare loadtest mlperf soak fuzz protobuf audit ray-test programs clean right-python
 

@@ -1,5 +1,9 @@
 """The command that asks a model only where quicker ones are not sure: `python export/cascade.py NAME MEMBER...`."""
 
+import export.interrupts  # noqa: F401 before what takes time
+
+# isort: split
+
 import argparse
 import sys
 from collections.abc import Sequence
@@ -9,7 +13,6 @@ from typing import NamedTuple
 
 from rich.table import Table
 
-import export.interrupts  # noqa: F401 before what takes time
 from export import cascading, command, console, convert, exact, repository
 from export.cascading import CascadeError, Member, Wanted
 from export.samples import image_paths
