@@ -140,11 +140,11 @@ def recipe_of(source: str, options: argparse.Namespace) -> Recipe:
         expected=expected(options),
     )
     if options.weights and (assumed := as_options(recipe.preprocessing, given)):
-        console.say(f"assumed of how {options.weights.name} was trained (docs/preprocessing.md): {assumed}")
+        console.say(f"assumed of how {options.weights.name} was trained (docs/guides/preprocessing.md): {assumed}")
     if options.weights and not options.labels and options.num_classes is None:
         first, *_, last = (label.label for label in recipe.labels)
         console.say(
-            f"assumed of its {recipe.num_classes} classes (docs/own_model.md): {first} to {last}, as those of"
+            f"assumed of its {recipe.num_classes} classes (docs/guides/own_model.md): {first} to {last}, as those of"
             f" {source}'s own weights; --labels FILE names yours, --num-classes {recipe.num_classes} numbers them"
         )
     for note in recipe.notes:

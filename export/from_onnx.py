@@ -38,7 +38,7 @@ def _tell(found: "Import", stated: options.Stated, *, labelled: bool) -> None:
     if found.original.batch is not None:
         console.say(f"its batch is frozen at {found.original.batch}, and is freed")
     if assumed := found.assumed(stated):
-        console.say(f"assumed, since an ONNX file does not say it (docs/preprocessing.md): {assumed}")
+        console.say(f"assumed, since an ONNX file does not say it (docs/guides/preprocessing.md): {assumed}")
     if not labelled:
         console.say("its classes are numbered: name them with --labels FILE, or --labels imagenet if they are those")
 
@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="from_onnx.py",
         description="Complete the ONNX file of an image classifier by preprocessing and ranking, compare that with the"
         " file, and add it to the model repository.",
-        epilog="docs/from_onnx.md says which files come in.",
+        epilog="docs/guides/from_onnx.md says which files come in.",
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="an ONNX file; external data lie beside it")
     command.add(parser, "--name", required=True, help="name in the repository")

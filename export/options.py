@@ -78,7 +78,7 @@ NOTHING = Stated()
 def add_preprocessing(parser: argparse.ArgumentParser) -> None:
     """Add the options that say what the network wants; `stated` reads them."""
     group = parser.add_argument_group(
-        "what the network wants", "For weights of your own, as they were trained: docs/preprocessing.md."
+        "what the network wants", "For weights of your own, as they were trained: docs/guides/preprocessing.md."
     )
     group.add_argument(
         "--resize", type=_side, metavar="N", help="short side before the centre is cropped (larger one: squash, pad)"
