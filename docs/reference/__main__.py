@@ -280,7 +280,7 @@ def http() -> Iterator[str]:
     yield "HTTP API"
     yield (
         "A running server has the same at `/docs`, where you can try it, and as OpenAPI at `/openapi.json`, from which"
-        " [clients can be generated](../guides/client.md#clients-that-are-generated). Parameters of `/classify` go"
+        " [clients can be generated](../guides/client.md#generated-clients). Parameters of `/classify` go"
         " into the URL (`?top_k=1`) or into fields of the form (`-F top_k=1`); the server refuses an unknown one. Every"
         " route can also answer an [error](errors.md)."
     )
