@@ -1,5 +1,5 @@
 # make serve   install, export a model, serve it, classify a first photo
-# make exact IMAGES=FOLDER   its answers at INT8's price, on a CPU with VNNI; then make serve again (docs/cascade.md)
+# make exact IMAGES=FOLDER   its answers at INT8's price, on a CPU with VNNI; then make serve again (docs/guides/cascade.md)
 # make test    what CI runs: style, types, tests
 # make bench   images per second and latency beside the machine's baseline
 # make loadtest SCENARIO=spike   steady, ramp, spike, soak, sizes or bad, on a running server; without one, a web page
@@ -10,7 +10,8 @@
 # make compare this server beside LitServe, BentoML, mosec, Ray Serve, Triton and plain FastAPI (an hour; FLAGS=--help)
 # make audit   ask the Python Package Index for known holes in what is installed
 # make ray-test   a Ray cluster on this machine, put to the test (docs/measurements/ray.md; some minutes)
-# make programs  clients of Triton, PyTriton and KServe put to a server (docs/programs.md; some minutes)
+# make programs  clients of Triton, PyTriton and KServe put to a server (docs/guides/programs.md; some minutes)
+# make docs    the pages of docs/ as a site, in site/; strict: a broken link or an orphan fails
 # make help    all targets
 
 # A Python that can make virtual environments: Debian's needs a package for that.
@@ -39,14 +40,14 @@ COMPUTING := tests/server/images tests/server/engine/backends \
     tests/server/test_deepest.py tests/server/test_every_network.py tests/server/test_real_photos.py
 BUILDING := tests/test_containers.py tests/test_packages.py
 
-.PHONY: help serve model exact test lint style bench compare loadtest mlperf soak fuzz protobuf audit ray-test programs clean right-python
+.PHONY: help serve model exact test lint style bench compare loadtest mlperf soak fuzz protobuf audit ray-test programs docs clean right-python
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
 
 serve: model
 	@! grep -sqwE 'avx512_vnni|avx_vnni' /proc/cpuinfo || ls -d model_repository/*-exact >/dev/null 2>&1 || \
-	    echo "This CPU has VNNI: 'make exact IMAGES=FOLDER' gives the same answers at INT8's price (docs/cascade.md)"
+	    echo "This CPU has VNNI: 'make exact IMAGES=FOLDER' gives the same answers at INT8's price (docs/guides/cascade.md)"
 	@$(BIN)/classify --url http://127.0.0.1:$(PORT) --wait-s 60 $(PHOTO) & \
 	    exec $(BIN)/python -m server --port $(PORT) $(FLAGS)
 
@@ -119,8 +120,13 @@ ray-test: model $(VENV)/ray.done $(VENV)/test.done
 programs: $(VENV)/test.done $(patsubst tests/programs/%.txt,$(VENV)/programs/%/done,$(wildcard tests/programs/*.txt))
 	$(BIN)/pytest -s -m programs tests/programs
 
+docs: $(VENV)/test.done
+	$(BIN)/python -m docs.reference
+	$(BIN)/python -m sphinx -q -W --keep-going -n -d $(VENV)/doctrees docs site
+	@echo "site/index.html"
+
 clean:
-	rm -rf $(VENV) .compare model_repository weights
+	rm -rf $(VENV) .compare model_repository weights site
 
 $(BIN)/python:
 	@"$(or $(PYTHON),python3)" -c '$(SUITABLE)' 2>/dev/null || { \

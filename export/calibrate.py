@@ -65,25 +65,34 @@ def _parser() -> argparse.ArgumentParser:
         " measure them on others, and publish a version of the model that has them, if its probabilities are better.",
     )
     parser.add_argument("name", metavar="NAME", help="a model of the repository")
-    parser.add_argument("--version", type=int, metavar="N", help="the newest if not given")
-    command.add(parser, "--images", default=None, required=True, help="images like those to be classified")
+    parser.add_argument("--version", type=int, metavar="N", help="version of the model; the newest if not given")
+    command.add(
+        parser,
+        "--images",
+        default=None,
+        required=True,
+        help="images like those to classify, 80 at least, with known classes",
+    )
     command.add(parser, "--labels-from")
     parser.add_argument(
-        "--unknown", type=Path, metavar="FOLDER", help="images of none of the classes, to choose by what tells them"
+        "--unknown",
+        type=Path,
+        metavar="FOLDER",
+        help="images of none of the classes; if not given, the largest logit tells the unknown",
     )
     parser.add_argument(
         "--keep-known",
         type=_percent,
         metavar="PERCENT",
         default=95.0,
-        help="of images of the classes, how many must not be taken for unknown; 95 if not given",
+        help="share of the images of known classes that must not be taken for unknown; 95 if not given",
     )
-    parser.add_argument("--sets", choices=METHODS, default="lac", help="how prediction sets are made; lac if not given")
+    parser.add_argument("--sets", choices=METHODS, default="lac", help="kind of prediction sets; lac if not given")
     parser.add_argument(
         "--temperature",
         type=_temperature,
         metavar="T",
-        help="take this one without a gate, and fit the rest to it; 1 leaves probabilities as they are",
+        help="take this temperature without a gate, and fit the rest to it; 1 leaves probabilities as they are",
     )
     command.add(parser, "--report", "--repository", "--threads")
     return parser

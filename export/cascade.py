@@ -129,9 +129,9 @@ def _percent(text: str) -> float:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cascade.py",
-        description="Serve several models as one: each is asked only where the one before it was not sure.",
+        description="Serve several models as one: the server asks each only if the one before it was not sure.",
     )
-    parser.add_argument("name", nargs="?", metavar="NAME", help="of the cascade")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="name of the cascade")
     parser.add_argument(
         "members",
         nargs="*",
@@ -143,20 +143,24 @@ def _parser() -> argparse.ArgumentParser:
         type=_percent,
         metavar="PERCENT",
         default=DEFAULT_AGREEMENT,
-        help=f"least share of images with the best class of --of; {DEFAULT_AGREEMENT:g} if not given",
+        help=f"least share of images with --of's best class; {DEFAULT_AGREEMENT:g} if not given",
     )
-    parser.add_argument("--of", metavar="MODEL", help="whose best class it is to have; if not given, the last MEMBER's")
+    parser.add_argument(
+        "--of", metavar="MODEL", help="model whose best class counts as right; if not given, the last MEMBER"
+    )
     parser.add_argument(
         "--exact",
         nargs="?",
         const="",
         metavar="MODEL",
-        help="instead of members: this model, or the default one, in INT8 first, which is made where it is not there,"
-        " and in FP32 where that is not sure",
+        help="instead of members: MODEL, or the default model, in INT8 first (the command makes it if it is missing),"
+        " and in FP32 if INT8 is not sure",
     )
     command.add(parser, "--repository", "--weights-dir", "--labels-from", "--seconds")
     command.add(
-        parser, "--images", help="half of them find the rule, the others judge it; with --exact, a third calibrates"
+        parser,
+        "--images",
+        help="images: half of them find the rule, the others judge it; with --exact, a third calibrates INT8",
     )
     return parser
 

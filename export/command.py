@@ -140,11 +140,11 @@ def recipe_of(source: str, options: argparse.Namespace) -> Recipe:
         expected=expected(options),
     )
     if options.weights and (assumed := as_options(recipe.preprocessing, given)):
-        console.say(f"assumed of how {options.weights.name} was trained (docs/preprocessing.md): {assumed}")
+        console.say(f"assumed of how {options.weights.name} was trained (docs/guides/preprocessing.md): {assumed}")
     if options.weights and not options.labels and options.num_classes is None:
         first, *_, last = (label.label for label in recipe.labels)
         console.say(
-            f"assumed of its {recipe.num_classes} classes (docs/own_model.md): {first} to {last}, as those of"
+            f"assumed of its {recipe.num_classes} classes (docs/guides/own_model.md): {first} to {last}, as those of"
             f" {source}'s own weights; --labels FILE names yours, --num-classes {recipe.num_classes} numbers them"
         )
     for note in recipe.notes:
@@ -155,32 +155,45 @@ def recipe_of(source: str, options: argparse.Namespace) -> Recipe:
 def sources() -> str:
     """Name what can be exported, for a command's help."""
     return (
-        f"one of {', '.join(zoo.NETWORKS)}; or a model of timm or transformers, {hub.PREFIX}OWNER/NAME[@REVISION] of"
-        " the Hugging Face Hub or a folder with its files"
+        f"a network of the zoo, such as {zoo.DEFAULT} (docs/reference/networks.md lists them); a model of timm or"
+        f" transformers, {hub.PREFIX}OWNER/NAME[@REVISION] on the Hugging Face Hub; or a folder with its files"
     )
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     """Add the options that say with which parameters and classes a network is exported, and where to."""
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--weights", type=Path, metavar="FILE", help="your checkpoint: .pth, .th, .pt or .safetensors")
-    source.add_argument("--random-weights", action="store_true", help="an untrained network, with the same seed always")
-    parser.add_argument("--ema", action="store_true", help="from your checkpoint, the moving averages of the weights")
-    parser.add_argument("--key", help="of several networks in your checkpoint, the one under this key")
-    parser.add_argument("--prefix", help="of several networks in your checkpoint, the one whose names begin so")
-    parser.add_argument("--head", metavar="NAME", help="the last layer of your checkpoint, if it is not the network's")
+    source.add_argument(
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="your checkpoint: a state dict, or a training checkpoint that has one",
+    )
+    source.add_argument("--random-weights", action="store_true", help="an untrained network; its answers say so")
     parser.add_argument(
-        "--labels", type=Path, metavar="FILE", help="names of the classes: text, JSON, CSV, or a training set's folder"
+        "--ema", action="store_true", help="take the moving averages of the weights from your checkpoint"
+    )
+    parser.add_argument("--key", help="choose one of several networks in your checkpoint: the one under KEY")
+    parser.add_argument("--prefix", help="choose one of several networks: its parameters' names begin with PREFIX")
+    parser.add_argument(
+        "--head", metavar="NAME", help="last layer of your checkpoint that lies beside the network under NAME"
     )
     parser.add_argument(
-        "--num-classes", type=int, metavar="N", help="how many classes; without labels, they are numbered"
+        "--labels",
+        type=Path,
+        metavar="FILE",
+        help="names of the classes: text, JSON, CSV, or a training set's folder; if not given, those of the network's"
+        " official weights",
     )
-    parser.add_argument("--shortcut", choices=SHORTCUTS, help="of a residual network, where it is not the usual one")
     parser.add_argument(
-        "--stride-in", choices=STRIDES_IN, help="which convolution of a bottleneck, where it is not the usual one"
+        "--num-classes", type=int, metavar="N", help="number of classes; without labels, they are numbered"
+    )
+    parser.add_argument("--shortcut", choices=SHORTCUTS, help="shortcut of a residual network, if not the usual one")
+    parser.add_argument(
+        "--stride-in", choices=STRIDES_IN, help="convolution of a bottleneck that has the stride, if not the usual one"
     )
     parser.add_argument(
-        "--allow-pickle", action="store_true", help=f"from the hub or a folder, {hub.PICKLE} where no {hub.SAFE} is"
+        "--allow-pickle", action="store_true", help=f"read the tensors of {hub.PICKLE} if there is no {hub.SAFE}"
     )
     add_expectation(parser)
     add(parser, "--name", "--repository", "--weights-dir", "--check-images")
@@ -202,7 +215,7 @@ def add_expectation(parser: argparse.ArgumentParser) -> None:
         "--expect",
         type=Path,
         metavar="FILE",
-        help="your model's own logits, which the export must give: .npy for --images, or a folder of images and .npy",
+        help="logits of your own model, which the export must give: .npy for --images, or a folder of images and .npy",
     )
     add(parser, "--images", help="the images of --expect")
 
@@ -221,21 +234,47 @@ def _model_name(text: str) -> str:
 
 
 _SHARED: Mapping[str, dict[str, Any]] = {
-    "--repository": {"type": Path, "metavar": "DIR", "default": Path("model_repository")},
-    "--name": {"type": _model_name, "metavar": "AS", "help": "name in the repository, if not the usual one"},
-    "--weights-dir": {"type": Path, "metavar": "DIR", "default": Path("weights"), "help": "where downloads are kept"},
-    "--check-images": {"type": Path, "metavar": "FOLDER", "default": PHOTOS, "help": "photos to compare on"},
-    "--images": {"type": Path, "metavar": "FOLDER", "default": PHOTOS, "help": "images to measure on"},
+    "--repository": {
+        "type": Path,
+        "metavar": "DIR",
+        "default": Path("model_repository"),
+        "help": "the model repository; model_repository if not given",
+    },
+    "--name": {"type": _model_name, "metavar": "AS", "help": "name in the repository; if not given, the usual one"},
+    "--weights-dir": {
+        "type": Path,
+        "metavar": "DIR",
+        "default": Path("weights"),
+        "help": "folder that keeps downloads",
+    },
+    "--check-images": {
+        "type": Path,
+        "metavar": "FOLDER",
+        "default": PHOTOS,
+        "help": "photos to compare on; if not given, the project's",
+    },
+    "--images": {
+        "type": Path,
+        "metavar": "FOLDER",
+        "default": PHOTOS,
+        "help": "images to measure on; if not given, the project's photos",
+    },
     "--labels-from": {
         "choices": LABELS_FROM,
         "default": "auto",
-        "help": "where the images' classes are known from: their folders' names, or WordNet ids that begin their own",
+        "help": "how to know the images' classes: from the names of their folders, from WordNet ids that begin their"
+        " names, or not at all; auto if not given",
     },
     "--report": {
         "type": Path,
         "metavar": "FOLDER",
-        "help": "draw what probabilities mean, as PNG and in a page, into this folder",
+        "help": "draw reliability and risk-coverage diagrams into this folder, as PNG and in a page",
     },
-    "--threads": {"type": int, "metavar": "N", "default": cpus.available_cpus(), "help": "of one inference"},
-    "--seconds": {"type": float, "metavar": "S", "default": 10, "help": "for measuring speed, in all; 0 leaves it out"},
+    "--threads": {
+        "type": int,
+        "metavar": "N",
+        "default": cpus.available_cpus(),
+        "help": "threads of one inference; all CPUs if not given",
+    },
+    "--seconds": {"type": float, "metavar": "S", "default": 10, "help": "time to measure speed; 0: do not"},
 }

@@ -38,7 +38,7 @@ def _tell(found: "Import", stated: options.Stated, *, labelled: bool) -> None:
     if found.original.batch is not None:
         console.say(f"its batch is frozen at {found.original.batch}, and is freed")
     if assumed := found.assumed(stated):
-        console.say(f"assumed, since an ONNX file does not say it (docs/preprocessing.md): {assumed}")
+        console.say(f"assumed, since an ONNX file does not say it (docs/guides/preprocessing.md): {assumed}")
     if not labelled:
         console.say("its classes are numbered: name them with --labels FILE, or --labels imagenet if they are those")
 
@@ -46,19 +46,26 @@ def _tell(found: "Import", stated: options.Stated, *, labelled: bool) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="from_onnx.py",
-        description="Complete the ONNX file of an image classifier by preprocessing and ranking, compare that with the"
+        description="Add preprocessing and ranking to the ONNX file of an image classifier, compare the result with the"
         " file, and add it to the model repository.",
-        epilog="docs/from_onnx.md says which files come in.",
+        epilog="docs/guides/from_onnx.md says which files come in.",
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help="an ONNX file; external data lie beside it")
+    parser.add_argument("file", type=Path, metavar="FILE", help="the ONNX file, with its external data beside it")
     command.add(parser, "--name", required=True, help="name in the repository")
     parser.add_argument(
-        "--labels", type=Path, metavar="FILE", help="the classes' names, or imagenet or cifar10; numbered if not given"
+        "--labels",
+        type=Path,
+        metavar="FILE",
+        help="names of the classes, or imagenet or cifar10; numbered if not given",
     )
-    parser.add_argument("--input", metavar="NAME", help="the value that takes the image, where the file has several")
-    parser.add_argument("--output", metavar="NAME", help="the value that has a score for each class, likewise")
-    parser.add_argument("--layout", choices=("nchw", "nhwc"), help="of the image, where the file does not tell")
-    parser.add_argument("--scores", choices=("logits", "probabilities"), help="what they are, where that is not plain")
+    parser.add_argument("--input", metavar="NAME", help="input that takes the image, if the file has several")
+    parser.add_argument(
+        "--output", metavar="NAME", help="value that has a score for each class, if the file has several"
+    )
+    parser.add_argument("--layout", choices=("nchw", "nhwc"), help="layout of the image, if the file does not tell")
+    parser.add_argument(
+        "--scores", choices=("logits", "probabilities"), help="kind of the scores, if that is not plain"
+    )
     options.add_preprocessing(parser)
     command.add_expectation(parser)
     command.add(parser, "--repository", "--check-images")

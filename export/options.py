@@ -78,21 +78,27 @@ NOTHING = Stated()
 def add_preprocessing(parser: argparse.ArgumentParser) -> None:
     """Add the options that say what the network wants; `stated` reads them."""
     group = parser.add_argument_group(
-        "what the network wants", "For weights of your own, as they were trained: docs/preprocessing.md."
+        "what the network wants", "For weights of your own, as they were trained: docs/guides/preprocessing.md."
     )
     group.add_argument(
-        "--resize", type=_side, metavar="N", help="short side before the centre is cropped (larger one: squash, pad)"
+        "--resize", type=_side, metavar="N", help="short side before the crop (squash, pad: larger side)"
     )
     group.add_argument("--crop", type=_crop, metavar="H|HxW", help="height and width of the network's input")
-    group.add_argument("--crop-mode", choices=get_args(CropMode), help="how an image of other proportions is fitted")
+    group.add_argument("--crop-mode", choices=get_args(CropMode), help="how to fit an image of other proportions")
     group.add_argument("--interpolation", choices=get_args(Interpolation), help="Pillow's filter for resizing")
-    group.add_argument("--channels", choices=get_args(ChannelOrder), help="what the network sees")
+    group.add_argument("--channels", choices=get_args(ChannelOrder), help="order of the channels that the network sees")
     group.add_argument(
-        "--mean", type=_level, nargs="+", metavar="M", help="of pixels in 0..1, for each channel; 104/255 is a number"
+        "--mean",
+        type=_level,
+        nargs="+",
+        metavar="M",
+        help="mean of pixels in 0..1, one or one per channel; 104/255 works",
     )
-    group.add_argument("--std", type=_level, nargs="+", metavar="S", help="likewise; one number is every channel's")
+    group.add_argument("--std", type=_level, nargs="+", metavar="S", help="their standard deviation, likewise")
     group.add_argument(
-        "--activation", choices=get_args(Activation), help="sigmoid: each class has a probability of its own"
+        "--activation",
+        choices=get_args(Activation),
+        help="softmax: one class per image; sigmoid: each class for itself",
     )
 
 

@@ -76,7 +76,7 @@ class Wanted:
         """Of INT8: the first, or one that is clearly better.
 
         OpenVINO's kernels take sums and outputs in floating point at little cost; ONNX Runtime's do not, with which
-        such a file is slower than FP32 (docs/precision.md).
+        such a file is slower than FP32 (docs/guides/precision.md).
         """
         if self.target == "gpu":
             return ("all",)

@@ -63,26 +63,44 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "network",
         metavar="SOURCE",
-        help="a model of the repository, of the zoo, of the hub, or a folder",
+        help="an FP32 model of the repository; one of the zoo, of the hub or in a folder is exported first",
     )
-    parser.add_argument("--precision", choices=PRECISIONS, default="int8", help="int8 if not given")
-    parser.add_argument("--calibration", type=Path, metavar="FOLDER", help="images like those to be classified")
-    command.add(parser, "--images", default=None, help="images to compare on; if not given, the others' halves in turn")
+    parser.add_argument("--precision", choices=PRECISIONS, default="int8", help="precision to make; int8 if not given")
+    parser.add_argument(
+        "--calibration", type=Path, metavar="FOLDER", help="images like those to classify; INT8 needs them"
+    )
+    command.add(
+        parser,
+        "--images",
+        default=None,
+        help="images to compare on; if not given, the halves of --calibration, each in turn",
+    )
     command.add(parser, "--labels-from")
-    parser.add_argument("--target", choices=TARGETS, help="what will run it; this machine's CPU if not given")
+    parser.add_argument("--target", choices=TARGETS, help="hardware that will run it; if not given, this machine's CPU")
     parser.add_argument(
         "--method",
         choices=METHODS,
-        help="of calibration; if not given, the usual one unless another is clearly better",
+        help="how to find the ranges of activations; if not given, moving-average, unless another is clearly closer to"
+        " FP32",
     )
     parser.add_argument(
-        "--min-agreement", type=float, metavar="PERCENT", default=99.0, help="least top-1 agreement with FP32"
+        "--min-agreement",
+        type=float,
+        metavar="PERCENT",
+        default=99.0,
+        help="least top-1 agreement with FP32; 99 if not given",
     )
     parser.add_argument(
-        "--accept-undecided", action="store_true", help="add it also where too few images tell whether it agrees so"
+        "--accept-undecided",
+        action="store_true",
+        help="add the model even if there are too few images to tell whether it agrees",
     )
-    parser.add_argument("--backend", choices=RUNTIMES, help="that it is made for: onnx if not given, for bf16 openvino")
-    command.add(parser, "--name", help="in the repository, if not NAME-int8 or NAME-fp16")
+    parser.add_argument(
+        "--backend", choices=RUNTIMES, help="runtime to make it for; if not given, onnx, or openvino for bf16"
+    )
+    command.add(
+        parser, "--name", help="name in the repository; if not given, NAME-int8, NAME-int8-gpu, NAME-bf16 or NAME-fp16"
+    )
     command.add(parser, "--repository", "--weights-dir", "--threads", "--seconds")
     add_preprocessing(parser)
     return parser

@@ -175,7 +175,7 @@ class Recipe:
         others = " and ".join(name for name in fitting if ARCHITECTURES[name] != self.network.architecture)
         return others and (
             f"{self.parameters.path} fits {others} as well as {self.architecture}, and does not tell which was trained:"
-            " --expect proves it (docs/networks.md)"
+            " --expect proves it (docs/reference/networks.md)"
         )
 
     def describe_weights(self, weights_file: Path | None) -> Weights:

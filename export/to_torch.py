@@ -39,7 +39,9 @@ def _parser() -> argparse.ArgumentParser:
         " add it to the model repository as NAME-torch. A server needs torch to run it.",
     )
     parser.add_argument("network", metavar="SOURCE", help=command.sources())
-    parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp32", help="fp32 if not given")
+    parser.add_argument(
+        "--precision", choices=("fp32", "fp16"), default="fp32", help="precision of the program; fp32 if not given"
+    )
     command.add_recipe(parser)
     return parser
 

@@ -77,33 +77,38 @@ def _report(root: Path, published: Manifest, seconds: float) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="to_trt.py",
-        description="Build a TensorRT engine from a model's ONNX file, which is exported first where it is missing.",
-        epilog="Without --target, the engine is for this machine's GPU. Engines for GeForce RTX and RTX PRO are built"
-        " on any machine: --target sm89.",
+        description="Build a TensorRT engine from a model's ONNX file; if that is missing, export it first.",
+        epilog="Without --target, the engine is for this machine's GPU. Any machine can build engines for GeForce RTX"
+        " and RTX PRO: --target sm89.",
     )
     parser.add_argument(
-        "network", metavar="SOURCE", help="a model of the repository, of the zoo, of the hub, or a folder"
+        "network",
+        metavar="SOURCE",
+        help="a model of the repository; one of the zoo, of the hub or in a folder is exported first",
     )
     parser.add_argument(
-        "--precision", choices=("fp32", "fp16", "int8"), default="fp16", help="fp16 if not given; int8: see quantize.py"
+        "--precision",
+        choices=("fp32", "fp16", "int8"),
+        default="fp16",
+        help="precision; fp16 if not given; int8 needs quantize.py --target gpu",
     )
-    parser.add_argument("--max-batch", type=_batch, metavar="N", default=8, help="most images at once; 8 if not given")
+    parser.add_argument("--max-batch", type=_batch, metavar="N", default=8, help="largest batch; 8 if not given")
     parser.add_argument(
         "--target",
         type=_target,
         action="append",
         default=[],
         metavar="SM",
-        help="compute capability of the GPU to build for, such as sm89; may be repeated",
+        help="compute capability of the GPU to build for, such as sm89; repeat it for more",
     )
     parser.add_argument(
         "--compat",
         choices=get_args(Compatibility),
         action="append",
         default=[],
-        help="let later versions of TensorRT, or more GPUs, load the engine too; may be repeated",
+        help="let later versions of TensorRT, or more GPUs, load the engine, too; repeat it for more",
     )
-    parser.add_argument("--refit", action="store_true", help="an engine whose weights can be exchanged")
+    parser.add_argument("--refit", action="store_true", help="make an engine whose weights can be exchanged")
     command.add(parser, "--name", "--repository", "--weights-dir", "--check-images")
     add_preprocessing(parser)
     return parser

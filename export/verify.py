@@ -48,18 +48,24 @@ def _parser() -> argparse.ArgumentParser:
         description="Compare an exported model with the FP32 model it was made from: answers, accuracy, size, speed.",
     )
     parser.add_argument("name", metavar="NAME", help="a model of the repository")
-    parser.add_argument("--version", type=int, metavar="N", help="the newest if not given")
+    parser.add_argument("--version", type=int, metavar="N", help="version of the model; the newest if not given")
     command.add(parser, "--repository", "--images", "--labels-from")
     parser.add_argument(
-        "--crops", type=_some(CROPS, int), metavar="N,...", default=(1,), help="1, 10 or 1,10 crops of an image"
+        "--crops",
+        type=_some(CROPS, int),
+        metavar="N,...",
+        default=(1,),
+        help="accuracy with 1 crop of an image, 10, or both: 1,10",
     )
     parser.add_argument(
         "--backend",
         type=_some(RUNTIMES, str),
         metavar="NAME,...",
-        help=f"of {', '.join(RUNTIMES)}; if not given, the model's own",
+        help=f"runtimes to compare: {', '.join(RUNTIMES)}; if not given, the model's own",
     )
-    parser.add_argument("--batch-sizes", type=_sizes, metavar="N,...", default=(1, 4, 8), help="to measure speed with")
+    parser.add_argument(
+        "--batch-sizes", type=_sizes, metavar="N,...", default=(1, 4, 8), help="batch sizes to measure speed with"
+    )
     command.add(parser, "--threads", "--seconds")
     command.add(parser, "--report")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")

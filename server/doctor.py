@@ -301,7 +301,7 @@ def _repository(settings: Settings, report: Report) -> dict[str, Any]:
         catalogue = repository.scan(settings.repository, settings.models, settings.default_model)
     except ManifestError as error:
         what, _, advice = str(error).partition(": ")
-        report.stop(what, advice or "see docs/to_onnx.md")
+        report.stop(what, advice or "see docs/guides/to_onnx.md")
         return {"folder": settings.repository.absolute()}
     refused = {str(key): refusal.reason for key, refusal in catalogue.refused.items()}
     models: dict[str, Any] = {}

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from prometheus_client import Metric
 
 OPENMETRICS = "application/openmetrics-text"
+BUILD = ("serving_build", "Always 1; the labels are versions: of the server, Python, each runtime that is installed")
+"""Name and text of the metric that says what serves."""
 _RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx-cu13-libs")
 
 
@@ -43,7 +45,7 @@ class _All:
             if self._exemplars and metric.type == "histogram" and metric.name.endswith("_seconds"):
                 self._exemplars.put_on(metric)
             yield metric
-        yield InfoMetricFamily("serving_build", "What serves", value=_build())
+        yield InfoMetricFamily(*BUILD, value=_build())
 
 
 def _of_processes(pids: Mapping[str, int]) -> "Iterator[Metric]":

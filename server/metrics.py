@@ -67,17 +67,17 @@ class Metrics:
         registry = CollectorRegistry()
         model = ["model", "version"]
         self.requests = Counter(
-            "serving_requests", "Requests to classify, by how they ended", [*model, "code"], registry=registry
+            "serving_requests", "Requests to classify, by ok or error code", [*model, "code"], registry=registry
         )
         self.images = Counter(
             "serving_images",
-            "Images of requests that were answered, but for those remembered",
+            "Images of answered requests, except remembered ones",
             model,
             registry=registry,
         )
         self.stages = Summary(
             "serving_request_stage_seconds",
-            "Of each request by stage, the longest of its images: queue, decode, inference; or remembered, failed",
+            "Seconds of a request's slowest image by stage: queue, decode, inference; or remembered, failed",
             [*model, "stage"],
             registry=registry,
         )
@@ -85,59 +85,72 @@ class Metrics:
             "serving_refused_requests", "Requests refused for their API key, by code", ["code"], registry=registry
         )
         self.total = Times(
-            "serving_request_seconds", "From upload to answer", model, buckets=SECONDS, registry=registry
+            "serving_request_seconds", "Seconds from upload to answer", model, buckets=SECONDS, registry=registry
         )
         self.decode_wait = Times(
-            "serving_decode_wait_seconds", "For a thread to decode", model, buckets=SECONDS, registry=registry
+            "serving_decode_wait_seconds", "Seconds of waiting to be decoded", model, buckets=SECONDS, registry=registry
         )
         self.decode = Times(
-            "serving_decode_seconds", "Decode, resize and crop", model, buckets=SECONDS, registry=registry
+            "serving_decode_seconds", "Seconds to decode, resize, crop", model, buckets=SECONDS, registry=registry
         )
         self.queue = Times(
-            "serving_queue_seconds", "From decoded to inference", model, buckets=SECONDS, registry=registry
+            "serving_queue_seconds", "Seconds from decoded to inference", model, buckets=SECONDS, registry=registry
         )
         self.inference = Times(
-            "serving_inference_seconds", "Of a batch, for each image in it", model, buckets=SECONDS, registry=registry
+            "serving_inference_seconds", "Seconds of an image's batch", model, buckets=SECONDS, registry=registry
         )
         self.batch_size = Times(
             "serving_batch_size", "Images in each batch", model, buckets=BATCH_SIZES, registry=registry
         )
         self.queue_length = Gauge(
-            "serving_queue_length", "Images waiting", model, multiprocess_mode="livesum", registry=registry
+            "serving_queue_length", "Images waiting for a batch", model, multiprocess_mode="livesum", registry=registry
         )
         self.pending = Gauge(
-            "serving_pending_requests", "Between upload and answer", multiprocess_mode="livesum", registry=registry
+            "serving_pending_requests",
+            "Requests between upload and answer",
+            multiprocess_mode="livesum",
+            registry=registry,
         )
         engine = ["engine", "device"]
         self.engine_ready = Gauge(
-            "serving_engine_ready", "1: the engine answers", engine, multiprocess_mode="livemax", registry=registry
+            "serving_engine_ready",
+            "1 if the engine answers, else 0",
+            engine,
+            multiprocess_mode="livemax",
+            registry=registry,
         )
-        self.engine_batches = Counter("serving_engine_batches", "Run by each engine", engine, registry=registry)
-        self.engine_images = Counter("serving_engine_images", "In these batches", engine, registry=registry)
+        self.engine_batches = Counter(
+            "serving_engine_batches", "Batches that the engine has run", engine, registry=registry
+        )
+        self.engine_images = Counter(
+            "serving_engine_images", "Images that the engine has run", engine, registry=registry
+        )
         self.engine_busy = Counter(
-            "serving_engine_batch_seconds", "That these batches took, added up", engine, registry=registry
+            "serving_engine_batch_seconds",
+            "Seconds that the engine's batches took, added up",
+            engine,
+            registry=registry,
         )
         self.refused_models = Gauge(
             "serving_refused_models",
-            "Versions in the repository that cannot be served, by cause: never, or not_now (tried again)",
+            "Versions in the repository that cannot be served, by cause: never, or not_now (the server tries again)",
             ["cause"],
             multiprocess_mode="livemax",
             registry=registry,
         )
         self.restarts = Counter(
-            "serving_process_restarts", "Processes that ended unasked", ["process"], registry=registry
+            "serving_process_restarts", "Processes that ended without being told to", ["process"], registry=registry
         )
         self.cache_hits = Counter("serving_cache_hits", "Images whose answer was remembered", model, registry=registry)
         self.cache_misses = Counter(
             "serving_cache_misses",
-            "Images whose answer was not remembered, though it might have been",
+            "Images whose answer might have been remembered, and was not",
             model,
             registry=registry,
         )
         self.cascades = Counter(
             "serving_cascade_images",
-            "By member of a cascade: its answer was given (answered), or for want of time (cut_short), or another was"
-            " asked (passed_on)",
+            "Images of a cascade by member: answered, cut_short (answered, as time ran out), or passed_on to the next",
             [*model, "member", "outcome"],
             registry=registry,
         )
@@ -150,27 +163,27 @@ class Metrics:
         gpu = ["gpu", "name"]
         self.gpu_utilisation = Gauge(
             "serving_gpu_utilization_ratio",
-            "Time in which the GPU did anything",
+            "Share of the time in which the GPU did anything",
             gpu,
             multiprocess_mode="livemax",
             registry=registry,
         )
         self.gpu_used = Gauge(
             "serving_gpu_memory_used_bytes",
-            "By whatever process",
+            "Memory of the GPU that any process uses",
             gpu,
             multiprocess_mode="livemax",
             registry=registry,
         )
         self.gpu_total = Gauge(
             "serving_gpu_memory_total_bytes",
-            "What the GPU has",
+            "Memory of the GPU",
             gpu,
             multiprocess_mode="livemax",
             registry=registry,
         )
         self.exemplars = Exemplars()
-        pid = Gauge(PROCESS_ID, "Of each process", ["process"], multiprocess_mode="livemax", registry=registry)
+        pid = Gauge(PROCESS_ID, "Process id", ["process"], multiprocess_mode="livemax", registry=registry)
         pid.labels(identity).set(os.getpid())
         stages = self.decode_wait, self.decode, self.queue, self.inference
         for each in (self.requests, self.images, self.stages, self.total, *stages, self.batch_size, self.cascades):

@@ -37,25 +37,30 @@ LINK = re.compile("(tcp|udp|sctp)://")
 class ModelSettings(BaseModel):
     """What one model has in its own way: `<repository>/<model>/serving.json`. Without a value: as all models."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     max_batch: MaxBatch | None = None
+    """The model's own `max_batch`."""
     max_wait_ms: MaxWait | None = None
+    """The model's own `max_wait_ms`."""
     queue_size: QueueSize | None = None
+    """The model's own `queue_size`, within that of all."""
     timeout_ms: Timeout | None = None
+    """The model's own `timeout_ms`."""
     instances: Instances | None = None
+    """The model's own `instances`."""
     devices: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
-    """numbers of the engines that have it; None: all"""
+    """Numbers of the engines that load the model, counted from 0. Not given: all."""
     priority: PriorityName = "normal"
-    """of requests that name none"""
+    """Priority of requests that state none."""
 
 
 class Settings(BaseSettings):
     """Serve the models of a repository.
 
-    Each setting may also be a variable, SERVER_MAX_BATCH=16, also in a file, --env-file FILE; flags win. The README
-    explains the defaults. `python -m server doctor` examines this machine, with the same flags; `python -m server tune`
-    finds settings for it.
+    Each setting may also be a variable, SERVER_MAX_BATCH=16, or a line like that in a file, --env-file FILE. Flags win,
+    then the environment; an empty variable counts as none. `python -m server doctor` examines this machine, with the
+    same flags; `python -m server tune` finds settings for it.
     """
 
     model_config = SettingsConfigDict(
@@ -70,99 +75,128 @@ class Settings(BaseSettings):
     )
 
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
-    """address to listen on; 0.0.0.0 for all"""
+    """Address to listen on; 0.0.0.0 for all. By default nothing is open to the network."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
-    """port to listen on; 0 for any free one"""
+    """Port to listen on; 0 takes any free one."""
     grpc_port: Annotated[int, Field(ge=0, le=65535)] | None = None
-    """port for gRPC, 0 for any free one; not given: no gRPC"""
+    """Port for gRPC, which needs the extra `grpc`; 0 takes any free one. Not given: no gRPC."""
     tls_certificate: Path | None = None
-    """PEM file of the certificate and its chain; with tls_key, and then there is only TLS, on both ports"""
+    """PEM file of the certificate and its chain, together with tls_key. With it the server speaks nothing but TLS, on
+    both ports."""
     tls_key: Path | None = None
-    """PEM file of its private key, unencrypted"""
+    """PEM file of the certificate's private key, unencrypted."""
     api_keys: Path | None = None
-    """file of the hashes of API keys; not given: anybody who reaches the port may do anything"""
+    """File of the hashes of API keys. Not given: whoever reaches the port may do everything, including loading and
+    unloading models."""
     metrics_role: Literal["none", "classify", "admin"] = "classify"
-    """with api_keys, the role that reads /metrics; none: anybody"""
+    """With api_keys, the role that may read /metrics; none: anybody."""
     cors_origins: Annotated[tuple[str, ...], NoDecode, CommaSeparated] = ()
-    """origins whose pages may call this server from a browser, comma-separated; * for all"""
+    """Origins whose pages may call this server from a browser, comma-separated; * for all. Not given: none, so no page
+    can read answers."""
     repository: Path = Path("model_repository")
-    """folder with <model>/<version>/manifest.json"""
+    """Folder of models: <model>/<version>/manifest.json."""
     models: Annotated[tuple[ModelName, ...], NoDecode, CommaSeparated] = ()
-    """serve only these models, comma-separated; none given: all in the repository"""
+    """Serve only these models, comma-separated; /readyz fails while one of them is missing. Not given: all in the
+    repository."""
     reload_ms: Annotated[float, Field(ge=0, le=3_600_000)] = 5_000
-    """how often to look for changes in the repository, and serve what is there by then; 0: only when asked to"""
+    """How often to look for changes in the repository, which the server then serves. 0: only when asked to, or while
+    something in the repository cannot be read."""
     default_model: ModelName | None = None
-    """answers requests that name no model; not given: the only one, else resnet50, else efficientnet_lite0"""
+    """Answers requests that name no model. Not given: the only one, else resnet50, else efficientnet_lite0, or the
+    exact cascade of either, such as resnet50-exact, if there is one."""
     backend: Literal["onnx", "openvino"] | None = None
-    """what runs ONNX files: ONNX Runtime or OpenVINO; not given: what each model's manifest names"""
+    """What runs ONNX files: ONNX Runtime, or OpenVINO (extra `openvino`), which is faster for INT8. Not given: the
+    backend that each model's manifest names."""
     providers: Annotated[tuple[str, ...], NoDecode, CommaSeparated] = ("CPUExecutionProvider",)
-    """ONNX Runtime execution providers, comma-separated, the preferred first; those of GPUs were not run on a GPU"""
+    """ONNX Runtime's execution providers, comma-separated, the preferred one first; the server refuses one that is
+    missing. Those for GPUs have not run on a GPU."""
     cuda_graph: bool = False
-    """CUDAExecutionProvider: start each batch as one recorded graph; not run on a GPU"""
+    """CUDAExecutionProvider starts each batch as one recorded graph. Off, because not every file can be recorded. Has
+    not run on a GPU."""
     tf32: bool = False
-    """CUDAExecutionProvider and torch on a GPU: compute FP32 with 10 bits of mantissa, faster; not run on a GPU"""
+    """CUDAExecutionProvider, and torch on a GPU, may compute FP32 with 10 bits of mantissa, which is faster. Off, so
+    that answers do not depend on the machine. Has not run on a GPU."""
     torch_compile: bool = False
-    """programs of torch are compiled when they are loaded"""
+    """Compile programs of torch when they are loaded. Off, because that takes long and needs a C++ compiler."""
     max_batch: MaxBatch = 8
-    """most images in one inference"""
+    """Most images in one inference. Larger batches gain next to nothing on a CPU and cost latency."""
     max_wait_ms: MaxWait = 0
-    """how long the oldest waiting image may wait for a fuller batch while the engine is free"""
+    """How long the oldest image may wait for a fuller batch while the engine is free. 0: a lone request runs at once.
+    """
     queue_size: QueueSize = 256
-    """most requests between upload and answer; more are refused with 429"""
+    """Most requests between upload and answer, shared out evenly to the HTTP workers; the server refuses more with 429.
+    Each takes 147 KiB of shared memory, for models of 224 x 224 pixels."""
     timeout_ms: Timeout = 30_000
-    """from the last byte of an upload to its answer; later is 504"""
+    """From the last byte of an upload to its answer; a later one becomes 504."""
     header_timeout_ms: Annotated[float, Field(gt=0, le=3_600_000)] = 10_000
-    """from a connection, or the first byte of a request, to the end of its headers; later is closed"""
+    """From a connection, or the first byte of a request, to the end of its headers; then the server closes the
+    connection."""
     keep_alive_ms: Annotated[float, Field(ge=1_000, le=3_600_000)] = 75_000
-    """from an answer to the next request on its connection; then it is closed"""
+    """From an answer to the next request on its connection; then the server closes it. A load balancer in front must
+    close idle connections sooner (most do after 60 s), or it will now and then send a request over one that is being
+    closed."""
     body_timeout_ms: Annotated[float, Field(gt=0, le=3_600_000)] = 30_000
-    """from the first to the last byte of an upload; later is 408"""
+    """From the first to the last byte of an upload; a slower one becomes 408."""
     max_body_bytes: Annotated[int, Field(ge=1)] = 30 * 2**20
-    """largest upload; more is 413"""
+    """Largest upload; more is 413. A JPEG of 24 megapixels has about 10 MB, one of 108 about 25 MB."""
     max_batch_images: Annotated[int, Field(ge=1, le=10_000)] = 64
-    """most images in one POST /classify/batch; more are 413"""
+    """Most images in one POST /classify/batch; more are 413."""
     cache_entries: Annotated[int, Field(ge=0, le=10_000_000)] = 0
-    """answers that one HTTP worker remembers for images that come again, up to 2 KiB each; 0: none"""
+    """Answers that each HTTP worker remembers for images that come again, up to 2 KiB each. 0: none, as few services
+    see an image twice."""
     max_buffered_bytes: Annotated[int, Field(ge=1)] = 256 * 2**20
-    """all uploads held at one time by one HTTP worker; more are refused with 429"""
+    """All uploads that one HTTP worker holds in memory at one time; the server refuses more with 429."""
     max_pixels: Annotated[int, Field(ge=1, le=178_000_000)] = 50 * 2**20
-    """largest image, of 20 bytes each while it is decoded; a JPEG may have more where it takes no more; else 413"""
+    """Largest image; more is 413. While it is decoded, an image takes up to 20 bytes a pixel (a transparent WebP does),
+    1 GB by default. That memory bounds JPEG, which may have more pixels: the decoder halves a large one, once or more,
+    and then needs 10 bytes for each pixel that is left, and 2 for each sample of all if it is progressive; never more
+    than 200 megapixels."""
     max_connections: Annotated[int, Field(ge=1)] = 1024
-    """open connections of one HTTP worker; more are answered 503"""
+    """Open connections of one HTTP worker. Beyond them the server answers only probes and /metrics, and everything else
+    with 503; beyond twice as many it closes them."""
     http_workers: Annotated[int, Field(ge=1, le=256)] = Field(
         default_factory=lambda known: min(available_cpus(), max(2, available_cpus() // 2), 8, known["queue_size"])
     )
-    """processes that receive and decode; default: half the CPUs, but two to 8"""
+    """Processes that receive and decode. Default: half the CPUs, but two to 8, and no more than CPUs or queue_size. Two
+    on two CPUs gain a fifth for a network that costs nothing, and nothing for others."""
     decode_threads: Annotated[int, Field(ge=1, le=256)] = Field(
         default_factory=lambda known: max(1, min(4, available_cpus() // known["http_workers"]))
     )
-    """images decoded at one time by one HTTP worker; default: the CPUs shared out to the workers, at most 4"""
+    """Images that one HTTP worker decodes at one time. Default: the CPUs shared out to the workers, at most 4."""
     decoder: Literal["pillow", "nvimagecodec", "nvimagecodec-cpu"] = "pillow"
-    """of JPEG: nvimagecodec on the GPU (not run on one), -cpu for comparison; what it refuses, Pillow decodes"""
+    """Decoder of JPEG. nvimagecodec decodes and resamples on the GPU (has not run on one); nvimagecodec-cpu does the
+    same on the CPU, for comparison. Pillow decodes what it refuses."""
     engines: Annotated[int, Field(ge=1, le=64)] | None = None
-    """processes that run the models, each on a GPU or a share of the CPUs; not given: one for each GPU, else one"""
+    """Processes that run the models, each on a GPU or a share of the CPUs; if one dies, the others answer what it had.
+    Not given: one for each GPU; without GPUs one, or from 16 CPUs on one for each NUMA node."""
     inference_threads: Annotated[int, Field(ge=1, le=256)] = Field(default_factory=available_cpus)
-    """threads of one inference on the CPU; default: the CPUs, or an engine's share of them"""
+    """Threads of one inference on the CPU. Default: the CPUs, or an engine's share of them."""
     instances: Instances = 1
-    """batches at one time on the CPU, which share those threads; 0: as many as ONNX Runtime gains by"""
+    """Batches at one time on the CPU, which share those threads. 0: as many as ONNX Runtime is fastest with, measured
+    when a model is loaded."""
     drain_delay_ms: Annotated[float, Field(ge=0, le=600_000)] = 0
-    """after SIGTERM, how long to go on accepting while /readyz already fails, for load balancers to notice"""
+    """After SIGTERM, how long to go on accepting while /readyz already fails; a load balancer needs some seconds to
+    notice."""
     drain_timeout_ms: Annotated[float, Field(gt=0, le=3_600_000)] = 30_000
-    """after that, how long accepted requests may take to finish"""
+    """After that, how long accepted requests may take to finish."""
     stall_timeout_ms: Annotated[float, Field(ge=3_000, le=3_600_000)] = 60_000
-    """a process without a sign of progress for this long is killed and restarted"""
+    """The supervisor kills and restarts a process that shows no progress for this long, such as an HTTP worker whose
+    decoder hangs."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """least severe log line to print"""
+    """Least severe log line to print."""
     log_format: Literal["text", "json"] = "text"
-    """text for people, or one JSON object a line"""
+    """text for people, or json: one object a line, from all processes."""
     access_log: bool = False
-    """one log line for each HTTP request"""
+    """Log each HTTP request: method, path, status, ms, bytes, ids, client. Off, because metrics cost less."""
     trusted_proxies: Annotated[tuple[IPvAnyNetwork, ...], NoDecode, CommaSeparated] = ()
-    """addresses or networks, comma-separated, whose X-Forwarded-For says in the access log who the client is"""
+    """Addresses or networks, comma-separated, such as 10.0.0.0/8, whose X-Forwarded-For names the client in the access
+    log; no other's does."""
     ready_file: Path | None = None
-    """written once the server is ready, removed when it ends: JSON with its url, gRPC address and process ids"""
+    """File that the server writes once it is ready, replaces whenever it restarts a process, and removes when it ends,
+    for scripts: JSON with its url, gRPC address and process ids."""
     otlp_endpoint: Annotated[str, Field(pattern="^https?://.")] | None = None
-    """where a collector takes traces over HTTP: http://localhost:4318; not given: what OpenTelemetry's variables say"""
+    """Where a collector takes traces over HTTP, such as http://localhost:4318 (extra `tracing`). Not given: what
+    OpenTelemetry's own variables say, else no traces."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -1,11 +1,11 @@
-"""docs/promises.md names tests that exist."""
+"""docs/operations/promises.md names tests that exist."""
 
 import ast
 import re
 from pathlib import Path
 
 TESTS = Path(__file__).parent
-PAGE = (TESTS.parent / "docs" / "promises.md").read_text()
+PAGE = (TESTS.parent / "docs" / "operations" / "promises.md").read_text()
 
 
 def rows() -> list[list[str]]:
@@ -25,4 +25,4 @@ def test_every_promise_names_a_test_that_exists() -> None:
 
 def test_every_file_it_links_to_exists() -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", PAGE):
-        assert (TESTS.parent / "docs" / target).exists(), target
+        assert (TESTS.parent / "docs" / "operations" / target).exists(), target

@@ -20,7 +20,7 @@ class Options(BaseModel):
     """What a Ray Serve config says below `args`."""
 
     settings: dict[str, Any] = {}
-    """the server's, by their names in the README"""
+    """the server's, by their names in docs/reference/settings.md"""
     versions: dict[str, int] = {}
     """models to serve in this version and no other, by name; the others in all of theirs"""
 

@@ -151,7 +151,7 @@ async def start(service: Service, address: str) -> Server:
 
 
 def _options(settings: Settings) -> list[tuple[str, int]]:
-    """Of gRPC's library (docs/defaults.md has those that stay as they are)."""
+    """Of gRPC's library (docs/reference/defaults.md has those that stay as they are)."""
     return [
         ("grpc.so_reuseport", 1),
         ("grpc.max_receive_message_length", settings.max_body_bytes),  # also of what it decompresses to

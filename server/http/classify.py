@@ -79,7 +79,7 @@ class Parameters(EmbedParameters):
     include: Annotated[str, AfterValidator(_included)] | SkipJsonSchema[None] = Field(
         None,
         description="what is wanted of the same pass besides the classes, with commas between: logits, features,"
-        " heatmap (docs/features.md)",
+        " heatmap (docs/guides/features.md)",
         json_schema_extra={"pattern": _INCLUDE_PATTERN},
     )
     coverage: Annotated[float, Field(gt=0, lt=1)] | SkipJsonSchema[None] = Field(

@@ -57,6 +57,19 @@ OTHER_CODES: dict[str, HTTPStatus] = {
 }
 """Codes of what is refused by HTTP itself, whatever is served."""
 
+OTHER_MEANINGS: dict[str, str] = {
+    "bad_request": "The request is not valid HTTP.",
+    "cors_refused": "A browser asks on behalf of a page whose origin `cors_origins` does not name.",
+    "not_found": "There is no such path.",
+    "method_not_allowed": "The path does not answer this method.",
+    "headers_too_large": "The headers have more than 64 KiB or 100 fields.",
+    "internal_error": "A bug; the log has the request id.",
+    "not_implemented": "The server does not have this part of the Open Inference Protocol, such as shared memory.",
+    "too_many_connections": "The HTTP worker has `max_connections` open connections.",
+    SHUTTING_DOWN: "The server ended before the upload did.",
+}
+"""When each of these occurs."""
+
 RETRY_AFTER_S: dict[Code, int] = {
     Code.QUEUE_FULL: 1,
     Code.OVERLOADED: 1,

@@ -99,7 +99,7 @@ async def _serve(start: Start, control: Connection) -> None:
 
 
 def config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
-    """Of the HTTP server (docs/defaults.md has what stays as it is)."""
+    """Of the HTTP server (docs/reference/defaults.md has what stays as it is)."""
     return uvicorn.Config(
         app,
         http=protocol_class(settings.header_timeout_ms, settings.max_connections),

@@ -49,7 +49,7 @@ def why_not(settings: Settings) -> str | None:
             return "there is no NVIDIA GPU to decode on, or no driver: leave --decoder out"
     runtime = _find("onnxruntime")
     if runtime is None or not (Path(runtime).parent / "capi" / _CUDA_PROVIDER).exists():
-        return "decoding on the GPU needs onnxruntime-gpu (docs/providers.md), or leave --decoder out"
+        return "decoding on the GPU needs onnxruntime-gpu (docs/guides/providers.md), or leave --decoder out"
     return None
 
 

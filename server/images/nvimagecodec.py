@@ -145,7 +145,7 @@ class NvImageCodec:
         ort.preload_dlls()  # as the backend does
         session = ort.InferenceSession(graph, options, providers=providers, enable_fallback=0)
         if session.get_providers()[0] != "CUDAExecutionProvider":  # left out with no more than a line of its log
-            raise RuntimeError("this ONNX Runtime cannot use CUDA (docs/providers.md)")
+            raise RuntimeError("this ONNX Runtime cannot use CUDA (docs/guides/providers.md)")
         return session
 
     def _turn(self) -> None:

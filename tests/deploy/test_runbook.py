@@ -8,7 +8,7 @@ from cloudcoil.models.prometheus_operator.v1 import PrometheusRule
 
 from tests.server.running import ROOT
 
-RUNBOOK = (ROOT / "docs" / "runbook.md").read_text()
+RUNBOOK = (ROOT / "docs" / "operations" / "runbook.md").read_text()
 ALERTS = yaml.safe_load((ROOT / "deploy" / "monitoring" / "alerts.yml").read_text())
 RULES = [rule for group in ALERTS["groups"] for rule in group["rules"]]
 
@@ -17,7 +17,7 @@ def test_each_alert_links_to_its_own_section_and_each_section_is_of_an_alert() -
     sections = re.findall(r"^### (\w+)$", RUNBOOK, re.MULTILINE)
     assert sections == [rule["alert"] for rule in RULES]
     links = [rule["annotations"]["runbook_url"] for rule in RULES]
-    assert links == [f"docs/runbook.md#{name.lower()}" for name in sections]
+    assert links == [f"docs/operations/runbook.md#{name.lower()}" for name in sections]
 
 
 def test_the_alerts_are_what_the_prometheus_operator_takes() -> None:

@@ -167,7 +167,7 @@ def test_names_that_are_assumed_of_classes_are_told(
     torch.save({}, "mine.pth")
     Path("labels.txt").write_text("\n".join("abcdefghij"))
     assert to_onnx.main(["cifar_resnet20", "--weights", "mine.pth", *options]) == 1
-    told = "10 classes (docs/own_model.md): airplane to truck, as those of cifar_resnet20's own weights" in (
+    told = "10 classes (docs/guides/own_model.md): airplane to truck, as those of cifar_resnet20's own weights" in (
         " ".join(capsys.readouterr().out.split())
     )
     assert told == assumed

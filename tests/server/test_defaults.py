@@ -1,4 +1,4 @@
-"""What libraries do by default and what is done here: docs/defaults.md, compared with the objects that serve."""
+"""Defaults of libraries and what is done here: docs/reference/defaults.md, compared with the objects that serve."""
 
 import asyncio
 import inspect
@@ -45,7 +45,7 @@ class Row(NamedTuple):
 
 def table(section: str) -> dict[str, Row]:
     """The rows below a heading of the page, by each name in their first column."""
-    page = (ROOT / "docs/defaults.md").read_text()
+    page = (ROOT / "docs/reference/defaults.md").read_text()
     lines = re.split(r"^## ", page, flags=re.MULTILINE)
     (found,) = (part for part in lines if part.startswith(section))
     rows: dict[str, Row] = {}
@@ -68,9 +68,9 @@ def text(value: object) -> str:
 def compare(section: str, live: Mapping[str, object], defaults: Mapping[str, object], *, whole: bool = True) -> None:
     """Every one of `live` is on the page, and is what that says; `whole`: and so is what the page names."""
     rows = table(section)
-    assert set(live) - set(rows) == set(), "not decided in docs/defaults.md"
+    assert set(live) - set(rows) == set(), "not decided in docs/reference/defaults.md"
     if whole:
-        assert set(rows) - set(live) == set(), "in docs/defaults.md, but not there any more"
+        assert set(rows) - set(live) == set(), "in docs/reference/defaults.md, but not there any more"
     for name, value in live.items():
         row, default = rows[name], defaults.get(name)
         if row.default and name in defaults and not row.default.startswith("by "):

@@ -1,6 +1,6 @@
 """Faults that are made on purpose in real processes; more of them in test_promises, test_reload and test_memory.
 
-docs/promises.md lists them all.
+docs/operations/promises.md lists them all.
 """
 
 import hashlib

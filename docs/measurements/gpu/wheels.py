@@ -5,7 +5,7 @@
 Wheels for Python 3.12 on x86-64 Linux, in the versions of constraints.txt, and the photos and checkpoints of ../shared.
 The most needed come first: folder 1 suffices for the whole service with the torch backend, with two checkpoints and
 most photos. Their rest comes next, then onnxruntime-gpu in pieces, then nvImageCodec. TensorRT for RTX is left out: it
-has nothing for SM90 (docs/tensorrt.md).
+has nothing for SM90 (docs/guides/tensorrt.md).
 """
 
 import argparse

@@ -195,7 +195,7 @@ def _check_providers(settings: Settings) -> None:
     if missing := [name for name in settings.providers if name not in available]:
         raise ProviderRefusedError(
             f"this ONNX Runtime has no {', '.join(missing)}, but {', '.join(available)}:"
-            " set providers to some of these, or for a GPU install onnxruntime-gpu (docs/providers.md)"
+            " set providers to some of these, or for a GPU install onnxruntime-gpu (docs/guides/providers.md)"
         )
     if TENSORRT in settings.providers and settings.cuda_graph:
         raise ProviderRefusedError(
@@ -214,7 +214,7 @@ def _open(content: bytes, settings: Settings, providers: Sequence[Any]) -> ort.I
     options.log_severity_level = 3
     missing = (
         f"ONNX Runtime cannot use all of {', '.join(settings.providers)} here, its log says why: most often CUDA, cuDNN"
-        " or TensorRT is missing or of another version (docs/providers.md)"
+        " or TensorRT is missing or of another version (docs/guides/providers.md)"
     )
     try:
         session = ort.InferenceSession(content, options, providers=providers, enable_fallback=0)

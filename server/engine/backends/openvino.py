@@ -21,7 +21,7 @@ class OpenVinoBackend:
     """A compiled graph with a free batch size, and a request for each thread that runs it at one time.
 
     One graph for all batch sizes: one for each would hold the weights as often. It gains nothing with ResNet-50,
-    but does with EfficientNet-Lite0 in INT8 (docs/precision.md).
+    but does with EfficientNet-Lite0 in INT8 (docs/guides/precision.md).
     """
 
     on_gpu = False
