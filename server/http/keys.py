@@ -5,6 +5,7 @@ import time
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from server.http import page
 from server.http.problems import STATUS, problem
 from server.keys import Keys, RefusedError, RoleName, bearer
 from server.serving.service import Service
@@ -26,7 +27,7 @@ class KeyCheck:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        role = self._role(scope["path"])
+        role = self._role(scope["method"], scope["path"])
         if role is None:
             await self._app(scope, receive, send)
             return
@@ -45,9 +46,9 @@ class KeyCheck:
         with under_way:
             await self._app(scope, receive, send)
 
-    def _role(self, path: str) -> RoleName | None:
-        """What a key must have; None: anybody may. The path is the one that routes are found by."""
-        if path in OPEN:
+    def _role(self, method: str, path: str) -> RoleName | None:
+        """The role a key needs for this; None: no key is needed. The path is the one that routes are found by."""
+        if path in OPEN or page.is_file(method, path):
             return None
         if path == "/metrics":
             return None if self._metrics_role == "none" else self._metrics_role

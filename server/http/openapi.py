@@ -1,5 +1,6 @@
 """The OpenAPI document: what FastAPI sees of the routes, and what it does not: errors, keys, protocols of others."""
 
+import json
 from http import HTTPStatus
 from typing import Any, Literal
 
@@ -7,7 +8,7 @@ import msgspec
 from fastapi.routing import APIRoute
 
 from server.errors import Code
-from server.http import problems, request_ids, responses
+from server.http import page, problems, request_ids, responses
 from server.http.described import NOT_READY, OPERATIONS, Described, kinds, schema
 from server.http.keys import OPEN
 
@@ -18,12 +19,14 @@ _OF_OTHERS = ("v1", "v2", "huggingface")
 _OF_VERSION = "_of_version"
 _BINARY = {"type": "string", "format": "binary"}
 _TAGS = {
-    "classify": "Images in, their most probable classes out.",
-    "operations": "What operators and their machines ask: probes, metrics, models.",
-    "v1": "KServe's first protocol, as TensorFlow Serving has it, too.",
-    "v2": "The Open Inference Protocol, as KServe and Triton have it.",
-    "huggingface": "Image classification as Hugging Face's inference endpoints have it.",
+    "classify": ("Classify", "Send images, get their most probable classes."),
+    "models": ("Models", "Which models the server has."),
+    "operations": ("Probes and metrics", "For orchestrators, monitoring, and people with a browser."),
+    "v2": ("Open Inference Protocol", "As KServe and Triton speak it."),
+    "v1": ("KServe v1", "KServe's first protocol, which TensorFlow Serving speaks, too."),
+    "huggingface": ("Hugging Face", "Image classification as Hugging Face's inference endpoints do it."),
 }
+"""By the name that generated clients use: the name for people, and a description."""
 _EXAMPLES = {
     "classify": responses.EXAMPLE,
     "classify_batch": responses.BATCH_EXAMPLE,
@@ -50,7 +53,12 @@ def completed(document: Json, keys_needed: bool, metrics_role: Literal["none", "
     components["schemas"] = _schemas(components["schemas"])
     components["responses"] = _failures()
     components["securitySchemes"] = _SCHEMES
-    document["tags"] = [{"name": name, "description": description} for name, description in _TAGS.items()]
+    document["info"]["description"] = _description(document["info"]["description"])
+    document["tags"] = [
+        {"name": name, "x-displayName": shown, "description": description}
+        for name, (shown, description) in _TAGS.items()
+    ]
+    document["paths"]["/models"]["get"]["tags"] = ["models"]
     document["paths"]["/"]["get"] = {
         "tags": ["operations"],
         "summary": "A page to try it by hand",
@@ -70,12 +78,12 @@ def completed(document: Json, keys_needed: bool, metrics_role: Literal["none", "
             answers.pop("422", None)  # FastAPI's own form of it
             answers["4XX"] = {"$ref": f"#/components/responses/{short}Refused"}
             answers["5XX"] = {"$ref": f"#/components/responses/{short}Failed"}
-            operation["security"] = _security(path, keys_needed, metrics_role)
+            operation["security"] = _security(method.upper(), path, keys_needed, metrics_role)
     return document
 
 
-def _security(path: str, keys_needed: bool, metrics_role: str) -> list[Json]:  # noqa: FBT001
-    if path in OPEN or (path == "/metrics" and metrics_role == "none"):
+def _security(method: str, path: str, keys_needed: bool, metrics_role: str) -> list[Json]:  # noqa: FBT001
+    if path in OPEN or page.is_file(method, path) or (path == "/metrics" and metrics_role == "none"):
         return []
     return _KEYS if keys_needed else [{}, *_KEYS]
 
@@ -124,26 +132,16 @@ def _schemas(of_fastapi: Json) -> Json:
 def _failures() -> Json:
     """`Refused` and `Failed`, and both as the protocols of others have them."""
     found = {}
-    for name, least, code, detail in (
-        ("Refused", 400, Code.BROKEN_IMAGE, "the JPEG ends before its last row"),
-        ("Failed", 500, Code.OVERLOADED, "the server has more to do than it can: retry later"),
+    for name, code, meaning in (
+        ("Refused", Code.BROKEN_IMAGE, "The request cannot be carried out: `code` says why (see Errors)."),
+        ("Failed", Code.OVERLOADED, "The server could not carry it out: `code` says why (see Errors)."),
     ):
-        status = problems.STATUS[code]
-        long = problems.Problem(
-            type=f"urn:resnet-serving:{code}",
-            title=status.phrase,
-            status=status,
-            code=code,
-            detail=detail,
-            request_id=responses.EXAMPLE.request_id,
-        ).model_dump()
-        short = problems.ShortError(error=detail, code=code).model_dump()
         for prefix, kind, media_type, example in (
-            ("", "Problem", problems.MEDIA_TYPE, long),
-            ("Short", "ShortError", responses.JSON, short),
+            ("", "Problem", problems.MEDIA_TYPE, _problem(code)),
+            ("Short", "ShortError", responses.JSON, {"error": _DETAILS[code], "code": code}),
         ):
             found[f"{prefix}{name}"] = {
-                "description": _listed(least),
+                "description": meaning,
                 "headers": {
                     request_ids.HEADER: {"schema": {"type": "string"}, "description": "of this request, in the log"},
                     "Retry-After": {"schema": {"type": "integer"}, "description": "seconds, where that may help"},
@@ -153,11 +151,51 @@ def _failures() -> Json:
     return found
 
 
-def _listed(least: int) -> str:
-    """Each status of that hundred, with its codes."""
+_DETAILS = {
+    Code.BROKEN_IMAGE: "the JPEG ends before its last row",
+    Code.OVERLOADED: "the server has more to do than it can: retry later",
+}
+
+
+def _problem(code: Code) -> Json:
+    status = problems.STATUS[code]
+    return problems.Problem(
+        type=f"urn:resnet-serving:{code}",
+        title=status.phrase,
+        status=status,
+        code=code,
+        detail=_DETAILS[code],
+        request_id=responses.EXAMPLE.request_id,
+    ).model_dump()
+
+
+def _description(first: str) -> str:
+    """The document's, in Markdown: with what all errors have in common, so that no operation needs to repeat it."""
     codes: dict[HTTPStatus, list[str]] = {}
-    every: list[tuple[str, HTTPStatus]] = [*problems.STATUS.items(), *problems.OTHER_CODES.items()]
-    for status, code in sorted((status, code) for code, status in every):
-        if least <= status < least + 100:
-            codes.setdefault(status, []).append(f"`{code}`")
-    return "; ".join(f"{status:d}: {', '.join(together)}" for status, together in codes.items())
+    for code, status in [*problems.STATUS.items(), *problems.OTHER_CODES.items()]:
+        codes.setdefault(status, []).append(f"`{code}`")
+    return _DESCRIPTION.format(
+        first=first,
+        media_type=problems.MEDIA_TYPE,
+        example=json.dumps(_problem(Code.BROKEN_IMAGE), indent=2),
+        rows="\n".join(f"| {status:d} {status.phrase} | {', '.join(codes[status])} |" for status in sorted(codes)),
+    )
+
+
+_DESCRIPTION = """\
+{first}
+
+## Errors
+
+Every error is a problem document (`{media_type}`, RFC 9457). `code` is stable and for programs, `detail` is for people:
+
+```json
+{example}
+```
+
+The routes of other servers' protocols (`/v1`, `/v2`, Hugging Face's) answer `error` and `code` instead.
+
+| status | `code` |
+| --- | --- |
+{rows}
+"""

@@ -1,4 +1,4 @@
-"""`/`: a page to try images on and to watch the server. `/docs`: the API. Neither loads anything from elsewhere."""
+"""`/`: a page to try photos on and to watch the server. `/docs`: the API. Neither loads anything from elsewhere."""
 
 from os import PathLike, stat_result
 from pathlib import Path
@@ -18,6 +18,11 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",  # asked for again each time, and answered 304: a new server has its new page at once
 }
+
+
+def is_file(method: str, path: str) -> bool:
+    """Whether a request is for a page or what it loads: files without secrets, so no key is needed for them."""
+    return method in ("GET", "HEAD") and (path in PAGES or path.startswith("/static/"))
 
 
 def install(app: FastAPI) -> None:

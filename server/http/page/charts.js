@@ -1,110 +1,15 @@
-// What the server has done in the last minutes, from its Prometheus metrics. Counters only grow, so what happened
-// between two readings is their difference.
+// Three charts of what the server did between readings of its metrics.
 
-const EVERY_MS = 2000;
-const KEPT = 61; // readings: 2 minutes
+import { byId } from "./dom.js";
+import { between, quantile } from "./exposition.js";
+
+export const EVERY_MS = 2000;
+export const KEPT = 61; // readings: 2 minutes
 const HEIGHT = 150;
 const MARGIN = { left: 40, right: 8, top: 10, bottom: 20 };
 
-const byId = (id) => document.getElementById(id);
-const readings = []; // oldest first; null where there was none
-
-// Reading.
-
-/** Prometheus' text as {name: [[labels, value], …]}. Values of labels here have no escapes. */
-function parse(text) {
-  const samples = {};
-  for (const line of text.split("\n")) {
-    const [, name, labels, value] = line.match(/^(\w+)(?:\{(.*)\})? (\S+)/) ?? [];
-    if (!name) continue;
-    const pairs = [...(labels ?? "").matchAll(/(\w+)="([^"]*)"/g)].map(([, key, text]) => [key, text]);
-    (samples[name] ??= []).push([Object.fromEntries(pairs), Number(value.replace("+Inf", "Infinity"))]);
-  }
-  return samples;
-}
-
-function summarise(samples) {
-  const sum = (name, wanted = () => true) =>
-    (samples[name] ?? []).reduce((total, [labels, value]) => total + (wanted(labels) ? value : 0), 0);
-  const buckets = (name) => { // cumulative counts by upper bound, over all models
-    const counts = new Map();
-    for (const [{ le }, count] of samples[`${name}_bucket`] ?? []) {
-      const bound = le === "+Inf" ? Infinity : Number(le);
-      counts.set(bound, (counts.get(bound) ?? 0) + count);
-    }
-    return [...counts].sort(([a], [b]) => a - b);
-  };
-  return {
-    atMs: performance.now(),
-    answered: sum("serving_requests_total", ({ code }) => code === "ok"),
-    failed: sum("serving_requests_total", ({ code }) => code !== "ok"),
-    latency: buckets("serving_request_seconds"),
-    batches: buckets("serving_batch_size"),
-    images: sum("serving_batch_size_sum"),
-    pending: sum("serving_pending_requests"),
-    waiting: sum("serving_queue_length"),
-    ready: sum("serving_engine_ready") > 0,
-  };
-}
-
-/** Counts of each bucket by itself between two readings, as [[lower, upper, count], …]. */
-function between(before, after) {
-  const old = new Map(before);
-  let [lower, below] = [0, 0];
-  return after.map(([upper, count]) => {
-    const grown = count - (old.get(upper) ?? 0);
-    const bucket = [lower, upper, grown - below];
-    [lower, below] = [upper, grown];
-    return bucket;
-  });
-}
-
-/** As Prometheus' histogram_quantile: linear inside the bucket, the last bound for what is beyond it. */
-function quantile(q, counts) {
-  const total = counts.reduce((sum, [, , count]) => sum + count, 0);
-  let rank = q * total;
-  for (const [lower, upper, count] of counts) {
-    if (count > 0 && rank <= count) return upper === Infinity ? lower : lower + (upper - lower) * (rank / count);
-    rank -= count;
-  }
-  return null;
-}
-
-async function read() {
-  let now = null;
-  try {
-    const response = await fetch("metrics", { signal: AbortSignal.timeout(5 * EVERY_MS) });
-    if (response.ok) now = summarise(parse(await response.text()));
-  } catch {} // shown as "no answer"
-  keep(now);
-  setStatus(now);
-  draw();
-}
-
-function keep(reading) {
-  readings.push(reading);
-  if (readings.length > KEPT) readings.shift();
-}
-
-async function readForEver() {
-  for (;;) {
-    if (document.hidden) keep(null); // nobody looks: a gap
-    else await read();
-    await new Promise((resume) => setTimeout(resume, EVERY_MS));
-  }
-}
-
-function setStatus(now) {
-  const [state, text] = !now ? ["bad", "no answer"] : now.ready ? ["good", "ready"] : ["bad", "the engine is starting or down"];
-  const status = byId("status");
-  status.dataset.state = state;
-  if (status.textContent !== text) status.textContent = text; // a live region: said aloud when it changes
-  byId("load").textContent = now ? `${now.pending} under way, ${now.waiting} waiting` : "";
-}
-
-// Drawing.
-
-function draw() {
+/** Draw readings, EVERY_MS apart, oldest first, null where there was none. */
+export function draw(readings) {
   const steps = readings.slice(1).map((after, index) => {
     const before = readings[index];
     if (!before || !after || after.answered < before.answered) return null; // a gap; it was restarted
@@ -120,7 +25,7 @@ function draw() {
   const series = (key) => steps.map((step) => step?.[key] ?? null);
   lines("throughput", "/s", [["answered", series("answered")], ["failed", series("failed")]]);
   lines("latency", " ms", [["p50", series("p50")], ["p99", series("p99")]]);
-  bars("batches");
+  bars("batches", readings.filter(Boolean));
 }
 
 const scaled = (value, factor) => (value === null ? null : value * factor);
@@ -164,8 +69,7 @@ function runs(values) {
   return found;
 }
 
-function bars(id) {
-  const known = readings.filter(Boolean);
+function bars(id, known) {
   const [first, last] = [known[0], known.at(-1)];
   const grown = first && last.images >= first.images;
   const counts = (grown ? between(first.batches, last.batches) : []).filter(([, upper]) => upper !== Infinity);
@@ -214,6 +118,3 @@ function add(svg, name, attributes, text = "") {
   made.textContent = text;
   svg.append(made);
 }
-
-new ResizeObserver(draw).observe(byId("throughput"));
-readForEver();

@@ -1,1 +1,29 @@
-SwaggerUIBundle({ url: "openapi.json", dom_id: "#api", deepLinking: true, validatorUrl: null });
+// The API, as Swagger UI shows it: its groups with names for people, and its errors explained once.
+
+import { key, readJson } from "./api.js";
+
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const follow = () => document.documentElement.classList.toggle("dark-mode", dark.matches);
+dark.addEventListener("change", follow);
+follow();
+
+const spec = await readJson("openapi.json");
+const names = Object.fromEntries(spec.tags.map((tag) => [tag.name, tag["x-displayName"]]));
+for (const tag of spec.tags) tag.name = names[tag.name];
+for (const operation of Object.values(spec.paths).flatMap(Object.values)) {
+  operation.tags = operation.tags.map((name) => names[name]);
+}
+for (const response of Object.values(spec.components.responses)) delete response.content; // the same for all of them
+spec.servers = [{ url: new URL(".", location).href.replace(/\/$/, "") }];
+
+SwaggerUIBundle({
+  spec,
+  dom_id: "#api",
+  deepLinking: true,
+  validatorUrl: null,
+  defaultModelsExpandDepth: -1,
+  requestInterceptor(request) {
+    if (key()) request.headers["X-API-Key"] ??= key();
+    return request;
+  },
+});

@@ -92,9 +92,15 @@ def test_no_other_does(server: RunningServer, headers: dict[str, str]) -> None:
     assert server.metric("serving_refused_requests_total", code="unauthorized") == before + 1
 
 
-@pytest.mark.parametrize("path", ["/", "/models", "/docs", "/openapi.json", "/static/page.js", "/nowhere", "//livez"])
-def test_whatever_is_no_probe_needs_a_key(server: RunningServer, path: str) -> None:
+@pytest.mark.parametrize("path", ["/models", "/openapi.json", "/nowhere", "//livez", "//", "/static", "/docs/"])
+def test_whatever_is_neither_probe_nor_page_needs_a_key(server: RunningServer, path: str) -> None:
     assert refusal(server.client.get(server.url + path)) == (401, "unauthorized")
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/static/page.js"])
+def test_the_pages_load_without_a_key_which_they_ask_for(server: RunningServer, path: str) -> None:
+    assert server.client.get(path).status_code == server.client.head(path).status_code == 200
+    assert server.client.post(path, content=red_image(9)).status_code == 401  # POST / is Hugging Face's route
 
 
 def test_the_document_says_what_needs_a_key(server: RunningServer) -> None:

@@ -78,6 +78,21 @@ def test_every_example_fits_its_schema(document: Json, operations: dict[str, Jso
         jsonschema.validate(content["example"], schema, jsonschema.Draft202012Validator)
 
 
+def test_operations_are_in_groups_that_people_and_programs_have_names_for(document: Json) -> None:
+    groups = {tag["name"]: tag["x-displayName"] for tag in document["tags"]}
+    used = {tag for methods in document["paths"].values() for each in methods.values() for tag in each["tags"]}
+    assert used == groups.keys()
+    assert list(groups.values())[:4] == ["Classify", "Models", "Probes and metrics", "Open Inference Protocol"]
+
+
+def test_what_errors_have_in_common_is_said_once(document: Json) -> None:
+    about = document["info"]["description"]
+    for code in {*Code, "not_found", "shutting_down"}:
+        assert about.count(f"| `{code}`") + about.count(f", `{code}`") == 1
+    assert "application/problem+json" in about
+    assert not [each for each in document["components"]["responses"].values() if "`queue_full`" in each["description"]]
+
+
 def test_no_parameter_may_be_null(operations: dict[str, Json]) -> None:
     parameters = [each for operation in operations.values() for each in operation.get("parameters", ())]
     assert {"top_k", "version", "X-Request-Timeout"} < {each["name"] for each in parameters}
@@ -90,7 +105,7 @@ def test_keys_are_declared_and_nobody_needs_one_here(document: Json, operations:
     schemes = document["components"]["securitySchemes"]
     assert (schemes["bearer"]["scheme"], schemes["api_key"]["name"]) == ("bearer", "X-API-Key")
     assert operations["classify"]["security"] == [{}, {"bearer": []}, {"api_key": []}]
-    assert operations["livez"]["security"] == []
+    assert operations["livez"]["security"] == operations["page"]["security"] == []
 
 
 def test_a_generated_python_client_classifies_and_reads_errors(
