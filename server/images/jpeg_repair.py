@@ -60,6 +60,8 @@ def variant(data: bytes) -> str | None:
     for segment in _segments(data):
         kind, body = segment.kind, segment.body
         if kind in _TABLES_AND_FRAMES - {0xC4, 0xCC, 0xDB, 0xDD} and len(body) >= 6:
+            if body[1:3] == bytes(2):
+                return "JPEG that tells its height behind its pixels (DNL)"
             if body[0] != 8 and kind not in _VARIANTS:
                 return f"JPEG of {body[0]} bits a sample"
             if body[5] not in _COLOURS:

@@ -280,6 +280,15 @@ def test_bmp_and_tiff_that_lack_pixels_say_how_many_rows_they_have(share: float)
     assert abs(percent(tiff[: int(share * len(tiff))]) - 100 * share) <= 1
 
 
+@pytest.mark.parametrize("format_name", ["WEBP", "AVIF", "HEIF"])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_what_tells_its_length_says_how_much_of_it_there_is(format_name: str, share: float) -> None:
+    data = encoded(PHOTO, format_name)
+    assert f"ends after about {int(100 * share)} % of its bytes; send all of it" in detail(
+        data[: int(share * len(data)) + 1]
+    )
+
+
 def test_metadata_of_a_tiff_do_not_decide_whether_it_is_read() -> None:
     texts = {270: "description", 305: "software", 33432: "who"}
     tags = {**texts, 34675: bytes(300), 700: b"<x/>", 34377: bytes(90), 282: 300.0}
