@@ -212,8 +212,8 @@ def _crops_of(picture: _Picture, wanted: _Wanted) -> _Cropped:
 
 def _crops_of_jpeg(data: bytes, wanted: _Wanted, jpeg_decoder: JpegDecoder | None) -> _Cropped:
     first = check_jpeg(data)
-    if data.rfind(jpeg_repair.END) < first:
-        return _crops_of(_jpeg_without_end(data, first, wanted), wanted)
+    if (bare := jpeg_repair.without_end(data, first)) is not None:
+        return _crops_of(_jpeg_without_end(bare, first, wanted), wanted)
     with JpegImageFile(BoundedReads(data)) as image:
         if jpeg_decoder is not None and prod(image.size) <= wanted.max_pixels:
             turned = orientation(image.info.get("exif"))
@@ -244,7 +244,6 @@ def _jpeg_without_end(data: bytes, first: int, wanted: _Wanted) -> _Picture:
         Exception: as of any other photo.
     """
     pictures = []
-    data = data.rstrip(b"\xff")  # which may be the half of the end that is there
     for end in (jpeg_repair.END, jpeg_repair.FILLER + jpeg_repair.END):
         with JpegImageFile(BoundedReads(data + end)) as image:
             pictures.append(_loaded_jpeg(image, data, first, wanted))
