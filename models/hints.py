@@ -41,7 +41,7 @@ EXTRAS: Mapping[str, str] = {
 def install(name: str) -> str:
     """Say how an extra is installed; in an image, whose user can install nothing, how one is built that has it."""
     if not _is_clone():
-        return f"build the image with --build-arg EXTRAS={name} (docs/containers.md)"
+        return f"build the image with --build-arg EXTRAS={name} (docs/guides/containers.md)"
     what = shlex.quote(f"{_name(ROOT)}[{name}]")
     return f"{_python()} -m pip install --constraint {shlex.quote(_name(ROOT / 'constraints.txt'))} --editable {what}"
 
@@ -49,7 +49,7 @@ def install(name: str) -> str:
 def packages(*requirements: str) -> str:
     """Say how packages are installed that no extra has."""
     if not _is_clone():
-        return f"build an image that has {' and '.join(requirements)} (docs/containers.md)"
+        return f"build an image that has {' and '.join(requirements)} (docs/guides/containers.md)"
     return f"{_python()} -m pip install {' '.join(requirements)}"
 
 
@@ -57,7 +57,7 @@ def export(command: str, *arguments: str) -> str:
     """Say how a command of `export/`, such as `to_onnx`, is run with these arguments."""
     file, given = f"export/{command}.py", "".join(f" {shlex.quote(argument)}" for argument in arguments)
     if not (ROOT / file).is_file():
-        return f"{file}{given} in the export image (docs/containers.md)"
+        return f"{file}{given} in the export image (docs/guides/containers.md)"
     return f"{_python()} {shlex.quote(_name(ROOT / file))}{given}"
 
 

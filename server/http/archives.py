@@ -42,7 +42,7 @@ class File(NamedTuple):
 def files(archive: bytes) -> list[File]:
     """What a zip says that it holds, in its order; nothing is decompressed yet.
 
-    Folders are left out, and what macOS and Windows add of their own.
+    Folders are left out, and what macOS, Windows, KDE and Synology add of their own.
 
     Raises:
         ServiceError: INVALID_REQUEST where it cannot be read to its end, or is no zip.
@@ -66,7 +66,12 @@ def files(archive: bytes) -> list[File]:
 def _is_added(name: str) -> bool:
     """Whether a desktop's zip has this file although nobody has put it there."""
     *folders, last = name.split("/")
-    return "__MACOSX" in folders[:1] or last in (".DS_Store", "Thumbs.db", "desktop.ini")
+    return (
+        "__MACOSX" in folders[:1]
+        or "@eaDir" in folders
+        or last.startswith("._")
+        or last.lower() in (".ds_store", ".directory", "thumbs.db", "ehthumbs.db", "desktop.ini")
+    )
 
 
 def printable(name: str) -> str:

@@ -162,9 +162,9 @@ class BoundedProtocol(Connection):
         if self.waiting == MAX_PIPELINED:
             raise HttpParserError("too many requests wait")
         self._check_head()
+        super().on_headers_complete()
         self._in_body = True
         self._cancel_deadline()
-        super().on_headers_complete()
 
     def _check_head(self) -> None:
         """What the parser lets pass.

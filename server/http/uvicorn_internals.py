@@ -12,7 +12,7 @@ from socket import socket
 from typing import Any
 
 import uvicorn
-from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser, parse_url
+from httptools import HttpParserError, HttpParserInvalidURLError, HttpParserUpgrade, HttpRequestParser, parse_url
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -168,8 +168,13 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Of a target in absolute form, which may lack a path (RFC 9112, 3.2.2), uvicorn cannot make a request."""
-        if not (self.url.startswith((b"/", b"*")) or (target := parse_url(self.url)).path):
-            self.url = b"/" + (b"?" + target.query if target.query else b"")
+        if not self.url.startswith((b"/", b"*")):
+            try:
+                target = parse_url(self.url)
+            except HttpParserInvalidURLError:  # its message has the URL, of any length
+                raise HttpParserError("the target is not a URL") from None
+            if not target.path:
+                self.url = b"/" + (b"?" + target.query if target.query else b"")
         if self.version == "1.0":
             self.expect_100_continue = False  # RFC 9110, 10.1.1
         runs_at_once = self.idle

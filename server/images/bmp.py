@@ -1,21 +1,42 @@
-"""BMP: what Pillow decodes in Python, and how much of a file there is."""
+"""BMP: what Pillow decodes in Python or shows wrongly, and how much of a file there is."""
 
 import struct
+
+from PIL import Image
+from PIL.BmpImagePlugin import BmpImageFile
 
 from server.errors import Code, ServiceError
 
 _CORE_HEADER_BYTES = 12
+_PALETTE_BITS = 8
 
 
-def check_bmp(data: bytes) -> None:
-    """Refuse run-length compression: Pillow's decoder for it is written in Python."""
-    if int.from_bytes(data[14:18], "little") > _CORE_HEADER_BYTES and data[30:34] in (b"\1\0\0\0", b"\2\0\0\0"):
+def prepared(data: bytes) -> bytes:
+    """What to have Pillow decode: a palette has no more colours than pixels can name.
+
+    Raises:
+        ServiceError: NOT_AN_IMAGE, run-length compression: Pillow's decoder for it is written in Python.
+    """
+    if int.from_bytes(data[14:18], "little") <= _CORE_HEADER_BYTES:
+        return data
+    if data[30:34] in (b"\1\0\0\0", b"\2\0\0\0"):
         raise ServiceError(
             Code.NOT_AN_IMAGE, "run-length compressed BMP is not accepted; send the BMP uncompressed, or as PNG"
         )
+    bits, colours = int.from_bytes(data[28:30], "little"), int.from_bytes(data[46:50], "little")
+    if bits <= _PALETTE_BITS and colours > 2**bits:
+        return data[:46] + struct.pack("<I", 2**bits) + data[50:]
+    return data
 
 
-def bmp_share(data: bytes) -> float:
+def with_alpha_if_any(image: BmpImageFile) -> Image.Image:
+    """A loaded picture; were all of it transparent, its alpha was never written, and browsers show its colours."""
+    if image.mode == "RGBA" and image.getextrema()[-1] == (0, 0):
+        return image.convert("RGB")
+    return image
+
+
+def share(data: bytes) -> float:
     """How much there is of all rows, 0 to 1.
 
     Raises:

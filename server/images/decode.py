@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pillow_heif
 from PIL import AvifImagePlugin, Image
+from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
@@ -17,10 +18,9 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from models.manifest import CropCount, Preprocessing
 from server.errors import Code, ServiceError
-from server.images import gif, iso_media, jpeg_repair, png_repair, tiff, webp_repair
-from server.images.bmp import bmp_share, check_bmp
+from server.images import bmp, gif, iso_media, jpeg_repair, png_repair, tiff, webp_repair
 from server.images.bounds import BoundedReads, check_jpeg, check_jpeg_pixels, check_pixels
-from server.images.formats import FORMATS, PLUGINS, damaged, format_of, unsupported
+from server.images.formats import FORMATS, PLUGINS, damaged, format_of, incomplete, unsupported
 from server.images.jpeg import JpegDecoder
 from server.images.orientation import orientation
 from server.images.preprocess import finished, resample, resized_as_stored, rgb, upright, upright_size, windows
@@ -138,6 +138,8 @@ def _crops_of_damaged(data: bytes, format_name: str, wanted: _Wanted, error: Exc
         raise
     except Exception:  # no better than the first time
         mended = None
+    if (share := _share_of_bytes(data, format_name)) < 1:
+        raise incomplete(format_name, share, "bytes") from error
     raise damaged(data, format_name) from error
 
 
@@ -156,6 +158,17 @@ def _variant(data: bytes, format_name: str, error: Exception) -> str | None:
             return None
 
 
+def _share_of_bytes(data: bytes, format_name: str) -> float:
+    """How much there is, 0 to 1, of a file of a format that tells its length."""
+    match format_name:
+        case "WEBP":
+            return len(data) / max(len(data), webp_repair.length(data))
+        case "AVIF" | "HEIF":
+            return len(data) / max(len(data), iso_media.length(data))
+        case _:
+            return 1.0
+
+
 def _without_metadata(data: bytes, format_name: str, max_pixels: int, error: Exception) -> bytes | None:
     """An image that failed with `error`, with nothing in it but its pixels; None: that cannot be had.
 
@@ -166,29 +179,22 @@ def _without_metadata(data: bytes, format_name: str, max_pixels: int, error: Exc
     match format_name:
         case "JPEG":
             return jpeg_repair.without_metadata(data)
-        case "PNG" if not png_repair.is_bomb(error):
+        case "PNG" if not png_repair.is_bomb(error, data):
             mended = png_repair.without_metadata(data, max_pixels)
             if mended is not None and mended.share < 1:
-                raise _incomplete(format_name, mended.share)
+                raise incomplete(format_name, mended.share)
             return None if mended is None else mended.data
         case "WEBP":
             return webp_repair.without_metadata(data)
         case "TIFF":
             directory = Directory(data)
             if directory.share < 1:
-                raise _incomplete(format_name, directory.share)
+                raise incomplete(format_name, directory.share)
             return directory.without_metadata()
-        case "BMP" if (share := bmp_share(data)) < 1:
-            raise _incomplete(format_name, share)
+        case "BMP" if (share := bmp.share(data)) < 1:
+            raise incomplete(format_name, share)
         case _:
             return None
-
-
-def _incomplete(format_name: str, share: float) -> ServiceError:
-    percent = min(99, int(100 * share))
-    return ServiceError(
-        Code.BROKEN_IMAGE, f"the {format_name} image ends after about {percent} % of its rows; send all of it"
-    )
 
 
 def _crops_of(picture: _Picture, wanted: _Wanted) -> _Cropped:
@@ -206,8 +212,8 @@ def _crops_of(picture: _Picture, wanted: _Wanted) -> _Cropped:
 
 def _crops_of_jpeg(data: bytes, wanted: _Wanted, jpeg_decoder: JpegDecoder | None) -> _Cropped:
     first = check_jpeg(data)
-    if data.rfind(jpeg_repair.END) < first:
-        return _crops_of(_jpeg_without_end(data, first, wanted), wanted)
+    if (bare := jpeg_repair.without_end(data, first)) is not None:
+        return _crops_of(_jpeg_without_end(bare, first, wanted), wanted)
     with JpegImageFile(BoundedReads(data)) as image:
         if jpeg_decoder is not None and prod(image.size) <= wanted.max_pixels:
             turned = orientation(image.info.get("exif"))
@@ -238,7 +244,6 @@ def _jpeg_without_end(data: bytes, first: int, wanted: _Wanted) -> _Picture:
         Exception: as of any other photo.
     """
     pictures = []
-    data = data.rstrip(b"\xff")  # which may be the half of the end that is there
     for end in (jpeg_repair.END, jpeg_repair.FILLER + jpeg_repair.END):
         with JpegImageFile(BoundedReads(data + end)) as image:
             pictures.append(_loaded_jpeg(image, data, first, wanted))
@@ -250,7 +255,7 @@ def _jpeg_without_end(data: bytes, first: int, wanted: _Wanted) -> _Picture:
             Code.BROKEN_IMAGE, "the progressive JPEG image ends before its last scan does; send all of it"
         )
     if not all(same):
-        raise _incomplete("JPEG", same.index(False) / len(same))
+        raise incomplete("JPEG", same.index(False) / len(same))
     return pictures[0]
 
 
@@ -264,13 +269,19 @@ def _picture(data: bytes, format_name: str, max_pixels: int) -> _Picture:
             iso_media.check(data, format_name)
         case "GIF":
             data = gif.without_metadata(data)
+        case "PNG":
+            png_repair.check(data)
         case "BMP":
-            check_bmp(data)
+            data = bmp.prepared(data)
     with PLUGINS[format_name](BoundedReads(data)) as image:
         if isinstance(image, TiffImageFile):
             tiff.opened(image, data)
         check_pixels(image, max_pixels)
-        covered = image.tile[0].extents if isinstance(image, GifImageFile) else None
+        covered = None
+        if isinstance(image, GifImageFile):
+            covered = image.tile[0].extents
+        elif format_name == "WEBP":
+            covered = webp_repair.covered(data)
         image.load()
         # TIFF images come upright from Pillow, HEIF images from libheif, which knows nothing of EXIF
         turned = 1 if format_name in ("TIFF", "HEIF") else orientation(image.info.get("exif"))
@@ -278,6 +289,8 @@ def _picture(data: bytes, format_name: str, max_pixels: int) -> _Picture:
             pixels = rgb(tiff.grey(image, negative=negative))
         elif isinstance(image, PngImageFile):
             pixels = rgb(png_repair.with_transparency(image, data))
+        elif isinstance(image, BmpImageFile):
+            pixels = rgb(bmp.with_alpha_if_any(image))
         else:
             pixels = rgb(image)
         if covered is not None and covered != (0, 0, *image.size):  # the rest of the canvas is transparent

@@ -45,6 +45,9 @@ _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"8BPS\0\2", "a large Photoshop document (PSB)"),
     (0, b"8BPS", "a Photoshop document (PSD)"),
     (0, b"%PDF-", "a PDF document"),
+    (0, b"PK\3\4", "a zip archive (which is for /classify/batch)"),
+    (0, b"\x1f\x8b", "gzip (which a Content-Encoding field must name)"),
+    (0, b"\x93NUMPY", "a NumPy array"),
     (0, b"%!PS", "PostScript (EPS)"),
     (0, b"\xc5\xd0\xd3\xc6", "PostScript (EPS)"),
     (0, b"IIRO", "a camera's raw file (Olympus ORF)"),
@@ -87,13 +90,29 @@ _PATTERNS: tuple[tuple[re.Pattern[bytes], str], ...] = (
     (re.compile(rb"(?:\xef\xbb\xbf)?+(?:\s++|<\?xml[^>]*+>|(?><!--.*?-->))*+<(?:svg[\s>/]|!DOCTYPE svg)", re.S), "SVG"),
     (re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype html|html)[\s>]", re.I), "an HTML page"),
 )
-_BASE64 = rb"(?:/9j/|iVBORw0KGgo|R0lGOD|UklGR|Qk[0-9A-Za-z]|SUkqA|TU0AK|AAAA[\w+/]{2}Z0eX)[\w+/=\s-]*\Z"
+_QUOTE = rb"(?:b?['\"])?"
+_BASE64 = (
+    _QUOTE + rb"(?:[/_]9j[/_]|iVBORw0KGgo|R0lGOD|UklGR|Qk[0-9A-Za-z]|SUkqA|TU0AK|AAAA[\w+/-]{2}Z0eX)[\w+/=\s'\"-]*\Z"
+)
+_HEXADECIMAL = _QUOTE + rb"(?:0x)?(?:ffd8ff|89504e47|47494638|52494646)[0-9a-f\s'\"]*\Z"
+_MARK, _UNKNOWN = rb"\xef\xbb\xbf", rb"\xef\xbf\xbd"
+_MISREAD = (
+    rb"%b(?:\xff\xd8\xff|\x89PNG)" % _MARK,  # as it was, behind a byte order mark
+    rb"(?:%b)?(?:(?:%b){3}|(?:%b|\xc2\x89|\xe2\x80\xb0)PNG|\xc3\xbf\xc3\x98\xc3\xbf)" % (_MARK, _UNKNOWN, _UNKNOWN),
+    rb"\0\x10JFIF\0|PNG\r?\n\x1a\r?\n",  # without what is no text
+)
+"""Decoded by UTF-8, Latin-1 or Windows' code page, and encoded again by UTF-8."""
 _FILE_NAME = rb"@?[^\0\r\n]{1,250}\.(?:jpe?g|png|webp|gif|bmp|tiff?|avif|hei[cf])\s*\Z"
 _JSON = rb"(?:\xef\xbb\xbf)?\s*(?:\{\s*[\"}]|\[\s*[\[\]{\"\d-])"
 _TEXTS: tuple[tuple[re.Pattern[bytes], str], ...] = (
-    (re.compile(rb"data:[\w/+.;=-]*,", re.I), "a data URL"),
+    (re.compile(_QUOTE + rb"data:[\w/+.;=-]*,", re.I), "a data URL"),
     (re.compile(rb"https?://\S", re.I), "a URL, and this server fetches nothing"),
     (re.compile(_BASE64), "base64"),
+    (re.compile(_HEXADECIMAL, re.I), "hexadecimal"),
+    (re.compile(rb"b['\"](?:\\x|GIF8|RIFF|BM|II|MM)"), "bytes as a program prints them"),
+    (re.compile(b"|".join(_MISREAD)), "an image that was read as text"),
+    (re.compile(rb"--[^\r\n]{1,250}\r?\nContent-", re.I), "a form that its Content-Type does not call one"),
+    (re.compile(rb"[\w.%\[\]-]{1,100}=(?:[\w.*~+&=-]|%[0-9a-f]{2})*(?:%[0-9a-f]?)?\Z", re.I), "a form without files"),
     (re.compile(_JSON), "JSON"),
     (re.compile(_FILE_NAME, re.I), "the name of a file"),
 )
@@ -134,6 +153,14 @@ def damaged(data: bytes, format_name: str) -> ServiceError:
     else:
         why = "is damaged or incomplete; check that it opens and send it again"
     return ServiceError(Code.BROKEN_IMAGE, f"the {format_name} image {why}")
+
+
+def incomplete(format_name: str, share: float, of: str = "rows") -> ServiceError:
+    """The refusal of an image that ends after a `share` of its rows or bytes, 0 to 1."""
+    percent = min(99, int(100 * share))
+    return ServiceError(
+        Code.BROKEN_IMAGE, f"the {format_name} image ends after about {percent} % of its {of}; send all of it"
+    )
 
 
 def unsupported(what: str) -> ServiceError:

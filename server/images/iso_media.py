@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from server.images.bounds import bound
 
 _MAX_BOXES = 1000
+_BOX_HEAD_BYTES = 8
 _MAX_INDEX_BYTES = 2**17
 """Some 50 bytes an item; a picture has a few, a large one an item for each tile of its grid."""
 _CODECS = {
@@ -48,6 +49,21 @@ def _boxes(data: bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
         stop = min(end, at + size) if size else end
         yield data[at + 4 : at + 8], start, max(start, stop)
         at = max(start, stop)
+
+
+def length(data: bytes) -> int:
+    """Of the file, in bytes, as its boxes say."""
+    at = 0
+    for _ in range(_MAX_BOXES):
+        size = int.from_bytes(data[at : at + 4], "big")
+        if size == 1:
+            size = int.from_bytes(data[at + 8 : at + 16], "big")
+        if at + size > len(data):
+            return at + size if data[at + 4 : at + 8] in (b"meta", b"mdat") else at  # else it is junk behind the boxes
+        if size < _BOX_HEAD_BYTES:  # the last one goes on to the end of the file
+            break
+        at += size
+    return len(data)
 
 
 def variant(data: bytes, format_name: str) -> str | None:

@@ -10,6 +10,8 @@ FILLER = bytes(range(0xFE, 0, -5)) * 20
 """Entropy-coded data of no photo: where it changes the pixels, they were not in the file. It begins with ones, since
 libjpeg goes on with zeros at an end that comes too early."""
 
+_PADDING = bytes(16)
+
 _MARKER = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")
 """All but reserved ones and restarts, which may be many (ITU-T T.81, B.1.1.3)."""
 _START = 0xD8
@@ -55,11 +57,46 @@ def without_metadata(data: bytes) -> bytes | None:
     return None
 
 
+def without_end(data: bytes, first: int) -> bytes | None:
+    """A photo up to where its end should be, if that is missing, or behind zeros in place of pixels; None: it is there.
+
+    `first` is where its first scan begins.
+    """
+    if data.rfind(END) < first:
+        return _without_padding(data.rstrip(b"\xff"))  # which may be the half of the end that is there
+    bare = data.removesuffix(END)
+    if not bare.endswith(_PADDING) or (unpadded := _without_padding(bare)) == bare:
+        return None
+    return unpadded
+
+
+def _without_padding(data: bytes) -> bytes:
+    """A photo without the zeros behind it.
+
+    Zeros are the first Huffman code of each table. Where that is the end of a block, many may be a plain part of the
+    picture, so they stay, as they do in a progressive one; else they are at most the last byte, and that behind 0xFF.
+    """
+    if not data.endswith(_PADDING):
+        return data
+    plain = []
+    for kind, body, _ in _segments(data):
+        if kind in (0xC2, 0xCA):
+            return data
+        at = 0
+        while kind == 0xC4 and at + 17 < len(body):
+            if body[at] >> 4:  # of all but the first coefficient of a block
+                plain.append(body[at + 17] == 0)
+            at += 17 + sum(body[at + 1 : at + 17])
+    return data if plain and all(plain) else data.rstrip(b"\0") + bytes(2)
+
+
 def variant(data: bytes) -> str | None:
     """What kind of JPEG this is, where it is one that is not decoded."""
     for segment in _segments(data):
         kind, body = segment.kind, segment.body
         if kind in _TABLES_AND_FRAMES - {0xC4, 0xCC, 0xDB, 0xDD} and len(body) >= 6:
+            if body[1:3] == bytes(2):
+                return "JPEG that tells its height behind its pixels (DNL)"
             if body[0] != 8 and kind not in _VARIANTS:
                 return f"JPEG of {body[0]} bits a sample"
             if body[5] not in _COLOURS:

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
+from server.errors import Code, ServiceError
 from server.images.orientation import exif, orientation
 from server.images.preprocess import rgb
 
@@ -18,9 +19,12 @@ _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _TRANSPARENT_BYTES = {0: 2, 2: 6, 3: 1}
 """The least that tRNS has, by colour type: a grey level, a colour, or the palette's first alpha."""
 _TRUE_COLOUR_OR_GREY = (0, 2)
+_COMPRESSED = (b"iCCP", b"iTXt", b"zTXt")
 _MAX_CHUNKS = 12_500
 """A quarter of the reads that a decoder is allowed, which are four a chunk."""
 _PIECE_BYTES = 2**20
+_HOSTILE_BYTES = 2**15
+"""From fewer no colour profile or text unpacks to more than the mebibyte that Pillow allows."""
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 """Left, top, and distances across and down of each pass (PNG specification, 8.2)."""
 
@@ -61,9 +65,35 @@ class Mended(NamedTuple):
     share: float  # of its rows, 0 to 1
 
 
-def is_bomb(error: Exception) -> bool:
-    """Whether Pillow refused to unpack metadata, which are not damaged then, but hostile."""
-    return isinstance(error, ValueError) and ("memory" in str(error) or "too large" in str(error))
+def check(data: bytes) -> None:
+    """Refuse what decoders understand in different ways: Pillow takes the last of several, others the first or none.
+
+    Raises:
+        ServiceError: BROKEN_IMAGE, there are several headers or palettes, or a palette that is needed has no colours.
+    """
+    at, headers = len(_MAGIC), 0
+    palettes: list[int] = []
+    for _ in range(_MAX_CHUNKS):
+        length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        if kind in (b"IDAT", b""):
+            break
+        headers += kind == b"IHDR"
+        if kind == b"PLTE":
+            palettes.append(length)
+        at += 12 + length
+    if headers > 1 or (data[25:26] == b"\3" and (len(palettes) != 1 or not palettes[0])):
+        raise ServiceError(Code.BROKEN_IMAGE, "the PNG image must have one header, and one palette if it needs any")
+
+
+def is_bomb(error: Exception, data: bytes) -> bool:
+    """Whether Pillow refused to unpack metadata, which are not damaged then, but hostile: little unpacks
+    to much.
+
+    What is merely large, as colour profiles of printers are, is left out like other metadata.
+    """
+    if not isinstance(error, ValueError) or "too large" not in str(error):
+        return isinstance(error, ValueError) and "memory" in str(error)
+    return max(len(body) for kind, body, _ in _chunks(data) if kind in _COMPRESSED) < _HOSTILE_BYTES
 
 
 def without_metadata(data: bytes, max_pixels: int) -> Mended | None:

@@ -9,13 +9,15 @@ import numpy.typing as npt
 from PIL import Image, ImageFile, ImagePalette, TiffImagePlugin, _imaging
 from PIL.TiffImagePlugin import TiffImageFile
 
-from server.images.formats import unsupported
+from server.images.formats import incomplete, unsupported
 from server.images.tiff_directory import (
+    COEFFICIENTS,
     COLOUR_MAP,
     COMPRESSION,
     INK_SET,
     PHOTOMETRIC,
     PLANAR,
+    REFERENCE,
     SUBSAMPLING,
     YCBCR,
     Directory,
@@ -52,6 +54,8 @@ _NATIVE = {
     "I;32BS": "I;32NS",
 }
 """Pillow's names of samples in either byte order: libtiff has turned them into the machine's."""
+_YCBCR = {SUBSAMPLING: (1, 1), COEFFICIENTS: (0.299, 0.587, 0.114), REFERENCE: (0, 255, 128, 255, 128, 255)}
+"""What Pillow reads by itself, rightly; where SUBSAMPLING is missing, it is (2, 2)."""
 _MAX_16_BIT = 65_535
 _NEARLY_ALL = 0.99
 _DARK = 16
@@ -68,7 +72,8 @@ def prepared(data: bytes) -> Prepared:
     """What to have Pillow decode.
 
     Raises:
-        ServiceError: NOT_AN_IMAGE, which names the variant that is not decoded; BROKEN_IMAGE, there are too many tags.
+        ServiceError: NOT_AN_IMAGE, which names the variant that is not decoded; BROKEN_IMAGE, there are too many tags,
+            or some of the picture is nowhere.
         struct.error: the file ends before its first directory does.
     """
     if data[8:10] == b"CR" or (directory := Directory(data)).camera_file:  # CR2 has a version there
@@ -81,6 +86,8 @@ def prepared(data: bytes) -> Prepared:
     layout = directory.layout
     if not layout.decoded or directory.number(INK_SET, 1) != 1:
         raise unsupported(f"TIFF of {layout}")
+    if (share := directory.share_of_parts) < 1:
+        raise incomplete("TIFF", share)
     return Prepared(directory.black_is_zero(), negative=True) if layout.negative else Prepared(data, negative=False)
 
 
@@ -88,8 +95,10 @@ def opened(image: TiffImageFile, data: bytes) -> None:
     """Correct what Pillow makes of the tags of a file, `data`, before its image is loaded."""
     image.info.pop("xmp", None)  # else its orientation would count where there is no tag of it
     tags = image.tag_v2
-    subsampled = tags.get(PHOTOMETRIC) == YCBCR and tags.get(SUBSAMPLING, (2, 2)) != (1, 1)
-    if not image.use_load_libtiff and (tags.get(PLANAR) == 2 or subsampled):
+    unusual = tags.get(PHOTOMETRIC) == YCBCR and (
+        SUBSAMPLING not in tags or any(tags.get(tag, usual) != usual for tag, usual in _YCBCR.items())
+    )
+    if not image.use_load_libtiff and (tags.get(PLANAR) == 2 or unusual):
         _leave_to_libtiff(image, data)
     if image.use_load_libtiff:
         (tile,) = image.tile
@@ -102,7 +111,7 @@ def opened(image: TiffImageFile, data: bytes) -> None:
 
 
 def _leave_to_libtiff(image: TiffImageFile, data: bytes) -> None:
-    """What is not compressed Pillow reads itself, most planes and YCbCr of less chroma wrongly."""
+    """What is not compressed Pillow reads itself, most planes and most of YCbCr wrongly."""
     layout = Directory(data).layout
     if layout.photometric == YCBCR:
         image._mode, raw = "RGB", "RGBX"

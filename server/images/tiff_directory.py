@@ -11,23 +11,15 @@ _MAX_TAGS = 1000
 _MAX_VALUES = 50_000
 """Numbers in all tags: two a strip or tile, each of which is decoded on its own."""
 
-_SUBFILE, _OLD_SUBFILE, _SUB_DIRECTORIES, _DNG_VERSION = 254, 255, 330, 50706
+_SUBFILE, _OLD_SUBFILE, _WIDTH, _HEIGHT, _SUB_DIRECTORIES, _DNG_VERSION = 254, 255, 256, 257, 330, 50706
 _BITS, COMPRESSION, PHOTOMETRIC, _SAMPLES, PLANAR = 258, 259, 262, 277, 284
-COLOUR_MAP, INK_SET, _EXTRAS, _FORMAT, SUBSAMPLING = 320, 332, 338, 339, 530
-_STRIP_OFFSETS, _STRIP_BYTES, _TILE_OFFSETS, _TILE_BYTES = 273, 279, 324, 325
+COLOUR_MAP, INK_SET, _EXTRAS, _FORMAT, COEFFICIENTS, SUBSAMPLING, REFERENCE = 320, 332, 338, 339, 529, 530, 532
+_STRIP_OFFSETS, _STRIP_ROWS, _STRIP_BYTES = 273, 278, 279
+_TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES = 322, 323, 324, 325
 _NEEDED = {
-    *(256, 257, _BITS, COMPRESSION, PHOTOMETRIC, _SAMPLES, PLANAR, 317, COLOUR_MAP, INK_SET, _EXTRAS, _FORMAT),
-    *(
-        _STRIP_OFFSETS,
-        _STRIP_BYTES,
-        278,
-        322,
-        323,
-        _TILE_OFFSETS,
-        _TILE_BYTES,
-        266,
-        274,
-    ),  # and order of bits, orientation
+    *(_WIDTH, _HEIGHT, _BITS, COMPRESSION, PHOTOMETRIC, _SAMPLES, PLANAR, 317, COLOUR_MAP, INK_SET, _EXTRAS, _FORMAT),
+    *(_STRIP_OFFSETS, _STRIP_ROWS, _STRIP_BYTES, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES),
+    *(266, 274),  # order of bits, orientation
     *(292, 293, 347, 512, 513, 514, 519, 520, 521, 529, 530, 531, 532),  # of fax, JPEG and YCbCr
 }
 """Tags that tell the pixels; all others are metadata."""
@@ -200,6 +192,22 @@ class Directory:
                     return True
         reduced = self.number(_SUBFILE, 0) & 1 or self.number(_OLD_SUBFILE, 1) == 2
         return bool(reduced and self.numbers(_SUB_DIRECTORIES))
+
+    @property
+    def share_of_parts(self) -> float:
+        """How many of the picture's strips or tiles are said to be somewhere, 0 to 1.
+
+        Pillow leaves black what none is named for, and reads one at 0 from the file's header.
+        """
+        width, height = self.number(_WIDTH, 0), self.number(_HEIGHT, 0)
+        across, down = self.number(_TILE_WIDTH, 0), self.number(_TILE_HEIGHT, 0)
+        if not (across and down):
+            across, down = width, self.number(_STRIP_ROWS, height)
+        offsets = self.numbers(_STRIP_OFFSETS) or self.numbers(_TILE_OFFSETS)
+        if not (offsets and across and down):
+            return 1.0  # an old JPEG, or none that can be read
+        wanted = -(-width // across) * -(-height // down) * (len(self.layout.bits) if self.layout.planes else 1)
+        return min(1.0, sum(map(bool, offsets)) / max(1, wanted))
 
     @property
     def share(self) -> float:

@@ -1,4 +1,4 @@
-"""WebP pictures that Pillow does not open, though no bit of their pixels is missing."""
+"""WebP pictures that Pillow does not open, or shows wrongly, though no bit of their pixels is missing."""
 
 import struct
 from collections.abc import Iterator
@@ -33,6 +33,22 @@ def without_metadata(data: bytes) -> bytes | None:
             kept.append(_written(b"EXIF", exif(turned)))
     chunks = b"WEBP" + b"".join(kept)
     return b"RIFF" + struct.pack("<I", len(chunks)) + chunks
+
+
+def length(data: bytes) -> int:
+    """Of the file, in bytes, as it says."""
+    return 8 + int.from_bytes(data[4:8], "little")
+
+
+def covered(data: bytes) -> tuple[int, int, int, int] | None:
+    """Left, top, right and bottom of an animation's first frame; None: it is no animation."""
+    if data[12:16] != b"VP8X" or not data[20:21] or not data[20] & _ANIMATED:
+        return None
+    for kind, body in _chunks(data):
+        if kind == b"ANMF" and len(body) >= 12:
+            left, top, width, height = (int.from_bytes(body[at : at + 3], "little") for at in (0, 3, 6, 9))
+            return 2 * left, 2 * top, 2 * left + width + 1, 2 * top + height + 1
+    return None
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:

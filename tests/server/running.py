@@ -222,6 +222,11 @@ class RunningServer:
         address: str = self._ready()["grpc"]
         return address
 
+    @property
+    def engines(self) -> list[str]:
+        """Names of those that are ready: "engine", or "engine-0" and so on where there are several."""
+        return sorted(name for name in self._ready()["processes"] if name.startswith("engine"))
+
     def pid(self, name: str) -> int:
         """Process id of the child of that name, "engine" or "http-0", once one is ready."""
         return self._successor(name, None)

@@ -8,27 +8,32 @@ import struct
 from collections.abc import Iterator, Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
 
 import anyio.to_thread
+import fastapi
+import httpx
 import onnxruntime as ort
 import openvino
 import pillow_heif
 import pytest
 import uvicorn
 import uvloop
-from PIL import AvifImagePlugin, GifImagePlugin, Image, ImageFile, PngImagePlugin
+from PIL import AvifImagePlugin, GifImagePlugin, Image, ImageFile, PngImagePlugin, TiffImagePlugin
 from pydantic_settings import BaseSettings
 from python_multipart.multipart import MultipartParser
 from starlette.types import Receive, Scope, Send
 
+from client.clients import AsyncClient, Client
 from models.manifest import Manifest
-from server import tls
+from server import repository, tls
 from server.engine import backends
 from server.http import uvicorn_internals, worker
+from server.http.app import create_app
 from server.images import decode
 from server.listeners import Listeners
+from server.serving.service import Service
 from server.settings import Settings
 from tests import tiny
 from tests.server.certificates import written
@@ -118,6 +123,7 @@ def test_sockets() -> None:
         found = {
             "TCP_NODELAY": one.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY),
             "SO_KEEPALIVE": one.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+            "SO_REUSEADDR": listener.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR),
             "SO_REUSEPORT": listener.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT),
             # tcpi_sacked of struct tcp_info, which for a listening socket is how many may wait
             "backlog": struct.unpack_from("I", listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104), 28)[0],
@@ -147,7 +153,30 @@ def test_forms_and_threads() -> None:
         return anyio.to_thread.current_default_thread_limiter().total_tokens
 
     live["threads for routes that are not asynchronous (AnyIO)"] = asyncio.run(threads())
-    compare("FastAPI and python-multipart", live, defaults, whole=False)
+    compare("Forms and threads", live, defaults, whole=False)
+
+
+@pytest.mark.parametrize("library", [fastapi.FastAPI, httpx.Client, httpx.AsyncClient])
+def test_fastapi_and_httpx(library: type[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    signature = inspect.signature(library.__init__)
+    defaults = {name: found.default for name, found in signature.parameters.items() if name != "self"}
+    defaults = {name: getattr(default, "value", default) for name, default in defaults.items()}
+    given: dict[str, Any] = {}
+    made = library.__init__
+
+    def make(self: Any, **arguments: Any) -> None:
+        given.update(arguments)
+        made(self, **arguments)
+
+    monkeypatch.setattr(library, "__init__", make)
+    if library is fastapi.FastAPI:
+        tiny.write(tmp_path)
+        catalogue, nothing = repository.scan(tmp_path), cast("Any", None)
+        create_app(Service(SETTINGS, catalogue, nothing, nothing, nothing, nothing))
+    else:
+        (Client if library is httpx.Client else AsyncClient)()
+    section = "FastAPI" if library is fastapi.FastAPI else "The client (httpx)"
+    compare(section, defaults | given, defaults)
 
 
 def test_pillow() -> None:
@@ -158,6 +187,7 @@ def test_pillow() -> None:
         "PngImagePlugin": PngImagePlugin,
         "GifImagePlugin": GifImagePlugin,
         "AvifImagePlugin": AvifImagePlugin,
+        "TiffImagePlugin": TiffImagePlugin,
         "pillow_heif.options": pillow_heif.options,
     }
     live = {}
@@ -165,7 +195,9 @@ def test_pillow() -> None:
         module, _, constant = name.rpartition(".")
         if module:
             live[name] = getattr(modules[module], constant)
-    defaults = {name: live[name] for name, row in table("Pillow").items() if row.here == SAME}
+    for name in filter(str.isupper, dir(pillow_heif.options)):
+        live[f"pillow_heif.options.{name}"] = getattr(pillow_heif.options, name)
+    defaults = {name: live[name] for name, row in table("Pillow").items() if row.here == SAME and name in live}
     compare("Pillow", live, defaults, whole=False)
 
 

@@ -29,12 +29,21 @@ FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
 LARGE_BYTES = 256 * 2**20
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> RunningServer:  # type: ignore[misc]
+@pytest.fixture(scope="module", params=[1, 2], ids=["one engine", "two engines"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RunningServer:  # type: ignore[misc]
     repository = tmp_path_factory.mktemp("repository")
     tiny.write(repository)
-    with RunningServer(repository) as running:
+    with RunningServer(repository, engines=request.param) as running:
+        until(lambda: len(running.engines) == request.param)
         yield running
+
+
+def kill_engines(server: RunningServer) -> None:
+    """All at one time, and wait until the successors are ready."""
+    old = {name: server.pid(name) for name in server.engines}
+    for pid in old.values():
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: all(server.pid(name) != pid for name, pid in old.items()))
 
 
 def connect(server: RunningServer) -> socket.socket:
@@ -59,7 +68,7 @@ def test_an_engine_killed_during_an_upload_is_not_noticed(server: RunningServer)
         connection.sendall(head + b"\r\nExpect: 100-continue\r\n\r\n")
         assert connection.recv(65536).startswith(b"HTTP/1.1 100")  # from here on the upload is read
         connection.sendall(image[:-50])
-        server.kill_child("engine")
+        kill_engines(server)
         connection.sendall(image[-50:])
         assert answer_of(connection) == 11
 
@@ -68,14 +77,15 @@ def test_an_engine_killed_while_an_image_is_decoded_is_not_noticed(server: Runni
     stream = io.BytesIO()
     Image.new("RGB", (7000, 7000), (33, 0, 0)).save(stream, "PNG", compress_level=1)  # some tenths of a second
     for _ in range(20):  # on a busy machine the image may be decoded, and run, before the engine is killed
-        batches, engine = server.batches(), server.pid("engine")
+        batches, engines = server.batches(), {name: server.pid(name) for name in server.engines}
         with connect(server) as connection:
             connection.sendall(post(stream.getvalue()))
             until(lambda: server.pending() == 1)
-            os.kill(engine, signal.SIGKILL)
+            for pid in engines.values():
+                os.kill(pid, signal.SIGKILL)
             too_soon = server.batches() > batches
             assert answer_of(connection) == 33
-        until(lambda engine=engine: server.pid("engine") != engine)  # type: ignore[misc]
+        until(lambda engines=engines: all(server.pid(name) != pid for name, pid in engines.items()))  # type: ignore[misc]
         if not too_soon:
             return
     pytest.fail("the image was always decoded too soon")
@@ -86,7 +96,7 @@ def test_an_engine_killed_when_the_answer_is_on_its_way_is_not_noticed(server: R
     with connect(server) as connection:
         connection.sendall(post(red_image(22)))
         until(lambda: server.metric("serving_requests_total", code="ok") == answered + 1)
-        server.kill_child("engine")
+        kill_engines(server)
         assert answer_of(connection) == 22
 
 

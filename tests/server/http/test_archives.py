@@ -121,6 +121,10 @@ def test_what_a_desktop_adds_is_skipped() -> None:
         (".DS_Store", b"\0\0\0\1Bud1"),
         ("photos/Thumbs.db", b"\xd0\xcf"),
         ("desktop.ini", b"[.ShellClassInfo]"),
+        ("photos/._cat.jpg", b"\0\x05\x16\x07"),
+        ("photos/THUMBS.DB", b"\xd0\xcf"),
+        ("photos/.directory", b"[Dolphin]"),
+        ("photos/@eaDir/cat.jpg/SYNOPHOTO_THUMB_M.jpg", b"4"),
         ("photos/__MACOSX", b"2"),
         ("photos/__MACOSX/dog.jpg", b"3"),
     ]

@@ -441,6 +441,21 @@ def test_a_target_may_be_absolute_and_without_a_path(target: bytes, path: str, q
     assert seen == [(path, query)]
 
 
+@pytest.mark.parametrize(
+    "target", [b"http://here:99999/livez", b"http://", b"http://[::1/livez", b"x://%/" + b"a" * 9999]
+)
+def test_a_target_that_is_no_url_is_the_clients_mistake(server: RunningServer, target: bytes) -> None:
+    lines, head = len(server.lines), b"GET " + target + b" HTTP/1.1\r\nHost: here\r\n\r\n"
+    with Connection(server, head) as connection:
+        ((status, document),) = connection.answers()
+        assert (status, document["detail"]) == (400, "not HTTP/1.1: the target is not a URL")
+        assert connection.is_closed()
+    with Connection(server, post(7) + head) as connection:
+        assert [class_of(answer) for answer in connection.answers()] == [7]
+        assert connection.is_closed()
+    assert not any("ERROR" in line for line in server.lines[lines:])
+
+
 def test_nonsense_after_a_request_does_not_pass_for_its_answer(server: RunningServer) -> None:
     with Connection(server, post(7) + b"nonsense\r\n\r\n") as connection:
         assert [class_of(answer) for answer in connection.answers()] == [7]

@@ -122,6 +122,29 @@ def test_a_jpeg_that_lacks_pixels_says_how_many_rows_it_has(share: float) -> Non
     assert abs(percent(data[: start + int(share * (len(data) - start))]) - 100 * share) < 12
 
 
+@pytest.mark.parametrize("end", [bytes(5000), bytes(5000) + b"\xff\xd9"], ids=["zeros", "zeros and an end"])
+@pytest.mark.parametrize("options", [{}, {"restart_marker_blocks": 3}, {"subsampling": 0}])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_zeros_do_not_stand_in_for_pixels_of_a_jpeg(mode: str, options: dict[str, int], end: bytes) -> None:
+    data = encoded(PHOTO.convert(mode), "JPEG", **options)
+    start = data.index(b"\xff\xda")
+    part = data[: start + int(0.6 * (len(data) - start))]
+    assert abs(percent(part + end) - percent(part)) <= 8
+
+
+@pytest.mark.parametrize("end", [b"", b"\xff\xd9", bytes(100), bytes(100) + b"\xff\xd9", b"\xff\xd9" + bytes(100)])
+@pytest.mark.parametrize("colour", ["white", "black", (128, 128, 128), (10, 200, 30)])
+@pytest.mark.parametrize("optimize", [False, True])
+def test_a_plain_part_at_the_end_of_a_jpeg_is_no_want_of_pixels(colour: str, end: bytes, *, optimize: bool) -> None:
+    """Blocks of one colour may be nothing but zeros."""
+    image = Image.new("RGB", (SIDE, SIDE), colour)
+    image.paste(PHOTO.crop((0, 0, SIDE, 16)))
+    data = encoded(image, "JPEG", optimize=optimize)
+    assert np.array_equal(decoded(data[:-2] + end, WHOLE), decoded(data, WHOLE))
+    whole = np.asarray(image)[32:]
+    assert difference(decoded(data, WHOLE)[32:], whole) <= 1
+
+
 def test_the_last_block_of_a_jpeg_counts() -> None:
     data = encoded(PHOTO, "JPEG", subsampling=0)
     assert percent(data[:-12]) == 93  # one of its 16 rows of blocks is not there in full
@@ -278,6 +301,15 @@ def test_bmp_and_tiff_that_lack_pixels_say_how_many_rows_they_have(share: float)
     assert abs(percent(bmp[: int(share * len(bmp))]) - 100 * share) <= 1
     tiff = encoded(PHOTO, "TIFF")  # the directory comes first
     assert abs(percent(tiff[: int(share * len(tiff))]) - 100 * share) <= 1
+
+
+@pytest.mark.parametrize("format_name", ["WEBP", "AVIF", "HEIF"])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_what_tells_its_length_says_how_much_of_it_there_is(format_name: str, share: float) -> None:
+    data = encoded(PHOTO, format_name)
+    assert f"ends after about {int(100 * share)} % of its bytes; send all of it" in detail(
+        data[: int(share * len(data)) + 1]
+    )
 
 
 def test_metadata_of_a_tiff_do_not_decide_whether_it_is_read() -> None:

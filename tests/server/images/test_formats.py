@@ -1,7 +1,9 @@
 """What is not decoded is called by its name, and never damaged."""
 
 import base64
+import gzip
 import struct
+import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,6 +70,9 @@ OTHERS = {
     "OpenEXR": [b"\x76\x2f\x31\x01" + bytes(20)],
     "Radiance HDR": [b"#?RADIANCE\n"],
     "DICOM": [bytes(128) + b"DICM"],
+    "a zip archive (which is for /classify/batch)": [b"PK\3\4" + bytes(30)],
+    "gzip (which a Content-Encoding field must name)": [gzip.compress(encoded(picture(), "BMP"))],
+    "a NumPy array": [b"\x93NUMPY\1\0v\0{'descr'"],
     "a video": [ftyp(b"isom", b"mp42"), ftyp(b"qt  "), ftyp(b"M4V ")],
     "a Matroska or WebM video": [b"\x1a\x45\xdf\xa3" + bytes(9)],
     "an AVI video": [b"RIFF\0\0\0\0AVI LIST"],
@@ -82,6 +87,7 @@ OTHERS = {
     "lossless JPEG": [jpeg(0xC3, 10, 1)],
     "JPEG of 12 bits a sample": [jpeg(0xC1, 12, 1)],
     "JPEG of 2 components": [jpeg(0xC0, 8, 2)],
+    "JPEG that tells its height behind its pixels": [jpeg(0xC0, 8, 1).replace(b"\0\x10\0\x10", b"\0\0\0\x10")],
     "hierarchical JPEG": [jpeg(0xC5, 8, 1)],
 }
 
@@ -134,6 +140,27 @@ def test_usual_variants_of_bmp_give_their_colours() -> None:
     masks = struct.pack("<III", 0xF800, 0x7E0, 0x1F)
     data = bmp(16, 3, masks=masks)
     assert difference(decoded(data[: 54 + 12] + red16, preprocessing(SIDE, SIDE)), (255, 0, 0)) == 0
+
+
+MASKS = struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+
+
+@pytest.mark.parametrize("header", [56, 108, 124])
+def test_a_bmp_whose_alpha_was_never_written_shows_its_colours(header: int) -> None:
+    """As browsers do, and as clipboards of Windows write it; where some of it is written, it counts."""
+    data = bmp(32, 3, header=header)
+    head = data[:54] + MASKS + data[70 : 14 + header]
+    unwritten, half = b"\0\0\xff\0" * SIDE * SIDE, (b"\0\0\xff\0" + b"\0\0\xff\xff") * (SIDE * SIDE // 2)
+    whole = preprocessing(SIDE, SIDE)
+    assert difference(decoded(head + unwritten, whole), (255, 0, 0)) == 0
+    assert difference(decoded(head + half, whole)[:, ::2], (255, 255, 255)) == 0
+
+
+@pytest.mark.parametrize(("bits", "colours"), [(8, 257), (8, 300), (8, 2**31), (4, 17), (1, 3)])
+def test_a_bmp_may_say_that_it_has_more_colours_than_its_pixels_name(bits: int, colours: int) -> None:
+    data = encoded(picture().quantize(2**bits), "BMP")
+    said = data[:46] + struct.pack("<I", colours) + data[50:]
+    assert np.array_equal(decoded(said), decoded(data))
 
 
 # The cases of the reports, as far as they are at hand
@@ -206,13 +233,34 @@ TEXTS: dict[str, Callable[[bytes], bytes]] = {
     "base64": base64.b64encode,
     "a data URL": lambda data: b"data:image/jpeg;base64," + base64.b64encode(data),
     "JSON": lambda data: b'{"image": "' + base64.b64encode(data) + b'"}',
+    "base64 in quotes": lambda data: repr(base64.b64encode(data)).encode(),
+    "base64 of URLs": base64.urlsafe_b64encode,
+    "hexadecimal": lambda data: data.hex().encode(),
+    "bytes as a program prints them": lambda data: repr(data).encode(),
+    "a form without files": lambda data: urllib.parse.urlencode({"image": data}).encode(),
+    "a form that its Content-Type does not call one": lambda data: (
+        b'------WebKitFormBoundary\r\nContent-Disposition: form-data; name="file"; filename="a.jpg"\r\n\r\n' + data
+    ),
 }
 
 
 @pytest.mark.parametrize("format_name", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF"])
 @pytest.mark.parametrize("text", TEXTS)
 def test_an_image_that_was_written_as_text_is_told_so(text: str, format_name: str) -> None:
-    assert f"this is {text}; send the image's bytes" in named(TEXTS[text](encoded(picture(), format_name)))
+    said = text.removesuffix(" in quotes").removesuffix(" of URLs")
+    data = encoded(picture(), format_name)
+    if said != "hexadecimal" or format_name in ("JPEG", "PNG", "GIF", "WEBP"):
+        assert f"this is {said}; send the image's bytes" in named(TEXTS[text](data))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "cp1252"])
+@pytest.mark.parametrize("errors", ["replace", "ignore"])
+@pytest.mark.parametrize("format_name", ["JPEG", "PNG"])
+def test_an_image_that_was_read_as_text_is_told_so(format_name: str, encoding: str, errors: str) -> None:
+    data = encoded(picture(), format_name)
+    for text in (data.decode(encoding, errors), data.decode(encoding, errors).replace("\r\n", "\n")):
+        assert "this is an image that was read as text; send the image's bytes" in named(text.encode())
+    assert "this is an image that was read as text" in named(b"\xef\xbb\xbf" + data)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Every kind of PNG gives its colours, and white where they are transparent (PNG specification, 6.1, 8.2, 11.3.1)."""
 
+import struct
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.server.images.pictures import Pixels, decoded, difference, png, preprocessing
+from server.errors import Code
+from tests.server.images.pictures import Pixels, decoded, difference, png, preprocessing, refusal
 
 SIDE = 16
 WHOLE = preprocessing(SIDE, SIDE)
@@ -112,3 +115,30 @@ def test_of_16_bits_only_the_very_colour_is_transparent(colour: int, *, interlac
     out = decoded(file(Kind(16, colour, True, interlaced), samples, np.zeros((1, 3), np.uint8), hidden, 0), WHOLE)
     assert difference(out[: SIDE // 2], 0x12) == 0
     assert difference(out[SIDE // 2 :], 255) == 0
+
+
+RED, ROWS = b"\xff\0\0", bytes((SIDE + 1) * SIDE)
+HEADER = (b"IHDR", struct.pack(">IIBBBBB", SIDE, SIDE, 8, 2, 0, 0, 0))
+PARTS = {
+    "no palette": [],
+    "a palette of no colours": [(b"PLTE", b"")],
+    "two palettes": [(b"PLTE", RED), (b"PLTE", b"\0\xff\0")],
+    "an empty palette and another": [(b"PLTE", b""), (b"PLTE", RED)],
+    "two headers": [HEADER, (b"PLTE", RED)],
+}
+
+
+@pytest.mark.parametrize("chunks", PARTS.values(), ids=PARTS)
+def test_what_decoders_understand_in_different_ways_is_refused(chunks: list[tuple[bytes, bytes]]) -> None:
+    """Pillow takes the last of several, and shows black where there is no colour; browsers show nothing."""
+    assert difference(decoded(png(SIDE, SIDE, 8, 3, ROWS, (b"PLTE", RED)), WHOLE), (255, 0, 0)) == 0
+    assert refusal(png(SIDE, SIDE, 8, 3, ROWS, *chunks)) is Code.BROKEN_IMAGE
+
+
+@pytest.mark.parametrize("kind", [b"iCCP", b"zTXt", b"iTXt"])
+def test_metadata_may_be_larger_than_pillow_unpacks(kind: bytes) -> None:
+    """Colour profiles of printers are, and what programs write of how they have made a picture."""
+    profile = np.random.default_rng(0).integers(0, 4, 2 * 2**20).astype(np.uint8)
+    head = b"k\0\1\0\0\0" if kind == b"iTXt" else b"k\0\0"
+    data = png(SIDE, SIDE, 8, 3, ROWS, (kind, head + zlib.compress(profile, 1)), (b"PLTE", RED))
+    assert difference(decoded(data, WHOLE), (255, 0, 0)) == 0

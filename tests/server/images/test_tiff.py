@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zlib
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -254,6 +255,48 @@ def test_ycbcr_with_less_chroma_gives_its_colours(subsampling: tuple[int, int], 
     if said:
         tags[530] = 3, list(subsampling)
     assert difference(decoded(assembled(tags, [b"".join(blocks)]), WHOLE), picture(SIDE, SIDE)) <= 12
+
+
+@pytest.mark.parametrize("luma", [(299, 587, 114), (2126, 7152, 722)])
+@pytest.mark.parametrize("compression", [NONE, DEFLATE])
+def test_ycbcr_gives_its_colours_by_the_coefficients_that_it_names(
+    luma: tuple[int, int, int], compression: int
+) -> None:
+    """Of standard and of high definition (ITU-R BT.601 and BT.709)."""
+    whole = sum(luma)
+    red, green, blue = (each / whole for each in luma)
+    rgb = np.asarray(picture(SIDE, SIDE), float)
+    y = rgb @ (red, green, blue)
+    chroma = [(rgb[..., index] - y) / (2 - 2 * share) + 128 for index, share in ((2, blue), (0, red))]
+    data = np.rint(np.stack([y, *chroma], axis=2)).astype(np.uint8).tobytes()
+    tags: dict[int, tuple[int, Any]] = {256: (4, SIDE), 257: (4, SIDE), 258: (3, [8, 8, 8]), 262: (3, 6), 277: (3, 3)}
+    tags |= {259: (3, compression), 529: (5, [part for each in luma for part in (each, whole)]), 530: (3, [1, 1])}
+    packed = data if compression == NONE else zlib.compress(data)
+    assert difference(decoded(assembled(tags, [packed]), WHOLE), picture(SIDE, SIDE)) <= 2
+
+
+@pytest.mark.parametrize("tile", [0, 16])
+@pytest.mark.parametrize("planar", [1, 2])
+@pytest.mark.parametrize("compression", [NONE, DEFLATE])
+@pytest.mark.parametrize("lost", ["not named", "nowhere"])
+def test_strips_and_tiles_that_are_nowhere_are_not_black(lost: str, compression: int, planar: Any, tile: int) -> None:
+    side = 2 * SIDE
+    layout = Layout(RGB, planar=planar, compression=compression, tile=tile, rows_per_strip=SIDE)
+    data = written(layout, np.zeros((side, side, 3), np.uint8))
+    decoded(data)
+    tag = struct.pack("<HH", 324 if tile else 273, 4)
+    at = data.index(tag, struct.unpack_from("<I", data, 4)[0]) + 4
+    count, offsets = struct.unpack_from("<II", data, at)
+    broken = bytearray(data)
+    if lost == "not named":
+        struct.pack_into("<I", broken, at, count - 1)
+        if count == 2:
+            broken[at + 4 : at + 8] = data[offsets : offsets + 4]
+    else:
+        struct.pack_into("<I", broken, offsets + 4 * count - 4, 0)
+    with pytest.raises(ServiceError, match=rf"ends after about {100 * (count - 1) // count} % of its rows") as caught:
+        decoded(bytes(broken))
+    assert caught.value.code is Code.BROKEN_IMAGE
 
 
 def test_inks_that_are_not_cmyk_are_refused() -> None:
