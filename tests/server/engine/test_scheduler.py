@@ -270,7 +270,8 @@ class Schedule(RuleBasedStateMachine):
         for age, left, quarantined, priority in arrivals:
             new: Job[None] = Job(self.submitted, self.now_s - age, self.now_s + left, None, quarantined, priority)
             self.submitted += 1
-            full = len(self.waiting[model]) == self.limits[model].queue_size
+            counted = priority if priority == Priority.SHADOW else Priority.LOW  # shadows keep nobody else out
+            full = sum(one.priority <= counted for one in self.waiting[model]) >= self.limits[model].queue_size
             assert self.scheduler.submit(model, new) is not full
             if not full:
                 self.waiting[model].append(new)
@@ -320,7 +321,8 @@ class Schedule(RuleBasedStateMachine):
         assert list(self.scheduler) == [one for queue in self.waiting for one in queue]
         assert len(self.scheduler) == sum(map(len, self.waiting))
         for model, limits in enumerate(self.limits):
-            assert self.scheduler.queue_length(model) == len(self.waiting[model]) <= limits.queue_size
+            assert self.scheduler.queue_length(model) == len(self.waiting[model])
+            assert sum(one.priority < Priority.SHADOW for one in self.waiting[model]) <= limits.queue_size
 
     def teardown(self) -> None:
         if not hasattr(self, "scheduler"):
