@@ -175,10 +175,10 @@ class _Supervised:
                 self._connect(message)
                 self._background.engine_up(*message)
             case EngineDown(number, recovering):
-                self._ups.pop(number, None)
+                was_up = self._ups.pop(number, None)
                 self._engine.engine_down(number, recovering=recovering)
                 self._background.engine_down(number, recovering=recovering)
-                if service.shadows:
+                if was_up and service.shadows:
                     service.shadows.engine_ended()
             case Serve(catalogue, generation, held):
                 self._engine.hold(held)
