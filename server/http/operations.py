@@ -1,14 +1,12 @@
 """What operators and their machines ask: probes, metrics, models."""
 
-from collections.abc import Sequence
-from typing import Any, Literal, assert_never
+from typing import Annotated, Any, Literal, assert_never
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel
 from starlette.status import HTTP_503_SERVICE_UNAVAILABLE
 
-from models import manifest
 from models.confidence import most_coverage
 from models.manifest import (
     Accuracy,
@@ -22,11 +20,11 @@ from models.manifest import (
     Share,
     Stage,
 )
-from server.candidates import Candidate
 from server.exposition import OPENMETRICS, exposition
+from server.http import candidates
+from server.http.candidates import Canary, Shadow
 from server.http.responses import quality
 from server.repository import ModelKey
-from server.serving.evidence import Compared, Evidence, why_idle
 from server.serving.service import Service
 
 
@@ -39,42 +37,6 @@ class Calibration(BaseModel):
     """that `coverage` may ask for"""
     keep_known: float
     """share of images of the classes that `reject` is to let pass"""
-
-
-class Shadow(BaseModel):
-    """What a model says of the images of another that it may replace; see docs/rollout.md."""
-
-    of: str
-    of_version: int | None
-    """the newest, with which it is compared; None: it is not served"""
-    share: float
-    idle: str | None
-    """why it gets no images now; None: it gets its share"""
-    images: int
-    """of which both have said something"""
-    agreed: int
-    """on the best class"""
-    agreement: manifest.Share | None
-    """with its 95 % interval; None: of no images"""
-    dropped: int
-    """images for which there was no time or place"""
-    failed: int
-    timed_images: int
-    """that both ran in batches of one size; of these are the mean times of the inference"""
-    inference_ms: float | None
-    inference_ms_of_main: float | None
-
-
-class Canary(BaseModel):
-    """What a model has answered of the requests for another that it may replace; see docs/rollout.md."""
-
-    of: str
-    share: float
-    idle: str | None
-    """why it is asked nothing now; None: it is asked its share"""
-    asked: int
-    passed_back: int
-    """that the other answered, as this one could not"""
 
 
 class Model(BaseModel):
@@ -99,8 +61,9 @@ class Model(BaseModel):
     file_sha256: str
     features: int | None
     activation_maps: tuple[int, int] | None
-    shadow: Shadow | None = None
-    canary: Canary | None = None
+    shadow: Shadow | None
+    """None: it is none"""
+    canary: Canary | None
 
 
 class EnsembleModel(BaseModel):
@@ -141,16 +104,18 @@ def router(service: Service) -> APIRouter:
     """The routes, bound to one HTTP worker's service."""
     routes = APIRouter()
 
+    async def idle() -> candidates.Idle:
+        return candidates.idle(service)
+
     @routes.get("/models", summary="What is served")
-    def models() -> Models:
+    def models(idle: Annotated[candidates.Idle, Depends(idle)]) -> Models:
         catalogue = service.catalogue
+        known = candidates.described(catalogue, idle)
         served = sorted(catalogue.entries.values(), key=lambda found: (found.name, found.version))
         newest = {found.name: found for found in served}
         default = newest.get(catalogue.default_model or "")
         refused = {str(key): refusal.reason for key, refusal in catalogue.refused.items()}
-        shown = [_shown(found, found is default) for found in served]
-        if catalogue.candidates.by_key:
-            _add_evidence(service, shown)
+        shown = [_shown(found, found is default, known.get(ModelKey(found.name, found.version))) for found in served]
         return Models(models=shown, refused=refused)
 
     @routes.get("/livez", summary="The process answers", response_class=PlainTextResponse)
@@ -189,7 +154,11 @@ def _prefers_openmetrics(accept: str) -> bool:
     return 0 < qualities.get(OPENMETRICS, 0) >= qualities.get("text/plain", 0)
 
 
-def _shown(found: Entry, default: bool) -> Model | EnsembleModel | CascadeModel:  # noqa: FBT001
+def _shown(
+    found: Entry,
+    default: bool,  # noqa: FBT001
+    candidate: Shadow | Canary | None,
+) -> Model | EnsembleModel | CascadeModel:
     match found:
         case Ensemble():
             return EnsembleModel(**found.model_dump(include=_fields(EnsembleModel)), default=default)
@@ -203,50 +172,11 @@ def _shown(found: Entry, default: bool) -> Model | EnsembleModel | CascadeModel:
                 calibration=_calibration(found),
                 weights_sha256=found.weights.sha256,
                 file_sha256=found.file.sha256,
+                shadow=candidate if isinstance(candidate, Shadow) else None,
+                canary=candidate if isinstance(candidate, Canary) else None,
             )
         case _:
             assert_never(found)
-
-
-def _add_evidence(service: Service, shown: Sequence[Model | EnsembleModel | CascadeModel]) -> None:
-    """Say of the candidates among these what is known of them."""
-    evidence, catalogue = Evidence(), service.catalogue
-    for model in shown:
-        candidate = catalogue.candidates.by_key.get(ModelKey(model.name, model.version))
-        if candidate is None or not isinstance(model, Model):
-            continue
-        idle = why_idle(service, candidate)
-        if candidate.role == "canary":
-            answered = evidence.of_canary(candidate)
-            model.canary = Canary(of=candidate.main, share=candidate.share, idle=idle, **answered._asdict())
-        else:
-            of_version = max(catalogue.versions.get(candidate.main, ()), default=None)
-            model.shadow = _shadow(candidate, of_version, idle, evidence.of_shadow(candidate, of_version))
-
-
-def _shadow(candidate: Candidate, of_version: int | None, idle: str | None, compared: Compared) -> Shadow:
-    agreement = None
-    if compared.images:
-        low, high = compared.interval
-        agreement = manifest.Share(share=compared.agreed / compared.images, low=low, high=high)
-    return Shadow(
-        of=candidate.main,
-        of_version=of_version,
-        share=candidate.share,
-        idle=idle,
-        images=compared.images,
-        agreed=compared.agreed,
-        agreement=agreement,
-        dropped=compared.dropped,
-        failed=compared.failed,
-        timed_images=compared.timed,
-        inference_ms=_ms(compared.seconds),
-        inference_ms_of_main=_ms(compared.main_seconds),
-    )
-
-
-def _ms(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds * 1e3, 3)
 
 
 def _calibration(found: Manifest) -> Calibration | None:

@@ -67,7 +67,7 @@ class Canaries:
         canary = plan.members[0]
         if error.code in _HARMFUL:
             reason = f"it has just failed in this HTTP worker, and is left alone for a minute: {error.detail}"
-            self._rests.begin(canary.id, time.monotonic() + REST_S, reason)
+            self._rests.begin(canary.id, time.monotonic(), REST_S, reason)
         self._metrics.canaries.labels(*plan.labels, "passed_back").inc()
         return True
 

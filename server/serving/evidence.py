@@ -83,7 +83,10 @@ def _labels(candidate: Candidate) -> tuple[str, str]:
 
 
 def why_idle(service: Service, candidate: Candidate) -> str | None:
-    """Why a candidate gets nothing now, as far as this process knows; None: it gets its share."""
+    """Why one of the candidates gets nothing now, as far as this process knows; None: it gets its share.
+
+    To be asked in the event loop of the service.
+    """
     main = service.catalogue.versions.get(candidate.main)
     if not main:
         return f"{candidate.main} is not served"

@@ -88,7 +88,7 @@ class Agenda:
     def crashed(self, shadow: Candidate, now_s: float) -> None:
         """An engine has ended while it ran this model on an image."""
         reason = "an inference engine crashed in it less than an hour ago"
-        self._rests.begin(shadow.model.id, now_s + CRASH_REST_S, reason)
+        self._rests.begin(shadow.model.id, now_s, CRASH_REST_S, reason)
 
 
 class _Waiting(NamedTuple):

@@ -24,17 +24,12 @@ class Rests:
     def __init__(self) -> None:
         self._until: dict[str, tuple[float, str]] = {}  # by the model's id: when, and why
 
-    def begin(self, model: str, until_s: float, reason: str) -> None:
-        """Leave it alone until then, or longer where that is known already."""
-        if until_s > self._until.get(model, (0.0, ""))[0]:
-            self._until[model] = until_s, reason
+    def begin(self, model: str, now_s: float, seconds: float, reason: str) -> None:
+        """Leave it alone for so long."""
+        self._until = {each: rest for each, rest in self._until.items() if rest[0] > now_s}
+        self._until[model] = now_s + seconds, reason
 
     def reason(self, model: str, now_s: float) -> str | None:
         """Why it gets nothing now; None: it does."""
-        if model not in self._until:
-            return None
-        until_s, reason = self._until[model]
-        if now_s < until_s:
-            return reason
-        del self._until[model]
-        return None
+        until_s, reason = self._until.get(model, (0.0, ""))
+        return reason if now_s < until_s else None

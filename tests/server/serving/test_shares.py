@@ -30,7 +30,8 @@ def test_another_share_counts_from_the_next_on() -> None:
 def test_who_is_left_alone_has_a_reason_until_it_is_over() -> None:
     rests = Rests()
     assert rests.reason("a", 0.0) is None
-    rests.begin("a", 10.0, "long")
-    rests.begin("a", 5.0, "short")
-    assert (rests.reason("a", 9.0), rests.reason("b", 9.0)) == ("long", None)
+    rests.begin("a", 2.0, 8.0, "crashed")
+    rests.begin("b", 3.0, 1.0, "failed")
+    assert [rests.reason(each, 3.5) for each in "abc"] == ["crashed", "failed", None]
+    assert [rests.reason(each, 9.0) for each in "abc"] == ["crashed", None, None]
     assert rests.reason("a", 10.0) is None
