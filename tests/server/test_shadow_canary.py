@@ -157,21 +157,6 @@ def test_shadows_that_hang_take_nothing_from_requests_and_what_is_too_much_is_dr
         until(lambda: described(server, "new")["shadow"]["images"] == MOST_IMAGES + 1)
 
 
-def test_a_shadow_waits_until_nothing_else_does(tmp_path: Path) -> None:
-    write(tmp_path, "main")
-    write(tmp_path, "new", {"shadow_of": "main", "share": 1})
-    with GatedServer(tmp_path, max_batch=1, default_model="main") as server, ThreadPoolExecutor(8) as clients:
-        with server.hold(2) as release, server.hold("new"):
-            held = clients.submit(server.classify, red_image(2))  # keeps the engine busy
-            until(lambda: server.metric("serving_batch_size_count", model="main") == 1)
-            waiting = [clients.submit(server.classify, red_image(red)) for red in range(3, 9)]
-            until(lambda: server.pending() == 7)
-            release()
-            # The first answer has made a shadow, which the engine would hang in. All others are answered before.
-            assert [top1(each.result()) for each in (held, *waiting)] == [2, *range(3, 9)]
-        until(lambda: described(server, "new")["shadow"]["images"] == 7)
-
-
 def test_several_http_workers_count_together(tmp_path: Path) -> None:
     write(tmp_path, "main")
     write(tmp_path, "new", {"shadow_of": "main", "share": 1})

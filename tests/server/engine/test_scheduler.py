@@ -205,6 +205,24 @@ def test_a_higher_priority_goes_first_and_each_keeps_its_order() -> None:
     assert [taken(scheduler, 9.0), taken(scheduler, 9.0)] == ["x", "e"]
 
 
+def test_a_shadow_runs_when_nothing_else_waits_for_whatever_model() -> None:
+    scheduler = scheduler_of(job("a", 0.0, quarantined=True, priority=Priority.SHADOW), max_wait_s=5.0)
+    scheduler.add_model("other", Limits(8, 0.0, 9))
+    scheduler.submit("other", job("x", 1.0, priority=Priority.LOW))
+    scheduler.submit("m", job("b", 2.0))
+    assert [taken(scheduler, 2.0), taken(scheduler, 2.0), taken(scheduler, 2.0)] == ["b", "x", "a"]
+
+
+def test_shadows_keep_nobody_out_of_a_queue() -> None:
+    shadow, low = Priority.SHADOW, Priority.LOW
+    scheduler = scheduler_of(job("a", priority=shadow), job("b", priority=shadow), queue_size=2)
+    assert not scheduler.submit("m", job("c", priority=shadow))
+    assert scheduler.submit("m", job("d", priority=low))
+    assert scheduler.submit("m", job("e"))
+    assert not scheduler.submit("m", job("f"))
+    assert taken(scheduler, 0.0) == "edab"
+
+
 def test_what_was_never_measured_is_tried() -> None:
     assert taken(scheduler_of(*(job(name, deadline_s=0.1) for name in "abc")), 0.0) == "abc"
 
