@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-from export.intervals import Interval, clopper_pearson
+from models.intervals import Interval, clopper_pearson
 
 Verdict = Literal["accepted", "undecided", "refused"]
 _MOST = 100_000

@@ -16,9 +16,9 @@ from export.backends import RUNTIMES
 from export.confidence import METHODS, Curve
 from export.console import step
 from export.diagrams import Figures
-from export.intervals import clopper_pearson
 from export.samples import LabelsFrom
 from models.errors import ExpectedError
+from models.intervals import clopper_pearson
 from models.manifest import Confidence, HeldOut, Manifest, PredictionSets, SetMethod
 from models.weights import sha256_of
 

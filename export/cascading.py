@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from export import averaging, backends, comparison, repository, samples, thresholds
 from export.console import step
-from export.intervals import clopper_pearson, trials_to_prove
 from export.samples import LabelsFrom
 from export.thresholds import Asked, Passed
 from models.confidence import certainty
 from models.errors import ExpectedError
+from models.intervals import clopper_pearson, trials_to_prove
 from models.manifest import Accuracy, Activation, Cascade, Ensemble, Manifest, Rule, RuleKind, Share, Stage
 from models.weights import sha256_of
 

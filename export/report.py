@@ -15,9 +15,9 @@ from export.backends import RUNTIMES, Runtime
 from export.comparison import SURE, Answers
 from export.confidence import Curve
 from export.console import console
-from export.intervals import clopper_pearson
 from export.samples import LabelsFrom
 from models.errors import ExpectedError
+from models.intervals import clopper_pearson
 from models.manifest import Accuracy, CropCount, Manifest, Miscalibration
 from server.engine.backends import Backend
 

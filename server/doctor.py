@@ -333,7 +333,7 @@ def _repository(settings: Settings, report: Report) -> dict[str, Any]:
 def _check_slots(settings: Settings, engines: int, found: Iterable[Manifest], report: Report) -> None:
     largest = max(prod(each.input_shape) for each in found)
     workers = settings.http_workers
-    needed = needed_bytes(settings.slots_per_worker * workers, largest, workers, engines)
+    needed = needed_bytes(settings.slots, largest, workers, engines)
     free = shutil.disk_usage(SHARED).free
     if needed > free:
         report.stop(

@@ -154,6 +154,27 @@ class Metrics:
             [*model, "member", "outcome"],
             registry=registry,
         )
+        candidate = [*model, "main", "main_version"]
+        self.shadows = Counter(
+            "serving_shadow_images",
+            "Of another model, the main one, that a shadow got, too: their best classes agreed or disagreed, it failed,"
+            " or the image was dropped since the server had better things to do",
+            [*candidate, "outcome"],
+            registry=registry,
+        )
+        self.shadow_inference = Times(
+            "serving_shadow_inference_seconds",
+            "Of the same images, by the shadow and by the main model, where both ran them in batches of one size",
+            [*candidate, "by"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.canaries = Counter(
+            "serving_canary_requests",
+            "For another model, that a canary was asked, or that were passed back to the other, as it could not answer",
+            [*model, "outcome"],
+            registry=registry,
+        )
         self.gpu_decodes = Counter(
             "serving_gpu_decodes",
             "Photos given to nvImageCodec: done, or refused and left to Pillow",

@@ -26,9 +26,11 @@ from models.manifest import (
     Recipe,
     UnreadableError,
 )
+from server import candidates
+from server.candidates import Candidates
 from server.errors import Code, ServiceError
 from server.refusals import Cause, Refusal
-from server.settings import ModelSettings
+from server.settings import OF_CANDIDATES, ModelSettings
 
 PREFERRED_DEFAULTS = ("resnet50", "efficientnet_lite0")
 SETTINGS_FILE = "serving.json"
@@ -60,13 +62,13 @@ class Model:
     manifest: Manifest
     settings: ModelSettings
     id: str
-    """Another one where anything of the two is different: the engine may have a version's old and new file at once."""
+    """Another one where the engine would do anything else: it may have a version's old and new file at once."""
 
     @classmethod
     def of(cls, found: Manifest, settings: ModelSettings | None = None) -> Self:
         """With the settings of all models, if none are given."""
         settings = settings or ModelSettings()
-        content = found.model_dump_json() + settings.model_dump_json()
+        content = found.model_dump_json() + settings.model_dump_json(exclude=set(OF_CANDIDATES))
         return cls(found, settings, hashlib.sha256(content.encode()).hexdigest()[:16])
 
     @property
@@ -101,6 +103,11 @@ class Catalogue:
             name: {key.version: found for key, found in self.entries.items() if key.name == name}
             for name in sorted({key.name for key in self.entries})
         }
+
+    @cached_property
+    def candidates(self) -> Candidates:
+        """Those of its models that may replace others."""
+        return Candidates.of(self.models, self.versions)
 
     def serving(self, models: Mapping[ModelKey, Model], refused: Mapping[ModelKey, Refusal]) -> "Catalogue":
         """The same with other models, more of them refused, and without what lacks one."""
@@ -355,6 +362,7 @@ def _read(
         except ManifestError as error:
             refused[ModelKey(path.parent.name, int(path.name))] = Refusal.of(error)
     recipes = {key: found for key, found in entries.items() if not isinstance(found, Manifest)}
+    known = {key.name for key in (*entries, *refused)}
     if names:
         wanted = {*names, *also}
         for _ in range(2):  # of a cascade, which may have ensembles, and of these
@@ -369,6 +377,11 @@ def _read(
                 models[key] = Model.of(found, _settings(folder / key.name))
             except ManifestError as error:
                 refused[key] = Refusal.of(error)
+    own = {key.name: model.settings for key, model in models.items()}
+    for key in list(models):
+        if reason := candidates.why_not(key.name, own, known):
+            del models[key]
+            refused[key] = Refusal(Cause.NEVER, f"{folder / key.name / SETTINGS_FILE}: {reason}")
     there = {key.name for key in (*models, *recipes)}
     reasons = "".join(f"; {refusal.reason}" for refusal in refused.values())
     passing = any(refusal.is_tried_again for refusal in refused.values())
@@ -439,8 +452,12 @@ def _settings(folder: Path) -> ModelSettings:
 
 
 def _default(models: Mapping[ModelKey, Model], names: set[str]) -> str | None:
-    """The only one, else the preferred, or its exact cascade; no engine beside the model that it was built from."""
+    """The only one, else the preferred, or its exact cascade; no engine beside the model that it was built from.
+
+    Nor what is there to replace another, before it has.
+    """
     engines = {key.name for key, model in models.items() if model.manifest.tensorrt}
+    names = names - {key.name for key, model in models.items() if model.settings.candidate_for} or names
     meant = names - engines or names
     if len(meant) == 1:
         return next(iter(meant))

@@ -153,7 +153,7 @@ def _room_for(what: str, folder: Path) -> Generator[None]:
 def _slots(settings: Settings, catalogue: Catalogue, engines: int) -> Slots:
     largest = max((math.prod(model.manifest.input_shape) for model in catalogue.models.values()), default=USUAL_BYTES)
     try:
-        return Slots(settings.slots_per_worker * settings.http_workers, largest, settings.http_workers, engines)
+        return Slots(settings.slots, largest, settings.http_workers, engines)
     except OSError as error:
         detail = f"shared memory for {settings.queue_size} images cannot be had: {error.strerror}"
         raise StartupError(f"{detail}; lower --queue-size, or give /dev/shm more room (docker: --shm-size)") from error

@@ -34,6 +34,10 @@ LINK = re.compile("(tcp|udp|sctp)://")
 """How Kubernetes tells each container of a Service beside it, in a variable `<NAME>_PORT`."""
 
 
+OF_CANDIDATES = frozenset({"shadow_of", "canary_of", "share"})
+"""Settings of a model that no engine needs to know."""
+
+
 class ModelSettings(BaseModel):
     """What one model has in its own way: `<repository>/<model>/serving.json`. Without a value: as all models."""
 
@@ -53,6 +57,25 @@ class ModelSettings(BaseModel):
     """Numbers of the engines that load the model, counted from 0. Not given: all."""
     priority: PriorityName = "normal"
     """Priority of requests that state none."""
+    shadow_of: ModelName | None = None
+    """The model whose images this one gets too, once they are answered. Nobody sees its answers."""
+    canary_of: ModelName | None = None
+    """The model some of whose requests this one answers."""
+    share: Annotated[float, Field(ge=0, le=1)] | None = None
+    """The share of images or requests, from 0 to 1, of `shadow_of` or `canary_of`."""
+
+    @model_validator(mode="after")
+    def _one_share_of_one(self) -> Self:
+        if self.shadow_of and self.canary_of:
+            raise ValueError("shadow_of and canary_of exclude each other: first the one, then the other")
+        if (self.share is None) != (self.candidate_for is None):
+            raise ValueError("share goes with shadow_of or canary_of: say which of them, and how much, from 0 to 1")
+        return self
+
+    @property
+    def candidate_for(self) -> str | None:
+        """The model that it may replace."""
+        return self.shadow_of or self.canary_of
 
 
 class Settings(BaseSettings):
@@ -210,12 +233,18 @@ class Settings(BaseSettings):
 
     def of(self, model: ModelSettings) -> Self:
         """The same, where a model's own do not differ."""
-        return self.model_copy(update=model.model_dump(exclude={"priority", "devices"}, exclude_none=True))
+        others = {"priority", "devices", *OF_CANDIDATES}
+        return self.model_copy(update=model.model_dump(exclude=others, exclude_none=True))
 
     @property
     def slots_per_worker(self) -> int:
         """Requests one HTTP worker may have between upload and answer."""
         return self.queue_size // self.http_workers
+
+    @property
+    def slots(self) -> int:
+        """Of all HTTP workers, and behind these one more of each, for what nobody waits for."""
+        return (self.slots_per_worker + 1) * self.http_workers
 
 
 class WrongSettingsError(ExpectedError):

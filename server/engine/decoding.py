@@ -1,5 +1,8 @@
 """The decoders of one process: threads that turn compressed images into the network's pixels."""
 
+import os
+import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +21,10 @@ Decode = Callable[[bytes, Preprocessing, Sequence[NDArray[np.uint8]]], Size]
 """Writes each crop of a compressed image, uint8[H, W, 3], RGB, into one of the arrays; tells the image's size."""
 
 
+LOWEST = 19
+"""The niceness of whoever comes last (nice(2))."""
+
+
 class Decoded(NamedTuple):
     """How an image was decoded; times by the monotonic clock."""
 
@@ -29,9 +36,10 @@ class Decoded(NamedTuple):
 class Decoders:
     """A bounded pool of threads, and what they are at."""
 
-    def __init__(self, decode: Decode, threads: int) -> None:
+    def __init__(self, decode: Decode, threads: int, *, last: bool = False) -> None:
+        """So many; those that come `last` get only what CPU time all other threads leave."""
         self._decode = decode
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._threads = ThreadPoolExecutor(threads, "decode", _come_last if last else None)
         self._started_s: dict[object, float] = {}  # of those at work; the key is an identity and nothing else
 
     def submit(
@@ -79,3 +87,9 @@ class Decoders:
         finally:
             del self._started_s[work]
         return Decoded(started_s, time.monotonic(), size)
+
+
+def _come_last() -> None:
+    """Only Linux has this for a thread; elsewhere it would be the whole process."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST)

@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from typing import Any, assert_never
 
 import numpy as np
+from numpy.typing import NDArray
 
 from models.manifest import CropCount
 from server.engine.channel import Channel
@@ -21,7 +22,7 @@ from server.engine.decoding import Decoded, Decoders, Image
 from server.engine.dispatch import Engines
 from server.engine.messages import Answer, Cancel, Submit, decode_replies, encode
 from server.engine.scheduler import Priority
-from server.engine.tickets import Action, Answered, Ended, Ticket, Tickets
+from server.engine.tickets import MAX_CRASHES, Action, Answered, Ended, Ticket, Tickets
 from server.repository import Model
 from server.slots import Slots
 
@@ -30,15 +31,24 @@ class RemoteEngine:
     """A `Classifier`: decodes images into the slots that it owns, and has the engine processes classify them."""
 
     def __init__(
-        self, slots: Slots, owned: range, decoders: Decoders, count: Callable[[int], None], worker: int = 0
+        self,
+        slots: Slots,
+        owned: range,
+        decoders: Decoders,
+        count: Callable[[int], None],
+        worker: int = 0,
+        *,
+        work_s: NDArray[np.float64] | None = None,
+        most_crashes: int = MAX_CRASHES,
     ) -> None:
         """Use the slots `owned`, as this HTTP worker; `count` is told of each change of the number in use."""
         self._slots = slots
         self._decoders = decoders
         self._count = count
         self._loop = asyncio.get_running_loop()
-        self._engines = Engines(slots.work_s, worker)
-        self._tickets = Tickets(owned, self._engines)
+        # A table of its own for who leaves no trace in the one by which requests are dispatched.
+        self._engines = Engines(slots.work_s if work_s is None else work_s, worker)
+        self._tickets = Tickets(owned, self._engines, most_crashes)
         self._futures: dict[int, asyncio.Future[Classes]] = {}  # by ticket
         self._channels: dict[int, Channel] = {}  # by engine
 

@@ -26,6 +26,8 @@ class Priority(IntEnum):
     HIGH = 0
     NORMAL = 1
     LOW = 2
+    SHADOW = 3
+    """of what nobody waits for: `server.serving.shadows`"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,11 @@ class _Queue(Generic[Payload]):
             return head.arrived_s
         return min(head.arrived_s + self.limits.max_wait_s, self.earliest_s - self.predict_s(self.length))
 
+    def makes_room_for(self, job: Job[Payload]) -> bool:
+        """Whether it is full only because of shadows, which keep nobody else out."""
+        others = self.length - len(self.jobs[Priority.SHADOW])
+        return job.priority < Priority.SHADOW and others < self.limits.queue_size
+
     def expire(self, now_s: float) -> list[Job[Payload]]:
         if now_s < self.earliest_s:
             return []
@@ -187,7 +194,7 @@ class Scheduler(Generic[Payload]):
             KeyError: no such model.
         """
         queue = self._queues[model]
-        if queue.length >= queue.limits.queue_size:
+        if queue.length >= queue.limits.queue_size and not queue.makes_room_for(job):
             return False
         queue.add(job)
         self._waiting[job.id] = queue, job

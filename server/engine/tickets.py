@@ -125,7 +125,9 @@ Action = Submit | Cancel | Answered | Ended
 class Tickets:
     """All tickets of one HTTP worker. Whoever owns it carries out every action that a call returns, in their order."""
 
-    def __init__(self, slots: Iterable[int], engines: Engines) -> None:
+    def __init__(self, slots: Iterable[int], engines: Engines, most_crashes: int = MAX_CRASHES) -> None:
+        """What was in `most_crashes` batches that crashed the engine is given up; before the last it runs alone."""
+        self._most_crashes, self._runs_alone = most_crashes, most_crashes - 1
         self._free = list(slots)
         self._engines = engines
         self._ids = itertools.count()
@@ -233,8 +235,8 @@ class Tickets:
             ticket.crashes += ticket.slot in ran
         ended: list[Action] = []
         for ticket in lost:
-            if ticket.crashes >= MAX_CRASHES:
-                detail = f"the inference engine crashed {MAX_CRASHES} times while it ran this image"
+            if ticket.crashes >= self._most_crashes:
+                detail = f"the inference engine crashed {ticket.crashes} times while it ran this image"
                 ended.append(self._end(ticket, ServiceError(Code.ENGINE_CRASHED, detail)))
             elif not ticket.wanted(now_s):
                 ended.append(self._end(ticket, None))
@@ -302,7 +304,7 @@ class Tickets:
             top_k=ticket.top_k,
             arrived_s=ticket.arrived_s,
             deadline_s=ticket.deadline_s,
-            quarantined=ticket.crashes > 0,
+            quarantined=ticket.crashes >= self._runs_alone,
             priority=ticket.priority,
             include=ticket.include,
         )

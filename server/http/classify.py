@@ -177,6 +177,7 @@ def router(service: Service, uploads: Uploads) -> APIRouter:
             async with uploads.image(request) as image:
                 received_s = time.monotonic()
                 plan = _plan(service, plan, request, image.fields, type(parameters))
+                plan = service.canaries.chosen(plan, image.content)
                 async with cancelled_when_gone(request):
                     answer = await service.classify(plan, image.content, received_s)
                     picture = await _picture(service, request, answer, image.content)

@@ -54,6 +54,7 @@ def router(service: Service, uploads: Uploads) -> APIRouter:
                     plan = service.plan(ask._replace(top_k=asked.parameters.top_k or DEFAULT_TOP_K))
                 if not image:
                     raise ServiceError(Code.EMPTY_BODY, "there is no image: send its bytes, or their Base64 as inputs")
+                plan = service.canaries.chosen(plan, image)
                 with service.buffers.held(0 if image is body else len(image)):
                     async with cancelled_when_gone(request):
                         answer = await service.classify(plan, image, received_s)

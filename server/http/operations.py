@@ -1,8 +1,8 @@
 """What operators and their machines ask: probes, metrics, models."""
 
-from typing import Any, Literal, assert_never
+from typing import Annotated, Any, Literal, assert_never
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel
 from starlette.status import HTTP_503_SERVICE_UNAVAILABLE
@@ -21,7 +21,10 @@ from models.manifest import (
     Stage,
 )
 from server.exposition import OPENMETRICS, exposition
+from server.http import candidates
+from server.http.candidates import Canary, Shadow
 from server.http.responses import quality
+from server.repository import ModelKey
 from server.serving.service import Service
 
 
@@ -58,6 +61,9 @@ class Model(BaseModel):
     file_sha256: str
     features: int | None
     activation_maps: tuple[int, int] | None
+    shadow: Shadow | None
+    """None: it is none"""
+    canary: Canary | None
 
 
 class EnsembleModel(BaseModel):
@@ -98,14 +104,19 @@ def router(service: Service) -> APIRouter:
     """The routes, bound to one HTTP worker's service."""
     routes = APIRouter()
 
+    async def idle() -> candidates.Idle:
+        return candidates.idle(service)
+
     @routes.get("/models", summary="What is served")
-    def models() -> Models:
+    def models(idle: Annotated[candidates.Idle, Depends(idle)]) -> Models:
         catalogue = service.catalogue
+        known = candidates.described(catalogue, idle)
         served = sorted(catalogue.entries.values(), key=lambda found: (found.name, found.version))
         newest = {found.name: found for found in served}
         default = newest.get(catalogue.default_model or "")
         refused = {str(key): refusal.reason for key, refusal in catalogue.refused.items()}
-        return Models(models=[_shown(found, found is default) for found in served], refused=refused)
+        shown = [_shown(found, found is default, known.get(ModelKey(found.name, found.version))) for found in served]
+        return Models(models=shown, refused=refused)
 
     @routes.get("/livez", summary="The process answers", response_class=PlainTextResponse)
     async def livez() -> str:
@@ -143,7 +154,11 @@ def _prefers_openmetrics(accept: str) -> bool:
     return 0 < qualities.get(OPENMETRICS, 0) >= qualities.get("text/plain", 0)
 
 
-def _shown(found: Entry, default: bool) -> Model | EnsembleModel | CascadeModel:  # noqa: FBT001
+def _shown(
+    found: Entry,
+    default: bool,  # noqa: FBT001
+    candidate: Shadow | Canary | None,
+) -> Model | EnsembleModel | CascadeModel:
     match found:
         case Ensemble():
             return EnsembleModel(**found.model_dump(include=_fields(EnsembleModel)), default=default)
@@ -157,6 +172,8 @@ def _shown(found: Entry, default: bool) -> Model | EnsembleModel | CascadeModel:
                 calibration=_calibration(found),
                 weights_sha256=found.weights.sha256,
                 file_sha256=found.file.sha256,
+                shadow=candidate if isinstance(candidate, Shadow) else None,
+                canary=candidate if isinstance(candidate, Canary) else None,
             )
         case _:
             assert_never(found)

@@ -35,6 +35,7 @@ from server.control import (
     ToWorker,
     WorkerReady,
 )
+from server.engine.background import Background
 from server.engine.decoding import Decoders
 from server.engine.remote import RemoteEngine
 from server.http import uvicorn_internals
@@ -49,6 +50,7 @@ from server.listeners import shown
 from server.metrics import Metrics
 from server.serving.permits import Permits
 from server.serving.service import Changes, Service
+from server.serving.shadows import Shadows
 from server.settings import Settings
 from server.tls import Certificate
 
@@ -89,12 +91,17 @@ async def _serve(start: Start, control: Connection) -> None:
         settings, start.serve.catalogue, engine, metrics, changes, permits, keys, start.certificate, start.places
     )
     server = _Server(service, control)
-    supervised = _Supervised(service, engine, decoders, server, control)
+    background = Background(
+        start.slots, settings.slots_per_worker * settings.http_workers + start.number, decode, len(start.places)
+    )
+    service.shadows = Shadows(background, service.leases, metrics)
+    supervised = _Supervised(service, engine, background, decoders, server, control)
     supervised.begin()
     gc.freeze()  # what is here now stays: no collection needs to look at it again
     await server.serve(sockets=[start.listener])
     await tracing.stop()
     engine.close()
+    background.close()
     decoders.close(wait=False)
 
 
@@ -126,10 +133,17 @@ class _Supervised:
     """Obeys the supervisor, and tells it that there is progress."""
 
     def __init__(
-        self, service: Service, engine: RemoteEngine, decoders: Decoders, server: "_Server", control: Connection
+        self,
+        service: Service,
+        engine: RemoteEngine,
+        background: Background,
+        decoders: Decoders,
+        server: "_Server",
+        control: Connection,
     ) -> None:
         self._service = service
         self._engine = engine
+        self._background = background
         self._decoders = decoders
         self._server = server
         self._control = control
@@ -138,6 +152,7 @@ class _Supervised:
 
     def begin(self) -> None:
         self._beat()
+        self._want_background()
         # In a thread: the event loop would make the pipe non-blocking, and a long message arrives in pieces.
         threading.Thread(target=self._hear, name="supervised", daemon=True).start()
 
@@ -158,12 +173,18 @@ class _Supervised:
             case EngineUp():
                 self._ups[message.engine] = message
                 self._connect(message)
+                self._background.engine_up(*message)
             case EngineDown(number, recovering):
-                self._ups.pop(number, None)
+                was_up = self._ups.pop(number, None)
                 self._engine.engine_down(number, recovering=recovering)
+                self._background.engine_down(number, recovering=recovering)
+                if was_up and service.shadows:
+                    service.shadows.engine_ended()
             case Serve(catalogue, generation, held):
                 self._engine.hold(held)
+                self._background.hold(held)
                 service.catalogue = catalogue
+                self._want_background()
                 self._tell(Serving(generation))
                 kept = {model.id for model in catalogue.models.values()}
                 service.leases.when_drained(kept, partial(self._tell, Drained(generation)))
@@ -182,6 +203,10 @@ class _Supervised:
                 assert_never(message)
         self._show_engines()
         service.changed()
+
+    def _want_background(self) -> None:
+        if self._service.catalogue.candidates.shadows:
+            self._background.want()
 
     def _connect(self, up: EngineUp) -> None:
         """Again and again: for the moment this process may have no descriptor left."""

@@ -65,6 +65,8 @@ class Plan(NamedTuple):
     max_batch: int
     stages: tuple[AskedStage, ...] = ()
     """of a cascade, in whose order the members are asked; else all are asked at one time"""
+    instead: "Plan | None" = None
+    """of a canary: by which the model that was asked for answers where this one cannot"""
 
     @classmethod
     def of(cls, ask: Ask, catalogue: Catalogue, settings: Settings) -> Self:

@@ -25,12 +25,14 @@ from server.repository import Catalogue
 from server.serving import certainty
 from server.serving.buffers import Buffers
 from server.serving.cache import Cache, digest_of
+from server.serving.canaries import Canaries
 from server.serving.cascade import Pace, descend
 from server.serving.classifier import Classifier
 from server.serving.leases import Leases
 from server.serving.outcomes import Outcome
 from server.serving.permits import Permits
 from server.serving.plan import Answer, Ask, Plan
+from server.serving.shadows import Shadows
 from server.settings import Settings
 from server.tls import Certificate
 
@@ -89,6 +91,9 @@ class Service:
     """Is set, and replaced by another, when it may have become ready or not, or serves other models."""
     buffers: Buffers = field(init=False)
     cache: Cache = field(init=False)
+    canaries: Canaries = field(init=False)
+    shadows: Shadows | None = None
+    """None: none are asked"""
     leases: Leases = field(init=False, default_factory=Leases)
     drawing: asyncio.Semaphore = field(init=False, default_factory=lambda: asyncio.Semaphore(1))
     """Of photos that are decoded once more, whole: one at a time bounds what they take of the memory."""
@@ -97,6 +102,7 @@ class Service:
     def __post_init__(self) -> None:
         self.buffers = Buffers(self.settings.max_body_bytes, self.settings.max_buffered_bytes)
         self.cache = Cache(self.settings.cache_entries)
+        self.canaries = Canaries(self.settings, self.classifier, self.metrics)
 
     def changed(self) -> None:
         """Wake who waits for that."""
@@ -183,7 +189,10 @@ class Service:
                 return await self._answer(plan, image, digest, received_s)
             except ServiceError as error:
                 if not (patient and error.code is Code.QUEUE_FULL):
-                    raise
+                    if plan.instead is None or not self.canaries.passes_back(plan, error):
+                        raise
+                    plan = plan.instead
+                    continue
             await self.permits.retry()
 
     async def draw(self, image: bytes, size: tuple[int, int], values: NDArray[np.float32], box: Box) -> bytes:
@@ -193,7 +202,7 @@ class Service:
 
     async def _answer(self, plan: Plan, image: Image, digest: bytes | None, received_s: float) -> Answer:
         if plan.catalogue is not self.catalogue:  # it has changed, during the upload for instance
-            plan = self.plan(plan.ask)
+            plan = self.plan(plan.ask)._replace(instead=plan.instead)
         ids = tuple(member.id for member in plan.members)
         ask, key = plan.ask, None
         if digest and ask.top_k is not None:
@@ -205,6 +214,8 @@ class Service:
         with self.leases.on(ids):
             classes = await self._ask_members(plan, image, plan.deadline_s(received_s))
         self.metrics.count_decoding(plan.labels, classes.decode_wait_s, classes.decode_s)
+        if self.shadows and plan.catalogue.candidates.shadows:
+            self.shadows.offer(plan, image, classes)
         if key:
             if not classes.cut_short:
                 self.cache.put(key, classes)

@@ -17,6 +17,14 @@ async def classify_all(service: Service, plan: Plan, images: Sequence[Image], re
         ServiceError: they cannot be admitted together, or the first failure of one of them.
     """
     service.shed(len(images) * plan.permits, plan.within_s(received_s))
+    plan = service.canaries.chosen(plan, images[0])
+    answers = await _classify_all(service, plan, images, received_s)
+    if plan.instead and any(answer.plan.entry.name != plan.entry.name for answer in answers):  # one answers for all
+        return await _classify_all(service, plan.instead, images, received_s)
+    return answers
+
+
+async def _classify_all(service: Service, plan: Plan, images: Sequence[Image], received_s: float) -> list[Answer]:
     if len(images) == 1:
         return [await service.classify(plan, images[0], received_s)]
     try:
@@ -34,6 +42,7 @@ async def classify_each(
 
     Cancelling the call gives all of them up.
     """
+    plan = service.canaries.chosen(plan, b"")
     # What the engine runs and what it runs next: with more of them, single requests would wait longer for a decoder.
     window = asyncio.Semaphore(max(service.settings.decode_threads, 2 * plan.max_batch))
 

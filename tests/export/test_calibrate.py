@@ -9,12 +9,12 @@ from PIL import Image
 
 from export import backends, calibrate, confidence, convert, repository, temperature, verify
 from export.calibration import Wanted
-from export.intervals import clopper_pearson
 from export.precision import Fold
 from export.precision import Wanted as Lower
 from export.report import Report
 from export.samples import PHOTOS, image_paths
 from models import manifest
+from models.intervals import clopper_pearson
 from models.manifest import LOGITS_NAME, Confidence, Manifest
 from tests import tiny
 from tests.export.conftest import Exported

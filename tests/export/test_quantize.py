@@ -10,12 +10,12 @@ from onnx import TensorProto, numpy_helper
 
 from export import activations, backends, quantize, repository, verify
 from export.backends import RUNTIMES
-from export.intervals import clopper_pearson
 from export.precision import METHODS, Fold, Wanted, this_machine
 from export.quantization import Calibrated, closest
 from export.report import Report
 from export.samples import PHOTOS, image_paths
 from models import manifest
+from models.intervals import clopper_pearson
 from models.manifest import LOGITS_NAME, QuantizationTarget, Rounding
 from models.weights import sha256_of
 from server import cpus

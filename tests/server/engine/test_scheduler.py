@@ -205,6 +205,24 @@ def test_a_higher_priority_goes_first_and_each_keeps_its_order() -> None:
     assert [taken(scheduler, 9.0), taken(scheduler, 9.0)] == ["x", "e"]
 
 
+def test_a_shadow_runs_when_nothing_else_waits_for_whatever_model() -> None:
+    scheduler = scheduler_of(job("a", 0.0, quarantined=True, priority=Priority.SHADOW), max_wait_s=5.0)
+    scheduler.add_model("other", Limits(8, 0.0, 9))
+    scheduler.submit("other", job("x", 1.0, priority=Priority.LOW))
+    scheduler.submit("m", job("b", 2.0))
+    assert [taken(scheduler, 2.0), taken(scheduler, 2.0), taken(scheduler, 2.0)] == ["b", "x", "a"]
+
+
+def test_shadows_keep_nobody_out_of_a_queue() -> None:
+    shadow, low = Priority.SHADOW, Priority.LOW
+    scheduler = scheduler_of(job("a", priority=shadow), job("b", priority=shadow), queue_size=2)
+    assert not scheduler.submit("m", job("c", priority=shadow))
+    assert scheduler.submit("m", job("d", priority=low))
+    assert scheduler.submit("m", job("e"))
+    assert not scheduler.submit("m", job("f"))
+    assert taken(scheduler, 0.0) == "edab"
+
+
 def test_what_was_never_measured_is_tried() -> None:
     assert taken(scheduler_of(*(job(name, deadline_s=0.1) for name in "abc")), 0.0) == "abc"
 
@@ -270,7 +288,8 @@ class Schedule(RuleBasedStateMachine):
         for age, left, quarantined, priority in arrivals:
             new: Job[None] = Job(self.submitted, self.now_s - age, self.now_s + left, None, quarantined, priority)
             self.submitted += 1
-            full = len(self.waiting[model]) == self.limits[model].queue_size
+            counted = priority if priority == Priority.SHADOW else Priority.LOW  # shadows keep nobody else out
+            full = sum(one.priority <= counted for one in self.waiting[model]) >= self.limits[model].queue_size
             assert self.scheduler.submit(model, new) is not full
             if not full:
                 self.waiting[model].append(new)
@@ -320,7 +339,8 @@ class Schedule(RuleBasedStateMachine):
         assert list(self.scheduler) == [one for queue in self.waiting for one in queue]
         assert len(self.scheduler) == sum(map(len, self.waiting))
         for model, limits in enumerate(self.limits):
-            assert self.scheduler.queue_length(model) == len(self.waiting[model]) <= limits.queue_size
+            assert self.scheduler.queue_length(model) == len(self.waiting[model])
+            assert sum(one.priority < Priority.SHADOW for one in self.waiting[model]) <= limits.queue_size
 
     def teardown(self) -> None:
         if not hasattr(self, "scheduler"):

@@ -132,6 +132,19 @@ def test_what_an_engine_died_of_goes_into_quarantine_and_then_is_given_up() -> N
     assert code_of(ended[0]) is Code.ENGINE_CRASHED
 
 
+def test_where_one_crash_is_enough_it_runs_alone_and_is_not_tried_again() -> None:
+    tickets = Tickets([10], one_engine(), most_crashes=1)
+    tickets.engine_up(0, MODELS, 0.0)
+    (ticket,) = admit(tickets)
+    (submit,) = decode(tickets, [ticket])
+    assert submit.quarantined
+    (ended,) = tickets.engine_down(0, {10}, recovering=True, now_s=3.0)
+    assert code_of(ended) == Code.ENGINE_CRASHED
+    (ticket,) = admit(tickets)
+    decoded = tickets.decoded([ticket], Decoded(1.0, 4.0), 4.0)
+    assert (decoded, ticket.state) == ([], State.WAITING)  # for the next engine, as what no engine has run
+
+
 def test_an_engine_that_is_not_to_come_back_soon_ends_all_that_waits_and_refuses_the_rest() -> None:
     tickets = connected(slots=3, engines=(engines := one_engine()))
     first, second = admit(tickets, crops=2)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from export.intervals import clopper_pearson, trials_to_prove
+from models.intervals import clopper_pearson, trials_to_prove
 
 
 @pytest.mark.parametrize(

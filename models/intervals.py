@@ -7,6 +7,8 @@ from typing import NamedTuple
 LEVEL = 0.95
 _STEPS = 60
 """Bisections: enough for the last bit of what is found between 0 and 1."""
+_NEGLIGIBLE = 1e-18
+"""Terms of a sum that are not more than this share of it, each less than the one before it, do not change it."""
 
 
 class Interval(NamedTuple):
@@ -71,14 +73,18 @@ def _root(falling: Callable[[float], float]) -> float:
 
 
 def _at_most(successes: int, trials: int, share: float) -> float:
-    """How likely so many successes are, or fewer; the sum is over the shorter side."""
+    """How likely so many successes are, or fewer; the sum is over the side where terms fall, as far as they count."""
     if share in (0.0, 1.0):
         return float(share == 0.0 or successes == trials)
-    if 2 * successes > trials:
+    if successes > trials * share:
         return 1 - _at_most(trials - successes - 1, trials, 1 - share)
-    logarithm, log_odds = trials * math.log1p(-share), math.log(share) - math.log1p(-share)
-    terms = []
-    for count in range(successes + 1):
-        terms.append(math.exp(logarithm))
-        logarithm += math.log((trials - count) / (count + 1)) + log_odds
-    return min(1.0, math.fsum(terms))
+    log_odds = math.log(share) - math.log1p(-share)
+    ways = math.lgamma(trials + 1) - math.lgamma(successes + 1) - math.lgamma(trials - successes + 1)
+    term = math.exp(ways + successes * log_odds + trials * math.log1p(-share))
+    total, odds = 0.0, math.exp(-log_odds)
+    for count in range(successes, -1, -1):
+        total += term
+        term *= count / (trials - count + 1) * odds
+        if term <= total * _NEGLIGIBLE:
+            break
+    return min(1.0, total)
