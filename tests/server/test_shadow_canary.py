@@ -169,7 +169,6 @@ def test_several_http_workers_count_together(tmp_path: Path) -> None:
 def test_a_canary_is_promoted_and_rolled_back_under_load_and_no_request_is_lost(tmp_path: Path) -> None:
     repository = tmp_path / "repository"
     write(repository, "main")
-    write(repository, "watched")
     with RunningServer(repository, reload_ms=OFTEN_MS, default_model="main", http_workers=2) as server:
         over = threading.Event()
         done: list[tuple[int, int, tuple[str, int]]] = []
