@@ -42,7 +42,7 @@ LOADTEST = (
 )
 COMMANDS = {
     **{f"python export/{name}.py": f"export.{name}" for name in EXPORT},
-    "classify": "client.__main__",
+    "classify": "resnet_serving_client.__main__",
     "python -m server.keys": "server.keys",
     "python -m server tune": "loadtest.tune",
     **{f"python loadtest/{name}.py": f"loadtest.{name}" for name in LOADTEST},
@@ -285,7 +285,7 @@ def http() -> Iterator[str]:
         " route can also answer an [error](errors.md)."
     )
     for tag in document["tags"]:
-        yield f"## {tag['name']}"
+        yield f"## {tag.get('x-displayName', tag['name'])}"
         yield tag["description"]
         for path, methods in document["paths"].items():
             for method, operation in methods.items():

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-NAMED = re.compile(r"(?<![\w/.-])docs/[\w./-]+\.(?:md|py|sh|svg|png|gif|jsonl|json)(?:#[\w-]+)?")
+NAMED = re.compile(r"(?<![\w/.-])docs/[\w./-]+\.(?:md|py|sh|svg|jsonl|json)(?:#[\w-]+)?")
 FOLDERS = ("models", "export", "server", "client", "loadtest", "deploy", "docs", "tests")
 RECORDS = ROOT / "docs" / "measurements"
 """What commands printed when they were measured stays as it was."""
