@@ -270,7 +270,7 @@ def _picture(data: bytes, format_name: str, max_pixels: int) -> _Picture:
         case "GIF":
             data = gif.without_metadata(data)
         case "PNG":
-            png_repair.check(data)
+            png_repair.check(data, max_pixels)
         case "BMP":
             data = bmp.prepared(data)
     with PLUGINS[format_name](BoundedReads(data)) as image:

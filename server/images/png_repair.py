@@ -11,6 +11,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from server.errors import Code, ServiceError
+from server.images.formats import incomplete
 from server.images.orientation import exif, orientation
 from server.images.preprocess import rgb
 
@@ -19,6 +20,7 @@ _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _TRANSPARENT_BYTES = {0: 2, 2: 6, 3: 1}
 """The least that tRNS has, by colour type: a grey level, a colour, or the palette's first alpha."""
 _TRUE_COLOUR_OR_GREY = (0, 2)
+_PADDING = bytes(16)
 _COMPRESSED = (b"iCCP", b"iTXt", b"zTXt")
 _MAX_CHUNKS = 12_500
 """A quarter of the reads that a decoder is allowed, which are four a chunk."""
@@ -65,11 +67,12 @@ class Mended(NamedTuple):
     share: float  # of its rows, 0 to 1
 
 
-def check(data: bytes) -> None:
+def check(data: bytes, max_pixels: int) -> None:
     """Refuse what decoders understand in different ways: Pillow takes the last of several, others the first or none.
 
     Raises:
-        ServiceError: BROKEN_IMAGE, there are several headers or palettes, or a palette that is needed has no colours.
+        ServiceError: BROKEN_IMAGE, there are several headers or palettes, or a palette that is needed has no colours;
+            or rows are missing, though zeros stand in their place, which may be unpacked, too.
     """
     at, headers = len(_MAGIC), 0
     palettes: list[int] = []
@@ -83,6 +86,10 @@ def check(data: bytes) -> None:
         at += 12 + length
     if headers > 1 or (data[25:26] == b"\3" and (len(palettes) != 1 or not palettes[0])):
         raise ServiceError(Code.BROKEN_IMAGE, "the PNG image must have one header, and one palette if it needs any")
+    if data.endswith(_PADDING):
+        there = without_metadata(data.rstrip(b"\0"), max_pixels)
+        if there is not None and there.share < 1:
+            raise incomplete("PNG", there.share)
 
 
 def is_bomb(error: Exception, data: bytes) -> bool:
