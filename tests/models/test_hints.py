@@ -65,7 +65,10 @@ def test_a_python_that_the_shell_finds_is_called_by_its_name(clone: Path, monkey
 def test_in_an_image_it_is_said_how_to_build_another() -> None:
     assert hints.install("openvino") == "build the image with --build-arg EXTRAS=openvino (docs/guides/containers.md)"
     assert hints.packages("a==1", "b") == "build an image that has a==1 and b (docs/guides/containers.md)"
-    assert hints.export("to_onnx", "resnet18") == "export/to_onnx.py resnet18 in the export image (docs/guides/containers.md)"
+    assert (
+        hints.export("to_onnx", "resnet18")
+        == "export/to_onnx.py resnet18 in the export image (docs/guides/containers.md)"
+    )
 
 
 def imported() -> Iterator[str]:

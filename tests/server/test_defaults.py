@@ -25,8 +25,8 @@ from pydantic_settings import BaseSettings
 from python_multipart.multipart import MultipartParser
 from starlette.types import Receive, Scope, Send
 
-from client.clients import AsyncClient, Client
 from models.manifest import Manifest
+from resnet_serving_client.clients import AsyncClient, Client
 from server import repository, tls
 from server.engine import backends
 from server.http import uvicorn_internals, worker

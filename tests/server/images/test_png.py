@@ -140,5 +140,5 @@ def test_metadata_may_be_larger_than_pillow_unpacks(kind: bytes) -> None:
     """Colour profiles of printers are, and what programs write of how they have made a picture."""
     profile = np.random.default_rng(0).integers(0, 4, 2 * 2**20).astype(np.uint8)
     head = b"k\0\1\0\0\0" if kind == b"iTXt" else b"k\0\0"
-    data = png(SIDE, SIDE, 8, 3, ROWS, (kind, head + zlib.compress(profile, 1)), (b"PLTE", RED))
+    data = png(SIDE, SIDE, 8, 3, ROWS, (kind, head + zlib.compress(profile.tobytes(), 1)), (b"PLTE", RED))
     assert difference(decoded(data, WHOLE), (255, 0, 0)) == 0
