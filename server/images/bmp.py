@@ -1,9 +1,6 @@
-"""BMP: what Pillow decodes in Python or shows wrongly, and how much of a file there is."""
+"""BMP: what Pillow decodes in Python or not at all, and how much of a file there is."""
 
 import struct
-
-from PIL import Image
-from PIL.BmpImagePlugin import BmpImageFile
 
 from server.errors import Code, ServiceError
 
@@ -27,13 +24,6 @@ def prepared(data: bytes) -> bytes:
     if bits <= _PALETTE_BITS and colours > 2**bits:
         return data[:46] + struct.pack("<I", 2**bits) + data[50:]
     return data
-
-
-def with_alpha_if_any(image: BmpImageFile) -> Image.Image:
-    """A loaded picture; were all of it transparent, its alpha was never written, and browsers show its colours."""
-    if image.mode == "RGBA" and image.getextrema()[-1] == (0, 0):
-        return image.convert("RGB")
-    return image
 
 
 def share(data: bytes) -> float:

@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import pillow_heif
 from PIL import AvifImagePlugin, Image
-from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
@@ -270,13 +269,15 @@ def _picture(data: bytes, format_name: str, max_pixels: int) -> _Picture:
         case "GIF":
             data = gif.without_metadata(data)
         case "PNG":
-            png_repair.check(data)
+            png_repair.check(data, max_pixels)
         case "BMP":
             data = bmp.prepared(data)
     with PLUGINS[format_name](BoundedReads(data)) as image:
         if isinstance(image, TiffImageFile):
             tiff.opened(image, data)
         check_pixels(image, max_pixels)
+        if format_name == "GIF" and not gif.has_palette(data):
+            raise damaged(data, format_name)
         covered = None
         if isinstance(image, GifImageFile):
             covered = image.tile[0].extents
@@ -289,8 +290,6 @@ def _picture(data: bytes, format_name: str, max_pixels: int) -> _Picture:
             pixels = rgb(tiff.grey(image, negative=negative))
         elif isinstance(image, PngImageFile):
             pixels = rgb(png_repair.with_transparency(image, data))
-        elif isinstance(image, BmpImageFile):
-            pixels = rgb(bmp.with_alpha_if_any(image))
         else:
             pixels = rgb(image)
         if covered is not None and covered != (0, 0, *image.size):  # the rest of the canvas is transparent

@@ -4,7 +4,7 @@ from server.images.bounds import MAX_READS, bound
 
 _EXTENSION, _PICTURE, _TRAILER = 0x21, 0x2C, 0x3B
 _GRAPHIC_CONTROL = 0xF9
-_HEAD_BYTES = 13
+_HEAD_BYTES, _CONTROL_BYTES = 13, 8
 
 
 def without_metadata(data: bytes) -> bytes:
@@ -35,3 +35,15 @@ def without_metadata(data: bytes) -> bytes:
         if label == _GRAPHIC_CONTROL and data[block] >= 4:
             control = b"!\xf9\4" + data[block + 1 : block + 5] + b"\0"
     return data[:start] + control + data[at:]
+
+
+def has_palette(data: bytes) -> bool:
+    """Whether the first picture of a file `without_metadata` has one; if not, Pillow takes it for grey.
+
+    Raises:
+        IndexError: the file ends before it.
+    """
+    if data[10] & 0x80:
+        return True
+    picture = _HEAD_BYTES + (_CONTROL_BYTES if data[_HEAD_BYTES] == _EXTENSION else 0)
+    return bool(data[picture + 9] & 0x80)

@@ -11,6 +11,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from server.errors import Code, ServiceError
+from server.images.formats import incomplete
 from server.images.orientation import exif, orientation
 from server.images.preprocess import rgb
 
@@ -19,6 +20,8 @@ _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _TRANSPARENT_BYTES = {0: 2, 2: 6, 3: 1}
 """The least that tRNS has, by colour type: a grey level, a colour, or the palette's first alpha."""
 _TRUE_COLOUR_OR_GREY = (0, 2)
+_PALETTE = 3
+_PADDING = bytes(16)
 _COMPRESSED = (b"iCCP", b"iTXt", b"zTXt")
 _MAX_CHUNKS = 12_500
 """A quarter of the reads that a decoder is allowed, which are four a chunk."""
@@ -65,24 +68,33 @@ class Mended(NamedTuple):
     share: float  # of its rows, 0 to 1
 
 
-def check(data: bytes) -> None:
+def check(data: bytes, max_pixels: int) -> None:
     """Refuse what decoders understand in different ways: Pillow takes the last of several, others the first or none.
 
     Raises:
-        ServiceError: BROKEN_IMAGE, there are several headers or palettes, or a palette that is needed has no colours.
+        ServiceError: BROKEN_IMAGE, there are several headers or palettes, or a palette that is needed has no colours;
+            or rows are missing, though zeros stand in their place, which may be unpacked, too.
     """
-    at, headers = len(_MAGIC), 0
-    palettes: list[int] = []
-    for _ in range(_MAX_CHUNKS):
-        length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
-        if kind in (b"IDAT", b""):
-            break
-        headers += kind == b"IHDR"
-        if kind == b"PLTE":
-            palettes.append(length)
-        at += 12 + length
-    if headers > 1 or (data[25:26] == b"\3" and (len(palettes) != 1 or not palettes[0])):
+    before = _before_pixels(data)
+    palettes = [length for kind, length in before if kind == b"PLTE"]
+    headers = sum(kind == b"IHDR" for kind, _ in before)
+    if headers > 1 or (data[25:26] == bytes((_PALETTE,)) and (len(palettes) != 1 or not palettes[0])):
         raise ServiceError(Code.BROKEN_IMAGE, "the PNG image must have one header, and one palette if it needs any")
+    if data.endswith(_PADDING):
+        there = without_metadata(data.rstrip(b"\0"), max_pixels)
+        if there is not None and there.share < 1:
+            raise incomplete("PNG", there.share)
+
+
+def _before_pixels(data: bytes) -> list[tuple[bytes, int]]:
+    """Kind and length of each chunk before the first of pixels."""
+    at = len(_MAGIC)
+    found: list[tuple[bytes, int]] = []
+    while len(found) < _MAX_CHUNKS and (kind := data[at + 4 : at + 8]) not in (b"IDAT", b""):
+        length = int.from_bytes(data[at : at + 4], "big")
+        found.append((kind, length))
+        at += 12 + length
+    return found
 
 
 def is_bomb(error: Exception, data: bytes) -> bool:
@@ -110,7 +122,7 @@ def without_metadata(data: bytes, max_pixels: int) -> Mended | None:
         match kind:
             case b"IHDR" if header is None and whole and len(body) == 13:
                 header = _Header(*struct.unpack(">IIBBBBB", body))
-            case b"PLTE" if header is not None and header.colour == 3 and whole:
+            case b"PLTE" if header is not None and header.colour == _PALETTE and whole:
                 palette = _written(kind, body)
             case b"tRNS" if header is not None and whole and not parts:
                 if len(body) >= _TRANSPARENT_BYTES.get(header.colour, len(body) + 1):
@@ -166,13 +178,17 @@ def _written(kind: bytes, body: bytes) -> bytes:
 
 
 def with_transparency(image: PngImageFile, data: bytes) -> Image.Image:
-    """A loaded picture with the transparent colour that its file `data` names, if any, whatever its depth.
+    """A loaded picture with what its file `data` says to be transparent.
 
     Pillow compares what is left of a sample in 8 bits with a colour in the file's depth. What is the same in the upper
     8 of 16 bits need not be the same colour.
     """
     colour = image.info.get("transparency")
     depth, kind = data[24], data[25]
+    if kind == _PALETTE and colour is not None:
+        kinds = [each for each, _ in _before_pixels(data)]
+        if kinds.index(b"tRNS") < kinds.index(b"PLTE"):  # browsers take no notice of it
+            del image.info["transparency"]
     if colour is None or kind not in _TRUE_COLOUR_OR_GREY or depth in (1, 8):
         return image
     if depth < 8:

@@ -233,10 +233,17 @@ def test_a_wrong_checksum_of_all_pixels_is_no_matter() -> None:
         assert np.array_equal(decoded(bytes(data), WHOLE), decoded(encoded(PHOTO, "PNG"), WHOLE))
 
 
+@pytest.mark.parametrize("zeros", [0, 5000])
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
-def test_a_png_that_lacks_pixels_says_how_many_rows_it_has(share: float) -> None:
+def test_a_png_that_lacks_pixels_says_how_many_rows_it_has(share: float, zeros: int) -> None:
     data = encoded(PHOTO, "PNG")
-    assert abs(percent(data[: int(share * len(data))]) - 100 * share) < 15
+    assert abs(percent(data[: int(share * len(data))] + bytes(zeros)) - 100 * share) < 15
+
+
+@pytest.mark.parametrize("lost", [0, 8, 12, 20])
+def test_zeros_behind_a_whole_png_are_no_matter(lost: int) -> None:
+    data = encoded(PHOTO, "PNG")
+    assert np.array_equal(decoded(data[: len(data) - lost] + bytes(5000), WHOLE), decoded(data, WHOLE))
 
 
 def test_critical_chunks_are_trusted_only_whole() -> None:

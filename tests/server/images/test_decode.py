@@ -168,6 +168,16 @@ def test_exif_orientation_gives_the_upright_picture(
     )
 
 
+@pytest.mark.parametrize(
+    ("kind", "count", "value"), [(4, 1, b"\0\0\0\6"), (8, 1, b"\0\6\0\0"), (2, 1, b"6\0\0\0"), (3, 2, b"\0\6\0\6")]
+)
+def test_an_orientation_of_another_type_does_not_count_as_in_browsers(kind: int, count: int, value: bytes) -> None:
+    said = b"Exif\0\0MM\0*" + struct.pack(">LHHHL", 8, 1, ExifTags.Base.Orientation, kind, count) + value + bytes(4)
+    for format_name in ("JPEG", "PNG", "WEBP"):
+        upright = encoded(picture(48, 32), format_name)
+        assert np.array_equal(decoded(encoded(picture(48, 32), format_name, exif=said)), decoded(upright))
+
+
 @pytest.mark.parametrize("orientation", TURNED_FROM_UPRIGHT)
 def test_turned_picture_is_cropped_at_the_same_pixels(orientation: int) -> None:
     """(45 - 32) / 2 rounds to 6 from the upright left: 7 from the stored left of a mirrored picture."""

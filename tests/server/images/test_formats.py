@@ -142,20 +142,6 @@ def test_usual_variants_of_bmp_give_their_colours() -> None:
     assert difference(decoded(data[: 54 + 12] + red16, preprocessing(SIDE, SIDE)), (255, 0, 0)) == 0
 
 
-MASKS = struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
-
-
-@pytest.mark.parametrize("header", [56, 108, 124])
-def test_a_bmp_whose_alpha_was_never_written_shows_its_colours(header: int) -> None:
-    """As browsers do, and as clipboards of Windows write it; where some of it is written, it counts."""
-    data = bmp(32, 3, header=header)
-    head = data[:54] + MASKS + data[70 : 14 + header]
-    unwritten, half = b"\0\0\xff\0" * SIDE * SIDE, (b"\0\0\xff\0" + b"\0\0\xff\xff") * (SIDE * SIDE // 2)
-    whole = preprocessing(SIDE, SIDE)
-    assert difference(decoded(head + unwritten, whole), (255, 0, 0)) == 0
-    assert difference(decoded(head + half, whole)[:, ::2], (255, 255, 255)) == 0
-
-
 @pytest.mark.parametrize(("bits", "colours"), [(8, 257), (8, 300), (8, 2**31), (4, 17), (1, 3)])
 def test_a_bmp_may_say_that_it_has_more_colours_than_its_pixels_name(bits: int, colours: int) -> None:
     data = encoded(picture().quantize(2**bits), "BMP")

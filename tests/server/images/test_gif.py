@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.server.images.pictures import decoded, difference, encoded, preprocessing
+from server.errors import Code
+from tests.server.images.pictures import decoded, difference, encoded, preprocessing, refusal
 
 SIDE = 32
 WHOLE = preprocessing(SIDE, SIDE)
@@ -54,6 +55,13 @@ def test_what_the_first_frame_does_not_cover_is_white(
 def test_what_the_frame_hides_itself_is_white_as_well() -> None:
     out = decoded(gif((4, 6, 20, 30), control=b"!\xf9\4\1\0\0\1\0"), WHOLE)
     assert difference(out, (255, 255, 255)) == 0
+
+
+@pytest.mark.parametrize("control", CONTROLS.values(), ids=CONTROLS)
+def test_a_picture_without_a_palette_is_refused(control: bytes) -> None:
+    data = gif((0, 0, SIDE, SIDE), own=True, control=control)
+    at = data.index(b",") + 9
+    assert refusal(data[:at] + b"\0" + data[at + 13 :]) is Code.BROKEN_IMAGE
 
 
 def test_a_frame_beyond_the_canvas_makes_it_larger() -> None:

@@ -135,10 +135,16 @@ def test_what_decoders_understand_in_different_ways_is_refused(chunks: list[tupl
     assert refusal(png(SIDE, SIDE, 8, 3, ROWS, *chunks)) is Code.BROKEN_IMAGE
 
 
+def test_transparency_counts_only_behind_the_palette() -> None:
+    hidden, palette = (b"tRNS", b"\0"), (b"PLTE", RED)
+    assert difference(decoded(png(SIDE, SIDE, 8, 3, ROWS, palette, hidden), WHOLE), (255, 255, 255)) == 0
+    assert difference(decoded(png(SIDE, SIDE, 8, 3, ROWS, hidden, palette), WHOLE), (255, 0, 0)) == 0
+
+
 @pytest.mark.parametrize("kind", [b"iCCP", b"zTXt", b"iTXt"])
 def test_metadata_may_be_larger_than_pillow_unpacks(kind: bytes) -> None:
     """Colour profiles of printers are, and what programs write of how they have made a picture."""
     profile = np.random.default_rng(0).integers(0, 4, 2 * 2**20).astype(np.uint8)
     head = b"k\0\1\0\0\0" if kind == b"iTXt" else b"k\0\0"
-    data = png(SIDE, SIDE, 8, 3, ROWS, (kind, head + zlib.compress(profile, 1)), (b"PLTE", RED))
+    data = png(SIDE, SIDE, 8, 3, ROWS, (kind, head + zlib.compress(profile.tobytes(), 1)), (b"PLTE", RED))
     assert difference(decoded(data, WHOLE), (255, 0, 0)) == 0
