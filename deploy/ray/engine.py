@@ -195,8 +195,7 @@ class LocalEngine:
             return
         self._metrics.inference.labels(*crop.model).observe(result.inference_s)
         decode_wait_s, decode_s = crop.decode_times_s
-        ranked = result.ranked(crop.top_k, crop.include)
-        crop.future.set_result(ranked._replace(decode_wait_s=decode_wait_s, decode_s=decode_s))
+        crop.future.set_result(result._replace(decode_wait_s=decode_wait_s, decode_s=decode_s))
 
     def _count(self, more: int) -> None:
         self._under_way += more

@@ -24,7 +24,7 @@ class Extras(IntFlag):
     """the activation maps"""
 
 
-_NONE = np.empty(0, np.float32)
+NOTHING = np.empty(0, np.float32)
 
 
 class Classes(NamedTuple):
@@ -46,20 +46,14 @@ class Classes(NamedTuple):
     """of a cascade, the member whose answer it is"""
     cut_short: bool = False
     """of a cascade: the next member would have been asked, had there been time"""
-    features: NDArray[np.float32] = _NONE
+    features: NDArray[np.float32] = NOTHING
     """float32[C]; empty where they were not asked for"""
-    activation_maps: NDArray[np.float32] = _NONE
+    activation_maps: NDArray[np.float32] = NOTHING
     """float32[k, h, w] of the best classes, at most MAPPED_CLASSES; empty where they were not asked for"""
     photo_size: tuple[int, int] = (0, 0)
     """width and height of the photo that was decoded, upright"""
     known: bool | None = None
     """whether the image is of any of the classes; None where that was not asked"""
-
-    def ranked(self, top_k: int | None, include: Extras = Extras.NONE) -> "Classes":
-        """Only the best `top_k`, with the logits where they are to be included, or, where that is None, only these."""
-        logits = self.logits if top_k is None or (include and Extras.LOGITS in include) else self.logits[:0]
-        ranked = Classes(self.probabilities[: top_k or 0], self.indices[: top_k or 0], logits, *self[3:])
-        return ranked._replace(activation_maps=self.activation_maps[: top_k or 0]) if include else ranked
 
 
 class Question(NamedTuple):
@@ -94,7 +88,7 @@ def average(answers: Sequence[Classes], top_k: int | None, activation: Activatio
     return Classes(
         probabilities[best].astype(np.float32),
         best.astype(np.int32),
-        np.empty(0, np.float32),
+        NOTHING,
         max(answer.queue_s for answer in answers),
         max(answer.inference_s for answer in answers),
         max(answer.batch_size for answer in answers),

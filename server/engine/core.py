@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.engine.backends import Backend, Outputs
-from server.engine.classes import Classes, Extras
+from server.engine.classes import NOTHING, Classes, Extras
 from server.engine.scheduler import Job, Limits, Scheduler
 from server.errors import Code, DeviceLostError, ServiceError
 
@@ -28,8 +28,12 @@ class Decoded(Protocol):
         """uint8[H, W, 3]; read while the job's batch runs, and the owner's again with the job's outcome."""
 
     @property
+    def top_k(self) -> int | None:
+        """How many classes are wanted; None: the logits of all, and no more."""
+
+    @property
     def include(self) -> Extras:
-        """What is wanted besides the classes."""
+        """What is wanted besides."""
 
 
 Payload = TypeVar("Payload", bound=Decoded)
@@ -187,21 +191,28 @@ class Engine(Generic[Payload]):
             return [Outcome(job, failed) for job in batch.jobs]
         outputs, seconds = future.result()
         self._on_end(batch.jobs, seconds)
-        size = len(batch.jobs)
         if batch.model in self._backends:
-            self._scheduler.observe(batch.model, size, seconds)
-        probabilities, indices, logits, features, activation_maps = outputs
-        outcomes = []
-        for row, job in enumerate(batch.jobs):
-            queue_s = batch.started_s - job.arrived_s
-            classes = Classes(probabilities[row], indices[row], logits[row], queue_s, seconds, size)
-            include = job.payload.include
-            if features is not None and Extras.FEATURES in include:
-                classes = classes._replace(features=features[row])
-            if activation_maps is not None and Extras.HEATMAP in include:
-                classes = classes._replace(activation_maps=activation_maps[row])
-            outcomes.append(Outcome(job, classes))
-        return outcomes
+            self._scheduler.observe(batch.model, len(batch.jobs), seconds)
+        return [Outcome(job, _classes(batch, row, outputs, seconds)) for row, job in enumerate(batch.jobs)]
+
+
+def _classes(batch: _Batch[Payload], row: int, outputs: Outputs, seconds: float) -> Classes:
+    """What a batch's job wanted of its outputs."""
+    job = batch.jobs[row]
+    top_k, include = job.payload.top_k, job.payload.include
+    classes = Classes(
+        outputs.probabilities[row, : top_k or 0],
+        outputs.indices[row, : top_k or 0],
+        outputs.logits[row] if top_k is None or (include and Extras.LOGITS in include) else NOTHING,
+        batch.started_s - job.arrived_s,
+        seconds,
+        len(batch.jobs),
+    )
+    if outputs.features is not None and Extras.FEATURES in include:
+        classes = classes._replace(features=outputs.features[row])
+    if outputs.activation_maps is not None and Extras.HEATMAP in include:
+        classes = classes._replace(activation_maps=outputs.activation_maps[row, : top_k or 0])
+    return classes
 
 
 def _too_late() -> ServiceError:

@@ -8,9 +8,10 @@ import select
 import socket
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple, assert_never
@@ -36,7 +37,6 @@ from server.settings import Settings
 from server.slots import Slots
 
 log = logging.getLogger(__name__)
-
 
 GATHER_S = 0.005
 """How long requests may lie in the sockets while nothing could start: each look at them costs more than one of them."""
@@ -93,38 +93,51 @@ def _settled(place: Place, settings: Settings) -> Settings:
     return settings.model_copy(update={"inference_threads": place.threads})
 
 
-class _Process:
-    """One thread reads requests, steps the engine and sends what came of it; another loads models."""
+class _Tally:
+    """What the process counts of its batches, for the metrics."""
 
-    def __init__(
-        self, place: Place, settings: Settings, folder: Path, slots: Slots, address: str, control: Connection
-    ) -> None:
-        self._settings = settings
-        self._folder = folder
-        self._models: dict[str, _Served] = {}
-        self._slots = slots
-        self._control = control
-        self._stall_s = settings.stall_timeout_ms / 1e3
+    def __init__(self, place: Place) -> None:
         self._metrics = metrics.Metrics(place.name)
-        self._place = place
+        self._engine = place.name, place.device
         self._batches = self._images = 0  # since they were last shown
         self._busy_s = 0.0  # in them
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._engine: Engine[_Crop] = Engine(
-            wake=lambda: os.eventfd_write(self._wake, 1),
-            on_start=self._started,
-            on_end=self._ended,
-        )
-        self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
-        self._held = ExitStack()
-        self._page_locked = False
+
+    def started(self, jobs: Sequence[Job[_Crop]]) -> None:
+        """A batch."""
+        now_s = time.monotonic()
+        labels = jobs[0].payload.model
+        self._metrics.batch_size.labels(*labels).add(len(jobs))
+        self._metrics.queue.labels(*labels).add_all([now_s - job.arrived_s for job in jobs])
+        self._batches += 1
+        self._images += len(jobs)
+
+    def ended(self, jobs: Sequence[Job[_Crop]], seconds: float | None) -> None:
+        """A batch, after so long; None: it failed."""
+        if seconds is not None:
+            self._metrics.inference.labels(*jobs[0].payload.model).add(seconds, len(jobs))
+            self._busy_s += seconds
+
+    def show(self, waiting: Mapping[metrics.Labels, int]) -> None:
+        """All of it, and how many images wait for each model."""
+        self._metrics.engine_batches.labels(*self._engine).inc(self._batches)
+        self._metrics.engine_images.labels(*self._engine).inc(self._images)
+        self._metrics.engine_busy.labels(*self._engine).inc(self._busy_s)
+        self._batches, self._images, self._busy_s = 0, 0, 0.0
+        for labels, length in waiting.items():
+            self._metrics.queue_length.labels(*labels).set(length)
+
+
+class _Loader:
+    """Loads models, at the start in the caller's thread, later in one of its own."""
+
+    def __init__(self, settings: Settings, folder: Path, slot_bytes: int, wake: Callable[[], None]) -> None:
+        """`wake` is called from that thread once a model is there, or cannot be."""
+        self._settings = settings
+        self._folder = folder
+        self._slot_bytes = slot_bytes
+        self._wake = wake
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="loader")
         self._loading: dict[Future[Warm], Model] = {}
-        self._workers: dict[int, Channel] = {}  # by descriptor
-        self._poll = select.epoll()
-        self._urgent = select.epoll()  # the same without the HTTP workers
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(address)
-        self._listener.listen()
 
     def load(self, model: Model, progress: Callable[[], None] = lambda: None) -> Warm:
         """Load a model; blocks.
@@ -134,18 +147,57 @@ class _Process:
             Exception: whatever the runtime reports.
         """
         found = model.manifest
-        if math.prod(found.input_shape) > self._slots.slot_bytes:
+        if math.prod(found.input_shape) > self._slot_bytes:
             raise ManifestError(
                 f"its crop of {found.preprocessing.crop_text} is larger than any at the start: restart the server"
             )
         return load(self._folder, model, self._settings, progress)
+
+    def begin(self, model: Model) -> None:
+        """Load it in the other thread."""
+        loading = self._thread.submit(self.load, model)
+        self._loading[loading] = model
+        loading.add_done_callback(lambda _: self._wake())
+
+    def ended(self) -> list[tuple[Model, Future[Warm]]]:
+        """What has come of those since this was asked last."""
+        return [(self._loading.pop(loading), loading) for loading in list(self._loading) if loading.done()]
+
+
+class _Process:
+    """One thread reads requests, steps the engine and sends what came of it; another loads models."""
+
+    def __init__(
+        self, place: Place, settings: Settings, folder: Path, slots: Slots, address: str, control: Connection
+    ) -> None:
+        self._models: dict[str, _Served] = {}
+        self._slots = slots
+        self._control = control
+        self._stall_s = settings.stall_timeout_ms / 1e3
+        self._tally = _Tally(place)
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        wake = partial(os.eventfd_write, self._wake, 1)
+        self._engine: Engine[_Crop] = Engine(
+            wake=wake,
+            on_start=self._started,
+            on_end=self._ended,
+        )
+        self._loader = _Loader(settings, folder, slots.slot_bytes, wake)
+        self._held = ExitStack()
+        self._page_locked = False
+        self._workers: dict[int, Channel] = {}  # by descriptor
+        self._poll = select.epoll()
+        self._urgent = select.epoll()  # the same without the HTTP workers
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(address)
+        self._listener.listen()
 
     def load_all(self, models: Sequence[Model]) -> dict[str, Refusal]:
         """Load what can be; why the rest cannot, by the models' ids."""
         refused: dict[str, Refusal] = {}
         for model in models:
             try:
-                self.add(model, self.load(model, lambda: self._tell(Heartbeat())))
+                self.add(model, self._loader.load(model, lambda: self._tell(Heartbeat())))
             except (DeviceLostError, BrokenPipeError):
                 raise  # this process is of no use to any model
             except Exception as error:  # whatever is wrong with one model must not take the others down
@@ -179,7 +231,7 @@ class _Process:
             if now_s >= heartbeat_s and now_s - (self._engine.oldest_start_s() or now_s) < self._stall_s:
                 self._tell(Heartbeat())
                 heartbeat_s = now_s + HEARTBEAT_S
-                self._show()
+                self._tally.show(self._waiting())
             due_s = min(self._engine.next_event_s() or math.inf, now_s + HEARTBEAT_S)
             replies: list[tuple[Channel, Reply]] = []
             for source, events in self._wait(max(0.0, due_s - now_s)):
@@ -214,28 +266,20 @@ class _Process:
         self._workers[worker.fileno()] = worker
         self._poll.register(worker.fileno(), select.EPOLLIN)
 
-    def _show(self) -> None:
-        of = self._place.name, self._place.device
-        self._metrics.engine_batches.labels(*of).inc(self._batches)
-        self._metrics.engine_images.labels(*of).inc(self._images)
-        self._metrics.engine_busy.labels(*of).inc(self._busy_s)
-        self._batches, self._images, self._busy_s = 0, 0, 0.0
+    def _waiting(self) -> Mapping[metrics.Labels, int]:
         lengths: Counter[metrics.Labels] = Counter()
         for model_id, served in self._models.items():
             lengths[served.labels] += self._engine.queue_length(model_id)
-        for labels, length in lengths.items():
-            self._metrics.queue_length.labels(*labels).set(length)
+        return lengths
 
     def _obey(self, message: ToEngine) -> list[Outcome[_Crop]]:
         """What the supervisor wants; the outcomes are of what waited for a model that it takes away."""
         match message:
             case Load(model):
-                loading = self._loader.submit(self.load, model)
-                self._loading[loading] = model
-                loading.add_done_callback(lambda _: os.eventfd_write(self._wake, 1))
+                self._loader.begin(model)
             case Unload(model_id):
                 if gone := self._models.pop(model_id, None):
-                    self._metrics.queue_length.labels(*gone.labels).set(0)
+                    self._tally.show({gone.labels: 0})
                     outcomes = self._engine.remove_model(model_id)
                     gc.collect()
                     give_memory_back()
@@ -245,8 +289,8 @@ class _Process:
         return []
 
     def _finish_loading(self) -> None:
-        for loading in [loading for loading in self._loading if loading.done()]:
-            model, refusal = self._loading.pop(loading), None
+        for model, loading in self._loader.ended():
+            refusal = None
             try:
                 self.add(model, loading.result())
             except DeviceLostError:
@@ -293,34 +337,26 @@ class _Process:
 
     def _started(self, jobs: Sequence[Job[_Crop]]) -> None:
         self._slots.running[[job.payload.slot for job in jobs]] = True
-        now_s = time.monotonic()
-        labels = jobs[0].payload.model
-        self._metrics.batch_size.labels(*labels).add(len(jobs))
-        self._metrics.queue.labels(*labels).add_all([now_s - job.arrived_s for job in jobs])
-        self._batches += 1
-        self._images += len(jobs)
+        self._tally.started(jobs)
 
     def _ended(self, jobs: Sequence[Job[_Crop]], seconds: float | None) -> None:
         self._slots.running[[job.payload.slot for job in jobs]] = False
-        if seconds is not None:
-            self._metrics.inference.labels(*jobs[0].payload.model).add(seconds, len(jobs))
-            self._busy_s += seconds
+        self._tally.ended(jobs, seconds)
 
     def _reply(self, outcome: Outcome[_Crop]) -> tuple[Channel, Reply]:
         crop, result = outcome.job.payload, outcome.result
         if isinstance(result, ServiceError):
             return crop.owner, Failure(crop.id, result.code, result.detail)
-        wanted = result.ranked(crop.top_k, crop.include)
         return crop.owner, Answer(
             crop.id,
-            wanted.probabilities.tobytes(),
-            wanted.indices.tobytes(),
-            wanted.logits.tobytes(),
-            wanted.queue_s,
-            wanted.inference_s,
-            wanted.batch_size,
-            wanted.features.tobytes(),
-            wanted.activation_maps.tobytes(),
+            result.probabilities.tobytes(),
+            result.indices.tobytes(),
+            result.logits.tobytes(),
+            result.queue_s,
+            result.inference_s,
+            result.batch_size,
+            result.features.tobytes(),
+            result.activation_maps.tobytes(),
         )
 
     def _send(self, replies: list[tuple[Channel, Reply]]) -> None:

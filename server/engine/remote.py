@@ -25,6 +25,7 @@ from server.engine.scheduler import Priority
 from server.engine.tickets import MAX_CRASHES, Action, Answered, Ended, Ticket, Tickets
 from server.repository import Model
 from server.slots import Slots
+from server.time_limit import TimeLimit
 
 
 class RemoteEngine:
@@ -85,11 +86,7 @@ class RemoteEngine:
         """See `Classifier`."""
         now_s = time.monotonic()
         tickets = self._tickets.admit(crops, model.id, top_k, deadline_s, priority, now_s, include)
-        futures = [self._loop.create_future() for _ in tickets]
-        for ticket, future in zip(tickets, futures, strict=True):
-            self._slots.running[ticket.slot] = False
-            ticket.kept = follow is not None
-            self._futures[ticket.id] = future
+        futures = self._expect(tickets, kept=follow is not None)
         self._count(len(self._tickets))
         shape = model.manifest.input_shape
         pixels = [self._slots.pixels(ticket.slot, shape) for ticket in tickets]
@@ -105,7 +102,7 @@ class RemoteEngine:
             raise
         decoding.add_done_callback(lambda done: self._call_in_loop(self._decoded, tickets, done))
         try:
-            async with asyncio.timeout(deadline_s - now_s):
+            with TimeLimit(deadline_s - now_s):
                 answers = [await future for future in futures]
                 while follow and (question := follow(answers)):
                     answers = await self._ask_again(tickets, question)
@@ -117,11 +114,17 @@ class RemoteEngine:
             for ticket in tickets:
                 self._do(self._tickets.give_up(ticket))
 
-    async def _ask_again(self, tickets: Sequence[Ticket], question: Question) -> list[Classes]:
+    def _expect(self, tickets: Sequence[Ticket], *, kept: bool) -> list[asyncio.Future[Classes]]:
+        """The next answer to each, whose pixels may be `kept` then."""
         futures = [self._loop.create_future() for _ in tickets]
         for ticket, future in zip(tickets, futures, strict=True):
             self._slots.running[ticket.slot] = False
+            ticket.kept = kept
             self._futures[ticket.id] = future
+        return futures
+
+    async def _ask_again(self, tickets: Sequence[Ticket], question: Question) -> list[Classes]:
+        futures = self._expect(tickets, kept=True)
         self._do(self._tickets.ask_again(tickets, question.model.id, question.top_k, time.monotonic()))
         return [await future for future in futures]
 

@@ -6,7 +6,7 @@
 import difflib
 import math
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from functools import reduce
 from operator import or_
@@ -18,6 +18,7 @@ from fastapi.routing import APIRoute
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.json_schema import SkipJsonSchema
 from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
 
 from models.manifest import MAX_TOP_K
 from server.engine.classes import Extras
@@ -101,25 +102,27 @@ _TIMEOUT: TypeAdapter[float | None] = TypeAdapter(Timeout)
 
 
 class _Route(APIRoute):
-    """Reads the parameters that the routes here declare by their models alone.
+    """Reads the parameters that the routes here declare by their models alone, and answers.
 
-    FastAPI's general way to find them costs more than all the rest of such a request. It still describes them.
+    FastAPI's general way to find them costs more than all the rest of such a request, and so does what it opens and
+    closes for dependencies, which no route here has. It still describes them.
     """
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        kind = EmbedParameters if self.path == EMBED_PATH else Parameters
+    def __init__(self, path: str, endpoint: Callable[..., Any], **described: Any) -> None:
+        super().__init__(path, endpoint, **described)
+        self._parameters = EmbedParameters if path == EMBED_PATH else Parameters
+        self.app = self._answer
 
-        async def handle(request: Request) -> Response:
-            parameters = _parameters(request, (), kind)
-            try:
-                timeout = field(request.scope, TIMEOUT_FIELD)
-                timeout_s = None if timeout is None else _TIMEOUT.validate_python(timeout)
-            except ValidationError as error:
-                raise _invalid("header", TIMEOUT_HEADER, error.errors()[0]["msg"]) from None
-            response: Response = await self.endpoint(request, parameters, timeout_s)
-            return response
-
-        return handle
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive, send)
+        parameters = _parameters(request, (), self._parameters)
+        try:
+            timeout = field(scope, TIMEOUT_FIELD)
+            timeout_s = None if timeout is None else _TIMEOUT.validate_python(timeout)
+        except ValidationError as error:
+            raise _invalid("header", TIMEOUT_HEADER, error.errors()[0]["msg"]) from None
+        response: Response = await self.endpoint(request, parameters, timeout_s)
+        await response(scope, receive, send)
 
 
 Kind = TypeVar("Kind", bound=EmbedParameters)
@@ -299,21 +302,22 @@ def _plan(
 
 
 def _ask(parameters: EmbedParameters, timeout_s: float | None) -> Ask:
-    ask = Ask(
-        parameters.model,
-        parameters.version,
-        priority=Priority[parameters.priority.upper()] if parameters.priority else None,
-        patience_s=time.monotonic() + (timeout_s or math.inf),
-    )
+    model, version = parameters.model, parameters.version
+    priority = Priority[parameters.priority.upper()] if parameters.priority else None
+    patience_s = time.monotonic() + (timeout_s or math.inf)
     if not isinstance(parameters, Parameters):
-        return ask._replace(top_k=1, include=Extras.FEATURES)
+        return Ask(model, version, 1, priority=priority, patience_s=patience_s, include=Extras.FEATURES)
     include = reduce(or_, map(EXTRAS.__getitem__, parameters.include.split(","))) if parameters.include else Extras.NONE
-    return ask._replace(
-        top_k=parameters.top_k,
-        crops=parameters.crops.value,
-        include=include,
-        coverage=parameters.coverage,
-        reject=parameters.reject,
+    return Ask(
+        model,
+        version,
+        parameters.top_k,
+        parameters.crops.value,
+        priority,
+        patience_s,
+        include,
+        parameters.coverage,
+        parameters.reject,
     )
 
 

@@ -1,10 +1,14 @@
 """Clients that leave."""
 
 import asyncio
-from typing import Any
+from collections.abc import Callable
 
 from fastapi import Request
 from starlette.requests import ClientDisconnect
+
+WHEN_GONE = "serving.when_gone"
+"""An extension of ASGI that our protocol has: it is given what to call once the client has gone; None: nothing more."""
+WhenGone = Callable[[Callable[[], None] | None], None]
 
 
 class cancelled_when_gone:  # noqa: N801  # a context manager; not a generator, as each request has one
@@ -14,26 +18,37 @@ class cancelled_when_gone:  # noqa: N801  # a context manager; not a generator, 
         ClientDisconnect: it did.
     """
 
-    __slots__ = ("_request", "_task", "_watcher")
+    __slots__ = ("_gone", "_request", "_task", "_watcher", "_when_gone")
 
     def __init__(self, request: Request) -> None:
         self._request = request
 
     async def __aenter__(self) -> None:
         self._task = asyncio.current_task()
-        self._watcher = asyncio.create_task(_watch(self._request, self._task))
+        self._gone = False
+        self._when_gone: WhenGone | None = self._request.scope.get("extensions", {}).get(WHEN_GONE)
+        if self._when_gone:
+            self._when_gone(self._leave)
+        else:  # of other servers a task asks, which costs some percent of a request
+            self._watcher = asyncio.create_task(_watch(self._request, self._leave))
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        gone = self._watcher.done() and not self._watcher.cancelled()
-        self._watcher.cancel()
-        if gone and kind is asyncio.CancelledError and self._task is not None:
+        if self._when_gone:
+            self._when_gone(None)
+        else:
+            self._watcher.cancel()
+            del self._watcher  # which knows this object
+        if self._gone and kind is asyncio.CancelledError and self._task is not None:
             self._task.uncancel()
             raise ClientDisconnect from None
 
+    def _leave(self) -> None:
+        self._gone = True
+        if self._task is not None:
+            self._task.cancel()
 
-async def _watch(request: Request, task: asyncio.Task[Any] | None) -> None:
-    """Must not know its own task: one that was cancelled keeps its frames, so the two would wait for the collector."""
+
+async def _watch(request: Request, leave: Callable[[], None]) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-    if task is not None:
-        task.cancel()
+    leave()

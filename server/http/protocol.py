@@ -29,7 +29,7 @@ MAX_PIPELINED = 100
 """Requests that may wait behind the one that is being answered. The first of more ends the connection, after theirs."""
 PROBES = OPEN | {"/metrics"}
 """What is answered also where `max_connections` are open: a server that is busy is neither dead nor unobserved."""
-_GATHERED_BYTES = 64 * 1024
+_CONTINUE = b"HTTP/1.1 100 "
 _HOST = re.compile(rb"[\w.~!$&'()*+,;=%:\[\]-]*")
 """RFC 9112, 3.2: a name or an address, and a port; none of it where the target has none."""
 
@@ -70,11 +70,9 @@ class BoundedProtocol(Connection):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._deadline: asyncio.TimerHandle | None = None
-        self._watch: asyncio.TimerHandle | None = None
-        self._look: asyncio.TimerHandle | None = None
-        self._out: _Gathering
+        self._out: _Answers
         self._refused = False
-        self._in_body = False
+        self._in_head = self._in_body = False
         self._head_bytes = 0
         self._fields = 0
         self._unreported_bytes = 0
@@ -82,7 +80,7 @@ class BoundedProtocol(Connection):
     # What the transport calls.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._out = _Gathering(transport, self.loop)
+        self._out = _Answers(transport, self.loop, self.stalled_s, self.longest_look_s)
         super().connection_made(self._out)
         if self.open_connections > self.max_connections:
             self.header_timeout_s = min(self.header_timeout_s, self.crowded_timeout_s)
@@ -93,9 +91,7 @@ class BoundedProtocol(Connection):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._cancel_deadline()
-        self._stop_watching()
-        if self._look:
-            self._look.cancel()
+        self._out.stop_watching()
         super().connection_lost(exc)
 
     def eof_received(self) -> bool:  # type: ignore[override]
@@ -109,19 +105,18 @@ class BoundedProtocol(Connection):
         self.shutdown()  # after the last answer
         if not self.answer_is_begun:
             self._out.send_ahead(b"H")
-            self._look_for_reset(0.01)
         return True
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
-        if self.idle and self._deadline is None:
-            self._expect_head()  # also for bytes that begin no message: they would hold a connection for ever
         self._unreported_bytes += len(data)
         try:
             self.feed(data)
             if self._unreported_bytes > MAX_HEAD_BYTES:
                 raise _HeadTooLarge
+            if self._deadline is None and (self._in_head or self.idle):
+                self._expect_head()  # also for bytes that begin no message: they would hold a connection for ever
         except (HttpParserError, _HeadTooLarge) as error:
             if isinstance(error, _HeadTooLarge) or isinstance(error.__context__, _HeadTooLarge):
                 detail = f"URL and headers exceed {MAX_HEAD_BYTES} bytes or {MAX_FIELDS} fields: send fewer"
@@ -132,10 +127,10 @@ class BoundedProtocol(Connection):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._watch_reader()
+        self._out.watch_reader()
 
     def resume_writing(self) -> None:
-        self._stop_watching()
+        self._out.stop_watching()
         super().resume_writing()
 
     # What the parser calls.
@@ -143,7 +138,8 @@ class BoundedProtocol(Connection):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._head_bytes = self._fields = self._unreported_bytes = 0
-        self._expect_head()
+        self._in_head = True
+        self._cancel_deadline()  # a message has one of its own, unless all of its head is there
 
     def on_url(self, url: bytes) -> None:
         self._count(len(url))
@@ -163,7 +159,7 @@ class BoundedProtocol(Connection):
             raise HttpParserError("too many requests wait")
         self._check_head()
         super().on_headers_complete()
-        self._in_body = True
+        self._in_head, self._in_body = False, True
         self._cancel_deadline()
 
     def _check_head(self) -> None:
@@ -216,23 +212,6 @@ class BoundedProtocol(Connection):
             self._deadline.cancel()
             self._deadline = None
 
-    def _watch_reader(self, unread_bytes: int = sys.maxsize) -> None:
-        """End the connection once its client has read nothing for `stalled_s`."""
-        left_bytes = self.transport.get_write_buffer_size()
-        if left_bytes < unread_bytes:
-            self._watch = self.loop.call_later(self.stalled_s, self._watch_reader, left_bytes)
-        else:
-            self.transport.abort()
-
-    def _look_for_reset(self, next_s: float) -> None:
-        """End the connection if there was one: the event loop hears of it only when it writes again."""
-        if self.answer_is_begun:
-            return
-        if self._out.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-            self._out.abort()
-        else:
-            self._look = self.loop.call_later(next_s, self._look_for_reset, min(2 * next_s, self.longest_look_s))
-
     async def _answer_probes(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] in PROBES:
             self.shutdown()  # after the answer
@@ -240,11 +219,6 @@ class BoundedProtocol(Connection):
         else:
             log.warning("more than max_connections are open: what another asks for is refused")
             await _too_many_connections(scope, receive, send)
-
-    def _stop_watching(self) -> None:
-        if self._watch:
-            self._watch.cancel()
-            self._watch = None
 
     def _refuse(self, code: str, status: HTTPStatus, detail: str) -> None:
         """Read no more, and close: after a problem document if it can only be taken for the answer to this message."""
@@ -270,43 +244,76 @@ class BoundedProtocol(Connection):
         await _refuse_and_close(SHUTTING_DOWN, f"{detail}; send it again", scope, receive, send)
 
 
-class _Gathering(asyncio.Transport):
-    """What is written in one turn of the event loop leaves together, as the head and the body of an answer do.
+class _Answers(asyncio.Transport):
+    """The transport for answers: a head leaves with its body where that comes in the same turn of the event loop.
 
     uvicorn writes them one after the other, uvloop sends at once what is written, and each wakes whoever waits for it.
+    It watches whether who is to read them is still there, too; see `BoundedProtocol` for the times.
     """
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        loop: asyncio.AbstractEventLoop,
+        stalled_s: float,
+        longest_look_s: float,
+    ) -> None:
         super().__init__()
         self._transport = transport
         self._loop = loop
-        self._gathered: list[bytes] = []
-        self._size_bytes = 0
+        self._stalled_s = stalled_s
+        self._longest_look_s = longest_look_s
+        self._watch: asyncio.TimerHandle | None = None
+        self._head = b""
         self._ahead_bytes = 0
 
     def send_ahead(self, data: bytes) -> None:
-        """Send now what the next write begins with."""
-        self._flush()
+        """Send now what the next answer begins with, and end the connection if that is answered by a reset."""
         self._transport.write(data)
         self._ahead_bytes = len(data)
+        self._look_for_reset(0.01)
+
+    def _look_for_reset(self, next_s: float) -> None:
+        """Until the answer goes on: the event loop hears of one only when it writes again."""
+        if not self._ahead_bytes:
+            return
+        if self.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self.abort()
+        else:
+            later_s = min(2 * next_s, self._longest_look_s)
+            self._watch = self._loop.call_later(next_s, self._look_for_reset, later_s)
+
+    def watch_reader(self, unread_bytes: int = sys.maxsize) -> None:
+        """End the connection once its client has read nothing for `stalled_s`."""
+        left_bytes = self.get_write_buffer_size()
+        if left_bytes < unread_bytes:
+            self._watch = self._loop.call_later(self._stalled_s, self.watch_reader, left_bytes)
+        else:
+            self.abort()
+
+    def stop_watching(self) -> None:
+        """Its client reads, or has gone."""
+        if self._watch:
+            self._watch.cancel()
+            self._watch = None
 
     def write(self, data: bytes) -> None:  # type: ignore[override]
         if self._ahead_bytes:
             data, self._ahead_bytes = data[self._ahead_bytes :], 0
-        if not self._gathered:
-            self._loop.call_soon(self._flush)
-        self._gathered.append(data)
-        self._size_bytes += len(data)
-        if self._size_bytes > _GATHERED_BYTES:  # now, so that who writes hears when it is to wait
-            self._flush()
+        if not self._head and data.startswith(b"HTTP/1.1 ") and not data.startswith(_CONTINUE):
+            self._head = data
+            self._loop.call_soon(self.flush)  # the body may come much later
+        else:
+            head, self._head = self._head, b""
+            self._transport.write(head + data if head else data)
 
-    def _flush(self) -> None:
-        gathered, self._gathered, self._size_bytes = self._gathered, [], 0
-        if gathered and not self._transport.is_closing():
-            self._transport.writelines(gathered)
+    def flush(self) -> None:
+        """Send a head that no body follows by now."""
+        if self._head and not self.is_closing():
+            self.write(b"")
 
     def close(self) -> None:
-        self._flush()
+        self.flush()
         self._transport.close()
 
     def abort(self) -> None:
@@ -322,7 +329,7 @@ class _Gathering(asyncio.Transport):
         self._transport.resume_reading()
 
     def get_write_buffer_size(self) -> int:
-        return self._size_bytes + self._transport.get_write_buffer_size()
+        return len(self._head) + self._transport.get_write_buffer_size()
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return self._transport.get_extra_info(name, default)

@@ -15,6 +15,7 @@ from server.http import archives, forms
 from server.http.archives import File
 from server.http.fields import field
 from server.serving.buffers import Buffers
+from server.time_limit import TimeLimit
 
 Read = TypeVar("Read")
 Count = Callable[[int], None]
@@ -110,7 +111,7 @@ class Uploads:
         size, more = 0, True
         gathered: list[bytes] = []
         try:
-            async with asyncio.timeout(self._body_timeout_s):
+            with TimeLimit(self._body_timeout_s):
                 while more:
                     message = await request.receive()
                     if message["type"] == "http.disconnect":

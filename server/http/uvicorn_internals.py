@@ -6,7 +6,7 @@ thing that is needed, and compares it with the version that is installed.
 # ruff: noqa: D102  # the public methods of `Connection` are those of uvicorn and of asyncio, unless they say otherwise
 
 import asyncio
-from collections.abc import Sequence, Sized
+from collections.abc import Callable, Sequence, Sized
 from functools import partial
 from socket import socket
 from typing import Any
@@ -16,6 +16,8 @@ from httptools import HttpParserError, HttpParserInvalidURLError, HttpParserUpgr
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from server.http.disconnects import WHEN_GONE
 
 TESTED_WITH = "0.54.0"
 
@@ -51,6 +53,7 @@ class Connection(HttpToolsProtocol):
         self._running: RequestResponseCycle | None = None
         self._served_by: ASGIApp = self.app
         self.app = self._run
+        self._tell: Callable[[], None] | None = None
 
     # For the subclass.
 
@@ -150,6 +153,8 @@ class Connection(HttpToolsProtocol):
         if self._running and not self._running.response_complete:
             self._running.disconnected = True
             self._running.message_event.set()
+            if self._tell:
+                self._tell()
 
     async def cut_off(self, scope: Scope, receive: Receive, send: Send, *, read: bool) -> None:
         """Answer a request that uvicorn cancels, as it does at the end of the drain; `read`: all of it had come."""
@@ -195,6 +200,7 @@ class Connection(HttpToolsProtocol):
         cycle = self._running
         if cycle and cycle.waiting_for_100_continue:
             send = partial(_send_unexpected, cycle, send)
+        scope["extensions"] = {WHEN_GONE: self._when_gone}
         try:
             await self._served_by(scope, receive, send)
         except asyncio.CancelledError:
@@ -204,6 +210,16 @@ class Connection(HttpToolsProtocol):
                 self.transport.abort()
             else:
                 await self.cut_off(scope, receive, send, read=not cycle.more_body)
+        finally:
+            del scope["extensions"]  # which refers to this connection
+
+    def _when_gone(self, tell: Callable[[], None] | None) -> None:
+        """See `WHEN_GONE`; of the request that is being answered. Who does not read on does not hear of it."""
+        self._tell = tell
+        if tell:
+            self.flow.resume_reading()
+            if self._running is None or self._running.disconnected:
+                tell()
 
 
 async def _send_unexpected(cycle: RequestResponseCycle, send: Send, message: Message) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from models.confidence import is_sure
 from server import tracing
 from server.engine.admission import Admission
-from server.engine.classes import Classes, Question, average
+from server.engine.classes import NOTHING, Classes, Question, average
 from server.engine.decoding import Image
 from server.errors import Code, ServiceError
 from server.metrics import Metrics
@@ -123,7 +123,10 @@ class Descent:
         activation = stage.models[0].manifest.activation
         said = [answer for model in stage.models for answer in self._said[model.id]]
         whole = said[0] if said[0].indices.size else average(said, None, activation)
-        self.answer = whole.ranked(len(whole.indices) if self._plan.top_k is None else self._plan.top_k)._replace(
+        self.answer = whole._replace(
+            probabilities=whole.probabilities[: self._plan.top_k],
+            indices=whole.indices[: self._plan.top_k],
+            logits=NOTHING,
             queue_s=self._queue_s,
             inference_s=self._inference_s,
             decode_wait_s=self._decode_wait_s,

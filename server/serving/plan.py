@@ -1,10 +1,11 @@
 """What a request is: an ask becomes a plan, and each image by that plan an answer."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple, Self
 
 from models.manifest import Cascade, CropCount, Entry, Manifest, Rule
-from server.engine.classes import Classes, Extras
+from server.engine.classes import Classes, Extras, average
 from server.engine.scheduler import Priority
 from server.errors import Code, ServiceError
 from server.metrics import Labels
@@ -115,6 +116,24 @@ class Plan(NamedTuple):
         """Classes of the answer, as many as the model ranks; None: every class, which the graph does not rank."""
         top_k = self.ask.top_k
         return None if top_k is None else min(top_k, self.members[0].manifest.top_k)
+
+    @property
+    def question(self) -> tuple[int | None, Extras]:
+        """What each member is asked about each crop: how many classes, None: the logits of all, and what else."""
+        ask = self.ask
+        if ask.needs_calibration:  # of one model and one crop
+            ranked = self.top_k if ask.coverage is None else self.members[0].manifest.top_k
+            return ranked, ask.include | Extras.LOGITS
+        return None if self.averages else ask.top_k, ask.include
+
+    def answer(self, answers: Sequence[Classes]) -> Classes:
+        """What becomes of the members' answers to the question, about all crops."""
+        ask, found = self.ask, self.members[0].manifest
+        if ask.needs_calibration:
+            return certainty.judged(answers[0], found, ask.coverage, reject=ask.reject, include=ask.include)
+        if self.averages or ask.top_k is None:
+            return average(answers, self.top_k, found.activation)
+        return answers[0]
 
     @property
     def random_weights(self) -> bool:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from server import tracing
 from server.control import Change
-from server.engine.classes import Classes, Extras, average
+from server.engine.classes import Classes
 from server.engine.decoding import Image
 from server.errors import Code, ServiceError
 from server.images import heatmap
@@ -21,8 +21,7 @@ from server.images.heatmap import Box
 from server.keys import Keys
 from server.metrics import Metrics
 from server.placement import Place
-from server.repository import Catalogue
-from server.serving import certainty
+from server.repository import Catalogue, Model
 from server.serving.buffers import Buffers
 from server.serving.cache import Cache, digest_of
 from server.serving.canaries import Canaries
@@ -229,33 +228,20 @@ class Service:
         """
         if plan.stages:
             return await descend(plan, image, deadline_s, self.classifier, self.pace, self.metrics)
-        ask = plan.ask
-        of_logits = plan.averages or (ask.top_k is None and not ask.needs_calibration)
-        top_k, include = None if of_logits else ask.top_k, ask.include
-        if ask.needs_calibration:  # of one model and one crop
-            top_k = plan.members[0].manifest.top_k if ask.coverage is not None else plan.top_k
-            include |= Extras.LOGITS
-
-        async def crops_of(index: int) -> list[Classes]:
-            model = plan.members[index]
-            answers = await self.classifier.classify(
-                image, model, top_k, deadline_s, crops=ask.crops, priority=plan.priority, include=include
-            )
-            tracing.note_stages(answers, model.key)
-            return answers
-
         if len(plan.members) == 1:
-            answers = await crops_of(0)
-        else:
-            try:
-                async with asyncio.TaskGroup() as group:
-                    asked = [group.create_task(crops_of(index)) for index in range(len(plan.members))]
-            except ExceptionGroup as errors:
-                raise errors.exceptions[0] from None
-            answers = [answer for task in asked for answer in task.result()]
-        if ask.needs_calibration:
-            model = plan.members[0].manifest
-            return certainty.judged(answers[0], model, ask.coverage, reject=ask.reject, include=ask.include)
-        if not of_logits:
-            return answers[0]
-        return average(answers, plan.top_k, plan.members[0].manifest.activation)
+            return plan.answer(await self._ask(plan, plan.members[0], image, deadline_s))
+        try:
+            async with asyncio.TaskGroup() as group:
+                asked = [group.create_task(self._ask(plan, member, image, deadline_s)) for member in plan.members]
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        return plan.answer([answer for task in asked for answer in task.result()])
+
+    async def _ask(self, plan: Plan, model: Model, image: Image, deadline_s: float) -> list[Classes]:
+        """The answers of one member, to every crop."""
+        top_k, include = plan.question
+        answers = await self.classifier.classify(
+            image, model, top_k, deadline_s, crops=plan.ask.crops, priority=plan.priority, include=include
+        )
+        tracing.note_stages(answers, model.key)
+        return answers

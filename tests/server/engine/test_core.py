@@ -28,6 +28,7 @@ FOREVER = 1e9
 class Picture(NamedTuple):
     pixels: NDArray[np.uint8]
     include: Extras = Extras.NONE
+    top_k: int | None = 1
 
 
 class Running(NamedTuple):

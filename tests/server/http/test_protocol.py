@@ -19,10 +19,12 @@ import uvloop
 from fastapi import Request, Response
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn import Config
 from uvicorn.server import ServerState
 
+from server.http.disconnects import cancelled_when_gone
 from server.http.protocol import MAX_FIELDS, MAX_HEAD_BYTES, MAX_PIPELINED, BoundedProtocol
 from tests import tiny
 from tests.server.running import PATIENCE_S, RunningServer, red_image, until
@@ -539,6 +541,52 @@ def test_a_pipelining_client_that_leaves_is_noticed() -> None:
             await connection.deliver(post(2) + post(3))
             assert connection.protocol.waiting == 1
         await asyncio.wait_for(left.wait(), PATIENCE_S)
+
+    uvloop.run(talk())
+
+
+@pytest.mark.parametrize("size_bytes", [1, 1 << 20])
+def test_a_client_that_leaves_ends_what_is_done_for_it(size_bytes: int) -> None:
+    async def talk() -> None:
+        entered, left = asyncio.Event(), asyncio.Event()
+
+        async def working(scope: Scope, receive: Receive, send: Send) -> None:
+            request = Request(scope, receive, send)
+            await request.body()
+            try:
+                async with cancelled_when_gone(request):
+                    entered.set()
+                    await asyncio.Event().wait()
+            except ClientDisconnect:
+                left.set()
+                raise
+
+        async with InProcess(working) as connection:
+            head = b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: %d\r\n\r\n" % size_bytes
+            connection.send(head, bytes(size_bytes))
+            await asyncio.wait_for(entered.wait(), PATIENCE_S)
+        await asyncio.wait_for(left.wait(), PATIENCE_S)
+
+    uvloop.run(talk())
+
+
+def test_of_a_client_that_had_left_nothing_is_begun() -> None:
+    async def talk() -> None:
+        lost, ended = asyncio.Event(), asyncio.Event()
+
+        async def late(scope: Scope, receive: Receive, send: Send) -> None:
+            request = Request(scope, receive, send)
+            await lost.wait()
+            with pytest.raises(ClientDisconnect):
+                async with cancelled_when_gone(request):
+                    await asyncio.Event().wait()
+            ended.set()
+
+        async with InProcess(late) as connection:
+            await connection.deliver(post(2))
+        await asyncio.wait_for(connection.lost.wait(), PATIENCE_S)
+        lost.set()
+        await asyncio.wait_for(ended.wait(), PATIENCE_S)
 
     uvloop.run(talk())
 
