@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.manifest import ManifestError
-from server import logs, metrics
+from server import logs, metrics, portable
 from server.control import HEARTBEAT_S, EngineReady, FromEngine, Heartbeat, Load, Loaded, ToEngine, Unload
 from server.engine import backends
 from server.engine.channel import Channel
@@ -109,9 +109,10 @@ class _Process:
         self._place = place
         self._batches = self._images = 0  # since they were last shown
         self._busy_s = 0.0  # in them
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._bell = portable.Bell()
+        self._wake = self._bell.fileno()
         self._engine: Engine[_Crop] = Engine(
-            wake=lambda: os.eventfd_write(self._wake, 1),
+            wake=self._bell.ring,
             on_start=self._started,
             on_end=self._ended,
         )
@@ -120,8 +121,8 @@ class _Process:
         self._page_locked = False
         self._loading: dict[Future[Warm], Model] = {}
         self._workers: dict[int, Channel] = {}  # by descriptor
-        self._poll = select.epoll()
-        self._urgent = select.epoll()  # the same without the HTTP workers
+        self._poll = portable.poller()
+        self._urgent = portable.poller()  # the same without the HTTP workers
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(address)
         self._listener.listen()
@@ -170,8 +171,8 @@ class _Process:
 
     def _turn(self, ready: EngineReady) -> None:
         for source in (self._listener.fileno(), self._wake, self._control.fileno()):
-            self._poll.register(source, select.EPOLLIN)
-            self._urgent.register(source, select.EPOLLIN)
+            self._poll.register(source, select.POLLIN)
+            self._urgent.register(source, select.POLLIN)
         self._tell(ready)
         heartbeat_s = time.monotonic()
         while True:
@@ -184,7 +185,7 @@ class _Process:
             replies: list[tuple[Channel, Reply]] = []
             for source, events in self._wait(max(0.0, due_s - now_s)):
                 if source == self._wake:
-                    os.eventfd_read(self._wake)
+                    self._bell.silence()
                     self._finish_loading()
                 elif source == self._listener.fileno():
                     self._accept()
@@ -212,7 +213,7 @@ class _Process:
     def _accept(self) -> None:
         worker = Channel(self._listener.accept()[0])
         self._workers[worker.fileno()] = worker
-        self._poll.register(worker.fileno(), select.EPOLLIN)
+        self._poll.register(worker.fileno(), select.POLLIN)
 
     def _show(self) -> None:
         of = self._place.name, self._place.device
@@ -232,7 +233,7 @@ class _Process:
             case Load(model):
                 loading = self._loader.submit(self.load, model)
                 self._loading[loading] = model
-                loading.add_done_callback(lambda _: os.eventfd_write(self._wake, 1))
+                loading.add_done_callback(lambda _: self._bell.ring())
             case Unload(model_id):
                 if gone := self._models.pop(model_id, None):
                     self._metrics.queue_length.labels(*gone.labels).set(0)
@@ -257,13 +258,14 @@ class _Process:
 
     def _receive(self, worker: Channel, events: int) -> list[tuple[Channel, Reply]]:
         """Take all requests that have arrived; the replies are to those that end at once."""
-        if events & select.EPOLLOUT and worker.flush():
-            self._poll.modify(worker.fileno(), select.EPOLLIN)
+        if events & select.POLLOUT and worker.flush():
+            self._poll.modify(worker.fileno(), select.POLLIN)
         try:
             contents = worker.receive()
         except EOFError:
             del self._workers[worker.fileno()]
-            worker.close()  # which takes it out of the poll as well
+            self._poll.unregister(worker.fileno())
+            worker.close()
             self._engine.cancel_where(lambda job: job.payload.owner is worker)  # its successor never heard of them
             return []
         replies: list[tuple[Channel, Reply]] = []
@@ -330,7 +332,7 @@ class _Process:
             by_owner[owner].append(reply)
         for owner, together in by_owner.items():
             if owner in self._workers.values() and not owner.send(encode(together)):
-                self._poll.modify(owner.fileno(), select.EPOLLIN | select.EPOLLOUT)
+                self._poll.modify(owner.fileno(), select.POLLIN | select.POLLOUT)
 
 
 def _refusal(model: Model, error: Exception) -> Refusal:
