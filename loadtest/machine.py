@@ -1,5 +1,7 @@
 """The machine under load: its CPU time by who took it, and what it can do without a server."""
 
+import os
+import platform
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -10,6 +12,8 @@ from typing import NamedTuple
 import psutil
 
 from loadtest.results import Baseline, Shares
+
+CPUINFO = Path("/proc/cpuinfo")
 
 
 class Meters(NamedTuple):
@@ -42,7 +46,7 @@ def read_meters(server: Iterable[psutil.Process] | None) -> Meters:
     return Meters(
         None if server is None else sum(_cpu_s(member) for member in server),
         _cpu_s(psutil.Process()),
-        sum(machine) - machine.idle - machine.iowait,
+        sum(machine) - machine.idle - getattr(machine, "iowait", 0.0),  # which only Linux tells
     )
 
 
@@ -69,5 +73,13 @@ def _cpu_s(process: psutil.Process) -> float:
 
 def cpu_name() -> str:
     """What the machine calls its CPUs."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
+    lines: list[str] = []
+    with suppress(FileNotFoundError):  # where it is not Linux
+        lines = CPUINFO.read_text().splitlines()
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or "CPU")
+
+
+def usable_cpus() -> int:
+    """How many CPUs this process may run on: all, where the system keeps no process to certain ones."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -170,9 +170,13 @@ def tree(process: psutil.Process) -> list[psutil.Process]:
 
 
 def pss_bytes(members: Iterable[psutil.Process]) -> int:
-    """Proportional set sizes added up: a page that n processes share counts 1/n for each."""
+    """Proportional set sizes added up: a page that n processes share counts 1/n for each.
+
+    Only Linux tells them; elsewhere such a page does not count.
+    """
     total = 0
     for member in members:
         with suppress(psutil.Error):
-            total += int(member.memory_full_info().pss)
+            memory = member.memory_full_info()
+            total += int(getattr(memory, "pss", memory.uss))
     return total

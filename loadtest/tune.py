@@ -13,7 +13,6 @@ import models.missing  # noqa: F401 before what may be missing
 
 import argparse
 import math
-import os
 import shlex
 import sys
 import time
@@ -30,6 +29,7 @@ from loadtest import command, loops, photos, processes
 from loadtest.command import LoadTestError
 from loadtest.descent import Candidate, Descent
 from loadtest.loops import OpenLoop, Photo, Target
+from loadtest.machine import usable_cpus
 from loadtest.processes import StartError
 from loadtest.results import percentiles_ms
 from loadtest.turns import in_turns
@@ -107,7 +107,7 @@ def _default_model(options: argparse.Namespace, images: Sequence[bytes]) -> str:
 
 def _axes(model: str, options: argparse.Namespace) -> dict[str, list[str]]:
     """What is tried: first what changes most."""
-    cpus = len(os.sched_getaffinity(0))
+    cpus = usable_cpus()
     powers = [1 << n for n in range(cpus.bit_length()) if 1 << n <= cpus]
     names = sorted(path.name for path in options.repository.glob(f"{model}-*") if path.is_dir())
     waits_ms = [wait_ms for wait_ms in (0, 1, 2, 5, 10) if wait_ms <= options.p99_ms / 4]

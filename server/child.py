@@ -1,7 +1,8 @@
 """A child process of the supervisor: started, heard, told things, ended.
 
 It is the fork of a process that has imported what all of them need: there in some hundredths of a second, and sharing
-that one's memory.
+that one's memory. Only Linux promises a fork that may go on to use the system's libraries; elsewhere it is a new
+interpreter, which takes half a second.
 """
 
 import contextlib
@@ -14,12 +15,12 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Generic, Literal, Self, TypeVar, cast
 
-from server import logs
+from server import logs, portable
 from server.settings import Settings
 
 STOP_S = 5.0
@@ -29,8 +30,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 ENGINE, WORKER = "server.engine.process", "server.http.worker"
 """What runs in children: modules with a `main`. The supervisor itself needs none of what they import."""
 
-FORK_SERVER = multiprocessing.get_context("forkserver")
-FORK_SERVER.set_forkserver_preload([ENGINE, WORKER])
+PROCESSES = multiprocessing.get_context("forkserver" if portable.LINUX else "spawn")
+PROCESSES.set_forkserver_preload([ENGINE, WORKER])
 
 
 def keep_socket_in(folder: Path) -> None:
@@ -48,7 +49,7 @@ Said = TypeVar("Said")
 class Child(Generic[Told, Said]):
     """One process, with what it is told and what it says."""
 
-    process: ForkServerProcess
+    process: BaseProcess
     control: Connection
     life: Connection
     """Says nothing, and is at its end when the process is, whatever has become of the fork server."""
@@ -66,10 +67,10 @@ class Child(Generic[Told, Said]):
         Raises:
             OSError, EOFError: the system gives no process.
         """
-        control, theirs = FORK_SERVER.Pipe()
-        life, its_life = FORK_SERVER.Pipe(duplex=False)
+        control, theirs = PROCESSES.Pipe()
+        life, its_life = PROCESSES.Pipe(duplex=False)
         how = settings.log_level, settings.log_format
-        process = FORK_SERVER.Process(target=_run, args=(its_life, *how, module, *args, theirs), name=name, daemon=True)
+        process = PROCESSES.Process(target=_run, args=(its_life, *how, module, *args, theirs), name=name, daemon=True)
         resource_tracker.ensure_running()  # here, because it unblocks signals
         # Blocked signals stay blocked in the child: this process alone decides when it ends, from its first moment on.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -123,9 +124,9 @@ class Child(Generic[Told, Said]):
         self._sender.join()
         self.control.close()
         self.life.close()
-        with contextlib.suppress(ChildProcessError):  # as it should be: the fork server's, unless that has died
-            os.waitpid(self.pid, 0)
         self.process.join(STOP_S)
+        with contextlib.suppress(ChildProcessError):  # as it should be, unless a fork server has died and left it to us
+            os.waitpid(self.pid, 0)
 
     @property
     def pid(self) -> int:

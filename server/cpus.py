@@ -53,9 +53,19 @@ def why_not(model: Manifest, cpu_flags: Set[str]) -> str | None:
     )
 
 
+def allowed_cpus() -> set[int]:
+    """The CPUs that this process may run on: all, where the system keeps no process to certain ones."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
 def nodes(root: Path = SYSTEM) -> tuple[tuple[int, ...], ...]:
-    """The CPUs that this process may run on, by NUMA node, those of one core side by side."""
-    allowed = os.sched_getaffinity(0)
+    """The CPUs that this process may run on, by NUMA node, those of one core side by side.
+
+    None where the system keeps no process to certain CPUs, so that nothing could come of them.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        return ()
+    allowed = allowed_cpus()
 
     def core(cpu: int) -> tuple[int, int]:
         siblings = _listed(root / f"cpu/cpu{cpu}/topology/thread_siblings_list")
@@ -82,7 +92,7 @@ def available_cpus() -> int:
 
     `os.cpu_count()` counts the host's CPUs, also in a container that may use two of its 64.
     """
-    return max(1, math.ceil(min(len(os.sched_getaffinity(0)), cgroup_quota())))
+    return max(1, math.ceil(min(len(allowed_cpus()), cgroup_quota())))
 
 
 def cgroup_quota(root: Path = CGROUP_ROOT, self_cgroup: Path = SELF_CGROUP) -> float:

@@ -1,5 +1,6 @@
 """Open files that the system allows a process: each connection is one."""
 
+import contextlib
 import logging
 import resource
 
@@ -8,6 +9,9 @@ from server.settings import Settings
 
 OTHERS = 256
 """Files, sockets and pipes of an HTTP worker beside its connections."""
+
+OPEN_MAX = 10_240
+"""Files that every macOS allows a process (setrlimit(2) there)."""
 
 log = logging.getLogger(__name__)
 
@@ -27,17 +31,26 @@ def provide(settings: Settings) -> Settings:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
     if soft != resource.RLIM_INFINITY and soft < allowed:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        allowed = _raised(allowed, soft, hard)
     if allowed == needed:
         return settings
     fitting = (allowed - OTHERS) // each
     if fitting < 1:
-        raise StartupError(f"only {hard} open files are allowed (ulimit -Hn): at least {OTHERS + each} are needed")
+        raise StartupError(f"only {allowed} open files are allowed (ulimit -Hn): at least {OTHERS + each} are needed")
     log.warning(
         "max_connections is %d, not %d: %d open files are allowed (ulimit -Hn), which takes %d",
         fitting,
         settings.max_connections,
-        hard,
+        allowed,
         needed,
     )
     return settings.model_copy(update={"max_connections": fitting})
+
+
+def _raised(wanted: int, soft: int, hard: int) -> int:
+    """The limit that is in force then: macOS names no hard limit, and refuses more than it allows a process."""
+    for limit in (wanted, min(wanted, OPEN_MAX)):
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(limit, soft), hard))
+            return max(limit, soft)
+    return soft

@@ -26,8 +26,8 @@ from PIL import features
 
 from models import hints, manifest
 from models.manifest import Manifest, ManifestError
-from server import VERSION, cpus, gpus, repository, run_folder, tracing
-from server.cpus import available_cpus, cgroup_quota
+from server import VERSION, cpus, gpus, portable, repository, run_folder, tracing
+from server.cpus import allowed_cpus, available_cpus, cgroup_quota
 from server.engine import backends
 from server.engine.backends import inventory
 from server.images import jpeg
@@ -37,7 +37,7 @@ from server.placement import Place
 from server.repository import Catalogue
 from server.resources import places_of
 from server.settings import Settings, WrongSettingsError, read, unknown_variables
-from server.slots import SHARED, needed_bytes
+from server.slots import more_room, needed_bytes
 
 PACKAGES = (
     "onnxruntime",
@@ -56,6 +56,7 @@ PACKAGES = (
     "prometheus-client",
 )
 IMAGE_LIBRARIES = ("libjpeg_turbo", "zlib", "webp", "libtiff", "avif", "littlecms2")
+MEMINFO = Path("/proc/meminfo")
 CPU_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "avx512_bf16", "amx_bf16")
 ENVIRONMENT = re.compile("(SERVER|OTEL|ORT|OMP|CUDA|NVIDIA|OPENVINO|MALLOC|LD)_.*|TMPDIR")
 SECRET = re.compile("HEADERS|KEY$|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
@@ -175,14 +176,14 @@ def _gpus(_settings: Settings, _report: Report) -> dict[str, Any]:
 
 
 def _cpu(_settings: Settings, _report: Report) -> dict[str, Any]:
-    info = dict(re.findall(r"^([^\t:]+)\t*: (.*)$", cpus.CPUINFO.read_text(), re.MULTILINE))
+    info = dict(re.findall(r"^([^\t:]+)\t*: (.*)$", _first(cpus.CPUINFO), re.MULTILINE))
     flags = cpus.flags()
     quota = cgroup_quota()
     return {
         "model": info.get("model name", platform.processor()),
         "flags": [flag for flag in CPU_FLAGS if flag in flags],
         "of the machine": os.cpu_count(),
-        "affinity": sorted(os.sched_getaffinity(0)),
+        "affinity": sorted(allowed_cpus()),
         "cgroup quota": quota if isfinite(quota) else "none",
         "used": available_cpus(),
         "load": os.getloadavg(),
@@ -217,9 +218,9 @@ def _catalogue(settings: Settings) -> Catalogue:
 
 
 def _memory(settings: Settings, report: Report) -> dict[str, Any]:
-    kib = dict(re.findall(r"^(\w+): +(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE))
-    available = int(kib["MemAvailable"]) * 1024
-    total = int(kib["MemTotal"]) * 1024
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    kib = dict(re.findall(r"^(\w+): +(\d+) kB$", _first(MEMINFO), re.MULTILINE))
+    available = int(kib["MemAvailable"]) * 1024 if kib else total  # where it cannot be told
     granted = _first(Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
     limit = int(granted) if granted.isdecimal() else total  # where there is none: "max", or a number beyond all memory
     available = min(available, limit)
@@ -256,9 +257,10 @@ def _folders(settings: Settings, report: Report) -> dict[str, Any]:
         report.stop(f"{folder} has {_size(free)} left", f"free {_size(needed)} for metrics, or set TMPDIR")
     if run_folder.is_too_long():
         report.stop(f"{folder} is too long a path for a socket in it", "set TMPDIR to a short one, such as /tmp")
+    shared = portable.shared_memory()
     return {
         "TMPDIR": f"{folder}, {_size(free)} free",
-        SHARED: f"{_size(shutil.disk_usage(SHARED).free)} free",
+        shared: f"{_size(shutil.disk_usage(shared).free)} free",
     }
 
 
@@ -334,11 +336,11 @@ def _check_slots(settings: Settings, engines: int, found: Iterable[Manifest], re
     largest = max(prod(each.input_shape) for each in found)
     workers = settings.http_workers
     needed = needed_bytes(settings.slots, largest, workers, engines)
-    free = shutil.disk_usage(SHARED).free
+    free = shutil.disk_usage(portable.shared_memory()).free
     if needed > free:
         report.stop(
             f"{settings.queue_size} requests need {_size(needed)} of shared memory, and {_size(free)} are free",
-            "lower --queue-size, or give /dev/shm more room (docker: --shm-size)",
+            f"lower --queue-size, or {more_room()}",
         )
 
 

@@ -10,6 +10,7 @@ from ipaddress import IPv4Address
 from typing import Self
 
 from models import hints
+from server import portable
 from server.errors import StartupError
 from server.settings import Settings
 
@@ -20,8 +21,9 @@ BACKLOG = 2048
 class Listeners:
     """One listening socket for each HTTP worker, all on one port: the kernel spreads connections over them.
 
-    Connections that arrive while a worker is restarted wait for it. The port of gRPC is only kept: that library opens
-    its listening sockets itself, in each HTTP worker.
+    Connections that arrive while a worker is restarted wait for it. Only Linux spreads them; elsewhere workers share
+    one socket, and each takes connections from it when it can. The port of gRPC is only kept: that library opens its
+    listening sockets itself, in each HTTP worker.
     """
 
     sockets: tuple[socket.socket, ...]
@@ -45,27 +47,25 @@ class Listeners:
             grpc_port = None if settings.grpc_port is None else _reserve(held, host, settings.grpc_port)
             with _taking(host, settings.port, "--port"):
                 family, port = _free_port(host, settings.port)
-                sockets = tuple(
-                    held.enter_context(
-                        socket.create_server(
-                            (host, port),
-                            family=family,
-                            reuse_port=True,
-                            backlog=BACKLOG,
-                            dualstack_ipv6=_is_of_both(family),
-                        )
-                    )
-                    for _ in range(settings.http_workers)
-                )
+                sockets = [held.enter_context(_listening(host, port, family))]
+                for _ in range(1, settings.http_workers):
+                    another = _listening(host, port, family) if portable.LINUX else sockets[0].dup()
+                    sockets.append(held.enter_context(another))
             host = sockets[0].getsockname()[0]
             scheme = "https" if settings.tls_certificate else "http"
             grpc_address = None if grpc_port is None else shown(host, grpc_port)
-            yield cls(sockets, host, f"{scheme}://{shown(host, port)}", grpc_port, grpc_address)
+            yield cls(tuple(sockets), host, f"{scheme}://{shown(host, port)}", grpc_port, grpc_address)
 
     def close(self) -> None:
         """Accept no more over HTTP; the workers close their own."""
         for listener in self.sockets:
             listener.close()
+
+
+def _listening(host: str, port: int, family: socket.AddressFamily) -> socket.socket:
+    return socket.create_server(
+        (host, port), family=family, reuse_port=True, backlog=BACKLOG, dualstack_ipv6=_is_of_both(family)
+    )
 
 
 def _reserve(held: ExitStack, host: str, port: int) -> int:

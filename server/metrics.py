@@ -13,6 +13,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from server import portable
 from server.refusals import Cause, Refusal
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def use_directory(directory: Path, identities: Iterable[str]) -> None:
     os.environ[DIRECTORY_VARIABLE] = str(directory)
     for identity, (kind, size) in product(identities, ROOM_BYTES.items()):
         with (directory / f"{kind}_{identity}.db").open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, size)
+            portable.reserve(file, size)
 
 
 class Metrics:

@@ -13,7 +13,7 @@ class Machine(NamedTuple):
     """What this process may use of the machine."""
 
     nodes: tuple[tuple[int, ...], ...]
-    """CPUs by NUMA node, those of one core side by side"""
+    """CPUs by NUMA node, those of one core side by side; none where no process can be kept to some of them"""
     cpus: int
     """how many of them it is granted"""
     gpus: tuple[str, ...]
@@ -50,7 +50,7 @@ def place(engines: int | None, machine: Machine, *, on_gpus: bool) -> tuple[Plac
     of CPUs are as equal as can be without one that straddles two nodes; fewer engines than nodes have whole ones.
     """
     gpus = machine.gpus if on_gpus else ()
-    count = engines or len(gpus) or (len(machine.nodes) if machine.cpus >= MANY_CPUS and not on_gpus else 1)
+    count = engines or len(gpus) or (len(machine.nodes) or 1 if machine.cpus >= MANY_CPUS and not on_gpus else 1)
     names = ["engine"] if count == 1 else [f"engine-{number}" for number in range(count)]
     if len(gpus) > 1 or (gpus and count > 1):
         return tuple(Place(name, gpus[number % len(gpus)]) for number, name in enumerate(names))

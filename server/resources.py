@@ -24,7 +24,7 @@ from server.ready_file import ReadyFile
 from server.repository import Catalogue
 from server.run_folder import RunFolder
 from server.settings import Settings
-from server.slots import Slots
+from server.slots import Slots, more_room
 from server.usage import Usage
 
 GPU_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
@@ -156,7 +156,7 @@ def _slots(settings: Settings, catalogue: Catalogue, engines: int) -> Slots:
         return Slots(settings.slots, largest, settings.http_workers, engines)
     except OSError as error:
         detail = f"shared memory for {settings.queue_size} images cannot be had: {error.strerror}"
-        raise StartupError(f"{detail}; lower --queue-size, or give /dev/shm more room (docker: --shm-size)") from error
+        raise StartupError(f"{detail}; lower --queue-size, or {more_room()}") from error
 
 
 def _ready_file(held: ExitStack, settings: Settings) -> ReadyFile | None:

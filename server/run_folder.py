@@ -10,6 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import TextIO
 
+from server import portable
+
 PREFIX = "resnet-serving-"
 OWNER = "owner"
 """A file in it that the run holds a lock on. The kernel drops a lock whatever a process dies of, and unlike the number
@@ -18,8 +20,8 @@ of a process it means the same in every container that shares the folder."""
 log = logging.getLogger(__name__)
 
 
-MAX_SOCKET_PATH = 107
-"""Bytes of a Unix socket's address (unix(7))."""
+MAX_SOCKET_PATH = 107 if portable.LINUX else 103
+"""Bytes of a Unix socket's address (unix(7), and unix(4) of the BSDs)."""
 
 
 def is_too_long() -> bool:

@@ -16,13 +16,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-SHARED = "/dev/shm"  # noqa: S108 where Linux has memory that counts as files
+from server import portable
+
 ALIGNMENT = 64  # bytes: a cache line
 
 
 def needed_bytes(count: int, slot_bytes: int, workers: int = 1, engines: int = 1) -> int:
     """What so many slots, and the table of what is under way, take of the shared memory."""
     return _aligned(8 * workers * engines) + _aligned(count) + count * _aligned(slot_bytes)
+
+
+def more_room() -> str:
+    """What to do where there is not enough shared memory."""
+    return "give /dev/shm more room (docker: --shm-size)" if portable.LINUX else f"free some of {tempfile.gettempdir()}"
 
 
 def _aligned(size: int) -> int:
@@ -92,8 +98,8 @@ class Slots:
 
 def _new_memory(size: int) -> int:
     """A descriptor of it. It has no name, so it ends with the processes that have it, whatever ends those."""
-    with tempfile.TemporaryFile(dir=SHARED) as file:
-        os.posix_fallocate(file.fileno(), 0, size)  # now: a page that cannot be had later kills whoever touches it
+    with tempfile.TemporaryFile(dir=portable.shared_memory()) as file:
+        portable.reserve(file, size)  # now: a page that cannot be had later kills whoever touches it
         return os.dup(file.fileno())
 
 

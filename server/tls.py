@@ -3,7 +3,6 @@
 import contextlib
 import os
 import ssl
-import sys
 import tempfile
 from collections.abc import Generator
 from pathlib import Path
@@ -78,7 +77,7 @@ class Renewable:
 @contextlib.contextmanager
 def _path(content: bytes) -> Generator[str]:
     """Of a file without a name, as OpenSSL reads only files; in memory where there are such: keys are not for disks."""
-    with os.fdopen(os.memfd_create("pem"), "w+b") if sys.platform == "linux" else tempfile.TemporaryFile() as file:
+    with os.fdopen(os.memfd_create("pem"), "w+b") if hasattr(os, "memfd_create") else tempfile.TemporaryFile() as file:
         file.write(content)
         file.seek(0)
         yield f"/dev/fd/{file.fileno()}"

@@ -14,7 +14,6 @@ import models.missing  # noqa: F401 before what may be missing
 # isort: split
 
 import argparse
-import os
 import platform
 import shlex
 import sys
@@ -29,7 +28,7 @@ from loadtest.compare import environments, networks, report, rounds, rows
 from loadtest.compare.rounds import Plan
 from loadtest.compare.rows import Row
 from loadtest.compare.servers import NAMES, SERVERS, Server
-from loadtest.machine import cpu_name
+from loadtest.machine import cpu_name, usable_cpus
 from loadtest.processes import ROOT
 
 SAMPLE = ROOT.parent / "shared" / "data" / "imagenet-sample"
@@ -114,7 +113,7 @@ def _head(plan: Plan, found: Sequence[Row]) -> str:
     when = ", ".join(f"{run:%Y-%m-%d %H:%M} UTC" for run in runs)
     warning = "" if len(runs) == 1 else "\n\n**Not one run but several: rows of different ones were not side by side.**"
     how_often = f"{plan.rounds} rounds" if plan.rounds > 1 else "one round"
-    cpus = len(os.sched_getaffinity(0))
+    cpus = usable_cpus()
     return f"""Written by
 
     {command}

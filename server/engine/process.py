@@ -11,7 +11,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple, assert_never
@@ -20,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.manifest import ManifestError
-from server import logs, metrics
+from server import logs, metrics, portable
 from server.control import HEARTBEAT_S, EngineReady, FromEngine, Heartbeat, Load, Loaded, ToEngine, Unload
 from server.engine import backends
 from server.engine.channel import Channel
@@ -175,19 +174,19 @@ class _Process:
         self._control = control
         self._stall_s = settings.stall_timeout_ms / 1e3
         self._tally = _Tally(place)
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        wake = partial(os.eventfd_write, self._wake, 1)
+        self._bell = portable.Bell()
+        self._wake = self._bell.fileno()
         self._engine: Engine[_Crop] = Engine(
-            wake=wake,
+            wake=self._bell.ring,
             on_start=self._started,
             on_end=self._ended,
         )
-        self._loader = _Loader(settings, folder, slots.slot_bytes, wake)
+        self._loader = _Loader(settings, folder, slots.slot_bytes, self._bell.ring)
         self._held = ExitStack()
         self._page_locked = False
         self._workers: dict[int, Channel] = {}  # by descriptor
-        self._poll = select.epoll()
-        self._urgent = select.epoll()  # the same without the HTTP workers
+        self._poll = portable.poller()
+        self._urgent = portable.poller()  # the same without the HTTP workers
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(address)
         self._listener.listen()
@@ -222,8 +221,8 @@ class _Process:
 
     def _turn(self, ready: EngineReady) -> None:
         for source in (self._listener.fileno(), self._wake, self._control.fileno()):
-            self._poll.register(source, select.EPOLLIN)
-            self._urgent.register(source, select.EPOLLIN)
+            self._poll.register(source, select.POLLIN)
+            self._urgent.register(source, select.POLLIN)
         self._tell(ready)
         heartbeat_s = time.monotonic()
         while True:
@@ -236,7 +235,7 @@ class _Process:
             replies: list[tuple[Channel, Reply]] = []
             for source, events in self._wait(max(0.0, due_s - now_s)):
                 if source == self._wake:
-                    os.eventfd_read(self._wake)
+                    self._bell.silence()
                     self._finish_loading()
                 elif source == self._listener.fileno():
                     self._accept()
@@ -264,7 +263,7 @@ class _Process:
     def _accept(self) -> None:
         worker = Channel(self._listener.accept()[0])
         self._workers[worker.fileno()] = worker
-        self._poll.register(worker.fileno(), select.EPOLLIN)
+        self._poll.register(worker.fileno(), select.POLLIN)
 
     def _waiting(self) -> Mapping[metrics.Labels, int]:
         lengths: Counter[metrics.Labels] = Counter()
@@ -301,13 +300,14 @@ class _Process:
 
     def _receive(self, worker: Channel, events: int) -> list[tuple[Channel, Reply]]:
         """Take all requests that have arrived; the replies are to those that end at once."""
-        if events & select.EPOLLOUT and worker.flush():
-            self._poll.modify(worker.fileno(), select.EPOLLIN)
+        if events & select.POLLOUT and worker.flush():
+            self._poll.modify(worker.fileno(), select.POLLIN)
         try:
             contents = worker.receive()
         except EOFError:
             del self._workers[worker.fileno()]
-            worker.close()  # which takes it out of the poll as well
+            self._poll.unregister(worker.fileno())
+            worker.close()
             self._engine.cancel_where(lambda job: job.payload.owner is worker)  # its successor never heard of them
             return []
         replies: list[tuple[Channel, Reply]] = []
@@ -366,7 +366,7 @@ class _Process:
             by_owner[owner].append(reply)
         for owner, together in by_owner.items():
             if owner in self._workers.values() and not owner.send(encode(together)):
-                self._poll.modify(owner.fileno(), select.EPOLLIN | select.EPOLLOUT)
+                self._poll.modify(owner.fileno(), select.POLLIN | select.POLLOUT)
 
 
 def _refusal(model: Model, error: Exception) -> Refusal:

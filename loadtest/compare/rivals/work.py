@@ -22,7 +22,7 @@ VARIABLE = "COMPARE_WORK"
 TOP_K = 5
 MAX_BATCH = 8
 MAX_WAIT_MS = 5
-CPUS = len(os.sched_getaffinity(0))
+CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 Logits = NDArray[np.float32]
 
