@@ -134,14 +134,16 @@ class Keys:
             RefusedError: UNAUTHORIZED, FORBIDDEN.
         """
         if not sent:
-            raise RefusedError(Code.UNAUTHORIZED, "a key is needed: Authorization: Bearer KEY, or X-API-Key: KEY")
+            raise RefusedError(
+                Code.UNAUTHORIZED, "this request needs an API key: send Authorization: Bearer KEY, or X-API-Key: KEY"
+            )
         digest = hashlib.sha256(sent).digest()
         found = None
         for account in self._accounts:
             if hmac.compare_digest(account.digest, digest):
                 found = account
         if not found:
-            raise RefusedError(Code.UNAUTHORIZED, "this key is not known here: ask who runs this server for one")
+            raise RefusedError(Code.UNAUTHORIZED, "the server does not know this API key; ask its operator for one")
         if RANK[found.key.role] < RANK[role]:
             detail = f"key {found.key.name} has the role {found.key.role}; this needs {role}"
             raise RefusedError(Code.FORBIDDEN, detail, key=found.key.name)

@@ -31,14 +31,12 @@ class Admission:
             ServiceError: QUEUE_FULL, OVERLOADED, or INVALID_PARAMETER where they could never be admitted.
         """
         if wanted > self._places:
-            raise ServiceError(Code.INVALID_PARAMETER, "the request has more crops than this server holds images")
+            raise ServiceError(Code.INVALID_PARAMETER, "the request has more crops than the server can hold")
         if under_way + wanted > self._places:
-            raise ServiceError(Code.QUEUE_FULL, "as many images as this server holds are under way; try again later")
+            raise ServiceError(Code.QUEUE_FULL, "the server is at capacity; try again later")
         # A request that finds nobody before it is always tried, so that what was once learned is never final.
         if under_way and self.predict_s(under_way + wanted) > within_s:
-            raise ServiceError(
-                Code.OVERLOADED, "the answer would come too late, there is too much to do; try again later"
-            )
+            raise ServiceError(Code.OVERLOADED, "the server is too busy to answer in time; try again later")
 
     def observe(self, under_way: int, seconds: float) -> None:
         """Learn that an image took `seconds` from admission to answer, it being the last of `under_way` at first."""

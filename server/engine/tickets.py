@@ -259,7 +259,7 @@ class Tickets:
     def too_late(self, tickets: Sequence[Ticket]) -> ServiceError:
         """Why an image was not answered before its deadline."""
         if any(ticket.state is State.WAITING for ticket in tickets):
-            return ServiceError(Code.ENGINE_UNAVAILABLE, "the inference engine was not there in time")
+            return ServiceError(Code.ENGINE_UNAVAILABLE, "the inference engine did not come back in time")
         return ServiceError(Code.DEADLINE_EXCEEDED, "the answer was not ready within the time limit")
 
     def _admit(

@@ -22,7 +22,7 @@ def check_no_query(request: Request) -> None:
         ServiceError: INVALID_PARAMETER.
     """
     if request.scope["query_string"]:
-        raise ServiceError(Code.INVALID_PARAMETER, "there are no parameters in the query here: send them in the body")
+        raise ServiceError(Code.INVALID_PARAMETER, "this path takes no query parameters; send them in the body")
 
 
 async def decoded(body: bytes, kind: type[Kind]) -> Kind:

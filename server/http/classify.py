@@ -56,7 +56,7 @@ EXTRAS = {"logits": Extras.LOGITS, "features": Extras.FEATURES, "heatmap": Extra
 def _included(text: str) -> str:
     names = text.split(",")
     if not set(names) <= EXTRAS.keys():
-        raise ValueError(f"name some of {', '.join(EXTRAS)}, with commas between them")
+        raise ValueError(f"name some of {', '.join(EXTRAS)}, separated by commas")
     return text
 
 

@@ -82,7 +82,7 @@ def _parts(body: bytes, boundary: bytes, max_parts: int) -> list[_Part]:
         ServiceError: MALFORMED_MULTIPART.
     """
     if not boundary:
-        raise ServiceError(Code.MALFORMED_MULTIPART, "the form's content type names no boundary")
+        raise ServiceError(Code.MALFORMED_MULTIPART, "the form's content type has no boundary")
     delimiter = b"--" + boundary
     if body.count(delimiter) > max_parts:
         raise ServiceError(Code.MALFORMED_MULTIPART, f"the form has more than {max_parts} parts")

@@ -53,7 +53,9 @@ def router(service: Service, uploads: Uploads) -> APIRouter:
                     (image,) = await bodies.images([asked.inputs])
                     plan = service.plan(ask._replace(top_k=asked.parameters.top_k or DEFAULT_TOP_K))
                 if not image:
-                    raise ServiceError(Code.EMPTY_BODY, "there is no image: send its bytes, or their Base64 as inputs")
+                    raise ServiceError(
+                        Code.EMPTY_BODY, "the request has no image; send its bytes, or their Base64 as inputs"
+                    )
                 plan = service.canaries.chosen(plan, image)
                 with service.buffers.held(0 if image is body else len(image)):
                     async with cancelled_when_gone(request):

@@ -169,13 +169,13 @@ class BoundedProtocol(Connection):
             HttpParserError: it is not for this server, or may mean something else to who passed it on.
         """
         if self.version not in ("1.0", "1.1"):
-            raise HttpParserError(f"HTTP/{self.version} is not spoken here")
+            raise HttpParserError(f"HTTP/{self.version} is not supported")
         hosts = [value for name, value in self.headers if name == b"host"]
         if len(hosts) > 1 or (not hosts and self.version == "1.1") or not all(map(_HOST.fullmatch, hosts)):
-            raise HttpParserError("there must be one Host field, with a name and perhaps a port")
+            raise HttpParserError("the request must have one Host header: a name, with or without a port")
         for name, value in self.headers:
             if name == b"transfer-encoding" and value.strip().lower() != b"chunked":
-                raise HttpParserError("the only transfer coding is chunked")
+                raise HttpParserError("the server accepts no transfer coding but chunked")
 
     def on_chunk_header(self) -> None:
         """Progress: the framing of a body in chunks is no part of the head."""

@@ -89,7 +89,7 @@ class Uploads:
         boundary = forms.boundary_of(field(request.scope, b"content-type"))
         fields: Sequence[tuple[str, str]] = ()
         if not body:
-            raise ServiceError(Code.EMPTY_BODY, "there are no images: send files of a form, or a zip")
+            raise ServiceError(Code.EMPTY_BODY, "the request has no images; send files in a form, or a zip")
         if boundary is None:
             files = await asyncio.to_thread(archives.files, body)
         else:

@@ -134,7 +134,7 @@ class Connection(HttpToolsProtocol):
                 rest = rest[upgrade.args[0] :]
                 method, version = self.parser.get_method(), self.parser.get_http_version().encode()
                 if method == b"CONNECT":  # an upgrade by its nature
-                    raise HttpParserError("CONNECT is not for this server") from None
+                    raise HttpParserError("this server does not support CONNECT") from None
                 fields = [b"%s: %s\r\n" % field for field in self.headers if field[0] != b"upgrade"]
                 self.parser = HttpRequestParser(self)
                 self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does

@@ -125,7 +125,7 @@ def router(service: Service, uploads: Uploads) -> APIRouter:
             async with uploads.body(request) as body:
                 asked, binary = _split(body, request.headers.get(HEADER_LENGTH))
                 if asked.model_name not in (None, name):
-                    raise ServiceError(Code.INVALID_REQUEST, "model_name is another than that of the path")
+                    raise ServiceError(Code.INVALID_REQUEST, "model_name differs from the name in the path")
                 outputs, are_binary = _outputs(asked)
                 _, parameters = _taken(asked.parameters, "binary_data_output", default=False)
                 wanted = InferRequest(name, version, parameters, _inputs(asked, binary), outputs)
@@ -176,7 +176,7 @@ def _check_origin(request: Request) -> None:
         ServiceError: FORBIDDEN.
     """
     if request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
-        raise ServiceError(Code.FORBIDDEN, "a page of another site may not load or unload models")
+        raise ServiceError(Code.FORBIDDEN, "pages of other sites may not load or unload models")
 
 
 def _json(content: Any, status: int = 200) -> Response:

@@ -110,7 +110,8 @@ def check_pixels(image: Image.Image, max_pixels: int) -> None:
     if pixels > max_pixels:
         raise ServiceError(
             Code.TOO_MANY_PIXELS,
-            f"the image counts as {pixels} pixels, a side being {_MIN_SIDE} or more; send one of at most {max_pixels}",
+            f"the image counts as {pixels} pixels, since each side counts as {_MIN_SIDE} or more;"
+            f" send one of at most {max_pixels}",
         )
 
 

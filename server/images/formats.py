@@ -141,7 +141,7 @@ def format_of(data: bytes) -> str:
     found = _other(data)
     if found is None:
         raise ServiceError(
-            Code.NOT_AN_IMAGE, f"this is no image of an accepted format; send one of {', '.join(FORMATS)}"
+            Code.NOT_AN_IMAGE, f"the body is not an image in an accepted format; send one of {', '.join(FORMATS)}"
         )
     raise unsupported(found)
 

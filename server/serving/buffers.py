@@ -27,7 +27,7 @@ class Buffers:
         if size > self._max_body_bytes:
             raise ServiceError(Code.BODY_TOO_LARGE, f"an upload may have at most {self._max_body_bytes} bytes")
         if self._buffered_bytes > self._max_buffered_bytes:
-            raise ServiceError(Code.QUEUE_FULL, "too many uploads are in memory; try again later")
+            raise ServiceError(Code.QUEUE_FULL, "the server holds too many uploads in memory; try again later")
 
     @contextmanager
     def held(self, size: int) -> Generator[None]:

@@ -28,7 +28,7 @@ def check(entry: Entry, coverage: float | None, *, reject: bool, crops: CropCoun
         )
         raise ServiceError(Code.NOT_CALIBRATED, detail)
     if crops != 1:
-        detail = "crops: models are calibrated for one crop: leave it out, or leave out coverage and reject"
+        detail = "models are calibrated for one crop: leave out crops, or leave out coverage and reject"
         raise ServiceError(Code.INVALID_PARAMETER, detail)
     if coverage is not None and known.sets and coverage > (most := confidence.most_coverage(known.sets)):
         detail = (

@@ -165,7 +165,7 @@ def _check_include(ask: Ask, entry: Entry) -> None:
         )
         raise ServiceError(Code.UNSUPPORTED_BY_MODEL, detail)
     if ask.crops != 1:
-        detail = "logits, features and heat maps are of one look at the image: leave out crops, or what is included"
+        detail = "logits, features and heat maps come from a single crop: leave out crops, or leave out include"
         raise ServiceError(Code.INVALID_PARAMETER, detail)
 
 

@@ -172,7 +172,9 @@ def _wanted(request: InferRequest, view: View) -> list[Wanted]:
     _check_known(request.parameters, (*(() if view else CLASSES), "priority", "timeout", *SEQUENCE, ASKS_FOR_LAST))
     for name in SEQUENCE:
         if request.parameters.get(name):
-            raise ServiceError(Code.INVALID_PARAMETER, f"{name}: no model here has a state, so there are no sequences")
+            raise ServiceError(
+                Code.INVALID_PARAMETER, f"{name}: the models here are stateless, so the server accepts no sequences"
+            )
     top_k = None if view or "coverage" in request.parameters else _count(request.parameters, "top_k", DEFAULT_TOP_K)
     usual = (SCORES_NAME,) if view else OUTPUT_NAMES
     names = usual if view else (*usual, *EXTRA_NAMES, KNOWN_NAME)

@@ -101,7 +101,7 @@ def test_hugging_faces_client_classifies(server: RunningServer, tmp_path: Path, 
     assert found[0].score > found[1].score > 0
     assert client.image_classification(photo.read_bytes(), top_k=3) == found[:3]
     assert InferenceClient(base_url=server.url).image_classification(photo, function_to_apply="softmax") == found
-    with pytest.raises(HfHubHTTPError, match="no image of an accepted format"):
+    with pytest.raises(HfHubHTTPError, match="not an image in an accepted format"):
         client.image_classification(b"no image", top_k=3)
 
 
