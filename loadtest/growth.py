@@ -13,9 +13,7 @@ import models.missing  # noqa: F401 before what may be missing
 # isort: split
 
 import argparse
-import json
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,7 +23,7 @@ from urllib.parse import urlencode
 
 import uvloop
 
-from loadtest import command, loops, machine, photos, plots, processes
+from loadtest import command, copies, loops, machine, photos, plots, processes
 from loadtest.command import LoadTestError, names
 from loadtest.loops import Photo, Target
 from loadtest.plots import Line, Panel
@@ -33,7 +31,6 @@ from loadtest.processes import Serving
 from loadtest.results import Figures, Record, read_lines
 from models import hints
 
-MANIFEST = "manifest.json"
 LARGEST_UPLOAD = str(64 * 2**20)
 FEW, LARGE_PX = 3, 2000
 """So many photos are enough of those that are at least so wide: they take memory."""
@@ -187,19 +184,8 @@ def _models(setup: Setup, options: argparse.Namespace) -> Generator[tuple[Path, 
     if not setup.copies:
         yield options.repository, [name] if name else []
         return
-    folders = [path.parent.resolve() for path in options.repository.glob(f"{name or '*'}/*/{MANIFEST}")]
-    if len({folder.parent for folder in folders}) != 1:
-        raise LoadTestError(f"{options.repository}: name the model that is to be copied by --model")
-    original = max(folders, key=lambda folder: int(folder.name))
-    manifest = json.loads((original / MANIFEST).read_text())
-    with tempfile.TemporaryDirectory() as made:
-        names = [f"copy{number}" for number in range(setup.copies)]
-        for copy in names:
-            folder = Path(made) / copy / original.name
-            folder.mkdir(parents=True)
-            (folder / manifest["file"]["name"]).symlink_to(original / manifest["file"]["name"])
-            (folder / MANIFEST).write_text(json.dumps(manifest | {"name": copy}))
-        yield Path(made), names
+    with copies.made(options.repository, name, setup.copies) as made:
+        yield made
 
 
 def _panels(dimension: Dimension, steps: Sequence[Step]) -> list[Panel]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from server.errors import ServiceError
+from server.fitting import Measured
 from server.keys import Key
 from server.placement import Place
 from server.refusals import Refusal
@@ -24,6 +25,8 @@ class EngineReady(NamedTuple):
     address: str
     refused: Mapping[str, Refusal]
     """By the models' ids."""
+    measured: Mapping[str, Measured]
+    """Of the others, in the order in which they were loaded."""
 
 
 class Load(NamedTuple):
@@ -37,6 +40,8 @@ class Loaded(NamedTuple):
 
     model_id: str
     refusal: Refusal | None
+    measured: Measured | None
+    """None: it was refused"""
 
 
 class Unload(NamedTuple):
@@ -77,6 +82,19 @@ class Serve(NamedTuple):
     generation: int
     held: tuple[frozenset[str], ...] = ()
     """the ids of the models that each engine has, or had when it was last there"""
+    usable: frozenset[str] | None = None
+    """ids of the models that requests may begin with; None: all in the catalogue"""
+    loading: Mapping[str, float] = {}
+    """ids of the models that are being loaded, and how many seconds that is likely to take"""
+
+
+class Hold(NamedTuple):
+    """Supervisor to HTTP workers: where the models of the newest catalogue are; as `Serve`, without that."""
+
+    generation: int
+    held: tuple[frozenset[str], ...]
+    usable: frozenset[str] | None
+    loading: Mapping[str, float]
 
 
 class Start(NamedTuple):
@@ -102,9 +120,18 @@ class Serving(NamedTuple):
 
 
 class Drained(NamedTuple):
-    """HTTP worker to supervisor: no request of its own needs a model that is not in this or a newer catalogue."""
+    """HTTP worker to supervisor: no request of its own needs a model that is not usable by this or a newer message."""
 
     generation: int
+
+
+class Demand(NamedTuple):
+    """HTTP worker to supervisor: what its requests do with models, where not all are loaded."""
+
+    waiting: frozenset[str]
+    """ids of those that requests wait for"""
+    used: tuple[str, ...]
+    """ids of those that requests were for since it last said so, the last one used at the end"""
 
 
 class Change(NamedTuple):
@@ -149,7 +176,7 @@ class Finish(NamedTuple):
     """Supervisor to HTTP workers: accept no more, answer what was accepted, end."""
 
 
-ToWorker = EngineUp | EngineDown | Serve | Changed | Authorise | Renew | Draining | Finish
-FromWorker = Heartbeat | WorkerReady | Connected | Serving | Drained | Change
+ToWorker = EngineUp | EngineDown | Serve | Hold | Changed | Authorise | Renew | Draining | Finish
+FromWorker = Heartbeat | WorkerReady | Connected | Serving | Drained | Demand | Change
 ToEngine = Load | Unload
 FromEngine = Heartbeat | EngineReady | Loaded

@@ -68,6 +68,14 @@ def raise_if_lost() -> None:
         raise DeviceLostError(f"CUDA: {again.name}")
 
 
+def used_bytes() -> int:
+    """Of the GPU's memory, by whatever process; 0 where that cannot be told."""
+    if runtime is None:
+        return 0
+    error, free_bytes, total_bytes = runtime.cudaMemGetInfo()
+    return int(total_bytes - free_bytes) if error == runtime.cudaError_t.cudaSuccess else 0
+
+
 def check_last() -> None:
     """Raise what `checked` does if a call that tells no error code has left one."""
     checked(runtime.cudaGetLastError())

@@ -77,14 +77,16 @@ class Code(StrEnum):
 class ServiceError(Exception):
     """A request that cannot be answered: `code` for programs, `detail` for people (what happened, what to do)."""
 
-    def __init__(self, code: Code, detail: str) -> None:
+    def __init__(self, code: Code, detail: str, retry_after_s: int | None = None) -> None:
+        """`retry_after_s` is when to try again, where that is known better than by the code."""
         super().__init__(detail)
         self.code = code
         self.detail = detail
+        self.retry_after_s = retry_after_s
 
-    def __reduce__(self) -> tuple[type["ServiceError"], tuple[Code, str]]:
+    def __reduce__(self) -> tuple[type["ServiceError"], tuple[Code, str, int | None]]:
         """Exceptions are pickled by the arguments of `Exception.__init__`, which are others."""
-        return ServiceError, (self.code, self.detail)
+        return ServiceError, (self.code, self.detail, self.retry_after_s)
 
 
 class StartupError(ExpectedError):

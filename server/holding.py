@@ -33,6 +33,8 @@ class Holding:
         self.loaded: set[str] = set()
         """What it has, or the one before it had."""
         self.loading: set[str] = set()
+        self.hanging: set[str] = set()
+        """What it has been loading for so long that nobody waits for it."""
         self.crashes: Counter[str] = Counter()
         """How many died while they loaded something."""
         self._started: set[str] = set()  # what the newest was started with
@@ -58,6 +60,7 @@ class Holding:
         """It died; returns what it was loading."""
         self.up = False
         lost, self.loading = self.loading, set()
+        self.hanging.clear()
         self.crashes.update(lost)
         return lost
 
@@ -68,11 +71,18 @@ class Holding:
     def heard(self, model_id: str, refusal: Refusal | None, now_s: float) -> None:
         """It has loaded a model, or refused it."""
         self.loading.discard(model_id)
+        self.hanging.discard(model_id)
         if refusal is None:
             self.loaded.add(model_id)
             self._accept(model_id)
         else:
             self.refuse(model_id, refusal, now_s)
+
+    def give_up(self, model_id: str, refusal: Refusal, now_s: float) -> None:
+        """It has been loading a model for too long, and may for ever; it is not told to load it again meanwhile."""
+        self.loading.discard(model_id)
+        self.hanging.add(model_id)
+        self.refuse(model_id, refusal, now_s)
 
     def refuse(self, model_id: str, refusal: Refusal, now_s: float) -> None:
         """It cannot have it: never, or not for a while."""
@@ -98,6 +108,10 @@ class Holding:
     def lacks(self, model_id: str) -> bool:
         """It is to load this, and has not, or not yet."""
         return model_id not in self.loaded and not self.is_refused(model_id)
+
+    def may_load(self, model_id: str) -> bool:
+        """It lacks this, and is not still at it since it was last told to load it."""
+        return self.lacks(model_id) and model_id not in self.hanging
 
     def is_refused(self, model_id: str) -> bool:
         """It could not load it, and it is not time to try again."""

@@ -54,8 +54,7 @@ class RefusedError(ServiceError):
     """UNAUTHORIZED, FORBIDDEN or RATE_LIMITED; of the last two, the name of the key is known."""
 
     def __init__(self, code: Code, detail: str, retry_after_s: int | None = None, *, key: str | None = None) -> None:
-        super().__init__(code, detail)
-        self.retry_after_s = retry_after_s
+        super().__init__(code, detail, retry_after_s)
         self.key = key
 
 

@@ -5,9 +5,10 @@ never fall and files never pile up.
 """
 
 import collections
+import math
 import os
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -19,6 +20,8 @@ from server.refusals import Cause, Refusal
 if TYPE_CHECKING:
     from prometheus_client import Metric
     from prometheus_client.samples import Exemplar, Sample
+
+    from server.fitting import Measured
 
 DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -37,14 +40,16 @@ ROOM_BYTES = {
     "gauge_livesum": 2**16,
     "gauge_livemax": 2**16,
 }
-"""Of each process's files, by kind: enough for some 160 versions of models, as long as it runs."""
+"""Of each process's files, by kind: enough for some versions of models, as long as it runs."""
+ROOM_FOR = 160
+"""So many versions."""
 
 
-def use_directory(directory: Path, identities: Iterable[str]) -> None:
+def use_directory(directory: Path, identities: Iterable[str], versions: int = ROOM_FOR) -> None:
     """Have this process and its children keep their metrics below `directory`; before anything imports the client.
 
-    The room is taken now: the client maps files that are empty, and a page of such that cannot be had later kills the
-    process that writes to it.
+    The room is taken now, for so many versions of models: the client maps files that are empty, and a page of such that
+    cannot be had later kills the process that writes to it.
 
     Raises:
         OSError: there is not so much.
@@ -52,7 +57,7 @@ def use_directory(directory: Path, identities: Iterable[str]) -> None:
     os.environ[DIRECTORY_VARIABLE] = str(directory)
     for identity, (kind, size) in product(identities, ROOM_BYTES.items()):
         with (directory / f"{kind}_{identity}.db").open("wb") as file:
-            portable.reserve(file, size)
+            portable.reserve(file, size * max(1, math.ceil(versions / ROOM_FOR)))
 
 
 class Metrics:
@@ -136,6 +141,38 @@ class Metrics:
             "serving_refused_models",
             "Versions in the repository that cannot be served, by cause: never, or not_now (the server tries again)",
             ["cause"],
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
+        self.models = Gauge(
+            "serving_models",
+            "Versions that the server serves, by state: loaded, loading, or unloaded until a request names them",
+            ["state"],
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
+        self.loads = Counter(
+            "serving_model_loads",
+            "Loads of models by engines, by outcome: done or refused",
+            ["outcome"],
+            registry=registry,
+        )
+        self.load = Times(
+            "serving_model_load_seconds", "Time to load a model and warm it up", buckets=SECONDS, registry=registry
+        )
+        self.load_wait = Times(
+            "serving_model_wait_seconds",
+            "Time that images waited for their model to be loaded; all others found it loaded",
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.evictions = Counter(
+            "serving_model_evictions", "Models that engines unloaded to make room for others", registry=registry
+        )
+        self.model_memory = Gauge(
+            "serving_model_memory_bytes",
+            "Memory of all models of each engine, measured when it loaded the newest",
+            ["engine"],
             multiprocess_mode="livemax",
             registry=registry,
         )
@@ -228,6 +265,19 @@ class Metrics:
         for cause in Cause:
             self.refused_models.labels(cause).set(counts[cause])
 
+    def count_models(self, states: Mapping[str, int]) -> None:
+        """These are all that are to be served."""
+        for state in ("loaded", "loading", "unloaded"):
+            self.models.labels(state).set(states.get(state, 0))
+
+    def count_loads(self, engine: str, refused: int, loaded: "Collection[Measured]") -> None:
+        """An engine was to load so many models."""
+        self.loads.labels("refused").inc(refused)
+        self.loads.labels("done").inc(len(loaded))
+        for each in loaded:
+            self.load.add(each.seconds)
+            self.model_memory.labels(engine).set(each.total_bytes)
+
     def count_gpu_decode(self, outcome: str) -> None:
         """One photo more that was "done", or "refused"."""
         self.gpu_decodes.labels(outcome).inc()
@@ -259,7 +309,8 @@ class Exemplars:
             if sample.name.endswith("_bucket"):
                 labels = sample.labels
                 bound = float(labels["le"])
-                found = self._newest.get((metric.name, labels["model"], labels["version"], bound))
+                model = labels.get("model", ""), labels.get("version", "")
+                found = self._newest.get((metric.name, *model, bound))
                 metric.samples[index] = sample._replace(exemplar=found)
 
 

@@ -1,19 +1,25 @@
 """Who is told what while the models change: a state machine without any I/O, above `Rollout`.
 
-The engines load what is missing. The HTTP workers get what is served as one catalogue, each of which has a generation:
-its number. Once all of them say that no request of theirs needs an older one, the engines unload the rest. Who asked
-for a model is answered when every worker serves the outcome, so that he finds it whichever he connects to.
+The engines load what is missing. The HTTP workers get what is served as one catalogue, and which engine has it; each
+such message has a generation: its number. Once all of them say that no request of theirs needs what only an older one
+has, the engines unload the rest. Who asked for a model is answered when every worker serves the outcome, so that he
+finds it whichever he connects to.
 """
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple, assert_never
 
-from server.control import Change, Changed, Load, Serve, Unload
+from server.control import Change, Changed, Demand, Hold, Load, Serve, Unload
 from server.errors import Code, ServiceError
+from server.fitting import Budget, Measured
+from server.on_demand import OnDemand
 from server.refusals import Refusal
 from server.repository import Catalogue, Model, ModelKey
 from server.rollout import Progress, Rollout
+
+NOTHING: Mapping[str, Measured] = MappingProxyType({})
 
 
 class TellEngine(NamedTuple):
@@ -26,7 +32,7 @@ class TellEngine(NamedTuple):
 class TellWorkers(NamedTuple):
     """Send this to every HTTP worker."""
 
-    message: Serve
+    message: Serve | Hold
 
 
 class TellWorker(NamedTuple):
@@ -51,22 +57,47 @@ class _Worker:
 class ModelControl:
     """From what the repository holds, and what is asked for, to what engines and HTTP workers are told."""
 
-    def __init__(self, catalogue: Catalogue, default_model: str | None = None, engines: int = 1) -> None:
-        """Begin with what a first scan found; `default_model` is the one that was asked for."""
-        self._rollout = Rollout(catalogue, default_model, engines)
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        default_model: str | None = None,
+        engines: int = 1,
+        *,
+        budget: Budget | None = None,
+        first: Sequence[str] = (),
+        patience_s: float = 60.0,
+    ) -> None:
+        """Begin with what a first scan found; `default_model` is the one that was asked for.
+
+        Without a budget all models are loaded; else see `OnDemand`.
+        """
+        self._rollout = (
+            OnDemand(catalogue, default_model, engines, budget, first, patience_s)
+            if budget
+            else Rollout(catalogue, default_model, engines)
+        )
         self._engines = range(engines)
         self._held = list(self._rollout.held)  # what HTTP workers were told that each engine has
         self._workers: dict[str, _Worker] = {}
         self._asked_for: dict[str, None] = {}
         self._changes: list[tuple[str, Change]] = []  # under way, with the workers that are to be answered
         self._answers: list[TellWorker] = []
-        self.serve = Serve(catalogue, 0, self._rollout.held)
+        self.serve = Serve(catalogue, 0, self._rollout.held, self._rollout.usable)
         """The newest that HTTP workers were told to serve."""
 
     @property
     def served(self) -> Catalogue:
         """What requests may name."""
         return self._rollout.served
+
+    @property
+    def states(self) -> Mapping[str, int]:
+        """How many models are loaded, loading, unloaded."""
+        return self._rollout.states
+
+    def key_of(self, model_id: str) -> ModelKey | None:
+        """What requests name a model by; None: they may not."""
+        return next((key for key, model in self.served.models.items() if model.id == model_id), None)
 
     @property
     def asked_for(self) -> list[str]:
@@ -80,6 +111,7 @@ class ModelControl:
     def worker_ended(self, worker: str) -> None:
         """Nobody waits for it any more, nor for its answers."""
         self._workers.pop(worker, None)
+        self._rollout.worker_ended(worker)
         self._changes = [(asking, change) for asking, change in self._changes if asking != worker]
         self._answers = [answer for answer in self._answers if answer.worker != worker]
 
@@ -92,13 +124,20 @@ class ModelControl:
         known = self._workers[worker]
         known.drained = max(known.drained, generation)
 
+    def demanded(self, worker: str, demand: Demand) -> None:
+        """What requests to this worker wait for, and have used."""
+        self._rollout.demanded(worker, *demand)
+
     def start_engine(self, engine: int) -> list[Model]:
         """What a new engine loads before it is ready."""
         return self._rollout.start_engine(engine)
 
-    def engine_ready(self, engine: int, refused: Mapping[str, Refusal], now_s: float) -> None:
+    def engine_ready(
+        self, engine: int, refused: Mapping[str, Refusal], now_s: float, measured: Mapping[str, Measured] = NOTHING
+    ) -> None:
         """It has what it was started with, but for what it refused, by id; the HTTP workers are told of that."""
         self._rollout.engine_ready(engine, refused, now_s)
+        self._rollout.measured(engine, measured)
         self._held[engine] = self._rollout.held[engine]
 
     def held(self, engine: int) -> frozenset[str]:
@@ -109,9 +148,13 @@ class ModelControl:
         """The next one gets what is served."""
         self._rollout.engine_lost(engine, now_s)
 
-    def loaded(self, engine: int, model_id: str, refusal: Refusal | None, now_s: float) -> None:
+    def loaded(
+        self, engine: int, model_id: str, refusal: Refusal | None, now_s: float, measured: Measured | None = None
+    ) -> None:
         """An engine has loaded a model, or refused it."""
         self._rollout.loaded(engine, model_id, refusal, now_s)
+        if measured:
+            self._rollout.measured(engine, {model_id: measured})
 
     def retry(self, now_s: float) -> bool:
         """Whether it is time to load again what was refused for now; `steps` says so."""
@@ -143,20 +186,30 @@ class ModelControl:
         steps: list[Step] = [*self._answers]
         self._answers.clear()
         up = [engine for engine in self._engines if self._rollout.is_up(engine)]
-        steps += [TellEngine(engine, Load(model)) for engine in up for model in self._rollout.take_missing(engine)]
-        if self._rollout.served != self.serve.catalogue or self._has_more():
-            self._held = list(self._rollout.held)
-            self.serve = Serve(self._rollout.served, self.serve.generation + 1, self._rollout.held)
-            steps.append(TellWorkers(self.serve))
+        steps += self._take_loads(up)
+        rollout = self._rollout
+        changed, moved = rollout.served != self.serve.catalogue, self._has_moved()
+        if changed or moved:
+            self._held = list(rollout.held)
+            where = rollout.held, rollout.usable, rollout.loading
+            self.serve = Serve(rollout.served, self.serve.generation + 1, *where)
+            steps.append(TellWorkers(self.serve if changed else Hold(self.serve.generation, *where)))
         workers = self._workers.values()
         if all(worker.drained >= self.serve.generation for worker in workers):
-            steps += [TellEngine(engine, Unload(its)) for engine in up for its in self._rollout.take_surplus(engine)]
+            gone = [TellEngine(engine, Unload(its)) for engine in up for its in rollout.take_surplus(engine)]
+            steps += [*gone, *(self._take_loads(up) if gone else [])]  # there is room for them now
         if all(worker.serving >= self.serve.generation for worker in workers):
             steps += self._take_outcomes()
         return steps
 
-    def _has_more(self) -> bool:
-        """An engine has a model that is served, and the HTTP workers do not know: they would not submit to it."""
+    def _take_loads(self, engines: Sequence[int]) -> list[TellEngine]:
+        return [TellEngine(engine, Load(model)) for engine in engines for model in self._rollout.take_missing(engine)]
+
+    def _has_moved(self) -> bool:
+        """Requests may begin with others, or an engine has a model of which the HTTP workers do not know."""
+        rollout = self._rollout
+        if rollout.usable != self.serve.usable or rollout.loading.keys() != self.serve.loading.keys():
+            return True
         served = {model.id for model in self._rollout.served.models.values()}
         return any(served & has - told for has, told in zip(self._rollout.held, self._held, strict=True))
 

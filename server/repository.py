@@ -68,7 +68,7 @@ class Model:
     def of(cls, found: Manifest, settings: ModelSettings | None = None) -> Self:
         """With the settings of all models, if none are given."""
         settings = settings or ModelSettings()
-        content = found.model_dump_json() + settings.model_dump_json(exclude=set(OF_CANDIDATES))
+        content = found.model_dump_json() + settings.model_dump_json(exclude={"pinned", *OF_CANDIDATES})
         return cls(found, settings, hashlib.sha256(content.encode()).hexdigest()[:16])
 
     @property
@@ -99,10 +99,10 @@ class Catalogue:
     @cached_property
     def versions(self) -> Mapping[str, Mapping[int, Entry]]:
         """The same by name and number."""
-        return {
-            name: {key.version: found for key, found in self.entries.items() if key.name == name}
-            for name in sorted({key.name for key in self.entries})
-        }
+        found: dict[str, dict[int, Entry]] = {name: {} for name in sorted({key.name for key in self.entries})}
+        for key, entry in self.entries.items():
+            found[key.name][key.version] = entry
+        return found
 
     @cached_property
     def candidates(self) -> Candidates:

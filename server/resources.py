@@ -85,9 +85,8 @@ class Resources:
                 usage = keys.usage_table(folder, settings.http_workers) if settings.api_keys else None
             keep_socket_in(folder)
             with _room_for("metrics", folder):
-                metrics.use_directory(
-                    folder, ["supervisor", *(place.name for place in places), *worker_names(settings)]
-                )
+                processes = ["supervisor", *(place.name for place in places), *worker_names(settings)]
+                metrics.use_directory(folder, processes, len(catalogue.entries))
             if run_folder.is_too_long():
                 detail = "is too long a path for a socket in it; set it to a short one, such as /tmp"
                 raise StartupError(f"TMPDIR {tempfile.gettempdir()} {detail}")

@@ -7,11 +7,13 @@ serves. What is refused for now is loaded again, after a wait that doubles with 
 when its files change, or when it is asked for.
 """
 
-from collections.abc import Mapping, Set
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from enum import Enum, auto
 
 from server.errors import Code, ServiceError
+from server.fitting import Measured
 from server.holding import MAX_CRASHES, Holding
 from server.refusals import Cause, Refusal
 from server.repository import Catalogue, Model, ModelKey
@@ -44,6 +46,35 @@ class Rollout:
     def held(self) -> tuple[frozenset[str], ...]:
         """Ids of the models that each engine has, or had when it was last there."""
         return tuple(frozenset(engine.loaded) for engine in self._engines)
+
+    @property
+    def usable(self) -> frozenset[str] | None:
+        """Ids of the models that requests may begin with; None: all that they may name."""
+        return None
+
+    @property
+    def loading(self) -> Mapping[str, float]:
+        """Ids of the models that requests may name and that are being loaded, and how many seconds that takes."""
+        return {}
+
+    @property
+    def states(self) -> Counter[str]:
+        """How many of the models that are to be served are loaded, loading, unloaded."""
+        there: Set[str] = frozenset().union(*self.held)
+        loading = {model_id for engine in self._engines for model_id in engine.loading}
+        return Counter(
+            "loaded" if model.id in there else "loading" if model.id in loading else "unloaded"
+            for model in self._wanted.models.values()
+        )
+
+    def demanded(self, worker: str, waiting: Set[str], used: Sequence[str]) -> None:
+        """Requests to an HTTP worker wait for these; it has used those since it last said so, in this order."""
+
+    def worker_ended(self, worker: str) -> None:
+        """No request to this worker waits any more."""
+
+    def measured(self, engine: int, found: Mapping[str, Measured]) -> None:
+        """What an engine found of models that it has loaded, by their ids, in the order in which they were."""
 
     def is_up(self, engine: int) -> bool:
         """It is ready."""

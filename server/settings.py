@@ -7,7 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, IPvAnyNetwork, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    IPvAnyNetwork,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 from models.errors import ExpectedError, first_mistake
@@ -26,6 +36,7 @@ MaxBatch = Annotated[int, Field(ge=1, le=1024)]
 MaxWait = Annotated[float, Field(ge=0, le=10_000)]
 QueueSize = Annotated[int, Field(ge=1, le=65536)]
 Timeout = Annotated[float, Field(gt=0, le=3_600_000)]
+Size = Annotated[ByteSize, Field(ge=1), WithJsonSchema({"type": "string", "format": "bytes"})]
 Instances = Annotated[int, Field(ge=0, le=8)]
 PriorityName = Literal["high", "normal", "low"]
 
@@ -57,6 +68,8 @@ class ModelSettings(BaseModel):
     """Numbers of the engines that load the model, counted from 0. Not given: all."""
     priority: PriorityName = "normal"
     """Priority of requests that state none."""
+    pinned: bool = False
+    """With `max_loaded` or `memory_budget`: keep the model loaded at all times."""
     shadow_of: ModelName | None = None
     """The model whose images this one gets too, once they are answered. Nobody sees its answers."""
     canary_of: ModelName | None = None
@@ -121,6 +134,12 @@ class Settings(BaseSettings):
     models: Annotated[tuple[ModelName, ...], NoDecode, CommaSeparated] = ()
     """Serve only these models, comma-separated; /readyz fails while one of them is missing. Not given: all in the
     repository."""
+    max_loaded: Annotated[int, Field(ge=1)] | None = None
+    """Number of models that each engine keeps loaded: a request loads the model that it names, and the least recently
+    used one is unloaded (see the guide on many models). Without it and `memory_budget`, all are loaded."""
+    memory_budget: Size | None = None
+    """Memory for the models of each engine, in bytes or as 4GiB: works as `max_loaded`, by what each model is measured
+    to take."""
     reload_ms: Annotated[float, Field(ge=0, le=3_600_000)] = 5_000
     """How often to look for changes in the repository, which the server then serves. 0: only when asked to, or while
     something in the repository cannot be read."""
@@ -233,7 +252,7 @@ class Settings(BaseSettings):
 
     def of(self, model: ModelSettings) -> Self:
         """The same, where a model's own do not differ."""
-        others = {"priority", "devices", *OF_CANDIDATES}
+        others = {"priority", "devices", "pinned", *OF_CANDIDATES}
         return self.model_copy(update=model.model_dump(exclude=others, exclude_none=True))
 
     @property

@@ -20,6 +20,7 @@ from server.children import Children, EngineEnded, EngineSaid, Event, Signalled,
 from server.control import (
     Change,
     Connected,
+    Demand,
     Drained,
     Draining,
     EngineDown,
@@ -29,12 +30,14 @@ from server.control import (
     FromEngine,
     FromWorker,
     Heartbeat,
+    Hold,
     Load,
     Loaded,
     Serving,
     WorkerReady,
 )
 from server.errors import StartupError
+from server.fitting import Budget
 from server.fleet import Action, Announce, BeginDrain, Fleet, GiveUp, KillProcess, StartProcess, StopAccepting
 from server.listeners import Listeners
 from server.model_control import ModelControl, TellEngine, TellWorker, TellWorkers
@@ -80,7 +83,14 @@ class Supervisor:
             drain_timeout_s=settings.drain_timeout_ms / 1e3 + STOP_S,
             now_s=time.monotonic(),
         )
-        self._models = ModelControl(catalogue, settings.default_model, len(self._places))
+        self._models = ModelControl(
+            catalogue,
+            settings.default_model,
+            len(self._places),
+            budget=Budget.of(settings),
+            first=settings.models,
+            patience_s=settings.stall_timeout_ms / 1e3,
+        )
         self._files = Rereading(resources, catalogue, self._models, children.tell_workers, time.monotonic())
         self._addresses: dict[str, str] = {}  # of the engines that are ready
         self._ready = False
@@ -191,6 +201,8 @@ class Supervisor:
                 self._models.serving(name, generation)
             case Drained(generation):
                 self._models.drained(name, generation)
+            case Demand():
+                self._models.demanded(name, message)
             case Change():
                 self._change_model(name, message)
             case _:
@@ -200,15 +212,17 @@ class Supervisor:
         match message:
             case Heartbeat():
                 pass
-            case EngineReady(address, refused):
-                self._models.engine_ready(self._number(name), refused, now_s)
+            case EngineReady(address, refused, measured):
+                self._models.engine_ready(self._number(name), refused, now_s, measured)
+                self._resources.metrics.count_loads(name, len(refused), measured.values())
                 self._check_any_model(name)
                 self._became_ready(name)
                 self._addresses[name] = address
                 self._roll_out()
                 self._children.tell_workers(self._state_of(name))
-            case Loaded(model_id, refusal):
-                self._models.loaded(self._number(name), model_id, refusal, now_s)
+            case Loaded(model_id, refusal, found):
+                self._models.loaded(self._number(name), model_id, refusal, now_s, found)
+                self._resources.metrics.count_loads(name, refusal is not None, [found] if found else [])
             case _:
                 assert_never(message)
 
@@ -258,25 +272,31 @@ class Supervisor:
     def _roll_out(self) -> None:
         """Tell engines and HTTP workers what follows for the models."""
         before = self._models.serve.catalogue
-        for step in self._models.steps():
+        steps = self._models.steps()
+        for step in steps:
             match step:
                 case TellEngine(number, message):
                     if isinstance(message, Load):
                         self._check_room(message.model)
+                    elif key := self._models.key_of(message.model_id):
+                        log.info("%s makes room for others in %s", key, self._engine_names[number])
+                        self._resources.metrics.evictions.inc()
                     self._children.tell_engine(self._engine_names[number], message)
-                case TellWorkers(serve):
-                    self._children.tell_workers(serve)
-                    self._resources.metrics.count_refused(serve.catalogue.refused.values())
-                    if self._ready and serve.catalogue != before:
-                        log_change(serve.catalogue, before)
-                    elif self._ready:
-                        continue  # another engine has what is served
+                case TellWorkers(message):
+                    self._children.tell_workers(message)
+                    if isinstance(message, Hold):
+                        continue  # what is served is the same
+                    self._resources.metrics.count_refused(message.catalogue.refused.values())
+                    if self._ready:
+                        log_change(message.catalogue, before)
                     elif self._fleet.announced:
                         self._announce()
                 case TellWorker(name, changed):
                     self._children.tell_worker(name, changed)
                 case _:
                     assert_never(step)
+        if steps or not self._fleet.announced:
+            self._resources.metrics.count_models(self._models.states)
 
     def _announce(self) -> None:
         """All processes are ready: so is the server, with the first model that can be served."""
@@ -284,6 +304,8 @@ class Supervisor:
         if served.entries:
             self._ready = True
             log_announcement(served, self._resources.listeners)
+            if unloaded := self._models.states.get("unloaded"):
+                log.info("%d models are loaded when requests name them", unloaded)
             self._write_ready_file()
         else:
             url = self._resources.listeners.url

@@ -174,7 +174,18 @@ def test_what_the_supervisor_decides_by_knows_neither_processes_nor_the_time() -
         "server.child",
         "server.children",
     }
-    names = ("fleet", "model_control", "rollout", "holding", "placement", "engine/tickets", "engine/dispatch")
+    names = (
+        "fleet",
+        "model_control",
+        "rollout",
+        "on_demand",
+        "residence",
+        "fitting",
+        "holding",
+        "placement",
+        "engine/tickets",
+        "engine/dispatch",
+    )
     deciding = {f"server/{name}.py" for name in names}
     found = [line for line in offences("server", world) if line.split()[0] in deciding]
     assert found == []

@@ -23,6 +23,8 @@ from server.errors import Code
 from server.settings import ModelSettings, Settings
 
 HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[2]
+"""A default below it is told as it is seen from there."""
 Json = dict[str, Any]
 
 EXPORT = ("to_onnx", "from_onnx", "to_torch", "verify", "quantize", "calibrate", "ensemble", "cascade", "to_trt")
@@ -36,6 +38,7 @@ LOADTEST = (
     "mlperf",
     "soak",
     "failover",
+    "many_models",
     "devices",
     "engine",
     "engine_loop",
@@ -107,7 +110,8 @@ def _kind(schema: Json) -> str:
         return "numbers" if items.get("type") == "integer" else "names, comma-separated"
     if schema["type"] in ("integer", "number"):
         return {"integer": "whole number", "number": "number"}[schema["type"]] + _span(schema)
-    return {"boolean": "`true` or `false`", "path": "path"}.get(schema.get("format", schema["type"]), "text")
+    words = {"boolean": "`true` or `false`", "path": "path", "bytes": "number of bytes, or with a unit"}
+    return words.get(schema.get("format", schema["type"]), "text")
 
 
 def _span(schema: Json) -> str:
@@ -250,7 +254,7 @@ def _described(parser: argparse.ArgumentParser) -> Iterator[str]:
             yield f"### `{name}`"
             yield from _described(parser_of_one)
     rows = [
-        (_usage(action), _cell((action.help or "") % {**vars(action), "prog": parser.prog}))
+        (_usage(action), _cell((action.help or "") % {**vars(action), "prog": parser.prog}).replace(f"{ROOT}/", ""))
         for action in parser._actions
         if action not in subparsers and action.help != argparse.SUPPRESS and "--help" not in action.option_strings
     ]

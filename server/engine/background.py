@@ -70,9 +70,9 @@ class Background:
             image, model, top_k, deadline_s, crops=crops, priority=priority, follow=follow, include=include
         )
 
-    def hold(self, models: Sequence[Set[str]]) -> None:
-        """The engines have these models by now, each these ids."""
-        self._engine.hold(models)
+    def hold(self, models: Sequence[Set[str]], usable: Set[str] | None = None) -> None:
+        """The engines have these models by now, each these ids; None: all of them are `usable`."""
+        self._engine.hold(models, usable)
         self._up = {engine: (address, models[engine]) for engine, (address, _) in self._up.items()}
 
     def want(self) -> None:

@@ -37,6 +37,7 @@ class Engines:
         self._up = [False] * count
         self._recovering = [True] * count  # requests wait for it
         self._models: list[Set[str] | None] = [None] * count  # ids; None: not known before it is up
+        self._usable: Set[str] | None = None
         self._having: dict[str, list[int]] = {}  # by the model's id, engines that are there; forgotten when any changes
         self._under_way = [0] * count
         self._chosen = [0] * count  # when each was the last time, counted in images
@@ -73,16 +74,20 @@ class Engines:
         self._own[engine] = self._under_way[engine] = 0
         self._having.clear()
 
-    def hold(self, models: Sequence[Set[str]]) -> None:
-        """Each engine has these models by now, or had them when it was last there."""
+    def hold(self, models: Sequence[Set[str]], usable: Set[str] | None = None) -> None:
+        """Each engine has these models by now, or had them when it was last there; None: all of them are `usable`.
+
+        What is not goes: it is submitted only for who has begun to use it.
+        """
         for engine, held in enumerate(models):
             if self._models[engine] is not None:
                 self._models[engine] = held
+        self._usable = usable
         self._having.clear()
 
     def has(self, model: str) -> bool:
-        """An engine that is there has this model."""
-        return bool(self._with(model))
+        """An engine that is there has this model, and it is usable."""
+        return (self._usable is None or model in self._usable) and bool(self._with(model))
 
     def expects(self, model: str) -> bool:
         """The same, or one that will be there soon may have it."""

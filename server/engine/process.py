@@ -26,9 +26,11 @@ from server.engine.channel import Channel
 from server.engine.classes import Extras
 from server.engine.core import Engine, Outcome
 from server.engine.loading import Warm, give_memory_back, load
+from server.engine.memory import Meter
 from server.engine.messages import Answer, Cancel, Dropped, Failure, Reply, Submit, decode_request, encode
 from server.engine.scheduler import Job
 from server.errors import Code, DeviceLostError, ServiceError
+from server.fitting import Measured
 from server.placement import Place
 from server.refusals import Refusal
 from server.repository import Model
@@ -75,7 +77,7 @@ def main(
     settings = _settled(place, settings)
     with suppress(BrokenPipeError):  # the supervisor is gone, and with it all need for this process
         process = _Process(place, settings, folder, slots, address, control)
-        process.serve(EngineReady(address, process.load_all(models)))
+        process.serve(EngineReady(address, *process.load_all(models)))
 
 
 def _settled(place: Place, settings: Settings) -> Settings:
@@ -129,17 +131,21 @@ class _Tally:
 class _Loader:
     """Loads models, at the start in the caller's thread, later in one of its own."""
 
-    def __init__(self, settings: Settings, folder: Path, slot_bytes: int, wake: Callable[[], None]) -> None:
+    def __init__(
+        self, settings: Settings, folder: Path, slot_bytes: int, wake: Callable[[], None], *, gpu: bool
+    ) -> None:
         """`wake` is called from that thread once a model is there, or cannot be."""
         self._settings = settings
         self._folder = folder
         self._slot_bytes = slot_bytes
         self._wake = wake
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="loader")
-        self._loading: dict[Future[Warm], Model] = {}
+        self._thread = _thread()
+        self._loading: dict[Future[tuple[Warm, Measured]], Model] = {}
+        self._began_s = 0.0
+        self._meter = Meter(gpu=gpu)
 
-    def load(self, model: Model, progress: Callable[[], None] = lambda: None) -> Warm:
-        """Load a model; blocks.
+    def load(self, model: Model, progress: Callable[[], None] = lambda: None) -> tuple[Warm, Measured]:
+        """Load a model, and measure what that takes; blocks.
 
         Raises:
             ManifestError: the file is not the manifest's, or its images are too large for the slots.
@@ -150,15 +156,23 @@ class _Loader:
             raise ManifestError(
                 f"its crop of {found.preprocessing.crop_text} is larger than any at the start: restart the server"
             )
-        return load(self._folder, model, self._settings, progress)
+        with self._meter.apart():
+            backends.runtime(found, self._settings)
+        started_s, before_bytes = time.monotonic(), self._meter.taken_bytes()
+        warm = load(self._folder, model, self._settings, progress)
+        total_bytes = self._meter.taken_bytes()
+        return warm, Measured(time.monotonic() - started_s, max(0, total_bytes - before_bytes), total_bytes)
 
     def begin(self, model: Model) -> None:
-        """Load it in the other thread."""
+        """Load it in the other thread, or where that hangs, in yet another."""
+        if self._loading and time.monotonic() - self._began_s > self._settings.stall_timeout_ms / 1e3:
+            self._thread = _thread()
+        self._began_s = time.monotonic()
         loading = self._thread.submit(self.load, model)
         self._loading[loading] = model
         loading.add_done_callback(lambda _: self._wake())
 
-    def ended(self) -> list[tuple[Model, Future[Warm]]]:
+    def ended(self) -> list[tuple[Model, Future[tuple[Warm, Measured]]]]:
         """What has come of those since this was asked last."""
         return [(self._loading.pop(loading), loading) for loading in list(self._loading) if loading.done()]
 
@@ -181,7 +195,7 @@ class _Process:
             on_start=self._started,
             on_end=self._ended,
         )
-        self._loader = _Loader(settings, folder, slots.slot_bytes, self._bell.ring)
+        self._loader = _Loader(settings, folder, slots.slot_bytes, self._bell.ring, gpu=place.gpu is not None)
         self._held = ExitStack()
         self._page_locked = False
         self._workers: dict[int, Channel] = {}  # by descriptor
@@ -191,18 +205,21 @@ class _Process:
         self._listener.bind(address)
         self._listener.listen()
 
-    def load_all(self, models: Sequence[Model]) -> dict[str, Refusal]:
-        """Load what can be; why the rest cannot, by the models' ids."""
+    def load_all(self, models: Sequence[Model]) -> tuple[dict[str, Refusal], dict[str, Measured]]:
+        """Load what can be; why the rest cannot, and what the others take, by the models' ids."""
         refused: dict[str, Refusal] = {}
+        found: dict[str, Measured] = {}
         for model in models:
             try:
-                self.add(model, self._loader.load(model, lambda: self._tell(Heartbeat())))
+                warm, measured = self._loader.load(model, lambda: self._tell(Heartbeat()))
+                self.add(model, warm)
+                found[model.id] = measured
             except (DeviceLostError, BrokenPipeError):
                 raise  # this process is of no use to any model
             except Exception as error:  # whatever is wrong with one model must not take the others down
                 refused[model.id] = _refusal(model, error)
         gc.freeze()  # what is here now stays: no collection needs to look at it again
-        return refused
+        return refused, found
 
     def add(self, model: Model, warm: Warm) -> None:
         """Accept jobs for a model."""
@@ -289,14 +306,15 @@ class _Process:
 
     def _finish_loading(self) -> None:
         for model, loading in self._loader.ended():
-            refusal = None
             try:
-                self.add(model, loading.result())
+                warm, measured = loading.result()
+                self.add(model, warm)
             except DeviceLostError:
                 raise
             except Exception as error:  # as at the start
-                refusal = _refusal(model, error)
-            self._tell(Loaded(model.id, refusal))
+                self._tell(Loaded(model.id, _refusal(model, error), None))
+            else:
+                self._tell(Loaded(model.id, None, measured))
 
     def _receive(self, worker: Channel, events: int) -> list[tuple[Channel, Reply]]:
         """Take all requests that have arrived; the replies are to those that end at once."""
@@ -367,6 +385,10 @@ class _Process:
         for owner, together in by_owner.items():
             if owner in self._workers.values() and not owner.send(encode(together)):
                 self._poll.modify(owner.fileno(), select.POLLIN | select.POLLOUT)
+
+
+def _thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="loader")
 
 
 def _refusal(model: Model, error: Exception) -> Refusal:

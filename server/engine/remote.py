@@ -128,9 +128,9 @@ class RemoteEngine:
         self._do(self._tickets.ask_again(tickets, question.model.id, question.top_k, time.monotonic()))
         return [await future for future in futures]
 
-    def hold(self, models: Sequence[Set[str]]) -> None:
-        """The engines have these models by now, each these ids."""
-        self._engines.hold(models)
+    def hold(self, models: Sequence[Set[str]], usable: Set[str] | None = None) -> None:
+        """The engines have these models by now, each these ids; None: all of them are `usable`."""
+        self._engines.hold(models, usable)
 
     def engine_up(self, engine: int, address: str, models: Set[str]) -> bool:
         """Connect to a new engine, which has these models, and hand it what waits; False: it could not be reached."""

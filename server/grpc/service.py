@@ -19,7 +19,6 @@ from server.grpc import inference_pb2 as pb
 from server.grpc.infer_streams import InferStreams
 from server.grpc.keys import KeyCheck
 from server.grpc.streams import MAX_STREAMS, Streams
-from server.keys import RefusedError
 from server.serving.outcomes import Outcome
 from server.serving.service import Service
 from server.settings import Settings
@@ -280,7 +279,7 @@ async def _answered(context: Context, answer: Awaitable[Kind]) -> Kind:
 
 async def _refuse(context: Context, error: ServiceError) -> NoReturn:
     metadata = [("code", error.code.value)]
-    if isinstance(error, RefusedError) and error.retry_after_s is not None:
+    if error.retry_after_s is not None:
         metadata.append(("retry-after", str(error.retry_after_s)))
     await context.abort(STATUS[error.code], messages.shortened(error.detail), tuple(metadata))
 

@@ -25,6 +25,7 @@ from server.http import candidates
 from server.http.candidates import Canary, Shadow
 from server.http.responses import quality
 from server.repository import ModelKey
+from server.serving.loads import State
 from server.serving.service import Service
 
 
@@ -45,6 +46,7 @@ class Model(BaseModel):
     name: str
     version: int
     default: bool
+    state: State
     architecture: str
     parameters: int
     random_weights: bool
@@ -72,6 +74,7 @@ class EnsembleModel(BaseModel):
     name: str
     version: int
     default: bool
+    state: State
     backend: Literal["ensemble"]
     members: tuple[Member, ...]
     top_k: int
@@ -84,6 +87,7 @@ class CascadeModel(BaseModel):
     name: str
     version: int
     default: bool
+    state: State
     backend: Literal["cascade"]
     members: tuple[Stage, ...]
     top_k: int
@@ -115,7 +119,10 @@ def router(service: Service) -> APIRouter:
         newest = {found.name: found for found in served}
         default = newest.get(catalogue.default_model or "")
         refused = {str(key): refusal.reason for key, refusal in catalogue.refused.items()}
-        shown = [_shown(found, found is default, known.get(ModelKey(found.name, found.version))) for found in served]
+        shown = [
+            _shown(found, found is default, service.state(found), known.get(ModelKey(found.name, found.version)))
+            for found in served
+        ]
         return Models(models=shown, refused=refused)
 
     @routes.get("/livez", summary="The process answers", response_class=PlainTextResponse)
@@ -157,17 +164,19 @@ def _prefers_openmetrics(accept: str) -> bool:
 def _shown(
     found: Entry,
     default: bool,  # noqa: FBT001
+    state: State,
     candidate: Shadow | Canary | None,
 ) -> Model | EnsembleModel | CascadeModel:
     match found:
         case Ensemble():
-            return EnsembleModel(**found.model_dump(include=_fields(EnsembleModel)), default=default)
+            return EnsembleModel(**found.model_dump(include=_fields(EnsembleModel)), default=default, state=state)
         case Cascade():
-            return CascadeModel(**found.model_dump(include=_fields(CascadeModel)), default=default)
+            return CascadeModel(**found.model_dump(include=_fields(CascadeModel)), default=default, state=state)
         case Manifest():
             return Model(
                 **found.model_dump(include=_fields(Model)),
                 default=default,
+                state=state,
                 random_weights=found.weights.random,
                 calibration=_calibration(found),
                 weights_sha256=found.weights.sha256,

@@ -128,7 +128,8 @@ def is_short(method: str, path: str) -> bool:
 
 def service_problem(request: Request, error: ServiceError) -> Response:
     """The problem document of a failure of the service's own."""
-    return problem(request, error.code, STATUS[error.code], error.detail, RETRY_AFTER_S.get(error.code))
+    retry_after_s = RETRY_AFTER_S.get(error.code) if error.retry_after_s is None else error.retry_after_s
+    return problem(request, error.code, STATUS[error.code], error.detail, retry_after_s)
 
 
 def invalid_parameter(error: RequestValidationError) -> ServiceError:

@@ -6,7 +6,7 @@ import gc
 import math
 import socket
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Set
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, assert_never
@@ -28,6 +28,7 @@ from server.control import (
     Finish,
     FromWorker,
     Heartbeat,
+    Hold,
     Renew,
     Serve,
     Serving,
@@ -48,6 +49,7 @@ from server.images.decode import decode as decode_image
 from server.keys import Keys, usage_table
 from server.listeners import shown
 from server.metrics import Metrics
+from server.serving.loads import Loads
 from server.serving.permits import Permits
 from server.serving.service import Changes, Service
 from server.serving.shadows import Shadows
@@ -90,6 +92,10 @@ async def _serve(start: Start, control: Connection) -> None:
     service = Service(
         settings, start.serve.catalogue, engine, metrics, changes, permits, keys, start.certificate, start.places
     )
+    if start.serve.usable is not None:
+        send = partial(_send, control)
+        service.loads = Loads(send, lambda: service.leases.taken, most_waiting=len(owned))
+        service.loads.update(start.serve.usable, start.serve.loading)
     server = _Server(service, control)
     background = Background(
         start.slots, settings.slots_per_worker * settings.http_workers + start.number, decode, len(start.places)
@@ -180,14 +186,12 @@ class _Supervised:
                 self._background.engine_down(number, recovering=recovering)
                 if was_up and service.shadows:
                     service.shadows.engine_ended()
-            case Serve(catalogue, generation, held):
-                self._engine.hold(held)
-                self._background.hold(held)
+            case Serve(catalogue, generation, held, usable, loading):
                 service.catalogue = catalogue
                 self._want_background()
-                self._tell(Serving(generation))
-                kept = {model.id for model in catalogue.models.values()}
-                service.leases.when_drained(kept, partial(self._tell, Drained(generation)))
+                self._hold(Hold(generation, held, usable, loading))
+            case Hold():
+                self._hold(message)
             case Changed(change_id, error):
                 service.changes.done(change_id, error)
             case Authorise(keys):
@@ -208,6 +212,17 @@ class _Supervised:
         if self._service.catalogue.candidates.shadows:
             self._background.want()
 
+    def _hold(self, hold: Hold) -> None:
+        service = self._service
+        self._engine.hold(hold.held, hold.usable)
+        self._background.hold(hold.held, hold.usable)
+        kept: Set[str] = {model.id for model in service.catalogue.models.values()}
+        if service.loads and hold.usable is not None:
+            service.loads.update(hold.usable, hold.loading)
+            kept = kept & hold.usable
+        self._tell(Serving(hold.generation))
+        service.leases.when_drained(kept, partial(self._tell, Drained(hold.generation)))
+
     def _connect(self, up: EngineUp) -> None:
         """Again and again: for the moment this process may have no descriptor left."""
         if self._ups.get(up.engine) is not up:
@@ -227,11 +242,17 @@ class _Supervised:
     def _beat(self) -> None:
         if self._decoders.longest_s() < self._service.settings.stall_timeout_ms / 1e3:
             self._tell(Heartbeat())
+        if self._service.loads:
+            self._service.loads.tell()
         self._loop.call_later(HEARTBEAT_S, self._beat)
 
     def _tell(self, message: FromWorker) -> None:
-        with contextlib.suppress(OSError):  # it is gone, which the other direction tells
-            self._control.send(message)
+        _send(self._control, message)
+
+
+def _send(control: Connection, message: FromWorker) -> None:
+    with contextlib.suppress(OSError):  # the supervisor is gone, which the other direction tells
+        control.send(message)
 
 
 class _Server(uvicorn.Server):

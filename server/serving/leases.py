@@ -12,6 +12,11 @@ class Leases:
         self._kept: Set[str] = frozenset()
         self._drained: Callable[[], None] | None = None
 
+    @property
+    def taken(self) -> Set[str]:
+        """The models that requests under way need."""
+        return self._users.keys()
+
     def on(self, models: Sequence[str]) -> "_Lease":
         """Need these models until the block ends."""
         return _Lease(self, models)

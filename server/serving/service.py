@@ -4,13 +4,14 @@ import asyncio
 import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from models.manifest import Entry
 from server import tracing
 from server.control import Change
 from server.engine.classes import Classes
@@ -28,6 +29,7 @@ from server.serving.canaries import Canaries
 from server.serving.cascade import Pace, descend
 from server.serving.classifier import Classifier
 from server.serving.leases import Leases
+from server.serving.loads import Loads, State
 from server.serving.outcomes import Outcome
 from server.serving.permits import Permits
 from server.serving.plan import Answer, Ask, Plan
@@ -85,6 +87,8 @@ class Service:
     """None: no TLS"""
     places: tuple[Place, ...] = ()
     """of the engines, where they are processes"""
+    loads: Loads | None = None
+    """None: all models are loaded"""
     draining: bool = False
     change: asyncio.Event = field(init=False, default_factory=asyncio.Event)
     """Is set, and replaced by another, when it may have become ready or not, or serves other models."""
@@ -124,10 +128,21 @@ class Service:
             return "no model is served; GET /models says why"
         catalogue = self.catalogue
         needed = [catalogue.members(catalogue.resolve(name, None)) for name in must_be_there if name in served]
-        if homeless := {model.key for models in needed for model in models if not self.classifier.has(model.id)}:
+        if homeless := {model.key for models in needed for model in models if not self.can_answer(model.manifest)}:
             names = ", ".join(map(str, sorted(homeless)))
             return f"no inference engine that has {names} is there; {self.away}"
         return None
+
+    def state(self, entry: Entry) -> State:
+        """How far a model is, or all that it is made of."""
+        ids = [model.id for model in self.catalogue.members(entry)]
+        if self.loads and (state := self.loads.state(ids)) != "loaded":
+            return state
+        return "loaded" if all(map(self.classifier.has, ids)) else "loading"
+
+    def can_answer(self, entry: Entry) -> bool:
+        """Whether an engine that is there has it, or will have once a request asks for it."""
+        return self.state(entry) == "loaded" or bool(self.loads and self.classifier.connected)
 
     @property
     def away(self) -> str:
@@ -185,7 +200,7 @@ class Service:
         digest = await digest_of(image) if remember and isinstance(image, bytes) else None
         while True:
             try:
-                return await self._answer(plan, image, digest, received_s)
+                return await self._answer(plan, image, digest, received_s, patient=patient)
             except ServiceError as error:
                 if not (patient and error.code is Code.QUEUE_FULL):
                     if plan.instead is None or not self.canaries.passes_back(plan, error):
@@ -199,7 +214,9 @@ class Service:
         async with self.drawing:
             return await asyncio.to_thread(heatmap.overlaid, image, size, values, box, self.settings.max_pixels)
 
-    async def _answer(self, plan: Plan, image: Image, digest: bytes | None, received_s: float) -> Answer:
+    async def _answer(
+        self, plan: Plan, image: Image, digest: bytes | None, received_s: float, *, patient: bool
+    ) -> Answer:
         if plan.catalogue is not self.catalogue:  # it has changed, during the upload for instance
             plan = self.plan(plan.ask)._replace(instead=plan.instead)
         ids = tuple(member.id for member in plan.members)
@@ -210,6 +227,9 @@ class Service:
         if key and (remembered := self.cache.get(key)):
             self.metrics.cache_hits.labels(*plan.labels).inc()
             return Answer(plan, remembered, time.monotonic() - received_s)
+        if self.loads and not self.loads.begin(ids):
+            await self._wait_until_loaded(self.loads, ids, plan.deadline_s(received_s), patient=patient)
+            return await self._answer(plan, image, digest, received_s, patient=patient)
         with self.leases.on(ids):
             classes = await self._ask_members(plan, image, plan.deadline_s(received_s))
         self.metrics.count_decoding(plan.labels, classes.decode_wait_s, classes.decode_s)
@@ -220,6 +240,15 @@ class Service:
                 self.cache.put(key, classes)
             self.metrics.cache_misses.labels(*plan.labels).inc()
         return Answer(plan, classes, time.monotonic() - received_s)
+
+    async def _wait_until_loaded(self, loads: Loads, ids: Sequence[str], deadline_s: float, *, patient: bool) -> None:
+        """Return once these models are loaded, or other ones are meant."""
+        catalogue, started_s = self.catalogue, time.monotonic()
+        try:
+            while self.catalogue is catalogue and not loads.begin(ids):
+                await loads.wait(ids, self.change, deadline_s, patient=patient)
+        finally:
+            self.metrics.load_wait.add(time.monotonic() - started_s)
 
     async def _ask_members(self, plan: Plan, image: Image, deadline_s: float) -> Classes:
         """Ask every member about every crop at one time; all answer, or the first failure is the request's.

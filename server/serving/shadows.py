@@ -158,6 +158,8 @@ class Shadows:
 
     async def _outcome(self, one: _Waiting) -> str:
         shadow, deadline_s = one.shadow, one.offered_s + PATIENCE_S
+        if not self._classifier.has(shadow.model.id):  # it has gone meanwhile
+            return "dropped"
         if time.monotonic() >= deadline_s or self._agenda.why_idle(shadow, time.monotonic()):
             return "dropped"
         try:

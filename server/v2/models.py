@@ -17,6 +17,7 @@ from models.manifest import (
 from server import VERSION, metrics
 from server.errors import Code, ServiceError
 from server.repository import Model
+from server.serving.loads import State
 from server.serving.service import Service
 from server.v2 import views
 from server.v2.views import SCORES_NAME, Found, InputSpec, View
@@ -35,6 +36,11 @@ SHARED_MEMORY = frozenset({"shared_memory_region", "shared_memory_byte_size", "s
 """Parameters of a tensor that lies in what a client has registered, as nobody can here."""
 NO_SHARED_MEMORY = "this server shares no memory with its clients: send tensors in the messages, and have them so"
 
+_STATES: dict[State, Json] = {
+    "loaded": {"state": "READY"},
+    "loading": {"state": "LOADING"},
+    "unloaded": {"state": "UNAVAILABLE", "reason": "not loaded: the next request for it has it loaded"},
+}
 _PLATFORMS = {"onnx": "onnxruntime_onnx", "tensorrt": "tensorrt_plan"}
 _CONFIG_TYPES = {"BYTES": "TYPE_STRING"}
 _FORMATS = {INPUT_NAME: "FORMAT_NHWC"}
@@ -128,19 +134,14 @@ def is_ready(service: Service, name: str, version: str) -> bool:
     Raises:
         ServiceError: UNKNOWN_MODEL.
     """
-    return _is_there(service, find(service, name, version).entry) and not service.draining
-
-
-def _is_there(service: Service, entry: Entry) -> bool:
-    """Whether an engine that is there has it, or all that it is made of."""
-    return all(service.classifier.has(model.id) for model in service.catalogue.members(entry))
+    return service.can_answer(find(service, name, version).entry) and not service.draining
 
 
 def index(service: Service, *, ready: bool) -> list[Json]:
     """All of the repository, or what is `ready`."""
     catalogue = service.catalogue
     served = [
-        {"name": key.name, "version": str(key.version), "state": "READY" if _is_there(service, entry) else "LOADING"}
+        {"name": key.name, "version": str(key.version), **_STATES[service.state(entry)]}
         for key, entry in sorted(catalogue.entries.items())
     ]
     if ready:

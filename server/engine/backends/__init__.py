@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from importlib import import_module
+from types import ModuleType
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -80,22 +81,30 @@ def load(manifest: Manifest, content: bytes, settings: Settings) -> Backend:
     """Load a model file's `content` with the backend that its manifest names, or the setting where it is an ONNX file.
 
     Raises:
+        BackendMissingError, WrongBackendError: as `runtime`.
+        Exception: whatever the runtime reports of a file it cannot load.
+    """
+    backend: Backend = runtime(manifest, settings).load(manifest, content, settings)
+    return backend
+
+
+def runtime(manifest: Manifest, settings: Settings) -> ModuleType:
+    """The module of the backend that runs a model, with its runtime, which is imported if it never was.
+
+    Raises:
         BackendMissingError: its runtime is not installed.
         WrongBackendError: the setting is not the backend that the file is bound to.
-        Exception: whatever the runtime reports of a file it cannot load.
     """
     name = settings.backend if settings.backend and manifest.backend in ONNX_BACKENDS else manifest.backend
     if reason := why_not(manifest, name):
         raise WrongBackendError(reason)
     try:
-        module = import_module(f"{__name__}.{name}")
+        return import_module(f"{__name__}.{name}")
     except ModuleNotFoundError as missing:
         raise BackendMissingError(
             f"model {manifest.name} cannot be run: {hints.missing(str(missing.name))}, or serve the"
             " network's ONNX file with ONNX Runtime"
         ) from missing
-    backend: Backend = module.load(manifest, content, settings)
-    return backend
 
 
 def why_not(manifest: Manifest, name: str | None) -> str | None:
