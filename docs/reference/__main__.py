@@ -111,7 +111,7 @@ def _kind(schema: Json) -> str:
     if schema["type"] in ("integer", "number"):
         return {"integer": "whole number", "number": "number"}[schema["type"]] + _span(schema)
     words = {"boolean": "`true` or `false`", "path": "path", "bytes": "number of bytes, or with a unit"}
-    return words.get(schema.get("format", schema["type"]), "text")
+    return words.get(str(schema.get("format", schema["type"])), "text")
 
 
 def _span(schema: Json) -> str:
@@ -187,7 +187,7 @@ def metrics() -> Iterator[str]:
         from server.exposition import BUILD
         from server.metrics import PROCESS_ID, Metrics
 
-        rows = [(f"`{BUILD[0]}_info`", "gauge", "`version`, `python`, ...", BUILD[1])]
+        rows: list[tuple[str, ...]] = [(f"`{BUILD[0]}_info`", "gauge", "`version`, `python`, ...", BUILD[1])]
         for metric in vars(Metrics("documented")).values():
             if isinstance(metric, MetricWrapperBase) and metric._name != PROCESS_ID:
                 name = f"{metric._name}_total" if isinstance(metric, Counter) else metric._name
@@ -195,7 +195,7 @@ def metrics() -> Iterator[str]:
                 rows.append((f"`{name}`", metric._type, labels, metric._documentation))
         for family in ProcessCollector(pid=os.getpid, registry=None).collect():
             name = f"{family.name}_total" if family.type == "counter" else family.name
-            rows.append((f"`{name}`", family.type, "`process`", family.documentation.rstrip(".")))
+            rows.append((f"`{name}`", family.type, "`process`", str(family.documentation).rstrip(".")))
     yield "Metrics"
     yield (
         "`GET /metrics` shows the metrics of all processes, in Prometheus' text format or as OpenMetrics."

@@ -19,7 +19,17 @@ LOADED = re.compile(
 
 def build(source: Path, target: Path) -> subprocess.CompletedProcess[str]:
     """As `make docs` does."""
-    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-n", "-d", target / "doctrees"]
+    command: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-q",
+        "-W",
+        "--keep-going",
+        "-n",
+        "-d",
+        target / "doctrees",
+    ]
     return subprocess.run([*command, source, target / "site"], capture_output=True, text=True, timeout=200, check=False)
 
 
