@@ -280,7 +280,8 @@ class _Server(uvicorn.Server):
             self._grpc = await grpc_service.start(self._service, shown(settings.host, settings.grpc_port))
         await super().startup([])
         await self._listen(sockets or [])
-        self._control.send(WorkerReady())
+        with contextlib.suppress(BrokenPipeError):  # the supervisor ends already, and has this process end, too
+            self._control.send(WorkerReady())
 
     async def _listen(self, sockets: list[socket.socket]) -> None:
         encrypted: dict[str, Any] = {}

@@ -71,14 +71,17 @@ def run_server(*arguments: object) -> tuple[int, str]:
 
 
 _WITHOUT_ENGINE = """
-import sys
-from server import __main__
 from server.engine import process
 
 def main(*_):
     raise RuntimeError("no engine today")
 
 process.main = main
+"""
+_MAIN = """
+import sys
+from server import __main__
+
 if __name__ == "__main__":
     sys.exit(__main__.main())
 """
@@ -86,10 +89,15 @@ if __name__ == "__main__":
 
 def run_without_engine(folder: Path, **environment: str) -> tuple[int, str]:
     """Exit code and log of a server whose engine dies whenever it starts."""
+    return run_changed(folder, _WITHOUT_ENGINE, **environment)
+
+
+def run_changed(folder: Path, program: str, *flags: str, **environment: str) -> tuple[int, str]:
+    """Exit code and log of a server that does not start, in whose processes `program` has been run."""
     tiny.write(folder / "repository")
     script = folder / "script.py"
-    script.write_text(_WITHOUT_ENGINE)
-    command: list[str | Path] = [sys.executable, script, "--repository", folder / "repository", "--port", "0"]
+    script.write_text(program + _MAIN)
+    command: list[str | Path] = [sys.executable, script, "--repository", folder / "repository", "--port", "0", *flags]
     variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=PATIENCE_S)
     return done.returncode, done.stderr

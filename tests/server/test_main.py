@@ -13,7 +13,7 @@ import pytest
 from server.__main__ import main
 from server.settings import read
 from tests import tiny
-from tests.server.running import PATIENCE_S, ROOT, run_server, run_without_engine
+from tests.server.running import PATIENCE_S, ROOT, run_changed, run_server, run_without_engine
 
 
 @pytest.fixture
@@ -139,6 +139,28 @@ def test_an_engine_that_never_starts_is_given_up(tmp_path: Path) -> None:
     assert code == 1
     assert output.count("RuntimeError: no engine today") == 3
     assert output.splitlines()[-1].endswith("the engine cannot start; its error is above")
+
+
+LATE = """
+import asyncio
+from server.http import worker
+
+listen = worker._Server._listen
+
+async def late(server, sockets):
+    while not server.should_exit:  # which the supervisor's end has it do
+        await asyncio.sleep(0.01)
+    await listen(server, sockets)
+
+worker._Server._listen = late
+"""
+
+
+def test_a_worker_that_is_ready_when_nobody_waits_any_more_ends_without_a_word(tmp_path: Path) -> None:
+    code, output = run_changed(tmp_path, LATE, "--providers", "NoneExecutionProvider")
+    assert code == 1
+    assert "Traceback" not in output
+    assert "this ONNX Runtime has no NoneExecutionProvider" in output.splitlines()[-1]
 
 
 def test_without_any_good_model_it_ends_and_says_why(tmp_path: Path) -> None:
