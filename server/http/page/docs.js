@@ -1,13 +1,17 @@
 // The API, as Swagger UI shows it: its groups with names for people, and its errors explained once.
 
 import { key, readJson } from "./api.js";
+import { byId } from "./dom.js";
 
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const follow = () => document.documentElement.classList.toggle("dark-mode", dark.matches);
 dark.addEventListener("change", follow);
 follow();
 
-const spec = await readJson("openapi.json");
+const spec = await readJson("openapi.json").catch((problem) => {
+  byId("api").textContent = problem.message;
+  throw problem;
+});
 const names = Object.fromEntries(spec.tags.map((tag) => [tag.name, tag["x-displayName"]]));
 for (const tag of spec.tags) tag.name = names[tag.name];
 for (const operation of Object.values(spec.paths).flatMap(Object.values)) {
