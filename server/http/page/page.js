@@ -63,7 +63,8 @@ function back() {
 
 function showState() {
   view.dataset.state = photo ? "photo" : given.length ? "several" : "empty";
-  byId("back").textContent = photo && given.length > 1 ? "All photos" : "Start over";
+  byId("back").textContent = photo && given.length > 1 ? "All photos" : "Back";
+  byId("choose").textContent = view.dataset.state === "empty" ? "Choose a photo" : "New photo";
   byId("photo-title").textContent = photo ? photo.name : given.length ? `${given.length} photos` : "What is in your photo?";
 }
 
@@ -204,7 +205,7 @@ function show({ answer = null, problem = null, busy = false, name = "" }) {
   if (answer) showDetails(answer);
   showUntrained(answer?.random_weights);
   showHeatmap(answer);
-  if (answer) byId("classes").scrollIntoView({ block: "nearest" });
+  byId("bars").firstElementChild?.scrollIntoView({ block: "nearest" }); // on a phone it may be below
 }
 
 function showProgress(share) {
@@ -239,6 +240,7 @@ function bar({ label, probability }) {
 
 function oneOfSeveral(file, { name, classification, problem }) {
   const picture = element("img", [], { src: URL.createObjectURL(file), alt: "" });
+  picture.addEventListener("error", () => picture.replaceWith(element("i"))); // an empty frame
   const best = classification?.predictions[0];
   const sure = best && classification.known !== false;
   const said = best ? [element("b", best.label), ` ${percent(best.probability)}${sure ? "" : ", not sure"}`]
