@@ -73,7 +73,7 @@ function askForKey(refused) {
     element("p", "Whoever runs the server gives out keys. This tab remembers yours until you close it.",
             { id: "key-hint", class: "hint" }),
   ], { id: "key", class: "card", "aria-labelledby": "key-title" });
-  document.querySelector("main").prepend(card);
+  document.querySelector("main, [role=main]").prepend(card);
   document.body.dataset.locked = "";
   input.focus();
   return new Promise((resolve) => {

@@ -5,10 +5,10 @@ import { element, percent, showTables, table } from "./dom.js";
 const FITTED = { centre: "", squash: ", squashed", pad: ", padded" };
 
 const count = (number) => number.toLocaleString("en");
-const size = (parameters) => `${(parameters / 1e6).toFixed(1)} million`;
 const network = ({ architecture, backend, members }) =>
   members ? `${backend} of ${members.map(({ name }) => name).join(", ")}` : architecture;
-const input = ({ crop, crop_mode }) => `${crop[1]}×${crop[0]} pixels${FITTED[crop_mode]}`;
+const millions = (parameters) => (parameters / 1e6).toFixed(1);
+const input = ({ crop }) => `${crop[1]}×${crop[0]}`;
 const accuracy = ({ published_accuracy, accuracy }) => {
   const { top1 } = published_accuracy ?? accuracy ?? {};
   return top1 && `${top1.toFixed(1)}%`;
@@ -18,9 +18,9 @@ export function describe(model) {
   const { parameters, precision, preprocessing, activation } = model;
   return [
     network(model),
-    parameters && `${size(parameters)} parameters`,
+    parameters && `${millions(parameters)} million parameters`,
     precision?.toUpperCase(),
-    preprocessing && input(preprocessing),
+    preprocessing && `${input(preprocessing)} pixels${FITTED[preprocessing.crop_mode]}`,
     activation === "sigmoid" && "each class has a probability of its own",
     accuracy(model) && `${accuracy(model)} top-1`,
   ].filter(Boolean).join(" · ");
@@ -30,8 +30,8 @@ export function describe(model) {
 export function showModels({ models, refused }, choose) {
   const reasons = Object.entries(refused);
   showTables("models", [
-    models.length ? table("Served", { Name: "", Network: "", Parameters: "number", Precision: "", Runs: "", Input: "", Classes: "number",
-                                      "Top-1": "number", Also: "" },
+    models.length ? table("Served", { Name: "", Version: "number", Network: "", "Million parameters": "number", Precision: "",
+                                      "Runs by": "", "Input pixels": "", Classes: "number", "Top-1": "number", Also: "" },
                           models.map((model) => modelRow(model, choose)))
       : element("p", "No model is served."),
     reasons.length && table("Not served", { Name: "", Reason: "" }, reasons),
@@ -44,9 +44,10 @@ function modelRow(model, choose) {
   link.addEventListener("click", () => choose(model));
   const also = [model.features && "features", model.activation_maps && "heat map", model.calibration && calibrated(model.calibration)];
   return [
-    [link, ` version ${version}`, ...badges({ default: chosen, untrained: model.random_weights })],
+    [link, ...badges({ default: chosen, untrained: model.random_weights })],
+    `${version}`,
     network(model),
-    parameters ? size(parameters) : "–",
+    parameters ? millions(parameters) : "–",
     precision?.toUpperCase() ?? "–",
     backend,
     preprocessing ? input(preprocessing) : "–",

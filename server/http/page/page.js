@@ -63,10 +63,14 @@ function back() {
 
 function showState() {
   view.dataset.state = photo ? "photo" : given.length ? "several" : "empty";
-  byId("back").textContent = photo && given.length > 1 ? "All photos" : "Start over";
+  byId("back").textContent = photo && given.length > 1 ? "All photos" : "Back";
+  byId("choose").textContent = view.dataset.state === "empty" ? "Choose a photo" : "New photo";
   byId("photo-title").textContent = photo ? photo.name : given.length ? `${given.length} photos` : "What is in your photo?";
 }
 
+preview.addEventListener("load", () => {
+  byId("photo").style.setProperty("--ratio", preview.naturalWidth / preview.naturalHeight);
+});
 preview.addEventListener("error", () => {
   preview.hidden = heatmap.hidden = true;
   byId("no-preview").hidden = false;
@@ -97,6 +101,7 @@ byId("samples").addEventListener("click", async ({ target }) => {
 
 /** What was dropped or pasted: photos, or something that is none and gets a sentence. */
 function receive(data) {
+  if (view.hidden) location.hash = "try";
   if ([...data.items].some((item) => item.webkitGetAsEntry?.()?.isDirectory)) {
     tell("That is a folder. Open it, and drop the photos that are in it.");
   } else if (data.files.length) take(data.files);
@@ -122,7 +127,6 @@ document.addEventListener("dragleave", (event) => {
 document.addEventListener("drop", (event) => {
   event.preventDefault();
   byId("drop").classList.remove("over");
-  location.hash = "try";
   receive(event.dataTransfer);
 });
 
@@ -171,7 +175,8 @@ async function upload(path, body, done, name) {
   }
 }
 
-function again() {
+async function again() {
+  if (!served.length) await loadModels();
   if (photo) classify();
   else if (given.length) classifyAll();
 }
@@ -200,7 +205,7 @@ function show({ answer = null, problem = null, busy = false, name = "" }) {
   if (answer) showDetails(answer);
   showUntrained(answer?.random_weights);
   showHeatmap(answer);
-  if (answer) byId("classes").scrollIntoView({ block: "nearest" });
+  byId("bars").firstElementChild?.scrollIntoView({ block: "nearest" }); // on a phone it may be below
 }
 
 function showProgress(share) {
@@ -214,7 +219,9 @@ function showHeatmap(answer) {
   heatmap.hidden = !answer?.heatmap || preview.hidden;
   if (heatmap.hidden) return;
   paint(heatmap, answer.heatmap);
-  heatmap.setAttribute("aria-label", `Heat map: where in the photo ${answer.predictions[0].label} was seen`);
+  const where = `where ${answer.predictions[0].label} was seen`;
+  heatmap.setAttribute("aria-label", `Heat map: ${where}`);
+  byId("heat-hint").textContent = where;
 }
 
 function problemLines({ title, detail, code, request_id }, name) {
@@ -233,6 +240,7 @@ function bar({ label, probability }) {
 
 function oneOfSeveral(file, { name, classification, problem }) {
   const picture = element("img", [], { src: URL.createObjectURL(file), alt: "" });
+  picture.addEventListener("error", () => picture.replaceWith(element("i"))); // an empty frame
   const best = classification?.predictions[0];
   const sure = best && classification.known !== false;
   const said = best ? [element("b", best.label), ` ${percent(best.probability)}${sure ? "" : ", not sure"}`]
@@ -268,6 +276,7 @@ async function loadModels() {
     found = await readJson("models");
   } catch (problem) {
     show({ problem });
+    byId("models").replaceChildren(element("p", problem.message, { class: "problem" }));
     return;
   }
   const before = served[modelChoice.selectedIndex];
@@ -315,7 +324,10 @@ crops.addEventListener("change", () => {
 });
 heat.addEventListener("change", () => {
   if (heat.checked) again();
-  else heatmap.hidden = true;
+  else {
+    heatmap.hidden = true;
+    offerHeatmap();
+  }
 });
 
 // Views: the part after # in the address says which.
