@@ -192,7 +192,7 @@ def metrics() -> Iterator[str]:
             if isinstance(metric, MetricWrapperBase) and metric._name != PROCESS_ID:
                 name = f"{metric._name}_total" if isinstance(metric, Counter) else metric._name
                 labels = ", ".join(f"`{label}`" for label in metric._labelnames)
-                rows.append((f"`{name}`", metric._type, labels, metric._documentation))
+                rows.append((f"`{name}`", str(metric._type), labels, metric._documentation))
         for family in ProcessCollector(pid=os.getpid, registry=None).collect():
             name = f"{family.name}_total" if family.type == "counter" else family.name
             rows.append((f"`{name}`", family.type, "`process`", str(family.documentation).rstrip(".")))
