@@ -1,7 +1,7 @@
 """What only Linux has, and what the server uses in its place on other systems, such as macOS.
 
-The tests run a server with all of it taken away (`tests/server/test_portable.py`); docs/operations/platforms.md says what else is
-different there.
+The tests run a server with all of it taken away (`tests/server/test_portable.py`); docs/operations/platforms.md says
+what else is different there.
 """
 
 import math
