@@ -1,6 +1,6 @@
 """What only Linux has, and what the server uses in its place on other systems, such as macOS.
 
-The tests run a server with all of it taken away (`tests/server/test_portable.py`); docs/operations/platforms.md says
+The tests run a server with all of it taken away (`tests/server/test_portable.py`); the pages on operations say
 what else is different there.
 """
 
