@@ -1,7 +1,9 @@
 """Shadows and canaries in real processes: what they take from requests (nothing), and what is told of them."""
 
 import json
+import os
 import shutil
+import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -155,6 +157,24 @@ def test_shadows_that_hang_take_nothing_from_requests_and_what_is_too_much_is_dr
         until(lambda: described(server, "new")["shadow"]["dropped"] == count - MOST_IMAGES - 1)
         release()
         until(lambda: described(server, "new")["shadow"]["images"] == MOST_IMAGES + 1)
+
+
+def test_an_engine_that_dies_of_a_shadow_takes_no_request_with_it_and_that_image_is_not_tried_again(
+    tmp_path: Path,
+) -> None:
+    write(tmp_path, "main")
+    write(tmp_path, "new", {"shadow_of": "main", "share": 1, "devices": [1]})
+    with GatedServer(tmp_path, engines=2, inference_threads=1, default_model="main") as server:
+        with server.hold("new"):
+            assert answerers(server, 1, "main") == ["main"]
+            until(lambda: server.metric("serving_batch_size_count", model="new") == 1)
+            os.kill(server.pid("engine-1"), signal.SIGKILL)
+            until(lambda: described(server, "new")["shadow"]["failed"] == 1)
+            assert answerers(server, 4, "main") == ["main"] * 4
+            assert described(server, "new")["shadow"]["idle"]
+        until(lambda: described(server, "new")["shadow"]["idle"] == "an inference engine ended in the last minute")
+        assert described(server, "new")["shadow"]["images"] == 0
+        assert server.metric("serving_batch_size_count", model="new") == 1
 
 
 def test_several_http_workers_count_together(tmp_path: Path) -> None:
