@@ -5,7 +5,7 @@ import hashlib
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Self, assert_never
@@ -90,6 +90,10 @@ class Catalogue:
     default_model: str | None
     unloaded: Set[str] = frozenset()
     """Names of models that are there, but were unloaded on request."""
+
+    def __getstate__(self) -> dict[str, object]:
+        """What goes to another process: without what is computed, which another thread may add meanwhile."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
 
     @cached_property
     def entries(self) -> Mapping[ModelKey, Entry]:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import pickle
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -221,6 +223,19 @@ def test_what_cannot_be_loaded_is_refused_and_older_versions_take_over(tmp_path:
     assert "top_k" in after.refused[ModelKey("b", 1)].reason
     assert resolved(before) == ("a", 2)  # unchanged
     assert unknown(before.serving({}, {})).endswith("served here: none")
+
+
+def test_what_is_computed_of_a_catalogue_is_not_sent_as_a_thread_may_compute_it_while_another_sends(
+    tmp_path: Path,
+) -> None:
+    tiny.write(tmp_path, "a")
+    catalogue = scan(tmp_path)
+    sent = set(catalogue.__getstate__())
+    assert resolved(catalogue) == ("a", 1)
+    assert catalogue.candidates.by_key == {}
+    assert set(catalogue.__getstate__()) == sent == {each.name for each in fields(catalogue)}
+    received = pickle.loads(pickle.dumps(catalogue))
+    assert (received, resolved(received)) == (catalogue, ("a", 1))
 
 
 def test_a_model_has_settings_of_its_own(tmp_path: Path) -> None:

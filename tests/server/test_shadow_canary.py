@@ -1,7 +1,9 @@
 """Shadows and canaries in real processes: what they take from requests (nothing), and what is told of them."""
 
 import json
+import os
 import shutil
+import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -145,16 +147,41 @@ def test_what_a_canary_cannot_answer_the_main_model_does(server: RunningServer, 
     assert described(server, "fresh")["canary"]["asked"] == before["asked"] + 3
 
 
-def test_shadows_that_hang_take_nothing_from_requests_and_what_is_too_much_is_dropped(tmp_path: Path) -> None:
-    write(tmp_path, "main", {"devices": [0]})
-    write(tmp_path, "new", {"shadow_of": "main", "share": 1, "devices": [1]})
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatedServer]:
+    """`new` shadows every image of `main`, and each has an engine of its own; there is place for one request."""
+    repository = tmp_path_factory.mktemp("apart")
+    write(repository, "main", {"devices": [0]})
+    write(repository, "new", {"shadow_of": "main", "share": 1, "devices": [1]})
+    with GatedServer(repository, queue_size=1, engines=2, inference_threads=1, default_model="main") as running:
+        yield running
+
+
+def test_shadows_that_hang_take_nothing_from_requests_and_what_is_too_much_is_dropped(apart: GatedServer) -> None:
     count = MOST_IMAGES + 4
-    with GatedServer(tmp_path, queue_size=1, engines=2, inference_threads=1) as server, server.hold("new") as release:
-        assert answerers(server, count, "main") == ["main"] * count  # each had the only place there is
-        assert server.pending() == 0
-        until(lambda: described(server, "new")["shadow"]["dropped"] == count - MOST_IMAGES - 1)
+    with apart.hold("new") as release:
+        assert answerers(apart, count, "main") == ["main"] * count  # each had the only place there is
+        assert apart.pending() == 0
+        until(lambda: described(apart, "new")["shadow"]["dropped"] == count - MOST_IMAGES - 1)
         release()
-        until(lambda: described(server, "new")["shadow"]["images"] == MOST_IMAGES + 1)
+        until(lambda: described(apart, "new")["shadow"]["images"] == MOST_IMAGES + 1)
+
+
+def test_an_engine_that_dies_of_a_shadow_takes_no_request_with_it_and_that_image_is_not_tried_again(
+    apart: GatedServer,
+) -> None:
+    images = described(apart, "new")["shadow"]["images"]
+    batches = apart.metric("serving_batch_size_count", model="new")
+    with apart.hold("new"):
+        assert answerers(apart, 1, "main") == ["main"]
+        until(lambda: apart.metric("serving_batch_size_count", model="new") == batches + 1)
+        os.kill(apart.pid("engine-1"), signal.SIGKILL)
+        until(lambda: described(apart, "new")["shadow"]["failed"] == 1)
+        assert answerers(apart, 4, "main") == ["main"] * 4
+        assert described(apart, "new")["shadow"]["idle"]
+    until(lambda: described(apart, "new")["shadow"]["idle"] == "an inference engine ended in the last minute")
+    assert described(apart, "new")["shadow"]["images"] == images
+    assert apart.metric("serving_batch_size_count", model="new") == batches + 1
 
 
 def test_several_http_workers_count_together(tmp_path: Path) -> None:
