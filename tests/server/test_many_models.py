@@ -205,8 +205,8 @@ def test_engines_that_die_while_models_come_and_go_lose_no_request(tmp_path: Pat
             until(lambda: event() or any(one.done() for one in asked))
 
         try:
-            for _ in range(4):
-                enough = sum(answered) + 60
+            for _ in range(3):
+                enough = sum(answered) + 40
                 comes(lambda enough=enough: sum(answered) > enough)  # type: ignore[misc]
                 comes(lambda: running.metric("serving_models", state="loading") > 0)
                 os.kill(running.pid(engine), signal.SIGKILL)

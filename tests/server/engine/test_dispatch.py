@@ -103,6 +103,15 @@ def test_an_engine_that_is_gone_or_lacks_the_model_gets_nothing() -> None:
     assert submit(found, 1) == [1]  # what it had is forgotten
 
 
+def test_what_is_to_go_is_still_submitted_for_who_has_begun_and_not_had_by_anybody_else() -> None:
+    found = engines()
+    found.hold([MODELS, MODELS], usable=frozenset({"a"}))
+    assert (found.has("a"), found.has("b")) == (True, False)
+    assert (found.choose("b") is None, found.expects("b")) == (False, True)
+    found.hold([MODELS, MODELS])
+    assert found.has("b")
+
+
 def test_before_an_engine_is_there_it_may_have_anything() -> None:
     found = Engines(np.zeros((1, 2)), 0)
     found.hold([frozenset(), frozenset()])
