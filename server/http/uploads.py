@@ -17,6 +17,9 @@ from server.http.fields import field
 from server.serving.buffers import Buffers
 from server.time_limit import TimeLimit
 
+_DEFLATED = 8
+"""The compression method in the first byte of zlib's header (RFC 1950, 2.2)."""
+
 Read = TypeVar("Read")
 Count = Callable[[int], None]
 """Is told of so many bytes more that are in memory."""
@@ -163,13 +166,15 @@ class _Encoded:
         if name not in ("gzip", "x-gzip", "deflate"):
             detail = f"content encoding {name[:100]!r} is not understood: send gzip, deflate, or the bytes as they are"
             raise ServiceError(Code.UNSUPPORTED_ENCODING, detail)
-        # 16: with gzip's header and trailer instead of zlib's, which "deflate" means by RFC 9110, 8.4.1.2.
-        self._zlib = zlib.decompressobj(zlib.MAX_WBITS | (0 if name == "deflate" else 16))
+        self._is_deflate = name == "deflate"
+        self._zlib: zlib._Decompress | None = None
 
     async def decode(self, chunk: bytes, limit: int) -> bytes:
         """At most `limit` bytes of what the chunk holds; where it is so many, there may have been more."""
         if not chunk:
             return chunk
+        if self._zlib is None:
+            self._zlib = zlib.decompressobj(self._window_bits(chunk[0]))
         try:
             decoded = await asyncio.to_thread(self._zlib.decompress, chunk, limit)
         except zlib.error as error:
@@ -178,9 +183,18 @@ class _Encoded:
             raise ServiceError(Code.INVALID_REQUEST, "bytes follow the end of the compressed body")
         return decoded
 
+    def _window_bits(self, first: int) -> int:
+        """What zlib is told of the header and trailer: gzip's, zlib's own, or none.
+
+        RFC 9110, 8.4.1.2, means zlib's by "deflate", and notes that some send none; the `first` byte tells.
+        """
+        if not self._is_deflate:
+            return zlib.MAX_WBITS | 16
+        return zlib.MAX_WBITS if first & 15 == _DEFLATED else -zlib.MAX_WBITS
+
     def end(self) -> None:
         """No chunk follows."""
-        if not self._zlib.eof:
+        if not (self._zlib and self._zlib.eof):
             raise ServiceError(Code.INVALID_REQUEST, "the compressed body ends early")
 
 

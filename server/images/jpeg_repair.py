@@ -17,6 +17,7 @@ _MARKER = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")
 _START = 0xD8
 """Has no length after it."""
 _TABLES_AND_FRAMES = {0xC4, 0xCC, 0xDB, 0xDD, *range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC)}
+_FRAMES = _TABLES_AND_FRAMES - {0xC4, 0xCC, 0xDB, 0xDD}
 _APP0, _APP1, _APP14 = 0xE0, 0xE1, 0xEE
 _VARIANTS = {
     0xC3: "lossless JPEG",
@@ -94,7 +95,7 @@ def variant(data: bytes) -> str | None:
     """What kind of JPEG this is, where it is one that is not decoded."""
     for segment in _segments(data):
         kind, body = segment.kind, segment.body
-        if kind in _TABLES_AND_FRAMES - {0xC4, 0xCC, 0xDB, 0xDD} and len(body) >= 6:
+        if kind in _FRAMES and len(body) >= 6:
             if body[1:3] == bytes(2):
                 return "JPEG that tells its height behind its pixels (DNL)"
             if body[0] != 8 and kind not in _VARIANTS:
@@ -102,6 +103,14 @@ def variant(data: bytes) -> str | None:
             if body[5] not in _COLOURS:
                 return f"JPEG of {body[5]} components"
             return _VARIANTS.get(kind)
+    return None
+
+
+def frame_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height of a photo, or of a part of a TIFF that is one; None: nothing tells it before the first scan."""
+    for kind, body, _ in _segments(data):
+        if kind in _FRAMES and len(body) >= 6:
+            return int.from_bytes(body[3:5], "big"), int.from_bytes(body[1:3], "big")
     return None
 
 

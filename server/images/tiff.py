@@ -9,7 +9,7 @@ import numpy.typing as npt
 from PIL import Image, ImageFile, ImagePalette, TiffImagePlugin, _imaging
 from PIL.TiffImagePlugin import TiffImageFile
 
-from server.images.formats import incomplete, unsupported
+from server.images.formats import damaged, incomplete, unsupported
 from server.images.tiff_directory import (
     COEFFICIENTS,
     COLOUR_MAP,
@@ -88,6 +88,8 @@ def prepared(data: bytes) -> Prepared:
         raise unsupported(f"TIFF of {layout}")
     if (share := directory.share_of_parts) < 1:
         raise incomplete("TIFF", share)
+    if not directory.has_whole_jpegs:
+        raise damaged(data, "TIFF")
     return Prepared(directory.black_is_zero(), negative=True) if layout.negative else Prepared(data, negative=False)
 
 

@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from server.images.bounds import bound
+from server.images.jpeg_repair import frame_size
 
 _MAX_TAGS = 1000
 _MAX_VALUES = 50_000
@@ -65,6 +66,8 @@ _DECODED: Mapping[tuple[int, int, int], tuple[tuple[int, ...], ...]] = {
 
 Pillow opens more than these, and shows some of them wrongly; tests/server/images/test_tiff.py compares them all."""
 _OLD_JPEG, _JPEG = 6, 7
+_JPEG_HEAD_BYTES = 2**12
+"""In which a strip's frame is: it has nothing but tables before it."""
 
 
 class Layout(NamedTuple):
@@ -192,6 +195,21 @@ class Directory:
                     return True
         reduced = self.number(_SUBFILE, 0) & 1 or self.number(_OLD_SUBFILE, 1) == 2
         return bool(reduced and self.numbers(_SUB_DIRECTORIES))
+
+    @property
+    def has_whole_jpegs(self) -> bool:
+        """Whether strips or tiles that are JPEG are large enough: libtiff leaves the rest of the picture as it was."""
+        if self.number(COMPRESSION, 1) != _JPEG or self.layout.planes:
+            return True
+        width, height = self.number(_WIDTH, 0), self.number(_HEIGHT, 0)
+        rows = self.number(_STRIP_ROWS, height)
+        tiles, across = self.numbers(_TILE_OFFSETS), self.number(_TILE_WIDTH, 0)
+        for index, at in enumerate(tiles or self.numbers(_STRIP_OFFSETS)):
+            wanted = (across, self.number(_TILE_HEIGHT, 0)) if tiles else (width, min(rows, height - index * rows))
+            size = frame_size(self._data[at : at + _JPEG_HEAD_BYTES])
+            if size is not None and any(have < want for have, want in zip(size, wanted, strict=True)):
+                return False
+        return True
 
     @property
     def share_of_parts(self) -> float:

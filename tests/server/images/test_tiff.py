@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from server.errors import Code, ServiceError
-from tests.server.images.pictures import Pixels, decoded, difference, encoded, picture, preprocessing
+from tests.server.images.pictures import Pixels, decoded, difference, encoded, picture, preprocessing, refusal
 from tests.server.images.tiffs import (
     BLACK_IS_ZERO,
     CMYK,
@@ -297,6 +297,19 @@ def test_strips_and_tiles_that_are_nowhere_are_not_black(lost: str, compression:
     with pytest.raises(ServiceError, match=rf"ends after about {100 * (count - 1) // count} % of its rows") as caught:
         decoded(bytes(broken))
     assert caught.value.code is Code.BROKEN_IMAGE
+
+
+@pytest.mark.parametrize("tile", [0, 16])
+@pytest.mark.parametrize("size", [(16, 16), (8, 16), (16, 8), (32, 32)])
+def test_a_jpeg_that_is_smaller_than_its_strip_or_tile_is_refused(size: tuple[int, int], tile: int) -> None:
+    """libtiff would leave the rest of it as the memory was; and it refuses itself what is larger."""
+    part = encoded(picture(*size), "JPEG", subsampling=0)
+    tags: dict[int, tuple[int, Any]] = {256: (4, SIDE), 257: (4, SIDE), 258: (3, [8, 8, 8]), 262: (3, 6), 277: (3, 3)}
+    data = assembled(tags | {259: (3, 7), 530: (3, [1, 1])}, [part], tile=tile)
+    if size == (SIDE, SIDE):
+        assert difference(decoded(data, WHOLE), picture(SIDE, SIDE)) <= 12
+    else:
+        assert refusal(data) is Code.BROKEN_IMAGE
 
 
 def test_inks_that_are_not_cmyk_are_refused() -> None:
