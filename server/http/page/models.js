@@ -58,4 +58,4 @@ function modelRow(model, choose) {
 }
 
 const calibrated = ({ expected_calibration_error }) => `calibrated to ${percent(expected_calibration_error)}`;
-const badges = (held) => Object.keys(held).filter((name) => held[name]).map((name) => element("small", name, { class: "badge" }));
+const badges = (held) => Object.keys(held).filter((name) => held[name]).flatMap((name) => [" ", element("small", name, { class: "badge" })]);
