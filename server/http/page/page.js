@@ -306,7 +306,8 @@ function aboutModel() {
 function offerHeatmap() {
   const has = served[modelChoice.selectedIndex]?.activation_maps;
   heat.disabled = !has || crops.checked;
-  byId("heat-hint").textContent = !has ? "this model has none" : crops.checked ? "of one crop only" : "";
+  const hint = byId("heat-hint");
+  if (heat.disabled || heatmap.hidden) hint.textContent = !has ? "this model has none" : crops.checked ? "of one crop only" : "";
 }
 
 /** Warn where the chosen model, a member of it, or the model that answered has untrained weights. */

@@ -491,13 +491,16 @@ def test_models_are_a_table_from_which_one_is_tried(browser: Browser) -> None:
     until(browser.by_id("models").is_displayed)
 
 
-def test_a_model_that_is_refused_is_listed_with_its_reason(one_browser: Browser, tmp_path: Path) -> None:
-    tiny.write(tmp_path / "models")
-    broken = tiny.write(tmp_path / "models", "broken")
-    (tmp_path / "models" / "broken" / "1" / broken.file.name).write_bytes(b"")
-    with RunningServer(tmp_path / "models") as server:
+def test_models_that_are_not_loaded_or_refused_are_told(one_browser: Browser, tmp_path: Path) -> None:
+    for name in ("tiny", "other", "broken"):
+        tiny.write(tmp_path / "models", name)
+    (tmp_path / "models" / "broken" / "1" / FILE_NAME).write_text("{}")
+    with RunningServer(tmp_path / "models", max_loaded=1, default_model="tiny") as server:
         browser = opened(one_browser, server, "/#models")
         until(lambda: len(_tables(browser, "models")) == 2)
+        first, second = _rows(_tables(browser, "models")[0])
+        assert second.startswith("tiny default 1 ")
+        assert first.startswith("other not loaded 1 ")
         (reason,) = server.client.get("/models").json()["refused"].values()
         assert reason in _tables(browser, "models")[1].text
 
