@@ -19,8 +19,8 @@ from selenium.webdriver.support.wait import WebDriverWait
 
 FOLDER = Path(__file__).parent
 PHOTO = FOLDER.parent / "export" / "photos" / "cat.jpg"
-SIZE = 960, 640
-COLOURS = 160
+SIZE = 1040, 680
+COLOURS = 256
 
 
 def main() -> None:
@@ -62,19 +62,19 @@ def _wait(driver: webdriver.Chrome, selector: str) -> None:
 def _record(driver: webdriver.Chrome) -> None:
     def drag(kind: str) -> None:
         data = {"items": [], "files": [str(PHOTO)], "dragOperationsMask": 1}
-        driver.execute_cdp_cmd("Input.dispatchDragEvent", {"type": kind, "x": 480, "y": 300, "data": data})
+        driver.execute_cdp_cmd("Input.dispatchDragEvent", {"type": kind, "x": 520, "y": 300, "data": data})
 
     def click(selector: str) -> Callable[[], None]:
         return lambda: driver.find_element(By.CSS_SELECTOR, selector).click()
 
     steps: list[tuple[Callable[[], object], float]] = [
-        (lambda: _wait(driver, "#samples"), 1.0),
+        (lambda: _wait(driver, "#samples"), 0.8),
         (lambda: drag("dragEnter"), 0.4),
         (lambda: drag("dragOver"), 0.4),
-        (lambda: drag("drop"), 2.6),
-        (click("label[for=heat]"), 2.4),
-        (click("nav a[href='#models']"), 1.6),
-        (click("nav a[href='#metrics']"), 1.6),
+        (lambda: drag("drop"), 2.2),
+        (click("label[for=heat]"), 2.0),
+        (click("nav a[href='#models']"), 1.3),
+        (click("nav a[href='#metrics']"), 1.4),
     ]
     frames: list[tuple[Image.Image, float]] = []  # and when each was taken
     for act, for_s in steps:

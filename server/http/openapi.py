@@ -21,7 +21,7 @@ _BINARY = {"type": "string", "format": "binary"}
 _TAGS = {
     "classify": ("Classify", "Send images, get their most probable classes."),
     "models": ("Models", "Which models the server has."),
-    "operations": ("Probes and metrics", "For orchestrators, monitoring, and people with a browser."),
+    "operations": ("Probes and metrics", "For orchestrators and monitoring."),
     "v2": ("Open Inference Protocol", "As KServe and Triton speak it."),
     "v1": ("KServe v1", "KServe's first protocol, which TensorFlow Serving speaks, too."),
     "huggingface": ("Hugging Face", "Image classification as Hugging Face's inference endpoints do it."),

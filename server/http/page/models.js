@@ -39,12 +39,13 @@ export function showModels({ models, refused }, choose) {
 }
 
 function modelRow(model, choose) {
-  const { name, version, default: chosen, parameters, precision, backend, preprocessing, num_classes } = model;
+  const { name, version, default: chosen, parameters, precision, backend, preprocessing, num_classes, state, shadow, canary } = model;
   const link = element("a", name, { href: "#try" });
   link.addEventListener("click", () => choose(model));
   const also = [model.features && "features", model.activation_maps && "heat map", model.calibration && calibrated(model.calibration)];
   return [
-    [link, ...badges({ default: chosen, untrained: model.random_weights })],
+    [link, ...badges({ default: chosen, untrained: model.random_weights, loading: state === "loading", "not loaded": state === "unloaded",
+                       [`shadow of ${shadow?.of}`]: shadow, [`canary of ${canary?.of}`]: canary })],
     `${version}`,
     network(model),
     parameters ? millions(parameters) : "–",
@@ -58,4 +59,4 @@ function modelRow(model, choose) {
 }
 
 const calibrated = ({ expected_calibration_error }) => `calibrated to ${percent(expected_calibration_error)}`;
-const badges = (held) => Object.keys(held).filter((name) => held[name]).map((name) => element("small", name, { class: "badge" }));
+const badges = (held) => Object.keys(held).filter((name) => held[name]).flatMap((name) => [" ", element("small", name, { class: "badge" })]);

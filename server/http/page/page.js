@@ -35,6 +35,7 @@ let underWay = null; // the last request, which a newer one aborts
 function take(files) {
   given = [...files];
   photo = null;
+  scrollTo(0, 0);
   if (given.length === 1) open(given[0]);
   else if (given.length) classifyAll();
 }
@@ -42,6 +43,7 @@ function take(files) {
 function open(file) {
   if (document.activeElement.closest("#samples, #several")) byId("photo-title").focus(); // what has the focus goes
   photo = file;
+  scrollTo(0, 0);
   URL.revokeObjectURL(preview.src);
   preview.src = URL.createObjectURL(file);
   preview.alt = `Your photo: ${file.name}`;
@@ -58,6 +60,7 @@ function back() {
   photo = null;
   show({});
   showState();
+  scrollTo(0, 0);
   if (given.length && listed !== `${query({ top_k: 1 })}`) classifyAll();
 }
 
@@ -232,7 +235,7 @@ function problemLines({ title, detail, code, request_id }, name) {
 
 function bar({ label, probability }) {
   const meter = element("div", [], { role: "meter", "aria-label": label, "aria-valuemin": 0, "aria-valuemax": 1,
-                                     "aria-valuenow": probability, "aria-valuetext": percent(probability) });
+                                     "aria-valuenow": probability.toFixed(4), "aria-valuetext": percent(probability) });
   meter.style.setProperty("--filled", probability);
   return element("li", [element("span", label, { class: "label" }),
                         element("span", percent(probability), { class: "percent" }), meter]);
@@ -303,7 +306,8 @@ function aboutModel() {
 function offerHeatmap() {
   const has = served[modelChoice.selectedIndex]?.activation_maps;
   heat.disabled = !has || crops.checked;
-  byId("heat-hint").textContent = !has ? "this model has none" : crops.checked ? "of one crop only" : "";
+  const hint = byId("heat-hint");
+  if (heat.disabled || heatmap.hidden) hint.textContent = !has ? "this model has none" : crops.checked ? "of one crop only" : "";
 }
 
 /** Warn where the chosen model, a member of it, or the model that answered has untrained weights. */

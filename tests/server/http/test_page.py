@@ -325,8 +325,8 @@ def test_an_upload_shows_how_far_it_is_and_can_be_left(browser: Browser, tmp_pat
     browser.cdp("Network.emulateNetworkConditions", **slow, uploadThroughput=2**20)
     try:
         browser.choose(path)
+        until(lambda: "Uploading" in browser.text("progress"))
         until(lambda: 0 < float(browser.by_id("done").get_attribute("value") or 0) < 1)
-        assert "Uploading" in browser.text("progress")
         browser.by_id("back").click()
     finally:
         browser.cdp("Network.emulateNetworkConditions", **slow, uploadThroughput=-1)
@@ -467,18 +467,18 @@ def test_metrics_are_tables_for_people(browser: Browser, server: RunningServer) 
     server.classify(red_image(3))
     browser.go("Metrics")
     until(lambda: "tiny version 1" in browser.text("tables"))
-    tables = {table.find_element(By.TAG_NAME, "caption").text: table.text for table in _tables(browser, "tables")}
+    tables = {table.find_element(By.TAG_NAME, "caption").text: _rows(table) for table in _tables(browser, "tables")}
     assert tables.keys() >= {"Models", "Engines", "Processes"}
-    assert re.search(r"ready \d", tables["Engines"])
-    assert re.search(r"http-0 \d+ MB", tables["Processes"])
+    assert re.search(r" ready \d", tables["Engines"][0])
+    assert any(re.match(r"http-0 \d+ MB", row) for row in tables["Processes"])
     answered = server.metric("serving_requests_total", model="tiny", code="ok")
-    assert f"tiny version 1 {answered:.0f} " in tables["Models"].replace(",", "")
+    assert any(row.replace(",", "").startswith(f"tiny version 1 {answered:.0f} ") for row in tables["Models"])
 
 
 def test_models_are_a_table_from_which_one_is_tried(browser: Browser) -> None:
     browser.go("Models")
     until(lambda: len(_tables(browser, "models")) == 1)
-    rows = _tables(browser, "models")[0].text.splitlines()[2:]
+    rows = _rows(_tables(browser, "models")[0])
     assert len(rows) == 4
     assert rows[0].startswith("tiny default 1 tiny ")
     assert "untrained" in rows[1]
@@ -491,15 +491,22 @@ def test_models_are_a_table_from_which_one_is_tried(browser: Browser) -> None:
     until(browser.by_id("models").is_displayed)
 
 
-def test_a_model_that_is_refused_is_listed_with_its_reason(one_browser: Browser, tmp_path: Path) -> None:
-    tiny.write(tmp_path / "models")
-    broken = tiny.write(tmp_path / "models", "broken")
-    (tmp_path / "models" / "broken" / "1" / broken.file.name).write_bytes(b"")
-    with RunningServer(tmp_path / "models") as server:
+def test_models_that_are_not_loaded_or_refused_are_told(one_browser: Browser, tmp_path: Path) -> None:
+    for name in ("tiny", "other", "broken"):
+        tiny.write(tmp_path / "models", name)
+    (tmp_path / "models" / "broken" / "1" / FILE_NAME).write_text("{}")
+    with RunningServer(tmp_path / "models", max_loaded=1, default_model="tiny") as server:
         browser = opened(one_browser, server, "/#models")
         until(lambda: len(_tables(browser, "models")) == 2)
+        first, second = _rows(_tables(browser, "models")[0])
+        assert second.startswith("tiny default 1 ")
+        assert first.startswith("other not loaded 1 ")
         (reason,) = server.client.get("/models").json()["refused"].values()
         assert reason in _tables(browser, "models")[1].text
+
+
+def _rows(table: WebElement) -> list[str]:
+    return [" ".join(row.text.split()) for row in table.find_elements(By.CSS_SELECTOR, "tbody tr")]
 
 
 def _tables(browser: Browser, name: str) -> list[WebElement]:
@@ -585,10 +592,9 @@ def test_axe_finds_nothing(
         found["metrics"] = browser.axe()
         browser.go("API")
         until(lambda: "Classify an image" in browser.text("api"))
-        found["API"] = browser.axe()
         browser.driver.find_element(By.CSS_SELECTOR, "#api .opblock button").click()
-        until(lambda: "Refused" in browser.text("api") or "4XX" in browser.text("api"))
-        found["an operation"] = browser.axe()
+        until(lambda: "4XX" in browser.text("api"))
+        found["API"] = browser.axe()
     assert {state: findings for state, findings in found.items() if findings} == {}
 
 
