@@ -9,6 +9,7 @@
 # make protobuf   the messages of gRPC, after a change to server/grpc/inference.proto
 # make compare this server beside LitServe, BentoML, mosec, Ray Serve, Triton and plain FastAPI (an hour; FLAGS=--help)
 # make audit   ask the Python Package Index for known holes in what is installed
+# make wheels  resolve all pins for each system and Python, with wheels alone (docs/operations/platforms.md)
 # make ray-test   a Ray cluster on this machine, put to the test (docs/measurements/ray.md; some minutes)
 # make programs  clients of Triton, PyTriton and KServe put to a server (docs/guides/programs.md; some minutes)
 # make docs    the pages of docs/ as a site, in site/; strict: a broken link or an orphan fails
@@ -26,6 +27,7 @@ PORT ?= 8000
 FLAGS ?=
 SCENARIO ?=
 MINUTES ?= 30
+SYSTEMS ?= x86_64-manylinux_2_28 aarch64-manylinux_2_28 aarch64-apple-darwin
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -40,7 +42,7 @@ COMPUTING := tests/server/images tests/server/engine/backends \
     tests/server/test_deepest.py tests/server/test_every_network.py tests/server/test_real_photos.py
 BUILDING := tests/test_containers.py tests/test_packages.py
 
-.PHONY: help serve model exact test lint style bench compare loadtest mlperf soak fuzz protobuf audit ray-test programs docs clean right-python
+.PHONY: help serve model exact test lint style bench compare loadtest mlperf soak fuzz protobuf audit wheels ray-test programs docs clean right-python
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -113,6 +115,18 @@ audit: $(VENV)/test.done
 	$(VENV)/audit/bin/pip install --disable-pip-version-check pip-audit==2.10.1
 	$(BIN)/pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//' > $(VENV)/audit/installed.txt
 	$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement $(VENV)/audit/installed.txt
+
+# In an environment of its own; SYSTEMS as uv knows them. ONNX Runtime needs macOS 14.
+wheels: export MACOSX_DEPLOYMENT_TARGET := 14.0
+wheels:
+	$(PYTHON) -m venv $(VENV)/wheels
+	$(VENV)/wheels/bin/pip install --disable-pip-version-check uv==0.13.9
+	@for system in $(SYSTEMS); do for python in 3.11 3.12 3.13 3.14; do \
+	    $(VENV)/wheels/bin/uv pip compile --quiet --no-build --python-platform $$system --python-version $$python \
+	        --constraint constraints.txt --extra export --extra grpc --extra tracing pyproject.toml client/pyproject.toml \
+	        --output-file $(VENV)/wheels/$$system-$$python.txt || exit 1; \
+	    echo "$$system, Python $$python: all pins have wheels"; \
+	done; done
 
 ray-test: model $(VENV)/ray.done $(VENV)/test.done
 	$(BIN)/pytest -s -m ray tests/deploy/test_ray.py

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from queue import SimpleQueue
@@ -30,7 +31,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 ENGINE, WORKER = "server.engine.process", "server.http.worker"
 """What runs in children: modules with a `main`. The supervisor itself needs none of what they import."""
 
-PROCESSES = multiprocessing.get_context("forkserver" if portable.LINUX else "spawn")
+PROCESSES: ForkServerContext | SpawnContext = (
+    multiprocessing.get_context("forkserver") if portable.LINUX else multiprocessing.get_context("spawn")
+)
 PROCESSES.set_forkserver_preload([ENGINE, WORKER])
 
 

@@ -1,8 +1,8 @@
 """What the load test asks of a machine, also of one that tells less than Linux does."""
 
 import os
-from collections import namedtuple
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import pytest
@@ -10,9 +10,24 @@ import pytest
 from loadtest import machine, processes
 
 
+class _LinuxTimes(NamedTuple):
+    user: float
+    idle: float
+    iowait: float
+
+
+class _OtherTimes(NamedTuple):
+    user: float
+    idle: float
+
+
+class _OtherMemory(NamedTuple):
+    rss: int
+    uss: int
+
+
 def test_cpu_time_that_waits_for_disks_is_idle_where_that_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    linux, macos = namedtuple("Linux", "user idle iowait"), namedtuple("MacOS", "user idle")
-    for times in (linux(5.0, 70.0, 20.0), macos(5.0, 90.0)):
+    for times in (_LinuxTimes(5.0, 70.0, 20.0), _OtherTimes(5.0, 90.0)):
         monkeypatch.setattr(psutil, "cpu_times", lambda times=times: times)
         assert machine.read_meters(None).machine == 5.0
 
@@ -25,6 +40,5 @@ def test_cpus_have_a_number_and_a_name_without_proc_and_affinity(monkeypatch: py
 
 
 def test_memory_is_what_each_process_has_alone_where_shares_are_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    macos = namedtuple("MacOS", "rss uss")
-    monkeypatch.setattr(psutil.Process, "memory_full_info", lambda _: macos(30, 20))
+    monkeypatch.setattr(psutil.Process, "memory_full_info", lambda _: _OtherMemory(30, 20))
     assert processes.pss_bytes([psutil.Process()] * 2) == 40
