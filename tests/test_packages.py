@@ -29,7 +29,7 @@ def hatchling(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def install(folder: Path, what: str | Path) -> None:
     """Install into a folder of its own, with what it needs."""
-    command = [*PIP, "install", "--quiet", "--no-compile", "--target", folder, what]
+    command: list[str | Path] = [*PIP, "install", "--quiet", "--no-compile", "--target", folder, what]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
     if "No matching distribution" in done.stderr:
         pytest.skip(f"the package index cannot be reached: {done.stderr}")
@@ -37,7 +37,7 @@ def install(folder: Path, what: str | Path) -> None:
 
 
 def build(hatchling: dict[str, str], folder: Path, out: Path, *targets: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "hatchling", "build", "--directory", out, *targets]
+    command: list[str | Path] = [sys.executable, "-m", "hatchling", "build", "--directory", out, *targets]
     return subprocess.run(command, cwd=folder, env=hatchling, capture_output=True, text=True, timeout=PATIENCE_S)
 
 
@@ -91,8 +91,9 @@ from resnet_serving_client import Client
 with Client({server.url!r}) as client:
     print(client.classify(open("9.png", "rb").read()).predictions[0].label)
 """
-    command = [tmp_path / "site/bin/classify", "--url", server.url, "9.png"]
-    for arguments in ([python, *command], [python, "-c", program]):
+    command: list[str | Path] = [tmp_path / "site/bin/classify", "--url", server.url, "9.png"]
+    commands: list[list[str | Path]] = [[python, *command], [python, "-c", program]]
+    for arguments in commands:
         done = subprocess.run(arguments, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=PATIENCE_S)
         assert (done.returncode, done.stderr) == (0, "")
         assert "red 9" in done.stdout
