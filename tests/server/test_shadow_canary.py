@@ -16,8 +16,8 @@ import grpc
 import httpx
 import numpy as np
 import pytest
+from tritonclient.grpc import service_pb2 as pb
 
-from server.grpc import inference_pb2 as pb
 from server.serving.shadows import MOST_IMAGES
 from tests import tiny
 from tests.server.running import GatedServer, RunningServer, red_image, top1, until
