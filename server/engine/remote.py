@@ -95,7 +95,7 @@ class RemoteEngine:
             decoding = self._decoders.submit(
                 image, model.manifest.preprocessing, pixels, lambda: first.wanted(time.monotonic())
             )
-        except RuntimeError:  # no thread could be started, but an existing one may still take this image: have it skipped
+        except RuntimeError:  # no new thread, but an existing one may still take this image: have it skipped
             for ticket in tickets:
                 ticket.given_up = True
             self._do(self._tickets.decoded(tickets, None, now_s))

@@ -222,7 +222,7 @@ class Tickets:
         return self._hand_over_all(now_s)
 
     def engine_down(self, engine: int, ran: Set[int], *, recovering: bool, now_s: float) -> list[Action]:
-        """Resubmit a dead engine's tickets to the others: the slots still hold the pixels. It was running those in `ran`.
+        """Resubmit a dead engine's tickets to the others: the slots still hold the pixels. `ran`: slots it was running.
 
         A ticket whose model no other engine has waits if the dead engine is `recovering`, and fails if not.
         """
