@@ -1,4 +1,4 @@
-"""A way to the engines for what nobody waits for, beside that of the requests, so that it takes nothing from them."""
+"""A separate path to the engines for work no client waits for, so that it takes nothing from requests."""
 
 import math
 from collections.abc import Sequence, Set
@@ -15,13 +15,13 @@ from server.slots import Slots
 
 
 class Background:
-    """A `Classifier` for one image at a time: its slot, its thread and its connections are no request's.
+    """A `Classifier` for one image at a time, with a slot, a thread and connections that no request uses.
 
-    While nobody `wanted` it, it has neither thread nor connection. What an engine died of is not tried again.
+    Until `want` is called, it has neither thread nor connection. An image that crashed an engine is not tried again.
     """
 
     def __init__(self, slots: Slots, slot: int, decode: Decode, engines: int) -> None:
-        """Use this one of the slots, and a decoder's thread that comes after all others."""
+        """Use this one slot, and a decoder thread of the lowest priority."""
         self._decoders = Decoders(decode, 1, last=True)
         self._engine = RemoteEngine(
             slots,
@@ -32,7 +32,7 @@ class Background:
             most_crashes=1,
         )
         self._wanted = False
-        self._up: dict[int, tuple[str, Set[str]]] = {}  # addresses and models of the engines that are there
+        self._up: dict[int, tuple[str, Set[str]]] = {}  # addresses and models of the engines that are up
         self._connected: set[int] = set()
 
     @property
@@ -71,30 +71,30 @@ class Background:
         )
 
     def hold(self, models: Sequence[Set[str]], usable: Set[str] | None = None) -> None:
-        """The engines have these models by now, each these ids; None: all of them are `usable`."""
+        """Update the ids of the models that each engine has; None: all of them are `usable`."""
         self._engine.hold(models, usable)
         self._up = {engine: (address, models[engine]) for engine, (address, _) in self._up.items()}
 
     def want(self) -> None:
-        """Somebody will ask: connect to all engines that are there."""
+        """Connect to all engines that are up, and to those that come up later."""
         self._wanted = True
         for engine in self._up.keys() - self._connected:
             self._connect(engine)
 
     def engine_up(self, engine: int, address: str, models: Set[str]) -> None:
-        """A new engine is there, with these models."""
+        """Note a new engine, with these models."""
         self._up[engine] = address, models
         if self._wanted:
             self._connect(engine)
 
     def engine_down(self, engine: int, *, recovering: bool) -> None:
-        """It is gone."""
+        """Note that an engine is gone."""
         self._up.pop(engine, None)
         self._connected.discard(engine)
         self._engine.engine_down(engine, recovering=recovering)
 
     def close(self) -> None:
-        """Let go of the engines."""
+        """Disconnect from the engines."""
         self._engine.close()
         self._decoders.close(wait=False)
 

@@ -21,11 +21,11 @@ from server.errors import Code, DeviceLostError, ServiceError
 
 
 class Decoded(Protocol):
-    """What the engine asks of a job's payload."""
+    """What the engine needs of a job's payload."""
 
     @property
     def pixels(self) -> NDArray[np.uint8]:
-        """uint8[H, W, 3]; read while the job's batch runs, and the owner's again with the job's outcome."""
+        """uint8[H, W, 3]; the engine reads it while the job's batch runs; with the outcome the owner may reuse it."""
 
     @property
     def top_k(self) -> int | None:
@@ -33,17 +33,17 @@ class Decoded(Protocol):
 
     @property
     def include(self) -> Extras:
-        """What is wanted besides."""
+        """What is wanted besides the classes."""
 
 
 Payload = TypeVar("Payload", bound=Decoded)
 
 MAX_INSTANCES = 8
-"""Batches at one time, whatever backends wish for: each is a thread."""
+"""Limit on concurrent batches, whatever the backends ask for: each takes a thread."""
 
 
 class Outcome(NamedTuple, Generic[Payload]):
-    """The one end of a job."""
+    """The result of a job; each job has exactly one."""
 
     job: Job[Payload]
     result: Classes | ServiceError
@@ -56,7 +56,7 @@ class _Batch(NamedTuple, Generic[Payload]):
 
 
 class Engine(Generic[Payload]):
-    """Runs jobs in batches, as many at a time as its backends gain by; each submitted job has exactly one outcome."""
+    """Runs jobs in batches, as many at once as its backends gain from; each submitted job has exactly one outcome."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class Engine(Generic[Payload]):
         on_end: Callable[[Sequence[Job[Payload]], float | None], None] = lambda *_: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`on_start` is told of each batch, `on_end` also how many seconds it took; None: it failed."""
+        """`on_start` is called with each batch, `on_end` also with the seconds it took; None: it failed."""
         self._backends: dict[Hashable, Backend] = {}
         self._scheduler: Scheduler[Payload] = Scheduler()
         self._wake = wake
@@ -81,7 +81,7 @@ class Engine(Generic[Payload]):
     def add_model(
         self, model: Hashable, backend: Backend, limits: Limits, latency_s: Mapping[int, float] | None = None
     ) -> None:
-        """Accept jobs for a model; `latency_s` is what is already known of it, by batch size."""
+        """Accept jobs for a model; `latency_s`: its latency as already measured, by batch size."""
         self._backends[model] = backend
         self._scheduler.add_model(model, limits)
         for size, seconds in (latency_s or {}).items():
@@ -89,7 +89,7 @@ class Engine(Generic[Payload]):
         self._count_instances()
 
     def remove_model(self, model: Hashable) -> list[Outcome[Payload]]:
-        """Let go of a model; what still waits for it has failed, what runs ends as always."""
+        """Remove a model; its waiting jobs fail, and its running batches end as usual."""
         backend = self._backends.pop(model, None)
         if backend is None:
             return []
@@ -124,19 +124,19 @@ class Engine(Generic[Payload]):
             raise ServiceError(Code.QUEUE_FULL, "the model's queue is full; try again later")
 
     def cancel(self, job_id: Hashable) -> Job[Payload] | None:
-        """Take a waiting job back, without an outcome; None where it runs (its outcome will come) or is unknown."""
+        """Withdraw a waiting job, without an outcome; None if it is running (its outcome will come) or unknown."""
         return self._scheduler.cancel(job_id)
 
     def cancel_where(self, unwanted: Callable[[Job[Payload]], bool]) -> None:
-        """Forget all waiting jobs that are `unwanted`, without an outcome."""
+        """Withdraw all waiting jobs that are `unwanted`, without outcomes."""
         for job_id in [job.id for job in self._scheduler if unwanted(job)]:
             self._scheduler.cancel(job_id)
 
     def step(self) -> list[Outcome[Payload]]:
-        """Collect what has finished or expired, and start what can start.
+        """Collect the jobs that have finished or expired, and start the batches that can start.
 
         Raises:
-            DeviceLostError: this process is of no more use. What it had ends with it; a new one gets it again.
+            DeviceLostError: this process cannot run anything more. Its jobs end with it; a new process gets them.
         """
         outcomes = [outcome for future in list(self._running) if future.done() for outcome in self._finish(future)]
         while True:
@@ -148,15 +148,15 @@ class Engine(Generic[Payload]):
 
     @property
     def busy(self) -> bool:
-        """Nothing can start before something has ended."""
+        """Whether no batch can start before a running one ends."""
         return len(self._running) >= self._instances
 
     def next_event_s(self) -> float | None:
-        """When to call `step` even if nothing arrives and nothing wakes; None: never."""
+        """When to call `step` even without a new job or a call of `wake`; None: never."""
         return self._scheduler.next_event_s(instance_free=not self.busy)
 
     def oldest_start_s(self) -> float | None:
-        """When the batch that has been running longest started; None where none runs."""
+        """When the longest-running batch started; None if none runs."""
         return min((batch.started_s for batch in self._running.values()), default=None)
 
     def close(self) -> None:
@@ -165,7 +165,7 @@ class Engine(Generic[Payload]):
 
     def _start(self, model: Hashable, jobs: Sequence[Job[Payload]]) -> None:
         self._on_start(jobs)
-        started_s = self._clock()  # before the other thread can have run
+        started_s = self._clock()  # before the other thread can start
         future = self._threads.submit(self._run, self._backends[model], jobs)
         self._running[future] = _Batch(model, jobs, started_s)
         future.add_done_callback(lambda _: self._wake())
@@ -197,7 +197,7 @@ class Engine(Generic[Payload]):
 
 
 def _classes(batch: _Batch[Payload], row: int, outputs: Outputs, seconds: float) -> Classes:
-    """What a batch's job wanted of its outputs."""
+    """The part of a batch's outputs that one of its jobs asked for."""
     job = batch.jobs[row]
     top_k, include = job.payload.top_k, job.payload.include
     classes = Classes(

@@ -1,7 +1,7 @@
-"""Which engine an HTTP worker submits an image to: the one that will answer first, as far as it has learned.
+"""Chooses the engine an HTTP worker submits an image to: the one it expects to answer first.
 
-Numbers in, a number out: no clock, no sockets. All workers of a server write what they have under way into one table in
-shared memory, each into its own row, so that no lock is needed.
+Pure computation: no clock, no sockets. All workers of a server record their work under way in one table in shared
+memory, each in its own row, so no lock is needed.
 """
 
 from collections.abc import Sequence, Set
@@ -10,24 +10,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 SMOOTHING = 0.2
-"""Weight of the newest batch in what is learned (exponential moving average)."""
+"""Weight of the newest batch in the learned times (exponential moving average)."""
 SURPRISE = 2.0
-"""No measurement counts for more than so many times what is known: one batch that hung for a moment is no rule."""
+"""Cap on a measurement, as a multiple of the learned value: one batch that hung must not distort it."""
 FORGET = 0.999
-"""What is left of an engine's slowness each time that another is preferred: only trying can tell if it still is."""
+"""Decay of an engine's slowness each time another is preferred, so that it is eventually tried again."""
 UNKNOWN_S = 1e-3
-"""Taken for the time of an image of which nothing is known: so engines are told apart by how many they have."""
+"""Assumed time per image before anything is learned; engines then compare by the number of images they have."""
 
 
 class Engines:
-    """What one HTTP worker knows of the engines, by their numbers. Of a single one it learns nothing."""
+    """What one HTTP worker knows of the engines, by their numbers. With a single engine it learns nothing."""
 
     def __init__(self, work_s: NDArray[np.float64], row: int) -> None:
         """Share a table with the other workers.
 
         Args:
             work_s: float64[workers, engines], seconds of inference that each worker has under way at each engine.
-            row: this worker's own; what its predecessor left in it is gone.
+            row: this worker's own; it is cleared of what the worker's predecessor left.
         """
         self._work_s = work_s
         self._own = work_s[row]
@@ -35,49 +35,49 @@ class Engines:
         count = work_s.shape[1]
         self._several = count > 1
         self._up = [False] * count
-        self._recovering = [True] * count  # requests wait for it
-        self._models: list[Set[str] | None] = [None] * count  # ids; None: not known before it is up
+        self._recovering = [True] * count  # whether requests wait for it
+        self._models: list[Set[str] | None] = [None] * count  # ids; None: not known until it is up
         self._usable: Set[str] | None = None
-        self._having: dict[str, list[int]] = {}  # by the model's id, engines that are there; forgotten when any changes
+        self._having: dict[str, list[int]] = {}  # by model: engines that are up; cleared when any changes
         self._under_way = [0] * count
-        self._chosen = [0] * count  # when each was the last time, counted in images
+        self._chosen = [0] * count  # when each was last chosen, counted in images
         self._images = 0
         self._batch_s: dict[str, dict[int, float]] = {}  # by model and size
-        self._newest_s: dict[str, float] = {}  # by model: a batch, of whatever size they are lately
-        self._image_s: dict[str, float] = {}  # an image's share of it
-        self._slowness = [1.0] * count  # beside what a batch takes on all of them
+        self._newest_s: dict[str, float] = {}  # by model: a recent batch, of any size
+        self._image_s: dict[str, float] = {}  # by model: an image's share of its batch
+        self._slowness = [1.0] * count  # relative to the mean of all engines
 
     @property
     def any_up(self) -> bool:
-        """Some engine is there."""
+        """Whether some engine is up."""
         return any(self._up)
 
     @property
     def expected(self) -> bool:
-        """Some engine is there, or will be soon."""
+        """Whether some engine is up or recovering."""
         return any(self._up) or any(self._recovering)
 
     @property
     def away(self) -> list[int]:
-        """The engines that are not there."""
+        """The engines that are down."""
         return [number for number, up in enumerate(self._up) if not up]
 
     def up(self, engine: int, models: Set[str]) -> None:
-        """It can be submitted to, and has these models."""
+        """Mark an engine as up, with these models."""
         self._up[engine] = self._recovering[engine] = True
         self._models[engine] = models
         self._having.clear()
 
     def down(self, engine: int, *, recovering: bool) -> None:
-        """It is gone, with all that it had; requests wait for it where it is `recovering`."""
+        """Mark an engine as down, its work lost; requests wait for it if it is `recovering`."""
         self._up[engine], self._recovering[engine] = False, recovering
         self._own[engine] = self._under_way[engine] = 0
         self._having.clear()
 
     def hold(self, models: Sequence[Set[str]], usable: Set[str] | None = None) -> None:
-        """Each engine has these models by now, or had them when it was last there; None: all of them are `usable`.
+        """Update the models that each engine has, or had when it was last up; None: all of them are `usable`.
 
-        What is not goes: it is submitted only for who has begun to use it.
+        A model that is not usable is being unloaded: only requests that already use it still submit to it.
         """
         for engine, held in enumerate(models):
             if self._models[engine] is not None:
@@ -86,27 +86,27 @@ class Engines:
         self._having.clear()
 
     def has(self, model: str) -> bool:
-        """An engine that is there has this model, and it is usable."""
+        """Whether an engine that is up has this model, and it is usable."""
         return (self._usable is None or model in self._usable) and bool(self._with(model))
 
     def expects(self, model: str) -> bool:
-        """The same, or one that will be there soon may have it."""
+        """Whether an engine that is up has this model, or one that is recovering may have it."""
         return bool(self._with(model)) or any(
             (up or recovering) and (held is None or model in held)
             for up, recovering, held in zip(self._up, self._recovering, self._models, strict=True)
         )
 
     def choose(self, model: str) -> int | None:
-        """The engine to submit an image to; None: none that is there has the model."""
+        """The engine to submit an image to; None: no engine that is up has the model."""
         found = self._with(model)
         if len(found) < 2:
             return found[0] if found else None
         work_s = self._work_s.sum(0).tolist()
         batch_s = self._newest_s.get(model, UNKNOWN_S)
-        slowness = {engine: round(4 * self._slowness[engine]) / 4 for engine in found}  # a quarter more is no more
+        slowness = {engine: round(4 * self._slowness[engine]) / 4 for engine in found}  # less is noise
         answer_s = {engine: slowness[engine] * (work_s[engine] + batch_s) for engine in found}
-        # Less than a batch more says nothing: it depends on how soon the batch ends that runs. Of those, one that does
-        # nothing starts at once, and else the one that was chosen first is the likeliest to come to its next batch.
+        # Differences below one batch are noise: they depend on how soon the running batch ends. Among those engines, an
+        # idle one starts at once; otherwise the one chosen longest ago is the likeliest to start its next batch.
         near_s = min(answer_s.values()) + batch_s
         best = min(
             (engine for engine in found if answer_s[engine] < near_s),
@@ -120,7 +120,7 @@ class Engines:
         return best
 
     def begin(self, engine: int, model: str) -> float:
-        """An image is submitted; returns what `end` is to be told, seconds of work."""
+        """Record that an image is submitted; returns its seconds of work, to be passed to `end`."""
         if not self._several:
             return 0.0
         seconds = self._image_s.get(model, UNKNOWN_S)
@@ -129,15 +129,15 @@ class Engines:
         return seconds
 
     def end(self, engine: int, work_s: float) -> None:
-        """The engine has let go of an image."""
+        """Record that the engine has released an image."""
         if not self._several:
             return
         self._under_way[engine] -= 1
-        # Sums of floating-point numbers drift: nothing is nothing.
+        # Floating-point sums drift: an idle engine is reset to exactly 0.
         self._own[engine] = self._own[engine] - work_s if self._under_way[engine] else 0.0
 
     def learn(self, engine: int, model: str, size: int, seconds: float) -> None:
-        """An image was in a batch of `size`, which took so long; each of its images tells so."""
+        """Learn from an image whose batch of `size` took `seconds`; called once per image of the batch."""
         if not self._several:
             return
         weight = SMOOTHING / size

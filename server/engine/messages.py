@@ -1,4 +1,4 @@
-"""What crosses the socket between an HTTP worker and the engine (msgpack); pixels never do."""
+"""Messages on the socket between an HTTP worker and an engine (msgpack); pixels go through shared memory."""
 
 import msgspec
 
@@ -20,11 +20,11 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, tag=0):
     quarantined: bool
     priority: Priority
     include: int = 0
-    """of `Extras`"""
+    """`Extras` as a number"""
 
 
 class Cancel(msgspec.Struct, frozen=True, array_like=True, tag=1):
-    """Nobody waits for this job any more."""
+    """The client no longer waits for this job."""
 
     id: int
 
@@ -34,18 +34,18 @@ class Answer(msgspec.Struct, frozen=True, array_like=True, tag=2):
 
     id: int
     probabilities: bytes
-    """float32[k], native byte order, best first; empty where the logits were asked for"""
+    """float32[k], native byte order, best first; empty if the logits were requested instead"""
     indices: bytes
     """int32[k]"""
     logits: bytes
-    """float32[num_classes]; empty where they were not asked for"""
+    """float32[num_classes]; empty unless requested"""
     queue_s: float
     inference_s: float
     batch_size: int
     features: bytes = b""
-    """float32[C]; empty where they were not asked for"""
+    """float32[C]; empty unless requested"""
     activation_maps: bytes = b""
-    """float32[k, h, w]; empty where they were not asked for"""
+    """float32[k, h, w]; empty unless requested"""
 
 
 class Failure(msgspec.Struct, frozen=True, array_like=True, tag=3):

@@ -1,4 +1,4 @@
-"""An engine process: connects the engine core to the sockets, slots and pipe of the other processes."""
+"""An engine process: connects the engine core to the other processes by sockets, slots and a pipe."""
 
 import gc
 import logging
@@ -40,7 +40,7 @@ from server.slots import Slots
 log = logging.getLogger(__name__)
 
 GATHER_S = 0.005
-"""How long requests may lie in the sockets while nothing could start: each look at them costs more than one of them."""
+"""How long to let requests gather in the sockets while no batch can start: each poll costs more than one request."""
 
 
 class _Served(NamedTuple):
@@ -48,11 +48,11 @@ class _Served(NamedTuple):
 
     labels: metrics.Labels
     pixels: NDArray[np.uint8]
-    """uint8[slots, H, W, 3]: the slots as it reads them"""
+    """uint8[slots, H, W, 3]: the slots in the shape of its images"""
 
 
 class _Crop(NamedTuple):
-    """A job's payload: whose it is, and where its pixels are."""
+    """A job's payload: the HTTP worker that owns it, its pixels, and what is wanted."""
 
     owner: Channel
     id: int
@@ -75,19 +75,19 @@ def main(
     """Load the models, then serve jobs at `address` until the supervisor closes its end of the pipe."""
     logs.configure(settings.log_level)
     settings = _settled(place, settings)
-    with suppress(BrokenPipeError):  # the supervisor is gone, and with it all need for this process
+    with suppress(BrokenPipeError):  # the supervisor is gone, so this process ends too
         process = _Process(place, settings, folder, slots, address, control)
         process.serve(EngineReady(address, *process.load_all(models)))
 
 
 def _settled(place: Place, settings: Settings) -> Settings:
-    """Keep this process to its place, before it has threads or a runtime; what the settings are there."""
+    """Bind this process to its place, before it has threads or a runtime; returns the settings for there."""
     if place.gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = place.gpu  # a runtime knows no other, and calls this one 0
+        os.environ["CUDA_VISIBLE_DEVICES"] = place.gpu  # runtimes then see only this GPU, as number 0
     if place.cpus:
         try:
             os.sched_setaffinity(0, place.cpus)
-        except OSError as error:  # taken away since the server has started
+        except OSError as error:  # these CPUs were taken away after the server started
             log.warning("%s goes without CPUs of its own: %s", place, error.strerror)
     if place.threads is None or "inference_threads" in settings.model_fields_set:
         return settings
@@ -95,16 +95,16 @@ def _settled(place: Place, settings: Settings) -> Settings:
 
 
 class _Tally:
-    """What the process counts of its batches, for the metrics."""
+    """Counts the batches of this process, for the metrics."""
 
     def __init__(self, place: Place) -> None:
         self._metrics = metrics.Metrics(place.name)
         self._engine = place.name, place.device
-        self._batches = self._images = 0  # since they were last shown
-        self._busy_s = 0.0  # in them
+        self._batches = self._images = 0  # since the last `show`
+        self._busy_s = 0.0  # in those batches
 
     def started(self, jobs: Sequence[Job[_Crop]]) -> None:
-        """A batch."""
+        """Count a batch that starts."""
         now_s = time.monotonic()
         labels = jobs[0].payload.model
         self._metrics.batch_size.labels(*labels).add(len(jobs))
@@ -113,13 +113,13 @@ class _Tally:
         self._images += len(jobs)
 
     def ended(self, jobs: Sequence[Job[_Crop]], seconds: float | None) -> None:
-        """A batch, after so long; None: it failed."""
+        """Count a batch that ended after `seconds`; None: it failed."""
         if seconds is not None:
             self._metrics.inference.labels(*jobs[0].payload.model).add(seconds, len(jobs))
             self._busy_s += seconds
 
     def show(self, waiting: Mapping[metrics.Labels, int]) -> None:
-        """All of it, and how many images wait for each model."""
+        """Publish the counts, and how many images wait for each model."""
         self._metrics.engine_batches.labels(*self._engine).inc(self._batches)
         self._metrics.engine_images.labels(*self._engine).inc(self._images)
         self._metrics.engine_busy.labels(*self._engine).inc(self._busy_s)
@@ -129,12 +129,12 @@ class _Tally:
 
 
 class _Loader:
-    """Loads models, at the start in the caller's thread, later in one of its own."""
+    """Loads models: at startup in the caller's thread, later in a thread of its own."""
 
     def __init__(
         self, settings: Settings, folder: Path, slot_bytes: int, wake: Callable[[], None], *, gpu: bool
     ) -> None:
-        """`wake` is called from that thread once a model is there, or cannot be."""
+        """`wake` is called from that thread once a model is loaded or has failed to load."""
         self._settings = settings
         self._folder = folder
         self._slot_bytes = slot_bytes
@@ -145,7 +145,7 @@ class _Loader:
         self._meter = Meter(gpu=gpu)
 
     def load(self, model: Model, progress: Callable[[], None] = lambda: None) -> tuple[Warm, Measured]:
-        """Load a model, and measure what that takes; blocks.
+        """Load a model, and measure the time and memory that takes; blocks.
 
         Raises:
             ManifestError: the file is not the manifest's, or its images are too large for the slots.
@@ -164,7 +164,7 @@ class _Loader:
         return warm, Measured(time.monotonic() - started_s, max(0, total_bytes - before_bytes), total_bytes)
 
     def begin(self, model: Model) -> None:
-        """Load it in the other thread, or where that hangs, in yet another."""
+        """Start to load a model in the loader thread, or in a new one if that thread hangs."""
         if self._loading and time.monotonic() - self._began_s > self._settings.stall_timeout_ms / 1e3:
             self._thread = _thread()
         self._began_s = time.monotonic()
@@ -173,12 +173,12 @@ class _Loader:
         loading.add_done_callback(lambda _: self._wake())
 
     def ended(self) -> list[tuple[Model, Future[tuple[Warm, Measured]]]]:
-        """What has come of those since this was asked last."""
+        """The loads that have ended since the last call."""
         return [(self._loading.pop(loading), loading) for loading in list(self._loading) if loading.done()]
 
 
 class _Process:
-    """One thread reads requests, steps the engine and sends what came of it; another loads models."""
+    """One thread reads requests, steps the engine and sends the outcomes; another loads models."""
 
     def __init__(
         self, place: Place, settings: Settings, folder: Path, slots: Slots, address: str, control: Connection
@@ -206,7 +206,7 @@ class _Process:
         self._listener.listen()
 
     def load_all(self, models: Sequence[Model]) -> tuple[dict[str, Refusal], dict[str, Measured]]:
-        """Load what can be; why the rest cannot, and what the others take, by the models' ids."""
+        """Load models; returns, by id, why some were refused, and what the others take."""
         refused: dict[str, Refusal] = {}
         found: dict[str, Measured] = {}
         for model in models:
@@ -215,10 +215,10 @@ class _Process:
                 self.add(model, warm)
                 found[model.id] = measured
             except (DeviceLostError, BrokenPipeError):
-                raise  # this process is of no use to any model
+                raise  # this process cannot serve any model
             except Exception as error:  # whatever is wrong with one model must not take the others down
                 refused[model.id] = _refusal(model, error)
-        gc.freeze()  # what is here now stays: no collection needs to look at it again
+        gc.freeze()  # these objects stay for good: the collector need not scan them
         return refused, found
 
     def add(self, model: Model, warm: Warm) -> None:
@@ -232,7 +232,7 @@ class _Process:
         self._engine.add_model(model.id, warm.backend, warm.limits, latency_s=warm.latency_s)
 
     def serve(self, ready: EngineReady) -> None:
-        """Say that the engine is ready, then turn the loop until the supervisor closes its end of the pipe."""
+        """Report that the engine is ready, then run until the supervisor closes its end of the pipe."""
         with self._held:
             self._turn(ready)
 
@@ -260,14 +260,14 @@ class _Process:
                     try:
                         replies += map(self._reply, self._obey(self._control.recv()))
                     except (EOFError, OSError):
-                        return  # the supervisor's end is closed: it stopped this engine, or is gone itself
+                        return  # the supervisor stopped this engine, or is gone itself
                 else:
                     replies += self._receive(self._workers[source], events)
             replies += map(self._reply, self._engine.step())
             self._send(replies)
 
     def _wait(self, seconds: float) -> list[tuple[int, int]]:
-        """What has something to say, if anything within `seconds`."""
+        """The descriptors with events, after at most `seconds`."""
         found = self._poll.poll(seconds)
         if found and self._engine.busy and all(source in self._workers for source, _ in found):
             self._urgent.poll(GATHER_S)
@@ -289,7 +289,7 @@ class _Process:
         return lengths
 
     def _obey(self, message: ToEngine) -> list[Outcome[_Crop]]:
-        """What the supervisor wants; the outcomes are of what waited for a model that it takes away."""
+        """Carry out the supervisor's message; returns the outcomes of jobs that waited for an unloaded model."""
         match message:
             case Load(model):
                 self._loader.begin(model)
@@ -311,13 +311,13 @@ class _Process:
                 self.add(model, warm)
             except DeviceLostError:
                 raise
-            except Exception as error:  # as at the start
+            except Exception as error:  # as in `load_all`
                 self._tell(Loaded(model.id, _refusal(model, error), None))
             else:
                 self._tell(Loaded(model.id, None, measured))
 
     def _receive(self, worker: Channel, events: int) -> list[tuple[Channel, Reply]]:
-        """Take all requests that have arrived; the replies are to those that end at once."""
+        """Take all requests that have arrived; returns the replies to those that end at once."""
         if events & select.POLLOUT and worker.flush():
             self._poll.modify(worker.fileno(), select.POLLIN)
         try:
@@ -326,7 +326,7 @@ class _Process:
             del self._workers[worker.fileno()]
             self._poll.unregister(worker.fileno())
             worker.close()
-            self._engine.cancel_where(lambda job: job.payload.owner is worker)  # its successor never heard of them
+            self._engine.cancel_where(lambda job: job.payload.owner is worker)  # its successor does not know them
             return []
         replies: list[tuple[Channel, Reply]] = []
         for content in contents:
@@ -378,7 +378,7 @@ class _Process:
         )
 
     def _send(self, replies: list[tuple[Channel, Reply]]) -> None:
-        """One message for each HTTP worker that is still there."""
+        """Send one message to each HTTP worker that is still connected."""
         by_owner: dict[Channel, list[Reply]] = defaultdict(list)
         for owner, reply in replies:
             by_owner[owner].append(reply)

@@ -1,6 +1,6 @@
-"""The engines as an HTTP worker has them: at the other ends of sockets, with the pixels in shared memory between them.
+"""An HTTP worker's side of the engines: it reaches them by sockets, and hands over pixels in shared memory.
 
-What becomes of a request is decided in `tickets`; here are the futures, the decoders' results, and the socket.
+`tickets` decides what happens to a request; this module has the futures, the decoders' results, and the sockets.
 """
 
 import asyncio
@@ -42,12 +42,12 @@ class RemoteEngine:
         work_s: NDArray[np.float64] | None = None,
         most_crashes: int = MAX_CRASHES,
     ) -> None:
-        """Use the slots `owned`, as this HTTP worker; `count` is told of each change of the number in use."""
+        """Use the slots `owned`, as this HTTP worker; `count` is called with each new number of slots in use."""
         self._slots = slots
         self._decoders = decoders
         self._count = count
         self._loop = asyncio.get_running_loop()
-        # A table of its own for who leaves no trace in the one by which requests are dispatched.
+        # Background work passes a table of its own, so that it does not affect how requests are dispatched.
         self._engines = Engines(slots.work_s if work_s is None else work_s, worker)
         self._tickets = Tickets(owned, self._engines, most_crashes)
         self._futures: dict[int, asyncio.Future[Classes]] = {}  # by ticket
@@ -95,7 +95,7 @@ class RemoteEngine:
             decoding = self._decoders.submit(
                 image, model.manifest.preprocessing, pixels, lambda: first.wanted(time.monotonic())
             )
-        except RuntimeError:  # no thread could be started; one that is there may still find this image, unwanted
+        except RuntimeError:  # no new thread, but an existing one may still take this image: have it skipped
             for ticket in tickets:
                 ticket.given_up = True
             self._do(self._tickets.decoded(tickets, None, now_s))
@@ -110,12 +110,12 @@ class RemoteEngine:
         except TimeoutError:
             raise self._tickets.too_late(tickets) from None
         finally:
-            decoding.cancel()  # which matters only if it has not begun
+            decoding.cancel()  # has an effect only if it has not begun
             for ticket in tickets:
                 self._do(self._tickets.give_up(ticket))
 
     def _expect(self, tickets: Sequence[Ticket], *, kept: bool) -> list[asyncio.Future[Classes]]:
-        """The next answer to each, whose pixels may be `kept` then."""
+        """Futures of the next answer to each ticket, whose pixels are then `kept` if so asked."""
         futures = [self._loop.create_future() for _ in tickets]
         for ticket, future in zip(tickets, futures, strict=True):
             self._slots.running[ticket.slot] = False
@@ -129,18 +129,18 @@ class RemoteEngine:
         return [await future for future in futures]
 
     def hold(self, models: Sequence[Set[str]], usable: Set[str] | None = None) -> None:
-        """The engines have these models by now, each these ids; None: all of them are `usable`."""
+        """Update the ids of the models that each engine has; None: all of them are `usable`."""
         self._engines.hold(models, usable)
 
     def engine_up(self, engine: int, address: str, models: Set[str]) -> bool:
-        """Connect to a new engine, which has these models, and hand it what waits; False: it could not be reached."""
+        """Connect to a new engine with these models and submit what waits for them; False: it is unreachable."""
         if engine in self._channels:
             self.engine_down(engine, recovering=True)
         connected = None
         try:
             connected = socket.socket(socket.AF_UNIX)
             connected.connect(address)
-        except OSError:  # it has died by now, too, or this process has no descriptor left
+        except OSError:  # it has died meanwhile, or this process is out of descriptors
             if connected:
                 connected.close()
             return False
@@ -150,8 +150,8 @@ class RemoteEngine:
         return True
 
     def engine_down(self, engine: int, *, recovering: bool) -> None:
-        """Give what the dead engine had to the others, or have it wait for the next, if the server is `recovering`."""
-        self._receive(engine)  # what it had answered before it died
+        """Resubmit a dead engine's work to the others, or let it wait for a successor if one is `recovering`."""
+        self._receive(engine)  # answers it sent before it died
         self._disconnect(engine)
         slots = self._tickets.slots_at(engine)
         ran = {slot for slot in slots if self._slots.running[slot]}
@@ -159,7 +159,7 @@ class RemoteEngine:
         self._do(self._tickets.engine_down(engine, ran, recovering=recovering, now_s=time.monotonic()))
 
     def close(self) -> None:
-        """Let go of the engines."""
+        """Disconnect from the engines."""
         for engine in list(self._channels):
             self._disconnect(engine)
 
@@ -168,12 +168,12 @@ class RemoteEngine:
         self._do(self._tickets.decoded(tickets, result, time.monotonic()))
 
     def _readable(self, engine: int) -> None:
-        """Hear an engine. Its end is the end of its process, which nobody needs to be told of by others."""
+        """Read from an engine. EOF means that its process has ended; no message from the supervisor is needed."""
         if not self._receive(engine):
             self.engine_down(engine, recovering=True)
 
     def _receive(self, engine: int) -> bool:
-        """Take what it says; False: it is gone."""
+        """Take an engine's replies; False: it is gone."""
         if engine not in self._channels:
             return False
         try:
@@ -200,7 +200,7 @@ class RemoteEngine:
 
     def _send(self, message: Submit | Cancel) -> None:
         engine = self._tickets.engine_of(message.id)
-        channel = self._channels.get(engine)  # None: this process ends
+        channel = self._channels.get(engine)  # None: this process is ending
         if channel is not None and not channel.send(encode(message)):
             self._loop.add_writer(channel.fileno(), self._flush, engine)
 
@@ -218,10 +218,10 @@ class RemoteEngine:
             future.set_result(_classes(ticket, outcome))
         elif outcome is not None:
             future.set_exception(outcome)
-            future.exception()  # a caller that is just being cancelled never asks; nothing is to be logged then
+            future.exception()  # marks it as retrieved: a cancelled caller never asks, and asyncio would log it
 
     def _call_in_loop(self, function: Callable[..., None], *args: Any) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
             self._loop.call_soon_threadsafe(function, *args)
 
     def _disconnect(self, engine: int) -> None:

@@ -1,7 +1,7 @@
-"""Which jobs run next, and which must not run any more: a synchronous state machine without clock, threads or I/O.
+"""Decides which jobs run next and which have expired: a synchronous state machine without clock, threads or I/O.
 
-Every decision is made in `take`. The caller reserves a free instance first and then takes what is there, so a
-lone job never waits for company that `max_wait_s` does not ask for.
+Every decision is made in `take`. The caller first makes sure that an instance is free, then takes the jobs that are
+queued, so a lone job waits for others only as long as `max_wait_s` says.
 """
 
 from bisect import bisect_left
@@ -16,18 +16,18 @@ Payload = TypeVar("Payload")
 SMOOTHING = 0.2
 """Weight of the newest measurement in the learned latency of a bucket (exponential moving average)."""
 EXPLORE_EVERY = 61
-"""Of so many batches one has the size whose latency was learned longest ago: what was slow once may not be any more.
-A prime: whatever comes in a rhythm does not keep meeting it."""
+"""One in this many batches uses the size whose latency was learned longest ago, in case it has become faster.
+A prime, so that periodic traffic does not stay in step with it."""
 
 
 class Priority(IntEnum):
-    """Who goes first. Nobody of a lower priority runs while one of a higher waits for the same model."""
+    """Order of service. No job runs while one of higher priority waits for the same model."""
 
     HIGH = 0
     NORMAL = 1
     LOW = 2
     SHADOW = 3
-    """of what nobody waits for: `server.serving.shadows`"""
+    """no client waits for the answer: `server.serving.shadows`"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Job(NamedTuple, Generic[Payload]):
     deadline_s: float
     payload: Payload
     quarantined: bool = False
-    """Runs in a batch of its own: it was in a batch that crashed the engine, and its neighbours are to be spared."""
+    """Runs in a batch of its own, since an earlier batch with it crashed the engine."""
     priority: Priority = Priority.NORMAL
 
 
@@ -56,7 +56,7 @@ class Taken(NamedTuple, Generic[Payload]):
 
     model: Hashable
     batch: Sequence[Job[Payload]]
-    """Empty where nothing is to run now."""
+    """Empty if nothing should run now."""
     expired: Sequence[Job[Payload]]
     """Removed from their queues: they will never run."""
 
@@ -74,11 +74,11 @@ class _Queue(Generic[Payload]):
         default_factory=lambda: {level: {} for level in Priority}
     )
     length: int = 0
-    quarantined: int = 0  # jobs that are to run alone
+    quarantined: int = 0  # jobs that must run alone
     latency_s: dict[int, float] = field(default_factory=dict)  # by bucket
     learned: dict[int, int] = field(default_factory=dict)  # by bucket: when, counted in batches
     batches: int = 0
-    earliest_s: float = float("inf")  # no deadline in `jobs` is before this one
+    earliest_s: float = float("inf")  # lower bound of the deadlines in `jobs`
 
     def __post_init__(self) -> None:
         self.buckets = buckets(self.limits.max_batch)
@@ -101,7 +101,7 @@ class _Queue(Generic[Payload]):
         return self.latency_s.get(self.buckets[bisect_left(self.buckets, size)], 0.0)
 
     def learn(self, size: int, seconds: float) -> None:
-        """Only from whole buckets: a backend may or may not pad what is less."""
+        """Learn only from full buckets: a backend may or may not pad smaller batches."""
         if size in self.buckets:
             known = self.latency_s.get(size, seconds)
             self.latency_s[size] = known + SMOOTHING * (seconds - known)
@@ -111,14 +111,14 @@ class _Queue(Generic[Payload]):
         return next(iter(self))
 
     def due_s(self) -> float:
-        """When the head's batch should start: at once if it cannot grow any more, else after the agreed wait."""
+        """When the head's batch should start: at once if it cannot grow, else after `max_wait_s`."""
         head = self.head()
         if not self.limits.max_wait_s or self.length >= self.limits.max_batch or self.quarantined:
             return head.arrived_s
         return min(head.arrived_s + self.limits.max_wait_s, self.earliest_s - self.predict_s(self.length))
 
     def makes_room_for(self, job: Job[Payload]) -> bool:
-        """Whether it is full only because of shadows, which keep nobody else out."""
+        """Whether the queue is full only because of shadows, which must not keep other jobs out."""
         others = self.length - len(self.jobs[Priority.SHADOW])
         return job.priority < Priority.SHADOW and others < self.limits.queue_size
 
@@ -132,7 +132,7 @@ class _Queue(Generic[Payload]):
         return expired
 
     def batch(self, now_s: float) -> list[Job[Payload]]:
-        """Jobs from the head on, as many as cost least time each among those numbers that meet their deadlines."""
+        """Take jobs from the head: the number with the least time per image that still meets their deadlines."""
         jobs: list[Job[Payload]] = []
         for job in islice(self, self.limits.max_batch):
             if jobs and job.quarantined:
@@ -144,7 +144,7 @@ class _Queue(Generic[Payload]):
         return jobs[: self.best_size(now_s, jobs)]
 
     def best_size(self, now_s: float, jobs: Sequence[Job[Payload]]) -> int:
-        """On a GPU this is nearly always the most there are; on a CPU small batches often cost less for each image."""
+        """On a GPU this is nearly always the largest; on a CPU small batches often cost less per image."""
         sizes: list[int] = []
         earliest_s = float("inf")
         for size, job in enumerate(jobs, 1):
@@ -152,14 +152,14 @@ class _Queue(Generic[Payload]):
             if (size == len(jobs) or size in self.buckets) and now_s + self.predict_s(size) <= earliest_s:
                 sizes.append(size)
         if not sizes:
-            return 1  # too late, probably: it is tried
+            return 1  # probably too late, but worth a try
         if self.batches % EXPLORE_EVERY == 0:
             return min(sizes, key=lambda size: self.learned.get(size, self.batches))
         return min(sizes, key=lambda size: (self.predict_s(size) / size, -size))
 
 
 class Scheduler(Generic[Payload]):
-    """Bounded queues, one for each model, served by the priority of their first jobs, then in the order of arrival."""
+    """One bounded queue per model, served by the priority of the first job, then in order of arrival."""
 
     def __init__(self) -> None:
         self._queues: dict[Hashable, _Queue[Payload]] = {}
@@ -170,7 +170,7 @@ class Scheduler(Generic[Payload]):
         self._queues[model] = _Queue(limits)
 
     def remove_model(self, model: Hashable) -> list[Job[Payload]]:
-        """Forget a model, and take back what waits for it."""
+        """Forget a model, and return the jobs that wait for it."""
         jobs = list(self._queues.pop(model))
         for job in jobs:
             del self._waiting[job.id]
@@ -188,7 +188,7 @@ class Scheduler(Generic[Payload]):
         return self._queues[model].length
 
     def submit(self, model: Hashable, job: Job[Payload]) -> bool:
-        """Queue a job; False, and nothing changed, where the model's queue is full.
+        """Queue a job; False if the model's queue is full, and then nothing has changed.
 
         Raises:
             KeyError: no such model.
@@ -201,7 +201,7 @@ class Scheduler(Generic[Payload]):
         return True
 
     def cancel(self, job_id: Hashable) -> Job[Payload] | None:
-        """Remove a waiting job; None where it does not wait (it runs, has ended, or never was)."""
+        """Remove a waiting job; None if it is not waiting (it is running, has ended, or is unknown)."""
         if job_id not in self._waiting:
             return None
         queue, job = self._waiting.pop(job_id)
@@ -209,7 +209,7 @@ class Scheduler(Generic[Payload]):
         return job
 
     def take(self, now_s: float, *, instance_free: bool = True) -> Taken[Payload]:
-        """Expire what is dead and, where an instance is free, choose the batch to run in it."""
+        """Remove expired jobs and, if an instance is free, choose the batch to run in it."""
         expired = [job for queue in self._queues.values() for job in queue.expire(now_s)]
         batch: Sequence[Job[Payload]] = ()
         model = self._next_model(now_s) if instance_free else None
@@ -223,7 +223,7 @@ class Scheduler(Generic[Payload]):
         return Taken(model, batch, expired)
 
     def _next_model(self, now_s: float) -> Hashable | None:
-        """Whose head has the highest priority, and among those has waited longest."""
+        """The model whose first job has the highest priority and, among equals, has waited longest."""
 
         def rank(model: Hashable) -> tuple[Priority, float]:
             head = self._queues[model].head()
@@ -237,7 +237,7 @@ class Scheduler(Generic[Payload]):
         self._queues[model].learn(size, seconds)
 
     def next_event_s(self, *, instance_free: bool) -> float | None:
-        """When `take` may have something to say though nothing arrives; None: never."""
+        """When `take` may have a result even if no job arrives; None: never."""
         busy = [queue for queue in self._queues.values() if queue.length]
         times = [queue.earliest_s for queue in busy]
         if instance_free:

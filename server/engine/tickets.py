@@ -1,12 +1,12 @@
 """The life of requests between admission and answer: a state machine without clock, threads, futures or I/O.
 
-An admitted crop has a ticket, which holds a slot. Events come in as calls with the time and numbers; each returns what
-is to be done: messages to the engine, and tickets that have an answer, or have ended. `remote` does it.
+An admitted crop has a ticket, which holds a slot. Events come in as calls with the time and numbers; each call returns
+actions for `remote` to carry out: messages to the engine, and tickets that have an answer or have ended.
 
     admit ─▶ DECODING ─▶ SUBMITTED ─▶ ended; or, where it is kept, ANSWERED ─▶ ended, or asked again as once decoded
                  │        ▲     │
                  ▼        │     ▼ the engine died
-              WAITING ────┘  SUBMITTED to another, WAITING, or ended: it has crashed too often, or nobody waits for it
+              WAITING ────┘  SUBMITTED to another, WAITING, or ended: too many crashes, or no client waits for it
 """
 
 import itertools
@@ -24,24 +24,24 @@ from server.engine.scheduler import Priority
 from server.errors import Code, ServiceError
 
 MAX_CRASHES = 2
-"""A job that was in this many batches that crashed the engine is not tried again."""
+"""Give up on a job after this many of its batches crashed the engine."""
 
 
 class State(Enum):
     """Who uses a ticket's slot."""
 
     DECODING = auto()
-    """a decoder does, or will"""
+    """a decoder, now or soon"""
     WAITING = auto()
-    """nobody: it is decoded, for engines that are away"""
+    """nobody: the crop is decoded, but no engine that is up has the model"""
     SUBMITTED = auto()
-    """its engine does, or will"""
+    """its engine, now or soon"""
     ANSWERED = auto()
-    """nobody: its pixels are kept, so that another model can be asked"""
+    """nobody: the pixels are kept, so that another model can be asked"""
 
 
 class Ticket:
-    """One admitted crop, until its slot is free again; that may be after its client has its answer."""
+    """One admitted crop, until its slot is free again; the client may have its answer earlier."""
 
     __slots__ = (
         "admitted_s",
@@ -84,13 +84,13 @@ class Ticket:
         self.top_k = top_k
         self.deadline_s = deadline_s
         self.priority = priority
-        self.permits = permits  # that were taken, with its own, when it was admitted
+        self.permits = permits  # in use when it was admitted, including its own
         self.admitted_s = admitted_s
-        self.kept = False  # after an answer, until it is given up
+        self.kept = False  # whether the pixels stay after an answer, until it is given up
         self.state = State.DECODING
-        self.engine = 0  # the number of the one that it was submitted to
-        self.work_s = 0.0  # that it adds there
-        self.given_up = False  # nobody waits for its answer
+        self.engine = 0  # the number of the engine it was submitted to
+        self.work_s = 0.0  # that it adds at that engine
+        self.given_up = False  # no client waits for its answer any more
         self.crashes = 0
         self.decode_wait_s = 0.0
         self.decode_s = 0.0
@@ -100,20 +100,20 @@ class Ticket:
         self.photo_size = (0, 0)
 
     def wanted(self, now_s: float) -> bool:
-        """Somebody still waits for the answer."""
+        """Whether a client still waits for the answer."""
         return not self.given_up and now_s < self.deadline_s
 
 
 class Ended(NamedTuple):
-    """A ticket's one end: neither a decoder nor an engine touches its slot any more."""
+    """The end of a ticket: neither a decoder nor an engine touches its slot any more."""
 
     ticket: Ticket
     outcome: Answer | BaseException | None
-    """None: nobody waits for one"""
+    """None: no client waits for one"""
 
 
 class Answered(NamedTuple):
-    """An answer to a ticket that is kept."""
+    """An answer to a ticket whose pixels are kept."""
 
     ticket: Ticket
     outcome: Answer
@@ -123,17 +123,17 @@ Action = Submit | Cancel | Answered | Ended
 
 
 class Tickets:
-    """All tickets of one HTTP worker. Whoever owns it carries out every action that a call returns, in their order."""
+    """All tickets of one HTTP worker. The owner carries out every action that a call returns, in order."""
 
     def __init__(self, slots: Iterable[int], engines: Engines, most_crashes: int = MAX_CRASHES) -> None:
-        """What was in `most_crashes` batches that crashed the engine is given up; before the last it runs alone."""
+        """Give up on a job after `most_crashes` of its batches crashed the engine; its last try runs alone."""
         self._most_crashes, self._runs_alone = most_crashes, most_crashes - 1
         self._free = list(slots)
         self._engines = engines
         self._ids = itertools.count()
         self._tickets: dict[int, Ticket] = {}
         self._admission = Admission(len(self._free))
-        self._connected_s = math.inf  # since when there is an engine
+        self._connected_s = math.inf  # since when an engine has been connected
 
     def __len__(self) -> int:
         return len(self._tickets)
@@ -143,11 +143,11 @@ class Tickets:
         return self._tickets[ticket_id].engine
 
     def slots_at(self, engine: int) -> list[int]:
-        """The slots that this engine uses, or will."""
+        """The slots of tickets submitted to this engine."""
         return [ticket.slot for ticket in self._in(State.SUBMITTED) if ticket.engine == engine]
 
     def check(self, permits: int, within_s: float) -> None:
-        """Refuse what could not be admitted now.
+        """Refuse a request that could not be admitted now.
 
         Raises:
             ServiceError: ENGINE_UNAVAILABLE, or as `Admission.check`.
@@ -166,7 +166,7 @@ class Tickets:
         now_s: float,
         include: Extras = Extras.NONE,
     ) -> list[Ticket]:
-        """A ticket for each crop of one image, or for none. One that is `kept` by its owner may be asked again.
+        """Issue a ticket for each crop of one image, or for none. Tickets marked `kept` can be asked again.
 
         Raises:
             ServiceError: as `check`.
@@ -177,7 +177,7 @@ class Tickets:
         return [self._admit(model, top_k, deadline_s, priority, now_s, include) for _ in range(crops)]
 
     def decoded(self, tickets: Sequence[Ticket], result: Decoded | BaseException | None, now_s: float) -> list[Action]:
-        """A decoder has let go of their slots. It has failed, or never began if there is no result."""
+        """A decoder has released the slots. An exception: it failed; None: it never began."""
         if not isinstance(result, Decoded):
             return [self._end(ticket, result) for ticket in tickets]
         actions: list[Action] = []
@@ -190,7 +190,7 @@ class Tickets:
         return actions
 
     def ask_again(self, tickets: Sequence[Ticket], model: str, top_k: int | None, now_s: float) -> list[Action]:
-        """Another model is to look at the same pixels, of tickets that are all answered. Nothing is decoded for it."""
+        """Ask another model about the same pixels, without decoding again; all `tickets` are answered."""
         actions: list[Action] = []
         for ticket in tickets:
             ticket.model, ticket.top_k, ticket.arrived_s = model, top_k, now_s
@@ -199,7 +199,7 @@ class Tickets:
         return actions
 
     def give_up(self, ticket: Ticket) -> list[Action]:
-        """Its client has its answer, or has gone; the slot is free once whoever uses it lets go of it."""
+        """Note that the client has its answer or has gone; the slot becomes free once its user releases it."""
         if ticket.id not in self._tickets:
             return []
         ticket.given_up = True
@@ -215,16 +215,16 @@ class Tickets:
                 return [self._end(ticket, None)]
 
     def engine_up(self, engine: int, models: Set[str], now_s: float) -> list[Action]:
-        """This engine is there, with these models: what waits for one of them is submitted."""
+        """This engine is up, with these models: submit the tickets that wait for one of them."""
         if not self._engines.any_up:
             self._connected_s = now_s
         self._engines.up(engine, models)
         return self._hand_over_all(now_s)
 
     def engine_down(self, engine: int, ran: Set[int], *, recovering: bool, now_s: float) -> list[Action]:
-        """Give what a dead engine had to the others: the pixels are in the slots. Those in `ran` it was running.
+        """Resubmit a dead engine's tickets to the others: the slots still hold the pixels. `ran`: slots it was running.
 
-        What no other has the model for waits, unless the dead one is not `recovering` either.
+        A ticket whose model no other engine has waits if the dead engine is `recovering`, and fails if not.
         """
         self._engines.down(engine, recovering=recovering)
         if not self._engines.any_up:
@@ -243,7 +243,7 @@ class Tickets:
         return ended + self._hand_over_all(now_s)
 
     def replied(self, reply: Reply, now_s: float) -> Answered | Ended:
-        """An engine has let go of a slot."""
+        """An engine has replied, and with that released the slot."""
         ticket = self._tickets[reply.id]
         self._engines.end(ticket.engine, ticket.work_s)
         if isinstance(reply, Dropped):
@@ -271,15 +271,15 @@ class Tickets:
         return ticket
 
     def _learn(self, ticket: Ticket, now_s: float) -> None:
-        if ticket.admitted_s > self._connected_s:  # else what it waited for was an engine
+        if ticket.admitted_s > self._connected_s:  # otherwise it waited for an engine to come up
             self._admission.observe(ticket.permits, now_s - ticket.admitted_s)
 
     def _hand_over_all(self, now_s: float) -> list[Action]:
-        """What waits, as far as that goes by now."""
+        """Submit the waiting tickets whose models are available by now."""
         return [action for ticket in self._in(State.WAITING) for action in self._hand_over(ticket, now_s)]
 
     def _hand_over(self, ticket: Ticket, now_s: float) -> list[Action]:
-        """Its pixels are there, and nobody uses them: the engine that will answer first gets it."""
+        """Submit a decoded ticket to the engine expected to answer first."""
         if not ticket.wanted(now_s):
             return [self._end(ticket, None)]
         engine = self._engines.choose(ticket.model)

@@ -1,4 +1,4 @@
-"""Answers that are remembered, so that an image that comes again needs neither decoder nor engine."""
+"""A cache of answers, so that a repeated image needs neither decoder nor engine."""
 
 import asyncio
 import hashlib
@@ -47,7 +47,7 @@ class Cache:
 
 
 async def digest_of(image: bytes) -> bytes:
-    """What stands for the image: SHA-256."""
+    """The image's SHA-256 digest."""
     if len(image) > IN_THREAD_BYTES:
         return await asyncio.to_thread(_digest, image)
     return _digest(image)

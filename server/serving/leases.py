@@ -1,4 +1,4 @@
-"""Which models the requests under way need: the proof that nobody needs one that is gone from the catalogue."""
+"""Tracks the models that requests under way need, so that a model is only unloaded once unused."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence, Set
@@ -18,7 +18,7 @@ class Leases:
         return self._users.keys()
 
     def on(self, models: Sequence[str]) -> "_Lease":
-        """Need these models until the block ends."""
+        """Hold these models until the block ends."""
         return _Lease(self, models)
 
     def take(self, models: Sequence[str]) -> None:
@@ -27,7 +27,7 @@ class Leases:
             self._users[model] += 1
 
     def give_back(self, models: Sequence[str]) -> None:
-        """Need them no more."""
+        """Release them."""
         for model in models:
             self._users[model] -= 1
             if not self._users[model]:

@@ -1,4 +1,4 @@
-"""One process's serving state, and the way of every image through it, whichever transport brought it."""
+"""One process's serving state, and the path of every image through it, for all transports."""
 
 import asyncio
 import itertools
@@ -64,7 +64,7 @@ class Changes:
         """The supervisor's answer."""
         asked = self._asked.get(change_id)
         if asked is None or asked.done():
-            return  # who asked has gone
+            return  # the caller has gone
         if error:
             asked.set_exception(error)
         else:
@@ -73,7 +73,7 @@ class Changes:
 
 @dataclass(slots=True)
 class Service:
-    """What transports work with. Only the supervisor's messages change it. It belongs to one event loop."""
+    """The state that transports share. Only the supervisor's messages change it. It belongs to one event loop."""
 
     settings: Settings
     catalogue: Catalogue
@@ -108,7 +108,7 @@ class Service:
         self.canaries = Canaries(self.settings, self.classifier, self.metrics)
 
     def changed(self) -> None:
-        """Wake who waits for that."""
+        """Wake the tasks that wait for `change`."""
         self.change.set()
         self.change = asyncio.Event()
 
@@ -134,7 +134,7 @@ class Service:
         return None
 
     def state(self, entry: Entry) -> State:
-        """How far a model is, or all that it is made of."""
+        """The load state of a model, or of all its members together."""
         ids = [model.id for model in self.catalogue.members(entry)]
         if self.loads and (state := self.loads.state(ids)) != "loaded":
             return state
@@ -172,7 +172,7 @@ class Service:
     def admit(self, ask: Ask, outcome: Outcome, *, patient: bool = False) -> Plan:
         """The plan of a request whose body is still to be read, if it could be carried out now.
 
-        A `patient` request waits for permits, which others have.
+        A `patient` request waits for permits that others hold.
 
         Raises:
             ServiceError: as `plan` and `shed`.

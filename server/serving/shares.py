@@ -1,4 +1,4 @@
-"""Which of all that comes a candidate gets, and which candidates are left alone for a while: numbers in, no clock."""
+"""Decides which requests a candidate gets, and which candidates rest for a while; pure, without a clock."""
 
 _ROUNDING = 1e-9
 """What is owed may be so much less than one: sums of floating-point numbers drift."""
@@ -25,7 +25,7 @@ class Rests:
         self._until: dict[str, tuple[float, str]] = {}  # by the model's id: when, and why
 
     def begin(self, model: str, now_s: float, seconds: float, reason: str) -> None:
-        """Leave it alone for so long."""
+        """Let it rest for so many seconds."""
         self._until = {each: rest for each, rest in self._until.items() if rest[0] > now_s}
         self._until[model] = now_s + seconds, reason
 
