@@ -1,4 +1,4 @@
-"""Calls that may hang, as those for files on a network may, made in a thread of their own."""
+"""A thread for calls that may hang, such as reads of files on a network."""
 
 import socket
 import threading
@@ -12,9 +12,9 @@ Done = TypeVar("Done")
 
 
 class Aside:
-    """One thread, which makes one call after the other; who made it, and waits for `bell`, hears what came of each.
+    """One thread that makes calls one after the other; its owner waits for `bell` and collects the results.
 
-    The thread ends with the process: nobody can end one that hangs.
+    The thread ends with the process: a call that hangs cannot be interrupted.
     """
 
     def __init__(self, name: str) -> None:
@@ -22,24 +22,24 @@ class Aside:
         self._ended: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._left = 0
         self.bell, self._rope = socket.socketpair()
-        """Has something to read once a call has ended."""
+        """Becomes readable once a call has ended."""
         self.bell.settimeout(0)
         self._rope.settimeout(0)
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
     @property
     def idle(self) -> bool:
-        """All calls have ended, and were told of."""
+        """Whether all calls have ended and were delivered."""
         return not self._left
 
     def call(self, function: Callable[[], Done], then: Callable[[Future[Done]], None]) -> None:
-        """Call `function` in the thread; once it has ended, `deliver` calls `then` with what came of it."""
+        """Call `function` in the thread; once it has ended, `deliver` passes its outcome to `then`."""
 
         def make() -> None:
             future: Future[Done] = Future()
             try:
                 future.set_result(function())
-            except Exception as error:  # the caller's, who asks for the result
+            except Exception as error:  # raised again where `then` asks for the result
                 future.set_exception(error)
             self._ended.put(lambda: then(future))
 
@@ -47,7 +47,7 @@ class Aside:
         self._calls.put(make)
 
     def deliver(self) -> None:
-        """Tell of the calls that have ended."""
+        """Pass on the outcomes of the calls that have ended."""
         with suppress(BlockingIOError):
             self.bell.recv(4096)
         while not self._ended.empty():

@@ -1,4 +1,4 @@
-"""Models that may replace others, by their serving.json: which are candidates for which, and what can be none."""
+"""Models that may replace others, by their serving.json: which is a candidate for which, and which cannot be one."""
 
 from collections.abc import Mapping, Set
 from typing import TYPE_CHECKING, Literal, NamedTuple, Self
@@ -20,26 +20,26 @@ class Candidate(NamedTuple):
     main: str
     """name of the model that it may replace"""
     share: float
-    """of that model's images or requests"""
+    """share of that model's images or requests that it gets"""
 
     @property
     def name(self) -> str:
-        """Of the model."""
+        """The candidate model's name."""
         return self.model.manifest.name
 
 
 class Candidates(NamedTuple):
-    """All of one catalogue."""
+    """All candidates of one catalogue."""
 
     by_key: "Mapping[ModelKey, Candidate]"
     shadows: Mapping[tuple[str, int], tuple[Candidate, ...]]
-    """by name and newest version of the model whose images they get; nothing of one that is not served"""
+    """by name and newest version of the model whose images they get; only for models that are served"""
     canaries: Mapping[str, Candidate]
     """by name of the model whose requests they answer"""
 
     @classmethod
     def of(cls, models: "Mapping[ModelKey, Model]", versions: Mapping[str, Mapping[int, Entry]]) -> Self:
-        """Find those of a catalogue, where `versions` are all that it serves, by name and number."""
+        """Find the candidates of a catalogue; `versions` holds all that it serves, by name and number."""
         by_key: dict[ModelKey, Candidate] = {}
         shadows: dict[tuple[str, int], tuple[Candidate, ...]] = {}
         canaries: dict[str, Candidate] = {}
@@ -59,7 +59,7 @@ class Candidates(NamedTuple):
 
 
 def why_not(name: str, settings: Mapping[str, ModelSettings], known: Set[str]) -> str | None:
-    """Why a model cannot be the candidate that its serving.json makes it; None where it can, or is to be none.
+    """Why a model cannot be the candidate that its serving.json makes it; None if it can, or is not one.
 
     Args:
         name: of the model.

@@ -1,4 +1,4 @@
-"""What NVIDIA's management library tells of the GPUs: for metrics, and for `python -m server doctor`."""
+"""What NVIDIA's management library reports of the GPUs: for metrics, and for `python -m server doctor`."""
 
 import threading
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from server.metrics import Metrics
 
 EVERY_S = 5.0
-"""As often as is worth while for who scrapes every 15 s."""
+"""Often enough for a scrape every 15 s."""
 
 
 class GpuState(NamedTuple):
@@ -19,7 +19,7 @@ class GpuState(NamedTuple):
     name: str
     driver: str
     utilisation: float
-    """of the last second, the part in which anything ran: 0 to 1"""
+    """share of the last second in which anything ran: 0 to 1"""
     used_bytes: int
     total_bytes: int
     compute_capability: str
@@ -27,7 +27,7 @@ class GpuState(NamedTuple):
 
 @contextmanager
 def management() -> Iterator[Any]:
-    """The library; None where there is none, or no driver."""
+    """The library; None if it, or the driver, is missing."""
     try:
         import pynvml
 
@@ -45,7 +45,7 @@ def management() -> Iterator[Any]:
 
 
 def look(library: Any) -> list[GpuState]:
-    """All GPUs that can be asked."""
+    """All GPUs that answer."""
     found = []
     for index in range(library.nvmlDeviceGetCount()):
         try:
@@ -73,8 +73,8 @@ def visible(library: Any, variable: str | None) -> tuple[str, ...]:
 
     Args:
         library: that of `management`.
-        variable: the value of CUDA_VISIBLE_DEVICES; what follows an entry that means none is hidden, as CUDA does it.
-            None: it is not set, and all that the library tells of are visible.
+        variable: the value of CUDA_VISIBLE_DEVICES; like CUDA, this ignores all entries from an empty one or -1 on.
+            None: it is not set, and all that the library reports are visible.
     """
     if variable is not None:
         names = [name.strip() for name in variable.split(",")]
@@ -91,10 +91,10 @@ def visible(library: Any, variable: str | None) -> tuple[str, ...]:
 
 
 def _ids(library: Any, gpu: Any) -> list[str]:
-    """A GPU's, or those of the slices that it is divided into."""
+    """The GPU's id, or those of its MIG slices."""
     try:
         divided, _ = library.nvmlDeviceGetMigMode(gpu)
-    except library.NVMLError:  # a kind that cannot be
+    except library.NVMLError:  # a GPU without MIG
         divided = 0
     if not divided:
         return [library.nvmlDeviceGetUUID(gpu)]

@@ -1,9 +1,9 @@
-"""Who is told what while the models change: a state machine without any I/O, above `Rollout`.
+"""Messages to engines and HTTP workers while the models change: a state machine without any I/O, above `Rollout`.
 
-The engines load what is missing. The HTTP workers get what is served as one catalogue, and which engine has it; each
-such message has a generation: its number. Once all of them say that no request of theirs needs what only an older one
-has, the engines unload the rest. Who asked for a model is answered when every worker serves the outcome, so that he
-finds it whichever he connects to.
+The engines load what is missing. The HTTP workers get one catalogue of the served models, and which engine has which;
+each such message has a number, its generation. Once all workers report that none of their requests needs an older
+generation, the engines unload the rest. A client that asked for a model is answered once every worker serves the
+outcome, so it sees that outcome whichever worker it connects to.
 """
 
 from collections.abc import Mapping, Sequence, Set
@@ -47,15 +47,15 @@ Step = TellEngine | TellWorkers | TellWorker
 
 @dataclass(slots=True)
 class _Worker:
-    """The generations that an HTTP worker has come to."""
+    """The generations that an HTTP worker has reached."""
 
     serving: int
     drained: int
-    """It needs nothing of any older one."""
+    """Newest generation that the worker has fully drained to: it needs no older one."""
 
 
 class ModelControl:
-    """From what the repository holds, and what is asked for, to what engines and HTTP workers are told."""
+    """Turns the repository's contents and the clients' requests into messages to engines and HTTP workers."""
 
     def __init__(
         self,
@@ -67,9 +67,9 @@ class ModelControl:
         first: Sequence[str] = (),
         patience_s: float = 60.0,
     ) -> None:
-        """Begin with what a first scan found; `default_model` is the one that was asked for.
+        """Start from the first scan; `default_model` is the one that the operator set.
 
-        Without a budget all models are loaded; else see `OnDemand`.
+        Without a budget, all models are loaded; with one, see `OnDemand`.
         """
         self._rollout = (
             OnDemand(catalogue, default_model, engines, budget, first, patience_s)
@@ -77,17 +77,17 @@ class ModelControl:
             else Rollout(catalogue, default_model, engines)
         )
         self._engines = range(engines)
-        self._held = list(self._rollout.held)  # what HTTP workers were told that each engine has
+        self._held = list(self._rollout.held)  # what the HTTP workers were last told each engine has
         self._workers: dict[str, _Worker] = {}
         self._asked_for: dict[str, None] = {}
-        self._changes: list[tuple[str, Change]] = []  # under way, with the workers that are to be answered
+        self._changes: list[tuple[str, Change]] = []  # under way, each with the worker to answer
         self._answers: list[TellWorker] = []
         self.serve = Serve(catalogue, 0, self._rollout.held, self._rollout.usable)
-        """The newest that HTTP workers were told to serve."""
+        """The newest `Serve` sent to the HTTP workers."""
 
     @property
     def served(self) -> Catalogue:
-        """What requests may name."""
+        """The models that requests may name."""
         return self._rollout.served
 
     @property
@@ -96,7 +96,7 @@ class ModelControl:
         return self._rollout.states
 
     def key_of(self, model_id: str) -> ModelKey | None:
-        """What requests name a model by; None: they may not."""
+        """The key by which requests name a model; None if they may not."""
         return next((key for key, model in self.served.models.items() if model.id == model_id), None)
 
     @property
@@ -105,67 +105,67 @@ class ModelControl:
         return list(self._asked_for)
 
     def worker_started(self, worker: str) -> None:
-        """It was started with `serve`."""
+        """Note that a worker was started with `serve`."""
         self._workers[worker] = _Worker(self.serve.generation, self.serve.generation)
 
     def worker_ended(self, worker: str) -> None:
-        """Nobody waits for it any more, nor for its answers."""
+        """Stop waiting for this worker, and drop the answers meant for it."""
         self._workers.pop(worker, None)
         self._rollout.worker_ended(worker)
         self._changes = [(asking, change) for asking, change in self._changes if asking != worker]
         self._answers = [answer for answer in self._answers if answer.worker != worker]
 
     def serving(self, worker: str, generation: int) -> None:
-        """Requests to this worker name this generation by now."""
+        """Note that this worker now serves new requests from this generation."""
         self._workers[worker].serving = generation
 
     def drained(self, worker: str, generation: int) -> None:
-        """No request of this worker needs anything older."""
+        """Note that no request of this worker needs an older generation."""
         known = self._workers[worker]
         known.drained = max(known.drained, generation)
 
     def demanded(self, worker: str, demand: Demand) -> None:
-        """What requests to this worker wait for, and have used."""
+        """Note which models this worker's requests wait for, and which they have used."""
         self._rollout.demanded(worker, *demand)
 
     def start_engine(self, engine: int) -> list[Model]:
-        """What a new engine loads before it is ready."""
+        """The models that a new engine loads before it is ready."""
         return self._rollout.start_engine(engine)
 
     def engine_ready(
         self, engine: int, refused: Mapping[str, Refusal], now_s: float, measured: Mapping[str, Measured] = NOTHING
     ) -> None:
-        """It has what it was started with, but for what it refused, by id; the HTTP workers are told of that."""
+        """Note that an engine has the models it was started with, except those refused, by id; tell the workers."""
         self._rollout.engine_ready(engine, refused, now_s)
         self._rollout.measured(engine, measured)
         self._held[engine] = self._rollout.held[engine]
 
     def held(self, engine: int) -> frozenset[str]:
-        """Ids of the models that it has."""
+        """Ids of the models that an engine has."""
         return self._rollout.held[engine]
 
     def engine_ended(self, engine: int, now_s: float) -> None:
-        """The next one gets what is served."""
+        """Note that an engine died; its successor gets the served models."""
         self._rollout.engine_lost(engine, now_s)
 
     def loaded(
         self, engine: int, model_id: str, refusal: Refusal | None, now_s: float, measured: Measured | None = None
     ) -> None:
-        """An engine has loaded a model, or refused it."""
+        """Note that an engine has loaded a model, or refused it."""
         self._rollout.loaded(engine, model_id, refusal, now_s)
         if measured:
             self._rollout.measured(engine, {model_id: measured})
 
     def retry(self, now_s: float) -> bool:
-        """Whether it is time to load again what was refused for now; `steps` says so."""
+        """Whether a model refused for now is due for another attempt; `steps` then contains it."""
         return self._rollout.retry(now_s)
 
     def scanned(self, catalogue: Catalogue, changed: Set[ModelKey] = frozenset()) -> None:
-        """The repository holds this by now; of the versions `changed`, the files are others."""
+        """Take over a new scan of the repository, in which the files of the versions `changed` are different."""
         self._rollout.scanned(catalogue, changed)
 
     def asked(self, worker: str, change: Change) -> None:
-        """An HTTP worker wants a model loaded, as the newest scan found it, or unloaded; it will get one answer."""
+        """Load a model as the newest scan found it, or unload it, for an HTTP worker, which will get one answer."""
         try:
             if change.action == "load":
                 self._rollout.load(change.name)
@@ -178,11 +178,11 @@ class ModelControl:
             self._changes.append((worker, change))
 
     def refuse(self, worker: str, change: Change, error: ServiceError) -> None:
-        """It cannot be done."""
+        """Answer an HTTP worker that its change cannot be made."""
         self._answers.append(TellWorker(worker, Changed(change.id, error)))
 
     def steps(self) -> list[Step]:
-        """What follows from all this, in the order in which it is to be told; each step is said once."""
+        """Messages to send now, in this order; each is returned once."""
         steps: list[Step] = [*self._answers]
         self._answers.clear()
         up = [engine for engine in self._engines if self._rollout.is_up(engine)]
@@ -206,7 +206,7 @@ class ModelControl:
         return [TellEngine(engine, Load(model)) for engine in engines for model in self._rollout.take_missing(engine)]
 
     def _has_moved(self) -> bool:
-        """Requests may begin with others, or an engine has a model of which the HTTP workers do not know."""
+        """Whether other models are usable now, or an engine has a served model that the HTTP workers do not know of."""
         rollout = self._rollout
         if rollout.usable != self.serve.usable or rollout.loading.keys() != self.serve.loading.keys():
             return True

@@ -6,16 +6,16 @@ from itertools import pairwise
 from typing import NamedTuple
 
 MANY_CPUS = 16
-"""With fewer, one engine makes more of them than several: what one leaves idle no other can use."""
+"""With fewer CPUs, one engine is faster than several, as an engine cannot use CPUs that another leaves idle."""
 
 
 class Machine(NamedTuple):
     """What this process may use of the machine."""
 
     nodes: tuple[tuple[int, ...], ...]
-    """CPUs by NUMA node, those of one core side by side; none where no process can be kept to some of them"""
+    """CPUs by NUMA node, those of one core side by side; none where processes cannot be pinned to CPUs"""
     cpus: int
-    """how many of them it is granted"""
+    """how many CPUs it is granted"""
     gpus: tuple[str, ...]
     """as CUDA_VISIBLE_DEVICES names them: GPUs, or MIG slices"""
 
@@ -24,13 +24,13 @@ class Place(NamedTuple):
     """What one engine process owns."""
 
     name: str
-    """the process's"""
+    """of the process"""
     gpu: str | None = None
-    """as CUDA_VISIBLE_DEVICES names it; None: no certain one"""
+    """as CUDA_VISIBLE_DEVICES names it; None: no particular one"""
     cpus: tuple[int, ...] = ()
-    """that it may run on; none: wherever it likes"""
+    """CPUs that it may run on; none: any"""
     threads: int | None = None
-    """of one inference on the CPU; None: as the settings say"""
+    """threads of one inference on the CPU; None: as the settings say"""
 
     @property
     def device(self) -> str:
@@ -44,10 +44,10 @@ class Place(NamedTuple):
 
 
 def place(engines: int | None, machine: Machine, *, on_gpus: bool) -> tuple[Place, ...]:
-    """What each of so many engines owns; None: one for each GPU, on the CPU one, and with many CPUs one a NUMA node.
+    """What each engine owns. By default, one engine per GPU; on the CPU one, or with many CPUs one per NUMA node.
 
-    A single engine keeps all there is, unless there are several GPUs. More engines than GPUs take them in turns. Shares
-    of CPUs are as equal as can be without one that straddles two nodes; fewer engines than nodes have whole ones.
+    A single engine owns everything, unless there are several GPUs. With more engines than GPUs, engines share them in
+    rotation. CPU shares are as equal as possible and never straddle nodes; fewer engines than nodes get whole nodes.
     """
     gpus = machine.gpus if on_gpus else ()
     count = engines or len(gpus) or (len(machine.nodes) or 1 if machine.cpus >= MANY_CPUS and not on_gpus else 1)
@@ -68,7 +68,7 @@ def place(engines: int | None, machine: Machine, *, on_gpus: bool) -> tuple[Plac
 def _shares(nodes: Sequence[tuple[int, ...]], count: int) -> list[tuple[int, ...]]:
     if count <= len(nodes):
         return [sum((nodes[at] for at in range(first, end)), ()) for first, end in _parts(len(nodes), count)]
-    # By the largest quotient, so that each further engine goes where the shares are the largest.
+    # Each further engine goes to the node where shares would remain largest.
     engines = [1] * len(nodes)
     for _ in range(count - len(nodes)):
         at = max(range(len(nodes)), key=lambda at: len(nodes[at]) / (engines[at] + 1))
@@ -79,7 +79,7 @@ def _shares(nodes: Sequence[tuple[int, ...]], count: int) -> list[tuple[int, ...
 
 
 def _parts(length: int, count: int) -> Iterable[tuple[int, int]]:
-    """Where so many parts of a sequence begin and end, the sizes of which differ by one at most."""
+    """Start and end of `count` parts of a sequence, whose sizes differ by one at most."""
     return pairwise(math.ceil(length * part / count) for part in range(count + 1))
 
 

@@ -1,10 +1,10 @@
-"""Which models the engines are to load and to let go, and which requests may name: a state machine without any I/O.
+"""Which models the engines load and unload, and which models requests may name: a state machine without any I/O.
 
-A model is served once every engine that is there and is to have it has loaded and warmed it, or refused it, and one
-has it. What it replaces is served until then, and stays where all refuse it: a broken model takes no good one down.
-Nor does it take down more than one engine: what none has ever loaded is loaded by one of them first, once the server
-serves. What is refused for now is loaded again, after a wait that doubles with each attempt; what is refused for good
-when its files change, or when it is asked for.
+A model is served once every running engine assigned to it has loaded and warmed it, or refused it, and at least one has
+it. The version it replaces is served until then, and stays if all engines refuse the new one: a broken model takes no
+good one down. Nor does it take down more than one engine: once the server serves, a model that no engine has ever
+loaded is loaded by one engine first. A model refused for now is retried after a wait that doubles with each attempt; a
+model refused for good is retried when its files change, or when a client asks to load it.
 """
 
 from collections import Counter
@@ -28,38 +28,38 @@ class Progress(Enum):
 
 
 class Rollout:
-    """What the repository holds, what was asked for, what the engines have, and what follows from it."""
+    """What the repository holds, what clients asked for, what the engines have, and what to do about it."""
 
     def __init__(self, scanned: Catalogue, default_model: str | None = None, engines: int = 1) -> None:
-        """Begin with what a first scan found; `default_model` is the one that was asked for."""
+        """Start from the first scan; `default_model` is the one that the operator set."""
         self._scanned = scanned
         self._default = default_model or scanned.default_model
         self._default_is_fixed = default_model is not None
-        self._unloaded: set[str] = set()  # names, until they are asked for again
+        self._unloaded: set[str] = set()  # names, until someone asks to load them again
         self._engines = [Holding() for _ in range(engines)]
-        self._proven: set[str] = set()  # ids of what some engine had loaded
-        self._ready = False  # some engine was
+        self._proven: set[str] = set()  # ids of models that some engine has loaded at least once
+        self._ready = False  # whether any engine has been ready
         self.served = scanned
-        """What requests may name; before the first engine is ready, all that they will try to load."""
+        """The models that requests may name; before the first engine is ready, all that the engines will try."""
 
     @property
     def held(self) -> tuple[frozenset[str], ...]:
-        """Ids of the models that each engine has, or had when it was last there."""
+        """Ids of the models that each engine has, or had when it was last up."""
         return tuple(frozenset(engine.loaded) for engine in self._engines)
 
     @property
     def usable(self) -> frozenset[str] | None:
-        """Ids of the models that requests may begin with; None: all that they may name."""
+        """Ids of the models for which requests may start now; None: all that they may name."""
         return None
 
     @property
     def loading(self) -> Mapping[str, float]:
-        """Ids of the models that requests may name and that are being loaded, and how many seconds that takes."""
+        """Models that requests may name and that are being loaded: by id, the seconds that this takes."""
         return {}
 
     @property
     def states(self) -> Counter[str]:
-        """How many of the models that are to be served are loaded, loading, unloaded."""
+        """How many of the wanted models are loaded, loading, unloaded."""
         there: Set[str] = frozenset().union(*self.held)
         loading = {model_id for engine in self._engines for model_id in engine.loading}
         return Counter(
@@ -68,22 +68,22 @@ class Rollout:
         )
 
     def demanded(self, worker: str, waiting: Set[str], used: Sequence[str]) -> None:
-        """Requests to an HTTP worker wait for these; it has used those since it last said so, in this order."""
+        """Note the models that an HTTP worker's requests wait for, and those used since its last report, in order."""
 
     def worker_ended(self, worker: str) -> None:
-        """No request to this worker waits any more."""
+        """Forget what this worker's requests waited for."""
 
     def measured(self, engine: int, found: Mapping[str, Measured]) -> None:
-        """What an engine found of models that it has loaded, by their ids, in the order in which they were."""
+        """Note what an engine measured of models that it loaded, by id, in loading order."""
 
     def is_up(self, engine: int) -> bool:
-        """It is ready."""
+        """Whether the engine is ready."""
         return self._engines[engine].up
 
     def scanned(self, catalogue: Catalogue, changed: Set[ModelKey] = frozenset()) -> None:
-        """The repository holds something else by now: of the versions `changed`, the files.
+        """Take over a new scan of the repository, in which the files of the versions `changed` are different.
 
-        The default model stays what it was at first: in any case if it was asked for, else while there is such a model.
+        The default model stays the first one: always if the operator set it, else while the repository has it.
         """
         self._default = self._default or catalogue.default_model
         there = {*catalogue.versions, *(key.name for key in catalogue.refused)}
@@ -92,11 +92,11 @@ class Rollout:
         self._scanned = catalogue
         for model in self._wanted.models.values():
             if model.key in changed:
-                self._try_again(model.id)  # what was wrong may not be any more
+                self._try_again(model.id)  # the new files may be good
         self._update()
 
     def load(self, name: str) -> None:
-        """Serve what the repository holds of a model, also if it was unloaded, or refused; the reason may be gone.
+        """Serve what the repository holds of a model, even if it was unloaded or refused; the reason may be gone.
 
         Raises:
             ServiceError: UNKNOWN_MODEL.
@@ -109,7 +109,7 @@ class Rollout:
         self._update()
 
     def unload(self, name: str) -> None:
-        """Serve a model no more, until it is asked for.
+        """Stop serving a model until a client asks to load it.
 
         Raises:
             ServiceError: UNKNOWN_MODEL.
@@ -120,7 +120,7 @@ class Rollout:
         self._update()
 
     def start_engine(self, engine: int) -> list[Model]:
-        """What a new engine loads before it is ready: what is served, and of the rest what cannot take others down."""
+        """Models that a new engine loads before it is ready: those served, and others that put these at no risk."""
         holding = self._engines[engine]
         refused = holding.is_refused if self._ready else lambda _: False
         served = {model.id: model for model in self.served.models.values() if not refused(model.id)}
@@ -132,16 +132,16 @@ class Rollout:
         return models
 
     def engine_ready(self, engine: int, refused: Mapping[str, Refusal], now_s: float) -> None:
-        """The new engine has what it was started with, but for what it refused, by id."""
+        """Note that a new engine has the models it was started with, except those it refused, by id."""
         self._ready = True
         self._engines[engine].ready(refused, now_s)
         self._proven |= self._engines[engine].loaded
         self._update()
 
     def engine_lost(self, engine: int, now_s: float) -> None:
-        """It died; the next one gets what is served, and once more what it may have died of.
+        """Note that an engine died. Its successor gets the served models, and once more those that may have crashed it.
 
-        What engines die of is tried again only if one has ever loaded it: it would take all other models down with it.
+        A model that engines crash on is tried again only if one has ever loaded it: each crash takes all models down.
         """
         for model_id in self._engines[engine].lost():
             proven = model_id in self._proven
@@ -157,12 +157,12 @@ class Rollout:
         self._update()
 
     def retry(self, now_s: float) -> bool:
-        """Whether it is time to load something again; then `take_missing` names it."""
+        """Whether some refused model is due for another attempt; `take_missing` then returns it."""
         due = [engine.retry(now_s) for engine in self._engines]
         return any(due)
 
     def take_missing(self, engine: int) -> list[Model]:
-        """What this engine, which is ready, is to load; each is named once."""
+        """Models that this engine, which is ready, is to load; each is returned once."""
         holding = self._engines[engine]
         missing = [
             model
@@ -177,14 +177,14 @@ class Rollout:
         return missing
 
     def loaded(self, engine: int, model_id: str, refusal: Refusal | None, now_s: float) -> None:
-        """The running engine has loaded a model, or refused it."""
+        """Note that a running engine has loaded a model, or refused it."""
         self._engines[engine].heard(model_id, refusal, now_s)
         if refusal is None:
             self._proven.add(model_id)
         self._update()
 
     def take_surplus(self, engine: int) -> list[str]:
-        """Ids of what the engine has and nobody may name any more, nor will soon; each is named once."""
+        """Ids of models that the engine has and that are neither served nor wanted any more; each is returned once."""
         holding = self._engines[engine]
         surplus = holding.loaded - self._ids(self.served) - self._ids(self._wanted)
         holding.loaded -= surplus
@@ -207,7 +207,7 @@ class Rollout:
         return self._scanned.without(self._unloaded)
 
     def _homes(self, model: Model) -> list[Holding]:
-        """The engines that are to have it; none where it was given a device that is not there."""
+        """The engines that are to have the model; none if its serving.json names a device that does not exist."""
         devices = model.settings.devices
         if devices is None:
             return self._engines
@@ -217,19 +217,19 @@ class Rollout:
         return any(model.id in home.loaded for home in self._homes(model))
 
     def _is_awaited(self, model: Model) -> bool:
-        """Some engine is still to load it: one that is there, or where none has it, any."""
+        """Whether an engine has still to load it: a running one, or any if no engine has it yet."""
         homes, there = self._homes(model), self._is_there(model)
         return any(home.lacks(model.id) and (home.up or not there) for home in homes)
 
     def _may_be_tried(self, model_id: str) -> bool:
-        """What no engine has ever loaded is loaded by one at a time, and after a crash only while others are there."""
+        """Whether an unproven model may be tried: by one engine at a time, after a crash only while others are up."""
         if any(model_id in engine.loading for engine in self._engines):
             return False
         crashed = any(engine.crashes[model_id] for engine in self._engines)
         return not crashed or len(self._engines) == 1 or sum(engine.up for engine in self._engines) > 1
 
     def _refusal(self, model: Model) -> Refusal | None:
-        """Why no engine has it, where one has refused it."""
+        """Why no engine has the model, if one has refused it."""
         homes = self._homes(model)
         if not homes:
             devices = ", ".join(map(str, model.settings.devices or ()))
@@ -241,7 +241,7 @@ class Rollout:
         return next((refusal for refusal in refused if refusal.is_tried_again), next(iter(refused), None))
 
     def _needed(self, name: str) -> list[Model]:
-        """What the engines must have for a model or an ensemble to be served."""
+        """The models that engines must have loaded for this model or ensemble to be served."""
         wanted = self._wanted
         return [model for entry in wanted.versions.get(name, {}).values() for model in wanted.members(entry)]
 
@@ -255,7 +255,7 @@ class Rollout:
 
     def _update(self) -> None:
         if not self._ready:
-            return  # requests may name what the first engine tries to load
+            return  # until then, requests may name every model that the first engine tries
         wanted = self._wanted
         ids = self._ids(self.served)
         there = {

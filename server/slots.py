@@ -1,7 +1,7 @@
 """Shared-memory slots: the pixels of every request between decoding and its answer.
 
 The supervisor creates them, so they outlive an engine or HTTP worker that is killed. Each HTTP worker owns a range of
-slots and alone decides which are free; the engine reads the pixels and marks what it runs.
+slots and alone decides which are free; the engine reads the pixels and marks the slots of the batch it runs.
 """
 
 import math
@@ -22,12 +22,12 @@ ALIGNMENT = 64  # bytes: a cache line
 
 
 def needed_bytes(count: int, slot_bytes: int, workers: int = 1, engines: int = 1) -> int:
-    """What so many slots, and the table of what is under way, take of the shared memory."""
+    """Bytes of shared memory for `count` slots and the table of work under way."""
     return _aligned(8 * workers * engines) + _aligned(count) + count * _aligned(slot_bytes)
 
 
 def more_room() -> str:
-    """What to do where there is not enough shared memory."""
+    """Advice for when shared memory is too small."""
     return "give /dev/shm more room (docker: --shm-size)" if portable.LINUX else f"free some of {tempfile.gettempdir()}"
 
 
@@ -36,12 +36,12 @@ def _aligned(size: int) -> int:
 
 
 class Slots:
-    """`count` slots of `slot_bytes` bytes, each with a flag that tells whether its job is in a running batch."""
+    """`count` slots of `slot_bytes` bytes, each with a flag: whether its job is in a running batch."""
 
     def __init__(
         self, count: int, slot_bytes: int, workers: int = 1, engines: int = 1, descriptor: int | None = None
     ) -> None:
-        """Create the memory, or map what is behind a descriptor, which becomes its own.
+        """Create the memory, or map that of `descriptor` and take ownership of the descriptor.
 
         Raises:
             OSError: there is not enough shared memory.
@@ -59,11 +59,11 @@ class Slots:
         self.work_s: NDArray[np.float64] = (
             self._bytes[: 8 * workers * engines].view(np.float64).reshape(workers, engines)
         )
-        """float64[workers, engines]: seconds of inference that each HTTP worker, which alone writes its row, has under
-        way at each engine."""
+        """float64[workers, engines]: seconds of inference that each HTTP worker has under way at each engine. A worker
+        writes only its own row."""
         self.running: NDArray[np.bool_] = self._bytes[table : table + count].view(np.bool_)
-        """bool[count]: set by the engine while a batch runs, cleared by the owner when it takes the slot. What is set
-        when an engine dies was in the batch that it died of."""
+        """bool[count]: set by the engine while a batch runs, cleared by the owner when it takes the slot. Flags still
+        set when an engine dies mark the batch it died in."""
 
     @property
     def memory(self) -> NDArray[np.uint8]:
@@ -92,14 +92,14 @@ class Slots:
         return np.ndarray((self.count, *shape), np.uint8, self._bytes, self._header, strides)
 
     def __reduce__(self) -> tuple[Callable[..., "Slots"], tuple[object, ...]]:
-        """Handed to a process that is being started: it gets the same memory."""
+        """Pickle for a process that is being started: it maps the same memory."""
         return _attached, (self.count, self.slot_bytes, *self._of_table, reduction.DupFd(self._descriptor))
 
 
 def _new_memory(size: int) -> int:
-    """A descriptor of it. It has no name, so it ends with the processes that have it, whatever ends those."""
+    """Descriptor of new shared memory. It has no name, so the kernel frees it however its processes end."""
     with tempfile.TemporaryFile(dir=portable.shared_memory()) as file:
-        portable.reserve(file, size)  # now: a page that cannot be had later kills whoever touches it
+        portable.reserve(file, size)  # now: touching a page that cannot be allocated later kills the process
         return os.dup(file.fileno())
 
 

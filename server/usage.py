@@ -1,4 +1,4 @@
-"""What API keys have used of their limits, in all HTTP workers together: a table that all of them have mapped."""
+"""What API keys have used of their limits, over all HTTP workers: a table that all of them map."""
 
 import contextlib
 import fcntl
@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 Row = Any
-"""A row of the table, as a view: `sha256` (of the key, in hexadecimal), `full_s` (when its burst is whole again, by the
+"""A view on a row: `sha256` (of the key, in hexadecimal), `full_s` (when its burst is fully available again, by the
 monotonic clock, which all processes of a machine share) and `running` (uint32[workers], requests under way in each)."""
 
 
 class Usage:
-    """One process's way to the table; a row is read and written under the lock of the whole, some microseconds.
+    """One process's access to the table. One lock, held for some microseconds, guards all rows.
 
-    The kernel drops the lock whatever a process dies of. All of the file is written at first, so that counting never
+    The kernel drops the lock however a process dies. The whole file is written at the start, so that counting never
     needs room on a full disk.
     """
 
@@ -36,7 +36,7 @@ class Usage:
         self._table = np.memmap(path, kind, "r+", shape=(rows,))
 
     def keep(self, digests: Sequence[str]) -> None:
-        """Have a row for each of these SHA-256, the one that it has where it has one, and for no others."""
+        """Keep a row for each of these SHA-256 digests, existing ones unchanged, and drop all others."""
         asked = np.array(digests, "S64")
         with self._locked():
             known = self._table["sha256"]
@@ -45,13 +45,13 @@ class Usage:
             known[np.flatnonzero(known == b"")[: len(new)]] = new
 
     def clear(self, worker: int) -> None:
-        """Of a worker that has ended: nothing is under way in it."""
+        """Zero the requests under way of a worker that has ended."""
         with self._locked():
             self._table["running"][:, worker] = 0
 
     @contextlib.contextmanager
     def of(self, digest: str) -> Generator[Row | None]:
-        """The row of a key's SHA-256, nobody else's meanwhile; None: it is no longer kept."""
+        """The row of a key's SHA-256, locked for the caller; None if it is no longer kept."""
         with self._locked():
             found = np.flatnonzero(self._table["sha256"] == digest.encode())
             yield self._table[found[0]] if len(found) else None

@@ -18,9 +18,9 @@ class Watched(Generic[Content]):
         self.content = read(*paths)
 
     def look(self, *, again: bool = False) -> bool:
-        """Whether there is other `content` now. It stays as it is where `read` fails, whose errors are not caught.
+        """Read the files if they have changed; whether `content` is new. If `read` raises, it keeps the old `content`.
 
-        What has failed is not tried again until a file changes once more, or it is to be read `again` in any case.
+        After a failure, the files are read only once one changes, or with `again`.
         """
         seen = self._signature()
         if seen == self._seen and not again:
