@@ -1,4 +1,4 @@
-"""`grpc.health.v1`: what Kubernetes, balancers and clients ask."""
+"""`grpc.health.v1`: the health service that Kubernetes, load balancers and clients call."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -16,11 +16,11 @@ from server.v2 import models
 
 SERVICE = DESCRIPTOR.services_by_name["Health"].full_name
 WHOLE = ("", INFERENCE.services_by_name["GRPCInferenceService"].full_name)
-"""What a call names to ask for the whole server. Any other name is a model's."""
+"""Service names that stand for the whole server. Any other name is a model's."""
 
 
 def handlers(service: Service, streams: Streams, refuse: Refuse) -> grpc.GenericRpcHandler:
-    """Both calls."""
+    """Handlers of `Check` and `Watch`."""
 
     async def asked_for(content: bytes, context: Context) -> str:
         try:
@@ -58,7 +58,7 @@ def handlers(service: Service, streams: Streams, refuse: Refuse) -> grpc.Generic
 
 
 def _status(service: Service, name: str) -> Any:
-    """A `ServingStatus`. Where there are keys, models are for who has one: `ModelReady` tells of them."""
+    """A `ServingStatus`. If the server has keys, models are unknown here, as probes need none: ask `ModelReady`."""
     ready, not_ready = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
     if name in WHOLE:
         return ready if service.why_not_ready() is None else not_ready

@@ -1,4 +1,4 @@
-"""`ModelStreamInfer`: many requests over one call, which are answered in their order."""
+"""`ModelStreamInfer`: many requests over one call, answered in order."""
 
 import asyncio
 import logging
@@ -21,7 +21,7 @@ from server.serving.service import Service
 from server.v2.infer import infer
 
 IN_FLIGHT = 16
-"""Requests of one stream at one time, or half of its worker's places if those are fewer; then no more is read."""
+"""Most requests of one stream in progress, or half of the worker's slots if fewer; reading pauses at that many."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 _Answers = asyncio.Queue[asyncio.Task[pb.ModelStreamInferResponse] | None]
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 class InferStreams:
-    """The streams of one process. What fails is answered in its place, and the stream goes on."""
+    """The streams of one process. A failed request is answered with its error, in order, and the stream goes on."""
 
     def __init__(self, service: Service, streams: Streams) -> None:
         settings = service.settings
@@ -39,10 +39,10 @@ class InferStreams:
         self._streams = streams
         self._in_flight = max(1, min(IN_FLIGHT, settings.slots_per_worker // 2))
         self._room = max(1, settings.max_buffered_bytes // settings.max_body_bytes)
-        """More streams than that could receive more at one time than there is memory for."""
+        """Streams that may still open: more could receive more at one time than `max_buffered_bytes`."""
 
     async def model_stream_infer(self, _: object, context: Context) -> AsyncGenerator[pb.ModelStreamInferResponse]:
-        """Answer until the client sends no more, or the server ends; what was received by then is answered."""
+        """Answer until the client sends no more or the server ends; requests received by then are still answered."""
         if not self._room:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "this worker has no room for another stream")
         self._room -= 1
@@ -63,7 +63,7 @@ class InferStreams:
                 answer = None if answers.empty() else answers.get_nowait()
 
     async def _read(self, context: Context, answers: _Answers, free: asyncio.Semaphore) -> None:
-        """Start on each request as it comes, and put it where its answer is looked for; None is the end."""
+        """Start each request as it arrives, and queue its task in `answers`; None marks the end."""
         ending = asyncio.create_task(self._streams.ending.wait())
         waiting: set[asyncio.Future[Any]] = {ending}
         try:
@@ -74,7 +74,7 @@ class InferStreams:
                 if not read.done() or not isinstance(read.result(), bytes):
                     return
                 answers.put_nowait(asyncio.create_task(self._answer(read.result(), context)))
-                del read  # which holds the message
+                del read  # it holds the message
                 waiting = {ending}
         finally:
             for each in waiting:

@@ -13,11 +13,11 @@ from server.keys import Account, Keys, RefusedError, RoleName, bearer
 from server.serving.service import Service
 
 OPEN = frozenset({"ServerLive", "ServerReady", "Check", "Watch"})
-"""Probes are asked by machines that hold no key."""
+"""Probes, which machines without a key call."""
 ADMIN = frozenset({"RepositoryModelLoad", "RepositoryModelUnload"})
 
 ENTER: ContextVar[Callable[[], AbstractContextManager[object]]] = ContextVar("enter", default=nullcontext)
-"""Begins one request of a stream, for which its key is looked at again: the stream may outlive it."""
+"""Begins one request of a stream and checks its key again, as the stream may outlive the key."""
 
 Handler = Any  # grpc.RpcMethodHandler, which is generic for the type checker only
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -27,7 +27,7 @@ Stream = Callable[[Any, Context], AsyncGenerator[Any, None]]
 
 
 class KeyCheck(grpc.aio.ServerInterceptor):
-    """Lets a call through whose key may do what it asks for, and refuses the others before their message is read."""
+    """Passes on calls whose key has the role they need, and refuses the others before reading their message."""
 
     def __init__(self, service: Service, keys: Keys, refuse: Refuse) -> None:
         self._keys = keys

@@ -1,4 +1,4 @@
-"""Messages as they are read, and those of `ModelInfer` and `ModelStreamInfer` as the serving core has them."""
+"""Parses messages, and converts those of `ModelInfer` and `ModelStreamInfer` to and from `server.v2.infer`."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -15,13 +15,13 @@ from server.v2.tensors import Values
 
 Kind = TypeVar("Kind", bound=Message)
 MAX_DETAIL = 500
-"""Characters of a status's text, each of up to 12 bytes on the wire: clients take no more than 8 KiB of all of it."""
+"""Most characters in a status's text: each takes up to 12 bytes on the wire, and clients accept 8 KiB of metadata."""
 OF_REST = "binary_data_size"
-"""KServe's SDK leaves this parameter where it is."""
+"""REST's parameter, which KServe's SDK also sends over gRPC."""
 
 
 def parsed(kind: type[Kind], content: bytes) -> Kind:
-    """A message. The library would parse it as well, and log a client's mistake as an error of this server's.
+    """Parse a message here: gRPC's own parsing would log a client's mistake as an error of this server.
 
     Raises:
         ServiceError: INVALID_REQUEST.
@@ -33,7 +33,7 @@ def parsed(kind: type[Kind], content: bytes) -> Kind:
 
 
 def shortened(detail: str) -> str:
-    """A text that has parts of a request, such as a status may have it."""
+    """A text, which may quote a request, cut to MAX_DETAIL for a status."""
     return detail if len(detail) <= MAX_DETAIL else f"{detail[:MAX_DETAIL]}..."
 
 
@@ -56,7 +56,7 @@ def read(content: bytes, timeout_s: float | None) -> tuple[InferRequest, str]:
 
 
 def written(answer: InferAnswer, request_id: str) -> pb.ModelInferResponse:
-    """The answer to the request of that id."""
+    """The response to the request with that id."""
     return pb.ModelInferResponse(
         model_name=answer.model,
         model_version=answer.version,
@@ -73,7 +73,7 @@ def written(answer: InferAnswer, request_id: str) -> pb.ModelInferResponse:
 def parameters(
     sent: Mapping[str, pb.InferParameter] | Mapping[str, pb.ModelRepositoryParameter],
 ) -> dict[str, Any]:
-    """Their values; None where one has none."""
+    """The parameters' values; None for one without a value."""
     kinds = {name: value.WhichOneof("parameter_choice") for name, value in sent.items()}
     return {name: getattr(sent[name], kind) if kind else None for name, kind in kinds.items()}
 
@@ -85,7 +85,7 @@ def _parameter(value: object) -> pb.InferParameter:
 
 
 def _inputs(asked: pb.ModelInferRequest) -> list[Input]:
-    """Each input with how to read its elements: all are raw, or none is.
+    """Each input with a function that reads its elements; either all are raw or none.
 
     Raises:
         ServiceError: INVALID_REQUEST.

@@ -1,4 +1,4 @@
-"""Server reflection: tools such as grpcurl ask the server for the messages of its calls."""
+"""Server reflection: tools such as grpcurl ask the server for the message types of its calls."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -19,13 +19,13 @@ from server.grpc.streams import Context, Refuse, Streams
 
 ALPHA = pb.DESCRIPTOR.services_by_name["ServerReflection"].full_name
 SERVICE = ALPHA.replace("v1alpha", "v1")
-"""The same messages under the name that they have in the end."""
+"""The stable version: the same messages under another name."""
 PATIENCE_S = 60.0
-"""How long one call may go on: a tool asks a few questions and ends it."""
+"""How long one call may last: tools ask a few questions, then end it."""
 
 
 def handlers(services: Sequence[str], streams: Streams, refuse: Refuse) -> list[grpc.GenericRpcHandler]:
-    """Of both versions, which tell of `services` and of themselves."""
+    """Handlers of both versions, which describe `services` and themselves."""
     _describe_v1()
     servicer = ReflectionServicer([*services, SERVICE, ALPHA])
 
@@ -48,7 +48,7 @@ def handlers(services: Sequence[str], streams: Streams, refuse: Refuse) -> list[
 
 
 def _describe_v1() -> None:
-    """The package has v1alpha only; the two differ in their names."""
+    """Register v1's messages: the package has only v1alpha, which differs in the names alone."""
     alpha = FileDescriptorProto()
     pb.DESCRIPTOR.CopyToProto(alpha)
     renamed = Parse(MessageToJson(alpha).replace("v1alpha", "v1"), FileDescriptorProto())

@@ -1,4 +1,4 @@
-"""The calls, and the server that takes them. This is the one place that gives a failure its gRPC status."""
+"""The gRPC server and its calls. Only this module maps failures to gRPC statuses."""
 
 import asyncio
 import logging
@@ -52,14 +52,14 @@ STATUS: dict[Code, grpc.StatusCode] = {
     Code.MODEL_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
     Code.DEADLINE_EXCEEDED: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
-"""The stable code itself goes along as trailing metadata, `code`."""
+"""The stable code itself is sent as trailing metadata, `code`."""
 
 PROBES = 16
-"""Calls that only ask whether the server is there, beside as many others as may be under way."""
+"""Room for health calls on top of `max_connections` calls and the streams."""
 KEEPALIVE_MS = 60_000
-"""How often a connection over which nothing comes is asked whether its client is there."""
+"""How often the server pings an idle connection to check that its client is there."""
 MIN_PING_MS = 10_000
-"""How often a client may ask the same. By the library's own five minutes, usual clients lose the connection."""
+"""Least interval between a client's pings. The library's default, five minutes, disconnects common clients."""
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 Kind = TypeVar("Kind")
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -76,13 +76,13 @@ class Server:
         self._streams = streams
 
     async def stop(self, grace_s: float) -> None:
-        """Accept no more, and wait so long for what was accepted."""
+        """Accept no more calls, and wait up to `grace_s` for those in progress."""
         self._streams.end()
         await self._server.stop(grace_s)
 
 
 class _Room:
-    """For calls that may take long: what is left is for probes."""
+    """Limits the calls that may take long, so that probes always find room."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -90,7 +90,7 @@ class _Room:
 
     @contextmanager
     def taken(self) -> Generator[None]:
-        """By one call.
+        """Count the block as one call.
 
         Raises:
             ServiceError: QUEUE_FULL.
@@ -108,7 +108,7 @@ async def start(service: Service, address: str) -> Server:
     """Accept calls at `address`, which other processes share; the caller stops the server.
 
     Raises:
-        RuntimeError: the address cannot be had.
+        RuntimeError: the server cannot bind the address.
     """
     settings = service.settings
     server = grpc.aio.server(
@@ -123,7 +123,7 @@ async def start(service: Service, address: str) -> Server:
         )
         for name in CALLS
     }
-    # On the wire one message is a stream of one. As a stream it is received when it is asked for, and not before.
+    # On the wire one message is a stream of one. Handled as a stream, it is received only when `_receive` reads it.
     handlers["ModelInfer"] = grpc.stream_unary_rpc_method_handler(
         _Infer(service, room).model_infer, None, pb.ModelInferResponse.SerializeToString
     )
@@ -150,15 +150,15 @@ async def start(service: Service, address: str) -> Server:
 
 
 def _options(settings: Settings) -> list[tuple[str, int]]:
-    """Of gRPC's library (docs/reference/defaults.md has those that stay as they are)."""
+    """gRPC's options (docs/reference/defaults.md lists those left at their defaults)."""
     return [
         ("grpc.so_reuseport", 1),
-        ("grpc.max_receive_message_length", settings.max_body_bytes),  # also of what it decompresses to
+        ("grpc.max_receive_message_length", settings.max_body_bytes),  # also after decompression
         ("grpc.server_handshake_timeout_ms", max(1, round(settings.header_timeout_ms))),
         ("grpc.max_allowed_incoming_connections", settings.max_connections),
-        ("grpc.max_concurrent_streams", _most_calls(settings)),  # of one connection
+        ("grpc.max_concurrent_streams", _most_calls(settings)),  # per connection
         ("grpc.max_connection_idle_ms", max(1, round(settings.keep_alive_ms))),
-        # Who is gone without a word is noticed, and clients may look as often whether the server is there.
+        # Detect clients that vanished, and let clients ping the server as well.
         ("grpc.keepalive_time_ms", KEEPALIVE_MS),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_MS),
@@ -184,7 +184,7 @@ async def _ready(service: Service, _: pb.ServerReadyRequest) -> models.Json:
 async def _model_ready(service: Service, asked: pb.ModelReadyRequest) -> models.Json:
     try:
         return {"ready": models.is_ready(service, asked.name, asked.version)}
-    except ServiceError:  # clients of this call know no error, only that it is not there
+    except ServiceError:  # clients of this call expect no errors, only false
         return {"ready": False}
 
 
@@ -224,7 +224,7 @@ async def _unload(service: Service, asked: pb.RepositoryModelUnloadRequest) -> m
 
 
 def _check_repository(name: str) -> None:
-    """Refuse a name: the one repository has none.
+    """Refuse a repository name: the only repository has none.
 
     Raises:
         ServiceError: INVALID_PARAMETER.
@@ -238,7 +238,7 @@ async def _register(_: bytes, context: Context) -> NoReturn:
 
 
 async def _unregister(_: bytes, _context: Context) -> bytes:
-    return b""  # nothing is registered, as clients make sure of when they start
+    return b""  # clients unregister everything when they start, and nothing is registered
 
 
 CALLS: dict[str, tuple[type[Message], type[Message], _Answer]] = {
@@ -266,7 +266,7 @@ async def _call(service: Service, name: str, room: _Room, content: bytes, contex
 
 
 async def _answered(context: Context, answer: Awaitable[Kind]) -> Kind:
-    """The answer, or the status of its failure."""
+    """Await the answer; on failure abort the call with the failure's status."""
     try:
         return await answer
     except ServiceError as error:
@@ -285,7 +285,7 @@ async def _refuse(context: Context, error: ServiceError) -> NoReturn:
 
 
 class _Infer:
-    """`ModelInfer`. Its messages are large, so that they are received within limits."""
+    """`ModelInfer`. Limits how many messages are received at one time, as they are large."""
 
     def __init__(self, service: Service, room: _Room) -> None:
         settings = service.settings
@@ -293,7 +293,7 @@ class _Infer:
         self._room = room
         self._body_timeout_s = settings.body_timeout_ms / 1e3
         self._receiving = asyncio.Semaphore(max(1, settings.max_buffered_bytes // settings.max_body_bytes))
-        """Messages that are received at one time. The rest of what clients send waits, in bounded windows."""
+        """Held while a message is received. Other clients' messages wait in bounded flow-control windows."""
 
     async def model_infer(self, _: object, context: Context) -> pb.ModelInferResponse:
         with tracing.call(f"{SERVICE}/ModelInfer", context.invocation_metadata()):
@@ -310,7 +310,7 @@ class _Infer:
                 return messages.written(await infer(service, request, outcome), request_id)
 
     async def _receive(self, context: Context) -> bytes:
-        """The message.
+        """Receive the call's message.
 
         Raises:
             ServiceError: BODY_TIMEOUT, INVALID_REQUEST.

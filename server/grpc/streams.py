@@ -1,4 +1,4 @@
-"""Calls that go on until their client ends them: not too many, and not beyond the server's end."""
+"""Long-lived calls, which go on until their client ends them: limits their number and ends them with the server."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -11,7 +11,7 @@ import grpc.aio
 from server.errors import ServiceError
 
 MAX_STREAMS = 64
-"""At one time, in each HTTP worker."""
+"""Most streams open at one time in each HTTP worker."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Refuse = Callable[[Context, ServiceError], Awaitable[Any]]
@@ -19,22 +19,22 @@ Refuse = Callable[[Context, ServiceError], Awaitable[Any]]
 
 
 class Streams:
-    """Those of one server."""
+    """The open streams of one server."""
 
     def __init__(self) -> None:
         self._calls: set[asyncio.Task[Any]] = set()
         self.ending = asyncio.Event()
-        """Streams that must answer what they have received wait for this instead."""
+        """Set when the server ends. Streams that must answer what they have received watch this instead of `one`."""
 
     def end(self) -> None:
-        """Now: nobody waits for these."""
+        """End all streams at once, without waiting for them."""
         self.ending.set()
         for call in self._calls:
             call.cancel()
 
     @asynccontextmanager
     async def one(self, context: Context) -> AsyncGenerator[None]:
-        """The block is one of them; the end interrupts it."""
+        """Count the block as an open stream; `end` cancels it."""
         call = asyncio.current_task()
         if self.ending.is_set() or call is None:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")

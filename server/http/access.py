@@ -13,23 +13,23 @@ from server.http.peers import Network, client_of
 from server.http.request_ids import request_id_of
 
 MAX_PATH = 256
-"""Characters of a path that are logged."""
+"""Most characters of a path that are logged."""
 
 log = logging.getLogger(__name__)
 
 
 class AccessLog:
-    """Around the whole app, so that it sees what is sent, whoever answers."""
+    """Wraps the whole app, so that it logs every response, whichever layer sends it."""
 
     def __init__(self, app: ASGIApp, trusted_proxies: Sequence[Network]) -> None:
         self._app = app
         self._trusted_proxies = trusted_proxies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, then log it, also where its client has gone."""
+        """Answer a request, then log it, even if its client has gone."""
         started_s = time.monotonic()
         request = Request(scope)
-        status, trace_id = 499, None  # until something is sent: nginx's number for a client that has gone
+        status, trace_id = 499, None  # until a response starts: nginx's status for a client that has gone
         bytes_in = bytes_out = 0
 
         async def received() -> Message:
@@ -48,13 +48,13 @@ class AccessLog:
         try:
             await self._app(scope, received, sent)
         except asyncio.CancelledError:
-            status = 503 if status == 499 else status  # which the protocol says at the end of the drain
+            status = 503 if status == 499 else status  # what the protocol answers at the end of the drain
             raise
         finally:
             log.info(
                 "%s %s",
                 scope["method"],
-                scope["raw_path"][:MAX_PATH].decode("ascii", "backslashreplace"),  # as it came: without line ends
+                scope["raw_path"][:MAX_PATH].decode("ascii", "backslashreplace"),  # as received: has no line ends
                 extra=logs.fields(
                     method=scope["method"],
                     path=scope["raw_path"][:MAX_PATH].decode("ascii", "backslashreplace"),

@@ -23,8 +23,8 @@ def create_app(service: Service) -> ASGIApp:
         title="ResNet serving",
         description="Image classification: an image in, its most probable classes out.",
         version=VERSION,
-        redirect_slashes=False,  # a redirect would go to whatever host the client named
-        docs_url=None,  # FastAPI's own load scripts from elsewhere; ours is in page
+        redirect_slashes=False,  # a redirect would go to whatever host the client named in its request
+        docs_url=None,  # FastAPI's own pages load scripts from a CDN; ours is in `page`
         redoc_url=None,
         telemetry=tracing.of_requests(),
         generate_unique_id_function=openapi.operation_id,
@@ -32,7 +32,7 @@ def create_app(service: Service) -> ASGIApp:
     )
     problems.install(app, service.metrics)
     uploads = Uploads(service.buffers, service.settings.max_body_bytes, service.settings.body_timeout_ms / 1e3)
-    # Not included, as FastAPI looks twice for the route of a request where routers are.
+    # Not `include_router`: with included routers FastAPI looks up the route of each request twice.
     app.router.routes += classify.router(service, uploads).routes
     app.include_router(operations.router(service), tags=["operations"])
     for tag, other in {"v1": v1, "v2": v2, "huggingface": huggingface}.items():
@@ -42,7 +42,7 @@ def create_app(service: Service) -> ASGIApp:
 
 
 def _guarded(app: ASGIApp, service: Service) -> ASGIApp:
-    """The app behind what is asked for: first the keys, and around them CORS, as browsers ask without a key."""
+    """Wrap the app in the key check, if there are keys, and that in CORS, as browsers send preflights without a key."""
     if service.keys:
         app = KeyCheck(app, service, service.keys)
     if service.settings.cors_origins:
@@ -57,7 +57,7 @@ def _guarded(app: ASGIApp, service: Service) -> ASGIApp:
 
 
 class _Cors(CORSMiddleware):
-    """Refuses as everything else does."""
+    """Refuses with a problem document, like everything else."""
 
     def preflight_response(self, request_headers: Headers) -> Response:
         response = super().preflight_response(request_headers)
@@ -85,7 +85,7 @@ class _Head:
 
 
 class _LastAnswers:
-    """Asks clients, while the server drains, to open their next connection elsewhere (RFC 9112, 9.6)."""
+    """While the server drains, sends `Connection: close`, so that clients reconnect elsewhere (RFC 9112, 9.6)."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
@@ -106,7 +106,7 @@ class _App(FastAPI):
         self._service = service
 
     def openapi(self) -> dict[str, Any]:
-        """As FastAPI has it, with what it does not see; made once."""
+        """FastAPI's document, completed with what FastAPI does not know; built once."""
         if self.openapi_schema is None:
             keys, settings = self._service.keys, self._service.settings
             self.openapi_schema = openapi.completed(super().openapi(), keys is not None, settings.metrics_role)

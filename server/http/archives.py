@@ -1,4 +1,4 @@
-"""The files in a zip: their names, sizes and bytes. Nothing is ever written, so a name is only a name."""
+"""The files in a zip: their names, sizes and bytes. Nothing is written to disk, so hostile names do no harm."""
 
 import zipfile
 from collections.abc import Callable, Generator
@@ -10,7 +10,7 @@ from typing import NamedTuple
 from server.errors import Code, ServiceError
 
 MAX_ENTRIES = 1000
-"""In one zip, folders included: each costs some microseconds and a kilobyte before it can be skipped."""
+"""Most entries in one zip, folders included: each costs some microseconds and a kilobyte before it can be skipped."""
 _START = (b"PK\x03\x04", b"PK\x05\x06")
 _ENTRY = b"PK\x01\x02"
 _UNREAD = (
@@ -21,7 +21,7 @@ _UNREAD = (
     (0, b"Rar!", "RAR"),
     (257, b"ustar", "tar"),
 )
-"""Archives that are not read, and what such are packed in: where which bytes tell."""
+"""Archives and compressions that are not read: offset, magic bytes, name."""
 
 
 class File(NamedTuple):
@@ -31,21 +31,21 @@ class File(NamedTuple):
     size: int
     """in bytes; `read` gives no more"""
     read: Callable[[], bytes]
-    """Raises ServiceError, INVALID_REQUEST, where only this file is at fault."""
+    """Raises ServiceError, INVALID_REQUEST, if this file alone cannot be read."""
 
     @classmethod
     def of(cls, name: str, content: bytes) -> "File":
-        """A file that is in memory."""
+        """A file already in memory."""
         return cls(printable(name), len(content), lambda: content)
 
 
 def files(archive: bytes) -> list[File]:
-    """What a zip says that it holds, in its order; nothing is decompressed yet.
+    """The files that a zip's directory lists, in its order; nothing is decompressed yet.
 
-    Folders are left out, and what macOS, Windows, KDE and Synology add of their own.
+    Folders are left out, and so are the files that macOS, Windows, KDE and Synology add.
 
     Raises:
-        ServiceError: INVALID_REQUEST where it cannot be read to its end, or is no zip.
+        ServiceError: INVALID_REQUEST, it is not a zip, or cannot be read to its end.
     """
     if not archive.startswith(_START):
         known = next((name for at, magic, name in _UNREAD if archive.startswith(magic, at)), None)
@@ -64,7 +64,7 @@ def files(archive: bytes) -> list[File]:
 
 
 def _is_added(name: str) -> bool:
-    """Whether a desktop's zip has this file although nobody has put it there."""
+    """Whether a desktop system added this file to the zip, not its user."""
     *folders, last = name.split("/")
     return (
         "__MACOSX" in folders[:1]
@@ -75,19 +75,19 @@ def _is_added(name: str) -> bool:
 
 
 def printable(name: str) -> str:
-    """The same, where every byte was part of a character; JSON has no way to say the others."""
+    """The name with `?` in place of what UTF-8, and so JSON, cannot represent."""
     return name.encode("utf-8", "replace").decode()
 
 
 def _unzipped(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
     if entry.flag_bits & 1:
         raise ServiceError(Code.INVALID_REQUEST, "the file is encrypted; send it as it is")
-    # The others decompress as much as there is, however little was asked for.
+    # With other methods zipfile decompresses everything, however little is asked for.
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ServiceError(Code.INVALID_REQUEST, "the file is neither stored nor deflated; compress it with deflate")
     with _readable(), archive.open(entry) as opened:
         content = opened.read(entry.file_size)
-        opened.read(1)  # at its end the checksum is compared
+        opened.read(1)  # zipfile compares the checksum at the end
         return content
 
 
@@ -95,6 +95,6 @@ def _unzipped(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
 def _readable() -> Generator[None]:
     try:
         yield
-    except Exception as error:  # of hostile bytes the library raises whatever comes
+    except Exception as error:  # on hostile bytes the library may raise anything
         detail = f"the zip cannot be read: {error or type(error).__name__}"
         raise ServiceError(Code.INVALID_REQUEST, detail) from None

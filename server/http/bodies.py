@@ -10,13 +10,13 @@ from fastapi import Request
 from server.errors import Code, ServiceError
 
 IN_THREAD_BYTES = 128 * 1024
-"""More than so many bytes, some 0.2 ms, are read beside the event loop."""
+"""Larger bodies, which take more than about 0.2 ms, are decoded in a thread."""
 
 Kind = TypeVar("Kind", bound=msgspec.Struct)
 
 
 def check_no_query(request: Request) -> None:
-    """Refuse what would be ignored.
+    """Refuse query parameters, which this route would ignore.
 
     Raises:
         ServiceError: INVALID_PARAMETER.
@@ -26,7 +26,7 @@ def check_no_query(request: Request) -> None:
 
 
 async def decoded(body: bytes, kind: type[Kind]) -> Kind:
-    """What the body says.
+    """The body, decoded from JSON.
 
     Raises:
         ServiceError: EMPTY_BODY, INVALID_REQUEST.
@@ -42,10 +42,10 @@ async def decoded(body: bytes, kind: type[Kind]) -> Kind:
 
 
 async def images(texts: list[str]) -> list[bytes]:
-    """The images that Base64 holds.
+    """The images, decoded from Base64.
 
     Raises:
-        ServiceError: INVALID_REQUEST, some text is no Base64.
+        ServiceError: INVALID_REQUEST, a text is not Base64.
     """
     if sum(map(len, texts)) > IN_THREAD_BYTES:
         return await asyncio.to_thread(_images, texts)

@@ -1,4 +1,4 @@
-"""What `GET /models` tells of shadows and canaries."""
+"""What `GET /models` reports about shadows and canaries."""
 
 from collections.abc import Mapping
 
@@ -11,53 +11,53 @@ from server.serving.evidence import Answered, Compared, Evidence, why_idle
 from server.serving.service import Service
 
 Idle = Mapping[ModelKey, str | None]
-"""Of the candidates that are served, why each gets nothing; None: it gets its share."""
+"""Each served candidate, and why it gets no requests; None: it gets its share."""
 
 
 class Shadow(BaseModel):
-    """What a model says of the images of another that it may replace; see docs/guides/rollout.md."""
+    """How a shadow's answers compare with those of the model it may replace; see docs/guides/rollout.md."""
 
     of: str
     of_version: int | None
-    """the newest, with which it is compared; None: it is not served"""
+    """the newest, which the shadow is compared with; None: that model is not served"""
     share: float
     idle: str | None
     """why it gets no images now; None: it gets its share"""
     images: int
-    """that both have answered"""
+    """answered by both models"""
     agreed: int
     """with the same best class"""
     agreement: Share | None
-    """None: of no images"""
+    """None: no images yet"""
     dropped: int
-    """images for which there was no time or place"""
+    """images skipped for lack of time or slots"""
     failed: int
     timed_images: int
-    """that both ran in batches of one size; the times are means of these"""
+    """images that both models ran in batches of the same size; the times are means over these"""
     inference_ms: float | None
     inference_ms_of_main: float | None
 
 
 class Canary(BaseModel):
-    """What a model has answered of the requests for another that it may replace; see docs/guides/rollout.md."""
+    """How many requests a canary answered for the model it may replace; see docs/guides/rollout.md."""
 
     of: str
     share: float
     idle: str | None
-    """why it is asked nothing now; None: it is asked its share"""
+    """why it gets no requests now; None: it gets its share"""
     asked: int
     passed_back: int
-    """that the other answered, as this one could not"""
+    """requests that the main model answered because the canary could not"""
 
 
 def idle(service: Service) -> Idle:
-    """What only the event loop may ask."""
+    """The state of each candidate. Call in the event loop only."""
     found = service.catalogue.candidates.by_key
     return {key: why_idle(service, candidate) for key, candidate in found.items()}
 
 
 def described(catalogue: Catalogue, idle: Idle) -> dict[ModelKey, Shadow | Canary]:
-    """All that is known of each candidate, from files: not in an event loop."""
+    """What is known about each candidate. Reads files, so not for the event loop."""
     found: dict[ModelKey, Shadow | Canary] = {}
     if not idle:
         return found

@@ -44,7 +44,7 @@ _INCLUDE_PATTERN = "^(logits|features|heatmap)(,(logits|features|heatmap))*$"
 
 
 class Crops(IntEnum):
-    """How many parts of the image are looked at."""
+    """How many crops of the image are classified."""
 
     CENTRE = 1
     TEN = 10
@@ -61,7 +61,7 @@ def _included(text: str) -> str:
 
 
 class EmbedParameters(BaseModel):
-    """What the query or the fields of a form say of an image whose features are wanted."""
+    """Parameters of `/embed`, from the query or a form's fields."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -73,7 +73,7 @@ class EmbedParameters(BaseModel):
 
 
 class Parameters(EmbedParameters):
-    """What the query or the fields of a form say, of one image or of all images of a batch."""
+    """Parameters of `/classify`, from the query or a form's fields; in a batch they apply to all images."""
 
     top_k: int = Field(DEFAULT_TOP_K, ge=1, le=MAX_TOP_K, description="classes wanted; at most the model's")
     crops: Crops = Field(Crops.CENTRE, description="10: the mean over the centre, the corners and their mirrors")
@@ -102,10 +102,10 @@ _TIMEOUT: TypeAdapter[float | None] = TypeAdapter(Timeout)
 
 
 class _Route(APIRoute):
-    """Reads the parameters that the routes here declare by their models alone, and answers.
+    """Parses the declared parameters with their Pydantic models alone, bypassing FastAPI's own machinery.
 
-    FastAPI's general way to find them costs more than all the rest of such a request, and so does what it opens and
-    closes for dependencies, which no route here has. It still describes them.
+    FastAPI's parameter parsing costs more than the rest of such a request, and so do its exit stacks for dependencies,
+    which no route here has. FastAPI still describes the parameters in OpenAPI.
     """
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **described: Any) -> None:
@@ -130,12 +130,12 @@ _NO_PARAMETERS: dict[type[EmbedParameters], EmbedParameters] = {kind: kind() for
 
 
 def _parameters(request: Request, fields: Sequence[tuple[str, str]], kind: type[Kind]) -> Kind:
-    """Those of the query and those of a form; each may be given once.
+    """The parameters of the query and of a form; each may be given once.
 
-    A form may have fields of other programs, but none that looks like one of ours misspelt.
+    A form may have other fields, unless one looks like a misspelt parameter.
 
     Raises:
-        RequestValidationError: one is wrong, or none of ours.
+        RequestValidationError: a parameter is wrong or unknown.
     """
     if not (fields or request.scope["query_string"]):
         return cast("Kind", _NO_PARAMETERS[kind])
@@ -163,7 +163,7 @@ def _parameters(request: Request, fields: Sequence[tuple[str, str]], kind: type[
 
 
 def _invalid(where: str, name: str, message: str) -> RequestValidationError:
-    """The error as FastAPI would have found it."""
+    """The error that FastAPI would have raised."""
     return RequestValidationError([{"loc": (where, name), "msg": message}])
 
 
@@ -174,7 +174,7 @@ def router(service: Service, uploads: Uploads) -> APIRouter:
     async def answer_one(
         request: Request, parameters: EmbedParameters, timeout_s: float | None
     ) -> tuple[Answer, bytes | None]:
-        """What the model says of the request's one image, and the picture of that which its client wants, if any."""
+        """The model's answer for the request's one image, and the heat map as a PNG if the client prefers that."""
         with Outcome(service.metrics, cancelled=SHUTTING_DOWN, gone=ClientDisconnect) as outcome:
             plan = service.admit(_ask(parameters, timeout_s), outcome)
             async with uploads.image(request) as image:
@@ -332,7 +332,7 @@ _BINARY = {"type": "string", "format": "binary"}
 _REQUEST_BODY: dict[str, Any] = {
     "required": True,
     "content": {
-        "application/octet-stream": {"schema": _BINARY},  # the first is what openapi-generator sends
+        "application/octet-stream": {"schema": _BINARY},  # openapi-generator sends the first type listed
         "image/*": {"schema": _BINARY},
         "multipart/form-data": {"schema": {"type": "object", "properties": {"file": _BINARY}, "required": ["file"]}},
     },

@@ -1,4 +1,4 @@
-"""What the routes of others' protocols take and answer, for OpenAPI alone: they read and write it themselves."""
+"""Requests and responses of other servers' protocols, for OpenAPI only: the routes parse and write JSON themselves."""
 
 from typing import Any, NamedTuple
 
@@ -15,21 +15,21 @@ class Live(Struct):
 
 
 class Ready(Struct):
-    """Whether requests can be answered, and why not."""
+    """Whether the server can answer requests, and if not, why."""
 
     ready: bool
     error: str | UnsetType = UNSET
 
 
 class ModelReady(Struct):
-    """Whether one model can be asked."""
+    """Whether one model can answer requests."""
 
     name: str
     ready: bool
 
 
 class ServerMetadata(Struct):
-    """Who answers."""
+    """Name, version and protocol extensions of the server."""
 
     name: str
     version: str
@@ -37,7 +37,7 @@ class ServerMetadata(Struct):
 
 
 class TensorMetadata(Struct):
-    """-1 in `shape` is any number."""
+    """One input or output; -1 in `shape` stands for any number."""
 
     name: str
     datatype: str
@@ -45,7 +45,7 @@ class TensorMetadata(Struct):
 
 
 class ModelMetadata(Struct):
-    """What a model takes and answers."""
+    """Inputs and outputs of a model."""
 
     name: str
     versions: list[str]
@@ -73,7 +73,7 @@ class ConfiguredOutput(Struct):
 
 
 class ModelConfig(Struct):
-    """As far as clients ask. Dimensions leave out the batch; exactly one of the inputs is to be sent."""
+    """The fields that clients use. Dimensions leave out the batch; send exactly one of the inputs."""
 
     name: str
     platform: str
@@ -84,14 +84,14 @@ class ModelConfig(Struct):
 
 
 class Duration(Struct):
-    """How many, and how long together, in nanoseconds."""
+    """A count, and the total time in nanoseconds."""
 
     count: int
     ns: int
 
 
 class ModelStatistics(Struct):
-    """Of one version, since the server's start."""
+    """Statistics of one version since the server started."""
 
     name: str
     version: str
@@ -101,13 +101,13 @@ class ModelStatistics(Struct):
 
 
 class Statistics(Struct):
-    """Of each version that was asked for."""
+    """Statistics of each requested version."""
 
     model_stats: list[ModelStatistics]
 
 
 class IndexEntry(Struct):
-    """`reason` says why a version is not served."""
+    """One version in the repository; `reason` says why it is not served."""
 
     name: str
     version: str
@@ -116,7 +116,7 @@ class IndexEntry(Struct):
 
 
 class OutputTensor(Struct):
-    """With `data`, or with the parameter `binary_data_size`: bytes after the JSON."""
+    """An output with `data`, or with the parameter `binary_data_size` for bytes after the JSON."""
 
     name: str
     datatype: str
@@ -126,7 +126,7 @@ class OutputTensor(Struct):
 
 
 class InferAnswer(Struct):
-    """The outputs that were asked for."""
+    """The requested outputs."""
 
     model_name: str
     model_version: str
@@ -136,7 +136,7 @@ class InferAnswer(Struct):
 
 
 class Names(Struct):
-    """What is served."""
+    """The models that are served."""
 
     models: list[str]
 
@@ -161,7 +161,7 @@ class Predictions(Struct):
 
 
 class Described(NamedTuple):
-    """One operation. None: it has no such content."""
+    """One operation; None where it has no such content."""
 
     summary: str
     answer: Any
@@ -169,7 +169,7 @@ class Described(NamedTuple):
     takes: Any = None
     sent: Any = None
     also: str | None = None
-    """Another type of content that is taken: bytes."""
+    """Media type of the bytes that the operation accepts besides JSON."""
 
 
 _PHOTO = "<the photo in Base64>"
@@ -274,17 +274,17 @@ OPERATIONS: dict[str, Described] = {
     "huggingface_classify": _SCORES._replace(summary="Classify an image by the default model"),
     "huggingface_classify_by": _SCORES,
 }
-"""By operation id; those of one version are as those of the newest."""
+"""By operation id; routes with a version share the entry of the route without one."""
 NOT_READY = {"v1_ready", "v2_ready", "v2_model_ready"}
-"""Answer 503 with the same content as 200."""
+"""Operations that answer 503 with the same content as 200."""
 
 
 def kinds() -> list[Any]:
-    """All that the table refers to."""
+    """All types that OPERATIONS refers to."""
     return [kind for each in OPERATIONS.values() for kind in (each.answer, each.takes) if kind is not None]
 
 
 def schema(kind: Any, template: str) -> dict[str, Any]:
-    """The schema of one of them, by reference where it has a name."""
+    """The schema of a type, by reference if it has a name."""
     found: dict[str, Any] = msgspec.json.schema_components([kind], ref_template=template)[0][0]
     return found

@@ -1,4 +1,4 @@
-"""Clients that leave."""
+"""Cancels the work for clients that disconnect."""
 
 import asyncio
 from collections.abc import Callable
@@ -7,15 +7,15 @@ from fastapi import Request
 from starlette.requests import ClientDisconnect
 
 WHEN_GONE = "serving.when_gone"
-"""An extension of ASGI that our protocol has: it is given what to call once the client has gone; None: nothing more."""
+"""An ASGI extension of our protocol: registers a callback for when the client has gone; None removes it."""
 WhenGone = Callable[[Callable[[], None] | None], None]
 
 
 class cancelled_when_gone:  # noqa: N801  # a context manager; not a generator, as each request has one
-    """Cancel what runs in the block when the client disconnects; the body must have been read.
+    """Cancel the block when the client disconnects; the request's body must have been read.
 
     Raises:
-        ClientDisconnect: it did.
+        ClientDisconnect: the client disconnected.
     """
 
     __slots__ = ("_gone", "_request", "_task", "_watcher", "_when_gone")
@@ -29,7 +29,7 @@ class cancelled_when_gone:  # noqa: N801  # a context manager; not a generator, 
         self._when_gone: WhenGone | None = self._request.scope.get("extensions", {}).get(WHEN_GONE)
         if self._when_gone:
             self._when_gone(self._leave)
-        else:  # of other servers a task asks, which costs some percent of a request
+        else:  # on other servers a task polls, which costs a few percent of a request
             self._watcher = asyncio.create_task(_watch(self._request, self._leave))
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -37,7 +37,7 @@ class cancelled_when_gone:  # noqa: N801  # a context manager; not a generator, 
             self._when_gone(None)
         else:
             self._watcher.cancel()
-            del self._watcher  # which knows this object
+            del self._watcher  # breaks a reference cycle
         if self._gone and kind is asyncio.CancelledError and self._task is not None:
             self._task.uncancel()
             raise ClientDisconnect from None

@@ -1,4 +1,4 @@
-"""The header fields of a request, looked up once: Starlette's own look goes through all of them each time."""
+"""The header fields of a request, indexed once: Starlette scans all of them on every lookup."""
 
 from collections.abc import Mapping
 
@@ -6,7 +6,7 @@ from starlette.types import Scope
 
 
 def field(scope: Scope, name: bytes) -> str | None:
-    """The first field of a name, which is given in lower case; None: there is none."""
+    """The first field with this lower-case name; None: there is none."""
     state = scope.setdefault("state", {})
     found: Mapping[bytes, bytes] | None = state.get("fields")
     if found is None:

@@ -9,10 +9,10 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from server.errors import Code, ServiceError
 
-logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # the answer says what is wrong with a form
+logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # the response says what is wrong with a form
 
 MAX_PARTS = 100
-"""Each costs the event loop some microseconds, and one is needed for each image."""
+"""Parts allowed beyond one per image: each costs the event loop some microseconds."""
 
 
 class FormFile(NamedTuple):
@@ -23,7 +23,7 @@ class FormFile(NamedTuple):
 
 
 class Form(NamedTuple):
-    """What a form holds."""
+    """A parsed form."""
 
     files: list[FormFile]
     fields: Sequence[tuple[str, str]]
@@ -31,16 +31,16 @@ class Form(NamedTuple):
 
 
 def boundary_of(content_type: str | None) -> bytes | None:
-    """If the body is a form; None if not. Any other content type is ignored: the bytes tell."""
+    """The form's boundary, empty if missing; None: not a form. Other content types are ignored: the bytes decide."""
     kind, options = parse_options_header(content_type)
     return options.get(b"boundary", b"") if kind == b"multipart/form-data" else None
 
 
 def read(body: bytes, boundary: bytes, max_files: int) -> Form:
-    """The files, at most `max_files` and some more parts, and the fields.
+    """The files and fields of a form of at most `max_files` + MAX_PARTS parts.
 
-    Some clients send a file without a file name if they have it in memory. So where no part has one, what is no text is
-    a file.
+    Some clients omit the file name of a file they have in memory. So if no part has one, each part that is not text
+    counts as a file.
 
     Raises:
         ServiceError: MALFORMED_MULTIPART.
@@ -67,7 +67,7 @@ class _Part:
 
     @property
     def text(self) -> str | None:
-        """None: it is no text."""
+        """The content as text; None: it is not text."""
         try:
             text = self.content.decode()
         except UnicodeDecodeError:

@@ -20,14 +20,14 @@ from server.serving.service import Service
 
 
 class InputParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What may be said beside an image."""
+    """Parameters beside an image."""
 
     top_k: Annotated[int, Meta(ge=1, le=MAX_TOP_K)] | None = None
     function_to_apply: Literal["sigmoid", "softmax", "none"] | None = None
 
 
 class Inputs(msgspec.Struct, forbid_unknown_fields=True):
-    """An image in Base64, as a string of JSON."""
+    """An image in Base64, as a JSON string."""
 
     inputs: str
     parameters: InputParameters = InputParameters()
@@ -71,7 +71,7 @@ def router(service: Service, uploads: Uploads) -> APIRouter:
 
 
 def _check(function: str | None, plan: Plan) -> None:
-    """Refuse another activation than the model's, which is in its graph.
+    """Refuse any activation other than the model's, which is part of its graph.
 
     Raises:
         ServiceError: INVALID_PARAMETER.

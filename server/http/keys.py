@@ -1,4 +1,4 @@
-"""API keys over HTTP: who may go on to the routes. Where the server has no keys, this is not there at all."""
+"""API keys over HTTP: middleware before the routes, installed only if the server has keys."""
 
 import time
 
@@ -11,13 +11,13 @@ from server.keys import Keys, RefusedError, RoleName, bearer
 from server.serving.service import Service
 
 OPEN = frozenset({"/livez", "/readyz", "/v2/health/live", "/v2/health/ready"})
-"""Probes are asked by machines that hold no key, and tell nothing else."""
+"""Probes: machines without a key call them, and they disclose nothing but health."""
 CHANGES = "/v2/repository/models/"
-"""What loads and unloads models is below."""
+"""Prefix of the paths that load and unload models."""
 
 
 class KeyCheck:
-    """Lets a request through whose key may do what it asks for, and refuses the others before their body is read."""
+    """Passes on requests whose key has the role they need, and refuses the others before reading their body."""
 
     def __init__(self, app: ASGIApp, service: Service, keys: Keys) -> None:
         self._app = app
@@ -47,7 +47,7 @@ class KeyCheck:
             await self._app(scope, receive, send)
 
     def _role(self, method: str, path: str) -> RoleName | None:
-        """The role a key needs for this; None: no key is needed. The path is the one that routes are found by."""
+        """The role a key needs for this; None: no key is needed. `path` is the one that routing uses."""
         if path in OPEN or page.is_file(method, path):
             return None
         if path == "/metrics":

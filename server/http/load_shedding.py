@@ -1,6 +1,6 @@
 """Load shedding, before FastAPI sees the request: under overload, refusals outnumber answers many times.
 
-A refusal has the same document that the route would answer with.
+A refusal carries the same document that the route would answer with.
 """
 
 import math
@@ -42,7 +42,7 @@ class LoadShedding:
 
 
 def _patience_s(scope: Scope) -> float:
-    """What the client gives the request; a value that means nothing is left to the route."""
+    """The client's timeout; an invalid one counts as none here, and the route refuses it."""
     value = field(scope, TIMEOUT_FIELD)
     if value is not None:
         with suppress(ValueError):

@@ -1,4 +1,4 @@
-"""The OpenAPI document: what FastAPI sees of the routes, and what it does not: errors, keys, protocols of others."""
+"""The OpenAPI document: FastAPI's own, completed with errors, API keys and other servers' protocols."""
 
 import json
 from http import HTTPStatus
@@ -26,13 +26,13 @@ _TAGS = {
     "v1": ("KServe v1", "KServe's first protocol, which TensorFlow Serving speaks, too."),
     "huggingface": ("Hugging Face", "Image classification as Hugging Face's inference endpoints do it."),
 }
-"""By the name that generated clients use: the name for people, and a description."""
+"""By the name that generated clients use: display name and description."""
 _EXAMPLES = {
     "classify": responses.EXAMPLE,
     "classify_batch": responses.BATCH_EXAMPLE,
     "embed": responses.EMBEDDING_EXAMPLE,
 }
-"""FastAPI would leave out what is null in them."""
+"""Responses' examples, added here because FastAPI would drop their null fields."""
 _KEYS: list[Json] = [{"bearer": []}, {"api_key": []}]
 _SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "an API key"},
@@ -41,14 +41,14 @@ _SCHEMES = {
 
 
 def operation_id(route: APIRoute) -> str:
-    """What generated clients call the operation: the function, after the protocol where it is another's."""
+    """What generated clients call the operation: the function's name, prefixed with another server's protocol."""
     tags = [str(tag) for tag in route.tags if tag in _OF_OTHERS]
     suffix = _OF_VERSION if "{version}" in route.path_format else ""
     return "_".join([*tags, route.name]) + suffix
 
 
 def completed(document: Json, keys_needed: bool, metrics_role: Literal["none", "classify", "admin"]) -> Json:  # noqa: FBT001
-    """FastAPI's document with the rest; `keys_needed` where the server has keys."""
+    """FastAPI's document, completed; `keys_needed`: the server has keys."""
     components = document["components"]
     components["schemas"] = _schemas(components["schemas"])
     components["responses"] = _failures()
@@ -75,7 +75,7 @@ def completed(document: Json, keys_needed: bool, metrics_role: Literal["none", "
             if operation["operationId"] in _EXAMPLES:
                 example = msgspec.to_builtins(_EXAMPLES[operation["operationId"]])
                 answers["200"]["content"][responses.JSON]["example"] = example
-            answers.pop("422", None)  # FastAPI's own form of it
+            answers.pop("422", None)  # FastAPI's own form of errors
             answers["4XX"] = {"$ref": f"#/components/responses/{short}Refused"}
             answers["5XX"] = {"$ref": f"#/components/responses/{short}Failed"}
             operation["security"] = _security(method.upper(), path, keys_needed, metrics_role)
@@ -89,7 +89,7 @@ def _security(method: str, path: str, keys_needed: bool, metrics_role: str) -> l
 
 
 def _describe(operation: Json, described: Described) -> None:
-    """One operation of another's protocol; what FastAPI makes of it is the parameters of the path."""
+    """Describe an operation of another server's protocol; only the path parameters come from FastAPI."""
     operation["summary"] = described.summary
     of_path = [each for each in operation.get("parameters", ()) if each["in"] == "path"]
     operation["parameters"] = [{**each, "schema": {"type": "string"}} for each in of_path]
@@ -119,7 +119,7 @@ def _schemas(of_fastapi: Json) -> Json:
     for kind in (problems.Problem, problems.ShortError):
         found[kind.__name__] = kind.model_json_schema()
     codes = sorted({*Code, *problems.OTHER_CODES})
-    found["ErrorCode"] = {  # an enum would have clients fail at a code of a later version
+    found["ErrorCode"] = {  # with an enum, generated clients would fail at codes of later versions
         "type": "string",
         "x-extensible-enum": codes,
         "description": f"stable, but more may come: {', '.join(codes)}",
@@ -130,7 +130,7 @@ def _schemas(of_fastapi: Json) -> Json:
 
 
 def _failures() -> Json:
-    """`Refused` and `Failed`, and both as the protocols of others have them."""
+    """The responses `Refused` and `Failed`, each also in the short form of other servers' protocols."""
     found = {}
     for name, code, meaning in (
         ("Refused", Code.BROKEN_IMAGE, "The request cannot be carried out: `code` says why (see Errors)."),
@@ -170,7 +170,7 @@ def _problem(code: Code) -> Json:
 
 
 def _description(first: str) -> str:
-    """The document's, in Markdown: with what all errors have in common, so that no operation needs to repeat it."""
+    """The document's description, in Markdown, with what all errors share, so that no operation needs to repeat it."""
     codes: dict[HTTPStatus, list[str]] = {}
     for code, status in [*problems.STATUS.items(), *problems.OTHER_CODES.items()]:
         codes.setdefault(status, []).append(f"`{code}`")

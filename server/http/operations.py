@@ -1,4 +1,4 @@
-"""What operators and their machines ask: probes, metrics, models."""
+"""Routes for operators and monitoring: probes, metrics, models."""
 
 from typing import Annotated, Any, Literal, assert_never
 
@@ -30,18 +30,18 @@ from server.serving.service import Service
 
 
 class Calibration(BaseModel):
-    """What is known of how sure a model may be, from held-out images."""
+    """A model's calibration, as measured on held-out images."""
 
     temperature: float
     expected_calibration_error: float
     most_coverage: float
-    """that `coverage` may ask for"""
+    """largest value that `coverage` may ask for"""
     keep_known: float
-    """share of images of the classes that `reject` is to let pass"""
+    """share of images of known classes that `reject` should let pass"""
 
 
 class Model(BaseModel):
-    """One version of one network that is served."""
+    """One served version of a single network."""
 
     name: str
     version: int
@@ -64,12 +64,12 @@ class Model(BaseModel):
     features: int | None
     activation_maps: tuple[int, int] | None
     shadow: Shadow | None
-    """None: it is none"""
+    """None: the model is not a shadow"""
     canary: Canary | None
 
 
 class EnsembleModel(BaseModel):
-    """One version of several networks that are served as one."""
+    """One served version of an ensemble: several networks that answer as one."""
 
     name: str
     version: int
@@ -82,7 +82,7 @@ class EnsembleModel(BaseModel):
 
 
 class CascadeModel(BaseModel):
-    """One version of several networks, each of which is asked only where the one before it was not sure."""
+    """One served version of a cascade: each network runs only if the one before it was not sure."""
 
     name: str
     version: int
@@ -98,7 +98,7 @@ class CascadeModel(BaseModel):
 
 
 class Models(BaseModel):
-    """What is served, and what was refused and why."""
+    """The models that are served, and those that were refused, with the reason."""
 
     models: list[Model | EnsembleModel | CascadeModel]
     refused: dict[str, str]

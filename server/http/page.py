@@ -1,4 +1,4 @@
-"""`/`: a page to try photos on and to watch the server. `/docs`: the API. Neither loads anything from elsewhere."""
+"""`/`: a page to try photos on and to watch the server. `/docs`: the API. Neither loads anything from other hosts."""
 
 from os import PathLike, stat_result
 from pathlib import Path
@@ -16,17 +16,17 @@ HEADERS = {
     ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",  # asked for again each time, and answered 304: a new server has its new page at once
+    "Cache-Control": "no-cache",  # revalidated each time (usually 304), so that a new server's page shows at once
 }
 
 
 def is_file(method: str, path: str) -> bool:
-    """Whether a request is for a page or what it loads: files without secrets, so no key is needed for them."""
+    """Whether a request is for a page or a file that it loads: these hold no secrets, so they need no key."""
     return method in ("GET", "HEAD") and (path in PAGES or path.startswith("/static/"))
 
 
 def install(app: FastAPI) -> None:
-    """Add the pages, and what they load below `/static`."""
+    """Add the pages, and the files they load below `/static`."""
     files = _Files(directory=FOLDER, packages=[("fastapi_swagger", "resources")])
     app.mount("/static", files)
 

@@ -1,4 +1,4 @@
-"""Who sends a request: the peer of its connection, or whom proxies that are trusted name in its place."""
+"""A request's client: the peer of its connection, or the address that trusted proxies forward."""
 
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
@@ -11,8 +11,8 @@ Network = IPv4Network | IPv6Network
 def client_of(scope: Scope, trusted: Sequence[Network]) -> str | None:
     """The address of the client; None if the connection has none.
 
-    Each proxy adds the address that it heard from at the end of X-Forwarded-For. So the last one that is no proxy of
-    ours is the client: what stands before it, anybody may have written.
+    Each proxy appends its peer's address to X-Forwarded-For. So the last address that is not a trusted proxy is the
+    client; anything before it may be forged.
     """
     peer = scope.get("client")
     if not peer:
@@ -37,7 +37,7 @@ def _forwarded(headers: Iterable[tuple[bytes, bytes]]) -> list[str]:
 
 
 def _address(text: str) -> IPv4Address | IPv6Address | None:
-    """IPv4 that arrives at a socket of IPv6 is IPv4 again."""
+    """The address, with IPv4-mapped IPv6 turned back into IPv4; None: `text` is not an address."""
     try:
         address = ip_address(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 problem documents. This is the one place that gives a failure its HTTP status."""
+"""Errors as RFC 9457 problem documents. Only this module maps failures to HTTP statuses."""
 
 import logging
 from http import HTTPStatus
@@ -55,7 +55,7 @@ OTHER_CODES: dict[str, HTTPStatus] = {
     "too_many_connections": HTTPStatus.SERVICE_UNAVAILABLE,
     SHUTTING_DOWN: HTTPStatus.SERVICE_UNAVAILABLE,
 }
-"""Codes of what is refused by HTTP itself, whatever is served."""
+"""Codes of refusals at the HTTP level, independent of what is served."""
 
 OTHER_MEANINGS: dict[str, str] = {
     "bad_request": "The request is not valid HTTP.",
@@ -99,7 +99,7 @@ class Problem(BaseModel):
 
 
 def problem(request: Request, code: str, status: HTTPStatus, detail: str, retry_after_s: int | None = None) -> Response:
-    """The problem document of one failed request, or what clients of other servers' routes read."""
+    """The problem document of a failed request, or a `ShortError` on the routes of other servers' protocols."""
     tracing.note(code)
     request_id = request_id_of(request)
     headers = {request_ids.HEADER: request_id}
@@ -119,7 +119,7 @@ def problem(request: Request, code: str, status: HTTPStatus, detail: str, retry_
 
 
 def is_short(method: str, path: str) -> bool:
-    """Whether what is asked for there is answered by `ShortError` where it fails."""
+    """Whether errors of this route are sent as `ShortError`."""
     path = f"{path}/"
     if path.startswith(("/v1/", "/v2/")):
         return True
@@ -127,22 +127,22 @@ def is_short(method: str, path: str) -> bool:
 
 
 def service_problem(request: Request, error: ServiceError) -> Response:
-    """The problem document of a failure of the service's own."""
+    """The problem document of a ServiceError."""
     retry_after_s = RETRY_AFTER_S.get(error.code) if error.retry_after_s is None else error.retry_after_s
     return problem(request, error.code, STATUS[error.code], error.detail, retry_after_s)
 
 
 def invalid_parameter(error: RequestValidationError) -> ServiceError:
-    """What FastAPI found wrong with a parameter, as a failure of ours."""
+    """FastAPI's validation error as a ServiceError."""
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"][1:])
     return ServiceError(Code.INVALID_PARAMETER, f"{name}: {first['msg']}")
 
 
 def install(app: FastAPI, metrics: Metrics) -> None:
-    """Have every error of the app, also those of the framework, answered by a problem document.
+    """Answer every error of the app and the framework with a problem document.
 
-    Requests to classify count themselves, but for those that the framework finds invalid.
+    Routes count their own requests; those refused by parameter validation are counted here.
     """
 
     @app.exception_handler(ServiceError)
@@ -156,7 +156,7 @@ def install(app: FastAPI, metrics: Metrics) -> None:
 
     @app.exception_handler(ClientDisconnect)
     async def on_leaver(_request: Request, _error: ClientDisconnect) -> Response:
-        return Response(status_code=499)  # nginx's number for it; nobody reads this answer
+        return Response(status_code=499)  # nginx's status for it; nobody reads this response
 
     @app.exception_handler(HTTPException)
     async def on_http_error(request: Request, error: HTTPException) -> Response:
@@ -164,7 +164,7 @@ def install(app: FastAPI, metrics: Metrics) -> None:
         response = problem(request, status.name.lower(), status, f"{request.method} {request.url.path}: {error.detail}")
         response.headers.update(error.headers or {})
         if status == HTTPStatus.METHOD_NOT_ALLOWED and request.url.path in (paths := app.openapi()["paths"]):
-            # Starlette names the methods of the first route alone, and a path may have several.
+            # Starlette lists the methods of the first route only, but a path may have several routes.
             response.headers["Allow"] = ", ".join(paths[request.url.path]).upper()
         return response
 

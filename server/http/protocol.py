@@ -1,4 +1,4 @@
-"""HTTP/1.1 on one connection: uvicorn's protocol, with bounds on what a client may send before it is a request."""
+"""HTTP/1.1 on one connection: uvicorn's protocol, with bounds on what a client may send ahead of a complete request."""
 # ruff: noqa: D102  # the public methods are those of uvicorn and of asyncio
 
 import asyncio
@@ -26,16 +26,16 @@ MAX_HEAD_BYTES = 64 * 1024
 MAX_FIELDS = 100
 """Of one message: header and trailer fields together."""
 MAX_PIPELINED = 100
-"""Requests that may wait behind the one that is being answered. The first of more ends the connection, after theirs."""
+"""Requests that may wait behind the one being answered. One more, and the connection ends once these are answered."""
 PROBES = OPEN | {"/metrics"}
-"""What is answered also where `max_connections` are open: a server that is busy is neither dead nor unobserved."""
+"""Paths answered even when `max_connections` are open: a busy server must look neither dead nor unobserved."""
 _CONTINUE = b"HTTP/1.1 100 "
 _HOST = re.compile(rb"[\w.~!$&'()*+,;=%:\[\]-]*")
-"""RFC 9112, 3.2: a name or an address, and a port; none of it where the target has none."""
+"""RFC 9112, 3.2: a name or an address, and optionally a port; empty if the target has no authority."""
 
 
 def protocol_class(header_timeout_ms: float, max_open: int) -> type[asyncio.Protocol]:
-    """The protocol to hand to uvicorn, which makes one object of it for each connection."""
+    """The protocol class for uvicorn, which instantiates it once per connection."""
 
     class Protocol(BoundedProtocol):
         header_timeout_s = header_timeout_ms / 1e3
@@ -49,23 +49,23 @@ class _HeadTooLarge(Exception):  # noqa: N818  # it never leaves this module
 
 
 class BoundedProtocol(Connection):
-    """Adds to uvicorn's: limits on heads, a deadline for them, one write for an answer, and problem documents.
+    """Adds to uvicorn's protocol: limits and a deadline for heads, one write per answer, and problem documents.
 
-    The parser calls the `on_...` methods while it is fed. It says nothing of an unfinished field, so bytes are counted
-    twice: exactly, as URL and fields become known, and as `_unreported_bytes`, those since anything else was reported.
+    The parser calls the `on_...` methods while it is fed. It does not report a field until it is complete, so bytes are
+    counted twice: exactly, as URL and fields are reported, and as `_unreported_bytes`, those fed since the last report.
     """
 
     header_timeout_s = 10.0
-    """From the connection, or a message's first byte, to the end of its head."""
+    """Time from the connection's start, or a message's first byte, to the end of the message's head."""
     stalled_s = 30.0
-    """How long a client may read nothing of an answer that is too long to be sent without it."""
+    """How long a client may read nothing of an answer that does not fit into the send buffers."""
     max_connections = sys.maxsize
-    """Of this process. Of as many more, each may ask for a probe; the rest gets a problem for an answer. What is beyond
-    is closed at once."""
+    """Per process. As many connections again may ask for a probe; other requests on them get a problem document. Beyond
+    that, connections are closed at once."""
     crowded_timeout_s = 2.0
-    """`header_timeout_s` of those: who asks nothing does not keep probes out for long."""
+    """`header_timeout_s` of those extra connections, so that idle ones do not keep probes out for long."""
     longest_look_s = 1.0
-    """How often to look, in the end, whether a client that sends no more is there."""
+    """Longest interval between checks whether a client that has stopped sending is still connected."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -77,7 +77,7 @@ class BoundedProtocol(Connection):
         self._fields = 0
         self._unreported_bytes = 0
 
-    # What the transport calls.
+    # Called by the transport.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._out = _Answers(transport, self.loop, self.stalled_s, self.longest_look_s)
@@ -95,10 +95,10 @@ class BoundedProtocol(Connection):
         super().connection_lost(exc)
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """The client sends no more. True: it is owed answers, and may be there to read them.
+        """The client sends no more. True: keep the connection open, as it may still read the answers it is owed.
 
-        TCP does not tell whether it has closed one direction or both, until something is sent to it. So the first byte
-        of the answer goes ahead of the rest: who has closed both answers it with a reset.
+        TCP does not tell whether the client has closed one direction or both until something is sent to it. So the
+        first byte of the answer is sent ahead of the rest: a client that has closed both responds with a reset.
         """
         if self.idle or self._refused or self._in_body or self._deadline or self.is_encrypted:
             return False
@@ -116,7 +116,7 @@ class BoundedProtocol(Connection):
             if self._unreported_bytes > MAX_HEAD_BYTES:
                 raise _HeadTooLarge
             if self._deadline is None and (self._in_head or self.idle):
-                self._expect_head()  # also for bytes that begin no message: they would hold a connection for ever
+                self._expect_head()  # even if the bytes begin no message: else they would hold the connection for ever
         except (HttpParserError, _HeadTooLarge) as error:
             if isinstance(error, _HeadTooLarge) or isinstance(error.__context__, _HeadTooLarge):
                 detail = f"URL and headers exceed {MAX_HEAD_BYTES} bytes or {MAX_FIELDS} fields: send fewer"
@@ -133,13 +133,13 @@ class BoundedProtocol(Connection):
         self._out.stop_watching()
         super().resume_writing()
 
-    # What the parser calls.
+    # Called by the parser.
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._head_bytes = self._fields = self._unreported_bytes = 0
         self._in_head = True
-        self._cancel_deadline()  # a message has one of its own, unless all of its head is there
+        self._cancel_deadline()  # the message gets its own deadline, unless its whole head has arrived
 
     def on_url(self, url: bytes) -> None:
         self._count(len(url))
@@ -163,10 +163,10 @@ class BoundedProtocol(Connection):
         self._cancel_deadline()
 
     def _check_head(self) -> None:
-        """What the parser lets pass.
+        """Refuse heads that the parser accepts but this server must not.
 
         Raises:
-            HttpParserError: it is not for this server, or may mean something else to who passed it on.
+            HttpParserError: the request is not for this server, or a proxy may have understood it differently.
         """
         if self.version not in ("1.0", "1.1"):
             raise HttpParserError(f"HTTP/{self.version} is not supported")
@@ -178,7 +178,7 @@ class BoundedProtocol(Connection):
                 raise HttpParserError("the server accepts no transfer coding but chunked")
 
     def on_chunk_header(self) -> None:
-        """Progress: the framing of a body in chunks is no part of the head."""
+        """The framing of a chunked body is not part of a head, so it does not count as unreported."""
         self._unreported_bytes = 0
 
     def on_body(self, body: bytes) -> None:
@@ -195,7 +195,7 @@ class BoundedProtocol(Connection):
         if self._head_bytes > MAX_HEAD_BYTES or self._fields > MAX_FIELDS:
             raise _HeadTooLarge
 
-    # What follows from that.
+    # Deadlines, probes and refusals.
 
     def _expect_head(self) -> None:
         self._cancel_deadline()
@@ -205,7 +205,7 @@ class BoundedProtocol(Connection):
         if self.reading_is_paused:
             self._expect_head()
         else:
-            self.shutdown()  # at once where no answer is owed, else after those
+            self.shutdown()  # at once if no answers are owed, else after them
 
     def _cancel_deadline(self) -> None:
         if self._deadline:
@@ -221,11 +221,11 @@ class BoundedProtocol(Connection):
             await _too_many_connections(scope, receive, send)
 
     def _refuse(self, code: str, status: HTTPStatus, detail: str) -> None:
-        """Read no more, and close: after a problem document if it can only be taken for the answer to this message."""
+        """Stop reading and close; first send a problem document, unless it could be taken for another answer."""
         self._refused = True
         self._cancel_deadline()
         if self._in_body and self.newest_waits:
-            self.forget_newest()  # it waited for its turn; those before it have their answers
+            self.forget_newest()  # its answer has not begun
             self._in_body = False
         if not (self._in_body or self.idle):
             self.shutdown()
@@ -245,10 +245,10 @@ class BoundedProtocol(Connection):
 
 
 class _Answers(asyncio.Transport):
-    """The transport for answers: a head leaves with its body where that comes in the same turn of the event loop.
+    """The transport for answers: sends a head and its body together if both come in one turn of the event loop.
 
-    uvicorn writes them one after the other, uvloop sends at once what is written, and each wakes whoever waits for it.
-    It watches whether who is to read them is still there, too; see `BoundedProtocol` for the times.
+    uvicorn writes them separately, uvloop sends each write at once, and each packet wakes the receiver. This transport
+    also watches whether the client is still there; see `BoundedProtocol` for the times.
     """
 
     def __init__(
@@ -268,13 +268,13 @@ class _Answers(asyncio.Transport):
         self._ahead_bytes = 0
 
     def send_ahead(self, data: bytes) -> None:
-        """Send now what the next answer begins with, and end the connection if that is answered by a reset."""
+        """Send the first bytes of the next answer now, and end the connection if the client responds with a reset."""
         self._transport.write(data)
         self._ahead_bytes = len(data)
         self._look_for_reset(0.01)
 
     def _look_for_reset(self, next_s: float) -> None:
-        """Until the answer goes on: the event loop hears of one only when it writes again."""
+        """Poll for a reset until the answer goes on: the event loop notices one only when it writes again."""
         if not self._ahead_bytes:
             return
         if self.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
@@ -292,7 +292,7 @@ class _Answers(asyncio.Transport):
             self.abort()
 
     def stop_watching(self) -> None:
-        """Its client reads, or has gone."""
+        """Stop: the client reads again, or has gone."""
         if self._watch:
             self._watch.cancel()
             self._watch = None
@@ -308,7 +308,7 @@ class _Answers(asyncio.Transport):
             self._transport.write(head + data if head else data)
 
     def flush(self) -> None:
-        """Send a head that no body follows by now."""
+        """Send a head whose body has not followed yet."""
         if self._head and not self.is_closing():
             self.write(b"")
 

@@ -1,4 +1,4 @@
-"""An id for each request: the client's own, where it sent a usable one, so that its logs and ours can be joined."""
+"""An id for each request: the client's own if it sent a usable one, so that its logs and ours can be joined."""
 
 import random
 import re
@@ -13,7 +13,7 @@ _USABLE = re.compile(r"[A-Za-z0-9_.:/+=@-]{1,128}")
 
 
 def request_id_of(request: Request) -> str:
-    """The same id each time it is asked for one request."""
+    """The request's id; made on the first call, then always the same."""
     state: dict[str, str] = request.scope.setdefault("state", {})
     found = state.get("request_id")
     if found is None:

@@ -1,4 +1,4 @@
-"""What a classified image is answered with: one definition, encoded as JSON or msgpack, and described in OpenAPI."""
+"""Response bodies for classified images: defined once, encoded as JSON or msgpack, and described in OpenAPI."""
 
 from collections.abc import Iterable
 from typing import Annotated, Any
@@ -117,14 +117,14 @@ class Embedding(msgspec.Struct, frozen=True):
 
 
 class ImageProblem(msgspec.Struct, frozen=True):
-    """Why one image of several has no classes, as the problem document of a request for it alone would say."""
+    """Why one image of several has no classes: as in the problem document if it had been sent alone."""
 
     code: str
     detail: str
 
 
 class ImageResult(msgspec.Struct, frozen=True):
-    """What became of one image of several: a classification, or a problem."""
+    """Result for one image of several: a classification or a problem."""
 
     name: Annotated[str, Meta(description="as the upload has it")]
     classification: Classification | None
@@ -132,7 +132,7 @@ class ImageResult(msgspec.Struct, frozen=True):
 
 
 class ClassificationBatch(msgspec.Struct, frozen=True):
-    """What became of each image, in the order of the upload."""
+    """Result for each image, in the order of the upload."""
 
     results: list[ImageResult]
     request_id: str
@@ -150,7 +150,7 @@ def classification(answer: Answer, request_id: str, *, binary: bool = False) -> 
                 index,
                 entry.labels[index].wordnet_id,
                 entry.labels[index].label,
-                round(probability, 7),  # all that float32 holds
+                round(probability, 7),  # float32's precision
             )
             for index, probability in zip(classes.indices.tolist(), classes.probabilities.tolist(), strict=True)
         ],
@@ -212,7 +212,7 @@ def _heatmap(answer: Answer) -> Heatmap:
 
 
 def _numbers(values: NDArray[np.float32]) -> list[Any]:
-    """As lists, to seven decimals: about all that float32 holds."""
+    """As lists, rounded to seven decimals, about float32's precision."""
     found: list[Any] = values.astype(np.float64).round(7).tolist()
     return found
 
@@ -230,20 +230,20 @@ def response(
 
 
 def png(picture: bytes, request_id: str, headers: dict[str, str] | None) -> Response:
-    """A picture as the answer."""
+    """The response that holds a picture."""
     return Response(picture, headers={request_ids.HEADER: request_id, **(headers or {})}, media_type=PNG)
 
 
 def prefers_msgpack(accept: str) -> bool:
-    """Whether an Accept field names msgpack, and nothing that means JSON with a higher or, by name, the same quality.
+    """Whether an Accept field prefers msgpack to JSON; at equal quality msgpack wins unless JSON is named, too.
 
-    Qualities are those of RFC 9110, 12.4.2. Whatever else it says, the answer is JSON.
+    Qualities are those of RFC 9110, 12.4.2. In all other cases the answer is JSON.
     """
     return _prefers(accept, MSGPACK)
 
 
 def prefers_png(accept: str) -> bool:
-    """Whether an Accept field names PNG, likewise."""
+    """Whether an Accept field prefers PNG, likewise."""
     return _prefers(accept, PNG)
 
 
@@ -257,7 +257,7 @@ def _prefers(accept: str, kind: str) -> bool:
 
 
 def quality(media_range: str) -> tuple[str, float]:
-    """One media range of an Accept field, and its quality; 0: not that."""
+    """One media range of an Accept field, and its quality; 0: not acceptable."""
     kind, *parameters = (part.strip() for part in media_range.split(";"))
     weight = next((parameter[2:] for parameter in parameters if parameter.startswith("q=")), "1")
     try:
@@ -275,7 +275,7 @@ def content(answer: type[msgspec.Struct]) -> dict[str, Any]:
 def schemas(
     answers: Iterable[type[msgspec.Struct]] = (Classification, ClassificationBatch, Embedding),
 ) -> dict[str, Any]:
-    """What `content` refers to, for OpenAPI."""
+    """The schemas that `content` refers to, for OpenAPI."""
     return msgspec.json.schema_components(answers, ref_template=_REFERENCE)[1]
 
 

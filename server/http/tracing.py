@@ -1,4 +1,4 @@
-"""What FastAPI is to do about traces, and the trace's name in each answer."""
+"""FastAPI's telemetry settings, and the trace id in each response."""
 
 from fastapi.telemetry import TelemetryConfig
 from opentelemetry import trace
@@ -8,13 +8,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server import tracing
 
 RESPONSE_HEADER = "traceresponse"
-"""W3C Trace Context, level 2: the trace that an answer belongs to, in the form of `traceparent`."""
+"""W3C Trace Context, level 2: the trace that a response belongs to, in the format of `traceparent`."""
 UNTRACED = {"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"}
-"""What machines ask every few seconds."""
+"""Paths that machines poll every few seconds."""
 
 
 def of_requests() -> TelemetryConfig:
-    """What FastAPI is to do of it in this process; it would look at each request whether spans are made."""
+    """FastAPI's telemetry settings for this process, so that it need not check on each request."""
     return {
         "tracing": tracing.is_on(),
         "metrics": False,
@@ -26,7 +26,7 @@ def of_requests() -> TelemetryConfig:
 
 
 class TraceResponse:
-    """Names the trace in each answer, around the whole app."""
+    """Wraps the whole app and adds the trace id to each response."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""Bodies of requests, and the images in them: the body itself, the files of a multipart form or of a zip."""
+"""Request bodies, and the images in them: the body itself, or the files of a multipart form or a zip."""
 
 import asyncio
 import zlib
@@ -22,7 +22,7 @@ _DEFLATED = 8
 
 Read = TypeVar("Read")
 Count = Callable[[int], None]
-"""Is told of so many bytes more that are in memory."""
+"""Called with the number of bytes newly held in memory."""
 
 
 class Image(NamedTuple):
@@ -31,7 +31,7 @@ class Image(NamedTuple):
     content: bytes
     """compressed"""
     fields: Sequence[tuple[str, str]] = ()
-    """of the form that it came in"""
+    """of the form that held it"""
 
 
 class Images(NamedTuple):
@@ -42,7 +42,7 @@ class Images(NamedTuple):
 
 
 class Uploads:
-    """Reads uploads, each and all together within limits. What is read counts as buffered until its block ends."""
+    """Reads uploads within limits for each and for all together. Bytes count as buffered until their block ends."""
 
     def __init__(self, buffers: Buffers, max_body_bytes: int, body_timeout_s: float) -> None:
         self._buffers = buffers
@@ -62,9 +62,8 @@ class Uploads:
         """The files of a form or a zip.
 
         Raises:
-            ServiceError: EMPTY_BODY, MALFORMED_MULTIPART, INVALID_REQUEST where it is none of
-                these, BODY_TOO_LARGE where there are too many, or more bytes than an upload may have once decompressed,
-                or as `body`.
+            ServiceError: EMPTY_BODY, MALFORMED_MULTIPART, INVALID_REQUEST if the body is neither, BODY_TOO_LARGE if
+                there are too many files, or more bytes once decompressed than an upload may have, or as `body`.
             ClientDisconnect: the client left before the last byte.
         """
         return _Upload(self._buffers, partial(self._files, request, at_most))
@@ -73,8 +72,8 @@ class Uploads:
         """The body of a request, without its content encoding.
 
         Raises:
-            ServiceError: BODY_TOO_LARGE, which counts what it decompresses to, BODY_TIMEOUT, UNSUPPORTED_ENCODING,
-                INVALID_REQUEST where it cannot be decompressed, or QUEUE_FULL where all uploads together would take
+            ServiceError: BODY_TOO_LARGE, counted after decompression, BODY_TIMEOUT, UNSUPPORTED_ENCODING,
+                INVALID_REQUEST if the body cannot be decompressed, or QUEUE_FULL if all uploads together would take
                 too much memory.
             ClientDisconnect: the client left before the last byte.
         """
@@ -135,7 +134,7 @@ class Uploads:
 
 
 class _Upload(AbstractAsyncContextManager[Read]):
-    """What has been read of one, and how much memory it takes. Not a generator: each request has one."""
+    """One upload, and how much memory it takes. Not a generator, as every request makes one."""
 
     __slots__ = ("_buffers", "_read", "_size")
 
@@ -160,7 +159,7 @@ class _Upload(AbstractAsyncContextManager[Read]):
 
 
 class _Encoded:
-    """A body's content encoding, taken off chunk by chunk, so that no more is ever there than may be."""
+    """Decodes a body's content encoding chunk by chunk, so that it never holds more than the limit."""
 
     def __init__(self, name: str) -> None:
         if name not in ("gzip", "x-gzip", "deflate"):
@@ -170,7 +169,7 @@ class _Encoded:
         self._zlib: zlib._Decompress | None = None
 
     async def decode(self, chunk: bytes, limit: int) -> bytes:
-        """At most `limit` bytes of what the chunk holds; where it is so many, there may have been more."""
+        """At most `limit` decoded bytes of the chunk; if it returns that many, there may have been more."""
         if not chunk:
             return chunk
         if self._zlib is None:
@@ -184,22 +183,22 @@ class _Encoded:
         return decoded
 
     def _window_bits(self, first: int) -> int:
-        """What zlib is told of the header and trailer: gzip's, zlib's own, or none.
+        """`wbits` for zlib, which also says whose header and trailer to expect: gzip's, zlib's own, or none.
 
-        RFC 9110, 8.4.1.2, means zlib's by "deflate", and notes that some send none; the `first` byte tells.
+        RFC 9110, 8.4.1.2: "deflate" means zlib's, but some clients send raw data; the `first` byte tells.
         """
         if not self._is_deflate:
             return zlib.MAX_WBITS | 16
         return zlib.MAX_WBITS if first & 15 == _DEFLATED else -zlib.MAX_WBITS
 
     def end(self) -> None:
-        """No chunk follows."""
+        """Check that the compressed data is complete; call after the last chunk."""
         if not (self._zlib and self._zlib.eof):
             raise ServiceError(Code.INVALID_REQUEST, "the compressed body ends early")
 
 
 def _image(content_type: str | None, body: bytes) -> Image:
-    """The body, or the only file of it where it is a form."""
+    """The body, or its only file if it is a form."""
     boundary = forms.boundary_of(content_type)
     if boundary is None:
         return Image(body)

@@ -1,7 +1,7 @@
-"""What this server needs of uvicorn's inside. Everything else uses what uvicorn documents.
+"""The only module that uses uvicorn's internals. All others use what uvicorn documents.
 
-Any release of uvicorn may change it, so the version is pinned; `tests/server/http/test_uvicorn_internals.py` names each
-thing that is needed, and compares it with the version that is installed.
+Any release of uvicorn may change them, so its version is pinned; `tests/server/http/test_uvicorn_internals.py` checks
+each internal used here against the installed version.
 """
 # ruff: noqa: D102  # the public methods of `Connection` are those of uvicorn and of asyncio, unless they say otherwise
 
@@ -25,7 +25,8 @@ TESTED_WITH = "0.54.0"
 async def listen(server: uvicorn.Server, sockets: Sequence[socket], **tls: Any) -> None:
     """Accept connections, as the server's own `startup` does; `tls` goes to `loop.create_server`.
 
-    uvicorn passes on no deadlines of TLS: a client has a minute to begin and half a minute to end.
+    uvicorn's `startup` cannot pass TLS timeouts on: asyncio would allow a minute for the handshake and half a minute
+    for the shutdown.
     """
     config = server.config
 
@@ -42,7 +43,7 @@ async def listen(server: uvicorn.Server, sockets: Sequence[socket], **tls: Any) 
 
 
 class Connection(HttpToolsProtocol):
-    """One connection: uvicorn's protocol, with names for what a subclass may ask of it and do to it.
+    """One connection: uvicorn's protocol, with a named interface for subclasses.
 
     Pipelined requests wait in `pipeline`, the newest first. `cycle` is the newest request, `_running` the one whose
     answer is awaited or being sent.
@@ -69,42 +70,42 @@ class Connection(HttpToolsProtocol):
 
     @property
     def version(self) -> str:
-        """Of HTTP, of the message whose head was parsed last."""
+        """HTTP version of the message whose head was parsed last."""
         return self.parser.get_http_version()
 
     @property
     def newest_waits(self) -> bool:
-        """Whether the newest request is one of them."""
+        """Whether the newest request is among the waiting ones."""
         return bool(self.pipeline) and self.pipeline[0][0] is self.cycle
 
     @property
     def newest_is_begun(self) -> bool:
-        """Whether the head of its answer has been sent."""
+        """Whether the head of the newest request's answer has been sent."""
         return self.cycle.response_started
 
     @property
     def answer_is_begun(self) -> bool:
-        """Whether the head of the answer that is awaited, or is being sent, has been sent."""
+        """Whether the head of the current answer has been sent."""
         return self._running is not None and self._running.response_started
 
     @property
     def is_encrypted(self) -> bool:
-        """Whether it is TLS."""
+        """Whether the connection uses TLS."""
         return self.scheme == "https"
 
     @property
     def reading_is_paused(self) -> bool:
-        """Whether this server reads nothing until earlier requests are answered, or their bodies taken."""
+        """Whether this server reads nothing until earlier requests are answered or their bodies consumed."""
         return self.flow.read_paused
 
     @property
     def asks_for_upgrade(self) -> bool:
-        """Whether the head that was parsed last does; `feed` begins its message anew, without that."""
+        """Whether the head that was parsed last asks for an upgrade; `feed` parses it again without that."""
         return self.parser.should_upgrade()
 
     @property
     def open_connections(self) -> int:
-        """Of this process, this one included."""
+        """Open connections of this process, including this one."""
         return len(self.connections)
 
     @property
@@ -113,17 +114,17 @@ class Connection(HttpToolsProtocol):
         return self._served_by
 
     def serve_by(self, app: ASGIApp) -> None:
-        """Have this app do so."""
+        """Have this app answer the requests on this connection."""
         self._served_by = app
 
     def feed(self, data: bytes) -> None:
-        """Parse, as if nobody had asked for an upgrade: RFC 9110, 7.8, lets a server ignore that.
+        """Parse, ignoring any request for an upgrade, as RFC 9110, 7.8, lets a server do.
 
-        The parser takes what follows the head of such a message for another protocol, and cannot be told otherwise.
-        So a new one gets the same head without its Upgrade, and then what follows.
+        The parser takes what follows a head with Upgrade for another protocol, and cannot be told otherwise. So a new
+        parser gets the same head without its Upgrade field, and then the rest.
 
         Raises:
-            HttpParserError: it is not HTTP/1.1. An error of a method that the parser calls is its `__context__`.
+            HttpParserError: the data is not HTTP/1.1. An error in a method that the parser calls is its `__context__`.
         """
         self._unset_keepalive_if_required()
         rest = memoryview(data)
@@ -141,14 +142,14 @@ class Connection(HttpToolsProtocol):
                 self.parser.feed_data(b"%s %s HTTP/%s\r\n%s\r\n" % (method, self.url, version, b"".join(fields)))
 
     def forget_newest(self) -> None:
-        """Of a request that waits: it is never answered."""
+        """Drop the newest request, which waits, unanswered."""
         self.pipeline.popleft()
         self.cycle = self.pipeline[0][0] if self.pipeline else self._running  # type: ignore[assignment]
 
     def tell_gone(self) -> None:
-        """Tell the request that is being answered that nobody waits any more.
+        """Tell the request that is being answered that its client has gone.
 
-        uvicorn tells the newest one, which with pipelining is another; those between the two have not been started.
+        uvicorn tells the newest request, which is a different one with pipelining; those in between have not started.
         """
         if self._running and not self._running.response_complete:
             self._running.disconnected = True
@@ -157,10 +158,10 @@ class Connection(HttpToolsProtocol):
                 self._tell()
 
     async def cut_off(self, scope: Scope, receive: Receive, send: Send, *, read: bool) -> None:
-        """Answer a request that uvicorn cancels, as it does at the end of the drain; `read`: all of it had come."""
+        """Answer a request that uvicorn cancels at the end of the drain; `read`: the request had arrived completely."""
         raise NotImplementedError
 
-    # What uvicorn, the transport and the parser call.
+    # Called by uvicorn, the transport and the parser.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -172,7 +173,7 @@ class Connection(HttpToolsProtocol):
         self.app = None  # which refers to this connection
 
     def on_headers_complete(self) -> None:
-        """Of a target in absolute form, which may lack a path (RFC 9112, 3.2.2), uvicorn cannot make a request."""
+        """Give a target in absolute form that lacks a path (RFC 9112, 3.2.2) one: uvicorn cannot handle it as it is."""
         if not self.url.startswith((b"/", b"*")):
             try:
                 target = parse_url(self.url)
@@ -205,7 +206,7 @@ class Connection(HttpToolsProtocol):
             await self._served_by(scope, receive, send)
         except asyncio.CancelledError:
             if cycle is None or cycle.response_started or self.flow.write_paused:
-                # Half an answer, or nobody who reads one.
+                # The answer is half sent, or the client does not read.
                 self.tell_gone()
                 self.transport.abort()
             else:
@@ -214,7 +215,7 @@ class Connection(HttpToolsProtocol):
             del scope["extensions"]  # which refers to this connection
 
     def _when_gone(self, tell: Callable[[], None] | None) -> None:
-        """See `WHEN_GONE`; of the request that is being answered. Who does not read on does not hear of it."""
+        """`WHEN_GONE` for the request being answered. Resumes reading, as the transport notices a close only then."""
         self._tell = tell
         if tell:
             self.flow.resume_reading()
@@ -223,14 +224,14 @@ class Connection(HttpToolsProtocol):
 
 
 async def _send_unexpected(cycle: RequestResponseCycle, send: Send, message: Message) -> None:
-    """Close after an answer to a client that still waits whether to send a body: what comes next may be one, or not."""
+    """Close after answering a client that still waits for 100 Continue: it may or may not send the body next."""
     if cycle.waiting_for_100_continue and message["type"] == "http.response.start":
         cycle.keep_alive = False
     await send(message)
 
 
 class _Flow(FlowControl):
-    """Reads no further while several requests wait; with one, it still hears that its client has left."""
+    """Stops reading while several requests wait; with one, it reads on to notice when the client leaves."""
 
     def __init__(self, transport: asyncio.Transport, waiting: Sized) -> None:
         super().__init__(transport)

@@ -1,4 +1,4 @@
-"""The first version of KServe's protocol, as TensorFlow Serving and Vertex AI have it, too: JSON, images in Base64."""
+"""KServe's first protocol, which TensorFlow Serving and Vertex AI speak, too: JSON, with images in Base64."""
 
 import time
 from typing import Annotated
@@ -22,13 +22,13 @@ from server.serving.several import classify_all
 from server.v2 import models
 
 MEMBERS = ("b64", "image_bytes", "image", "data", "encoded")
-"""What clients call the image of an instance."""
+"""Names that clients use for the image of an instance."""
 
 Instance = str | dict[str, str | dict[str, str]]
 
 
 class PredictParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What may be said beside the images."""
+    """Parameters beside the images."""
 
     top_k: Annotated[int, Meta(ge=1, le=MAX_TOP_K)] = DEFAULT_TOP_K
 
@@ -77,7 +77,7 @@ def router(service: Service, uploads: Uploads) -> APIRouter:
 
 
 def _text(instance: Instance) -> str:
-    """The Base64 of an instance: a string, {"b64": ...}, or an object whose one member is that.
+    """The Base64 of an instance: a string, {"b64": ...}, or an object whose only member is one of these.
 
     Raises:
         ServiceError: INVALID_REQUEST.

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol over REST: routes, JSON, and the extension that puts binary tensors after it."""
+"""The Open Inference Protocol over REST: routes, JSON, and the extension that appends binary tensors to the JSON."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -23,16 +23,16 @@ from server.v2.infer import InferAnswer, InferRequest, Input, RequestedOutput, i
 from server.v2.tensors import Values
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
-"""Bytes of JSON at the start of the body; the rest are binary tensors in their order."""
+"""Header with the bytes of JSON at the start of the body; the rest are the binary tensors in order."""
 MAX_JSON_BYTES = 4 * 2**20
-"""A number takes up to 20 times its text as an object, and some time of the event loop: five images as JSON."""
+"""About five images. Parsed numbers take up to 20 times the memory of their text, and event loop time to parse."""
 
 Kind = TypeVar("Kind")
 _Parameters = dict[str, bool | int | float | str]
 
 
 class _Strict(msgspec.Struct, forbid_unknown_fields=True):
-    """What is not understood is refused."""
+    """Refuses unknown fields."""
 
 
 class InferInput(_Strict):
@@ -46,7 +46,7 @@ class InferInput(_Strict):
 
 
 class InferOutput(_Strict):
-    """An output that is wanted."""
+    """A requested output."""
 
     name: str
     parameters: _Parameters = {}
@@ -60,7 +60,7 @@ class Infer(_Strict):
     id: str = ""
     parameters: _Parameters = {}
     model_name: str | None = None
-    """As KServe's SDK repeats it; where it is there it must be the one of the path."""
+    """KServe's SDK repeats the name here; if given, it must be the one in the path."""
 
 
 class Load(_Strict):
@@ -70,7 +70,7 @@ class Load(_Strict):
 
 
 class Index(_Strict):
-    """A request for the listing; `ready`: of what is served alone."""
+    """A request for the index; `ready`: list only models that are ready."""
 
     ready: bool = False
 
@@ -158,7 +158,7 @@ def router(service: Service, uploads: Uploads) -> APIRouter:
     @routes.post("/{kind}sharedmemory/unregister", include_in_schema=False)
     @routes.post("/{kind}sharedmemory/region/{name}/unregister", include_in_schema=False)
     async def unregister() -> Response:
-        return Response()  # nothing is registered, as clients make sure of when they start
+        return Response()  # clients unregister everything when they start, and nothing is registered
 
     @routes.post("/{kind}sharedmemory/region/{name}/register", include_in_schema=False)
     async def register() -> Response:
@@ -168,9 +168,9 @@ def router(service: Service, uploads: Uploads) -> APIRouter:
 
 
 def _check_origin(request: Request) -> None:
-    """Keep pages of others, in a browser on a machine that may reach this server, from changing it.
+    """Keep other sites' pages, open in a browser that can reach this server, from loading and unloading models.
 
-    Browsers say where a request comes from (W3C, Fetch Metadata); other programs do not.
+    Browsers declare where a request comes from (W3C, Fetch Metadata); other programs do not.
 
     Raises:
         ServiceError: FORBIDDEN.
@@ -184,7 +184,7 @@ def _json(content: Any, status: int = 200) -> Response:
 
 
 def _decoded(content: bytes | memoryview, kind: type[Kind]) -> Kind:
-    """JSON.
+    """Decode JSON of limited size.
 
     Raises:
         ServiceError: BODY_TOO_LARGE, INVALID_REQUEST.
@@ -212,7 +212,7 @@ def _split(body: bytes, header_length: str | None) -> tuple[Infer, memoryview]:
 
 
 def _inputs(asked: Infer, binary: memoryview) -> list[Input]:
-    """Each input with how to read its elements, which nothing does before its shape is known to be right."""
+    """Each input with a function that reads its elements, to be called only after its shape has been checked."""
     inputs = []
     start = 0
     for each in asked.inputs:
@@ -242,7 +242,7 @@ def _from_list(sent: InferInput, _: int) -> Values:
 
 
 def _outputs(asked: Infer) -> tuple[list[RequestedOutput], Callable[[str], bool]]:
-    """The outputs that are wanted, and whether one is wanted in binary.
+    """The requested outputs, and a function that tells whether an output is requested in binary.
 
     Raises:
         ServiceError: INVALID_PARAMETER.
@@ -258,7 +258,7 @@ def _outputs(asked: Infer) -> tuple[list[RequestedOutput], Callable[[str], bool]
 
 
 def _taken(parameters: _Parameters, name: str, *, default: bool) -> tuple[bool, _Parameters]:
-    """One parameter, and the others.
+    """The value of one flag, and the other parameters.
 
     Raises:
         ServiceError: INVALID_PARAMETER.
@@ -272,7 +272,7 @@ def _taken(parameters: _Parameters, name: str, *, default: bool) -> tuple[bool, 
 def _answer(
     request_id: str, answer: InferAnswer, is_binary: Callable[[str], bool], headers: Mapping[str, str]
 ) -> Response:
-    """JSON, followed by those outputs that are wanted in binary."""
+    """JSON, followed by the outputs requested in binary."""
     listed, binary = [], []
     for output in answer.outputs:
         shown: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": output.shape}

@@ -1,4 +1,4 @@
-"""One HTTP worker process: uvicorn, the app, gRPC where it is asked for, and the supervisor's pipe."""
+"""One HTTP worker process: uvicorn, the app, gRPC if enabled, and the supervisor's pipe."""
 
 import asyncio
 import contextlib
@@ -71,7 +71,7 @@ async def _serve(start: Start, control: Connection) -> None:
     settings = start.settings
     name = f"http-{start.number}"
     metrics = Metrics(name)
-    metrics.pending.set(0)  # whatever its predecessor had
+    metrics.pending.set(0)  # discards the predecessor's value
     owned = range(start.number * settings.slots_per_worker, (start.number + 1) * settings.slots_per_worker)
     permits = Permits(settings.slots_per_worker)
 
@@ -103,7 +103,7 @@ async def _serve(start: Start, control: Connection) -> None:
     service.shadows = Shadows(background, service.leases, metrics)
     supervised = _Supervised(service, engine, background, decoders, server, control)
     supervised.begin()
-    gc.freeze()  # what is here now stays: no collection needs to look at it again
+    gc.freeze()  # what exists now lives as long as the process: no collection needs to visit it again
     await server.serve(sockets=[start.listener])
     await tracing.stop()
     engine.close()
@@ -112,11 +112,11 @@ async def _serve(start: Start, control: Connection) -> None:
 
 
 def config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
-    """Of the HTTP server (docs/reference/defaults.md has what stays as it is)."""
+    """uvicorn's settings (docs/reference/defaults.md lists those left at their defaults)."""
     return uvicorn.Config(
         app,
         http=protocol_class(settings.header_timeout_ms, settings.max_connections),
-        workers=1,  # not as many as WEB_CONCURRENCY says, which is meant for others
+        workers=1,  # else uvicorn would read WEB_CONCURRENCY, which is meant for other servers
         ws="none",
         lifespan="off",
         log_config=None,
@@ -129,14 +129,14 @@ def config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
 
 
 def _observed(app: ASGIApp, settings: Settings) -> ASGIApp:
-    """The app, and around it what the settings want to be seen of it."""
+    """Wrap the app in tracing and the access log, as far as the settings enable them."""
     if tracing.is_on():
         app = TraceResponse(app)
     return AccessLog(app, settings.trusted_proxies) if settings.access_log else app
 
 
 class _Supervised:
-    """Obeys the supervisor, and tells it that there is progress."""
+    """Obeys the supervisor's messages and sends it heartbeats."""
 
     def __init__(
         self,
@@ -153,13 +153,13 @@ class _Supervised:
         self._decoders = decoders
         self._server = server
         self._control = control
-        self._ups: dict[int, EngineUp] = {}  # the engines that are there
+        self._ups: dict[int, EngineUp] = {}  # the engines that are up
         self._loop = asyncio.get_running_loop()
 
     def begin(self) -> None:
         self._beat()
         self._want_background()
-        # In a thread: the event loop would make the pipe non-blocking, and a long message arrives in pieces.
+        # In a thread: the event loop would make the pipe non-blocking, but a long message arrives in pieces.
         threading.Thread(target=self._hear, name="supervised", daemon=True).start()
 
     def _hear(self) -> None:
@@ -224,7 +224,7 @@ class _Supervised:
         service.leases.when_drained(kept, partial(self._tell, Drained(hold.generation)))
 
     def _connect(self, up: EngineUp) -> None:
-        """Again and again: for the moment this process may have no descriptor left."""
+        """Connect to an engine, retrying until it works: this process may be out of file descriptors for the moment."""
         if self._ups.get(up.engine) is not up:
             return
         if self._engine.engine_up(*up):
@@ -251,12 +251,12 @@ class _Supervised:
 
 
 def _send(control: Connection, message: FromWorker) -> None:
-    with contextlib.suppress(OSError):  # the supervisor is gone, which the other direction tells
+    with contextlib.suppress(OSError):  # the supervisor is gone, which `_hear` notices
         control.send(message)
 
 
 class _Server(uvicorn.Server):
-    """Tells the supervisor when it accepts, and leaves the signals to it."""
+    """Tells the supervisor once it accepts connections, and leaves signals to the supervisor."""
 
     def __init__(self, service: Service, control: Connection) -> None:
         settings = service.settings
@@ -267,7 +267,7 @@ class _Server(uvicorn.Server):
         self._tls = tls.Renewable(service.certificate) if service.certificate else None
 
     def show(self, certificate: Certificate) -> None:
-        """Show this one to whoever connects from now on."""
+        """Use this certificate for new connections."""
         if self._tls:
             self._tls.renew(certificate)
         self._service.certificate = certificate
@@ -280,7 +280,7 @@ class _Server(uvicorn.Server):
             self._grpc = await grpc_service.start(self._service, shown(settings.host, settings.grpc_port))
         await super().startup([])
         await self._listen(sockets or [])
-        with contextlib.suppress(BrokenPipeError):  # the supervisor ends already, and has this process end, too
+        with contextlib.suppress(BrokenPipeError):  # the supervisor is already ending, and will end this process, too
             self._control.send(WorkerReady())
 
     async def _listen(self, sockets: list[socket.socket]) -> None:
@@ -300,7 +300,7 @@ class _Server(uvicorn.Server):
         )
         await super().shutdown(sockets)
         while not (draining.done() or self.force_exit):
-            await asyncio.wait([draining], timeout=0.1)  # as often as uvicorn looks whether it is to end at once
+            await asyncio.wait([draining], timeout=0.1)  # as often as uvicorn checks `force_exit`
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:

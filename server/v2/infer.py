@@ -1,4 +1,4 @@
-"""One inference request of the protocol: N images in one tensor, their classes in others."""
+"""One inference request of the protocol: N images in one tensor, their classes in the output tensors."""
 
 import asyncio
 import math
@@ -47,38 +47,38 @@ EXTRA_NAMES = {
     ACTIVATION_MAPS_NAME: Extras.HEATMAP,
     BOXES_NAME: Extras.HEATMAP,
 }
-"""Answered only where they are named."""
+"""Outputs that are answered only if requested."""
 NO_CLASS = -1
-"""Index of what fills up the row of an image whose set has fewer classes than another's; it has no label."""
+"""Index that pads the row of an image whose prediction set has fewer classes than another's; it has no label."""
 RANKED_NAMES = (PROBABILITIES_NAME, SCORES_NAME)
-"""Those that `classification` turns into words."""
+"""Outputs that the parameter `classification` turns into text."""
 ASKS_FOR_LAST = "triton_enable_empty_final_response"
-"""Whether the end of several answers is to be marked; here each request has one."""
+"""Triton's parameter that marks the last of several answers; accepted and ignored, as each request has one answer."""
 CLASSES = ("top_k", "coverage", "reject")
-"""Parameters that say which classes are answered; a view answers all."""
+"""Parameters that select classes; a view refuses them, as it answers all classes."""
 SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
-"""Of Triton's models that have a state. None here has one: 0, "" and false say as much."""
+"""Parameters of Triton's stateful models. No model here has state, so only 0, "" and false are accepted."""
 
 Parameters = Mapping[str, bool | int | float | str]
 
 
 class Input(NamedTuple):
-    """A tensor that was sent. `read` gets the number of elements that its shape says, and checks little else."""
+    """A tensor that was sent. `read` takes the number of elements that the shape implies, and checks little else."""
 
     name: str
     datatype: str
     shape: tuple[int, ...]
     read: Callable[[int], Values]
     parameters: Parameters
-    """But for those that its carrier knows."""
+    """Without those that REST or gRPC has handled."""
 
 
 class RequestedOutput(NamedTuple):
-    """A tensor that is wanted."""
+    """A requested output tensor."""
 
     name: str
     parameters: Parameters
-    """But for those that its carrier knows."""
+    """Without those that REST or gRPC has handled."""
 
 
 class Wanted(NamedTuple):
@@ -86,19 +86,19 @@ class Wanted(NamedTuple):
 
     name: str
     classes: int | None
-    """Of each image; None: all."""
+    """Number of classes per image; None: all."""
     as_text: bool
 
 
 class InferRequest(NamedTuple):
-    """What was asked, and the time that the client gives it besides its parameter `timeout`."""
+    """A request; `timeout_s` is the client's time limit besides the parameter `timeout`."""
 
     model: str
     version: str
     parameters: Parameters
     inputs: Sequence[Input]
     outputs: Sequence[RequestedOutput]
-    """Empty: OUTPUT_NAMES, or a view's only one."""
+    """Empty: OUTPUT_NAMES, or a view's only output."""
     timeout_s: float = math.inf
 
 
@@ -112,12 +112,12 @@ class InferAnswer(NamedTuple):
 
 
 async def infer(service: Service, request: InferRequest, outcome: Outcome) -> InferAnswer:
-    """Classify every image of a request; each takes a permit of its own, and all are answered or none.
+    """Classify every image of a request; each takes its own permit, and either all are answered or none.
 
-    Cancelling the call gives all of them up.
+    Cancelling the call cancels all images.
 
     Raises:
-        ServiceError: the request is wrong, or the first failure of one of its images.
+        ServiceError: the request is invalid, or one of its images failed: the first failure.
     """
     received_s = time.monotonic()
     name, view = views.parted(request.model)
@@ -156,7 +156,7 @@ async def infer(service: Service, request: InferRequest, outcome: Outcome) -> In
 
 
 def _answered_by(classes: Sequence[Classes]) -> dict[str, bool | str]:
-    """Of a cascade, who answered: a name for each image, with commas between; and whether time was short for any."""
+    """For a cascade: the member that answered each image, comma-separated, and whether any image was cut short."""
     if not classes[0].answered_by:
         return {}
     names = ",".join(each.answered_by for each in classes)
@@ -164,7 +164,7 @@ def _answered_by(classes: Sequence[Classes]) -> dict[str, bool | str]:
 
 
 def _wanted(request: InferRequest, view: View) -> list[Wanted]:
-    """Each output.
+    """The outputs to answer.
 
     Raises:
         ServiceError: INVALID_REQUEST, INVALID_PARAMETER.
@@ -199,7 +199,7 @@ def _wanted(request: InferRequest, view: View) -> list[Wanted]:
 
 
 def _check_known(parameters: Parameters, known: Sequence[str]) -> None:
-    """Refuse what would be ignored.
+    """Refuse unknown parameters, which would be ignored.
 
     Raises:
         ServiceError: INVALID_PARAMETER.
@@ -236,7 +236,7 @@ def _flag(parameters: Parameters, name: str) -> bool:
 
 
 def _timeout_s(parameters: Parameters) -> float:
-    """The parameter is in microseconds; 0 is none."""
+    """The parameter `timeout`, in seconds; it is sent in microseconds, with 0 for no limit."""
     value = parameters.get("timeout", 0)
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise ServiceError(Code.INVALID_PARAMETER, "timeout must be a whole number of microseconds")
@@ -244,7 +244,7 @@ def _timeout_s(parameters: Parameters) -> float:
 
 
 def _priority(parameters: Parameters) -> Priority | None:
-    """As Triton counts with three levels: 1 goes first, 3 and more last; 0 is the model's default."""
+    """Triton's numbering with three levels: 1 goes first, 3 and above last; 0 is the model's default."""
     value = parameters.get("priority", 0)
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise ServiceError(Code.INVALID_PARAMETER, "priority must be a whole number, 0 or more")
@@ -279,7 +279,7 @@ def _images(inputs: Sequence[Input], specs: Sequence[InputSpec], at_most: int) -
 
 
 def _filled_up(answers: Sequence[Answer]) -> list[Answer]:
-    """Sets of different sizes as rows of one length; activation maps are as many, of zeros."""
+    """Pad prediction sets of different sizes to rows of one length, and the activation maps with zeros."""
     most = max(len(each.classes.indices) for each in answers)
     mapped = max(len(each.classes.activation_maps) for each in answers)
     found = []
@@ -318,7 +318,7 @@ def _output(wanted: Wanted, entry: Entry, classes: Sequence[Classes]) -> Tensor:
 
 
 def _extra(name: str, answers: Sequence[Answer]) -> Tensor:
-    """One of EXTRA_NAMES; all answers have it."""
+    """The tensor for one of EXTRA_NAMES; all answers have its data."""
     if name == BOXES_NAME:
         values = np.array([each.box for each in answers], np.float32)
     else:

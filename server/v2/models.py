@@ -1,4 +1,4 @@
-"""What the protocol tells of the server and its models; as JSON, of which gRPC's messages are another spelling."""
+"""The protocol's data about the server and its models, as JSON; gRPC's messages are parsed from the same."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence, Sized
@@ -25,15 +25,15 @@ from server.v2.views import SCORES_NAME, Found, InputSpec, View
 Json = dict[str, Any]
 
 LABELS_NAME = "labels"
-"""Output: BYTES[N, k], what the classes are called."""
+"""Output: BYTES[N, k], the classes' labels."""
 BOXES_NAME = "activation_boxes"
-"""Output: FP32[N, 4], the part of each photo that its activation maps are of; see `Preprocessing.shown`."""
+"""Output: FP32[N, 4], the part of each photo that its activation maps cover; see `Preprocessing.shown`."""
 KNOWN_NAME = "known"
-"""Output of a calibrated model: BOOL[N, 1], whether an image is of any of the classes."""
+"""Output of a calibrated model: BOOL[N, 1], whether an image belongs to any of the classes."""
 EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "model_repository", "statistics"]
 
 SHARED_MEMORY = frozenset({"shared_memory_region", "shared_memory_byte_size", "shared_memory_offset"})
-"""Parameters of a tensor that lies in what a client has registered, as nobody can here."""
+"""Parameters of a tensor in registered shared memory, which this server does not support."""
 NO_SHARED_MEMORY = "this server shares no memory with its clients: send tensors in the messages, and have them so"
 
 _STATES: dict[State, Json] = {
@@ -47,7 +47,7 @@ _FORMATS = {INPUT_NAME: "FORMAT_NHWC"}
 
 
 def number(version: str) -> int | None:
-    """What the protocol calls a version; "" is the newest.
+    """A version in the protocol as a number; None for "", which is the newest.
 
     Raises:
         ServiceError: UNKNOWN_MODEL.
@@ -58,7 +58,7 @@ def number(version: str) -> int | None:
 
 
 def find(service: Service, name: str, version: str) -> Found:
-    """What a request means; without a version the newest.
+    """The model that a request names; without a version the newest.
 
     Raises:
         ServiceError: UNKNOWN_MODEL, MODEL_UNAVAILABLE.
@@ -70,16 +70,16 @@ def find(service: Service, name: str, version: str) -> Found:
 
 
 def input_shape(members: Sequence[Model]) -> tuple[int, int, int] | None:
-    """(H, W, 3) of raw pixels; None where members differ: such a model takes compressed images only."""
+    """(H, W, 3) of raw pixels; None if members differ: such a model takes compressed images only."""
     shapes = {member.manifest.input_shape for member in members}
     return shapes.pop() if len(shapes) == 1 else None
 
 
 def inputs_of(view: View, members: Sequence[Model]) -> list[InputSpec]:
-    """What a model takes as one of its views; any one of these.
+    """The inputs that a view of a model takes; a request sends one of them.
 
     Raises:
-        ServiceError: UNKNOWN_MODEL, it has no such view.
+        ServiceError: UNKNOWN_MODEL, the model has no such view.
     """
     specs = views.inputs(view, input_shape(members))
     if not specs:
@@ -89,17 +89,17 @@ def inputs_of(view: View, members: Sequence[Model]) -> list[InputSpec]:
 
 
 def max_images(service: Service, entry: Entry) -> int:
-    """Most images in one request: each takes one of the worker's places, in an ensemble for each member."""
+    """Most images in one request: each takes one of the worker's slots, in an ensemble one for each member."""
     return max(1, service.settings.slots_per_worker // service.catalogue.permits(entry))
 
 
 def server_metadata() -> Json:
-    """Who answers."""
+    """Name, version and protocol extensions of the server."""
     return {"name": "resnet-serving", "version": VERSION, "extensions": EXTENSIONS}
 
 
 def metadata(service: Service, found: Found) -> Json:
-    """Inputs and outputs of a model; -1 is any number."""
+    """Inputs and outputs of a model; -1 stands for any number."""
     entry = found.entry
     inputs, outputs = _tensors(service, found)
     return {
@@ -112,7 +112,7 @@ def metadata(service: Service, found: Found) -> Json:
 
 
 def config(service: Service, found: Found) -> Json:
-    """As far as clients ask. Dimensions leave out the batch; exactly one of the inputs is to be sent."""
+    """The fields that clients use. Dimensions leave out the batch; a request sends exactly one of the inputs."""
     entry = found.entry
     inputs, outputs = _tensors(service, found)
     return {
@@ -138,7 +138,7 @@ def is_ready(service: Service, name: str, version: str) -> bool:
 
 
 def index(service: Service, *, ready: bool) -> list[Json]:
-    """All of the repository, or what is `ready`."""
+    """All models in the repository, or only those that are `ready`."""
     catalogue = service.catalogue
     served = [
         {"name": key.name, "version": str(key.version), **_STATES[service.state(entry)]}
@@ -158,7 +158,7 @@ def index(service: Service, *, ready: bool) -> list[Json]:
 
 
 def check_load(parameters: Sized) -> None:
-    """Only what is in the repository, as it is there, can be loaded.
+    """Refuse parameters: models are loaded only as they are in the repository.
 
     Raises:
         ServiceError: INVALID_PARAMETER.
@@ -169,7 +169,7 @@ def check_load(parameters: Sized) -> None:
 
 
 def check_unload(parameters: Mapping[str, object]) -> None:
-    """The members of an ensemble or a cascade stay when it is unloaded.
+    """Refuse all parameters but `unload_dependents=false`: unloading an ensemble or cascade keeps its members.
 
     Raises:
         ServiceError: INVALID_PARAMETER.
@@ -183,9 +183,9 @@ def check_unload(parameters: Mapping[str, object]) -> None:
 
 
 def statistics(service: Service, name: str, version: str) -> Json:
-    """Counts and cumulative times since the start, of one model or of all, and of a version or of each that is served.
+    """Counts and cumulative times since the start: of one model or all, of one version or each that is served.
 
-    They are read from files, so not in an event loop.
+    Reads files, so not for the event loop.
 
     Raises:
         ServiceError: UNKNOWN_MODEL.
@@ -205,7 +205,7 @@ def statistics(service: Service, name: str, version: str) -> Json:
 
 
 def _statistics(found: Found, sums: Mapping[tuple[str, ...], float]) -> Json:
-    """As Triton has them: every stage counts each request that was answered, but for those that were remembered."""
+    """Triton's statistics: each stage counts every answered request, except those answered from the cache."""
     entry = found.entry
     key = entry.name, str(entry.version)
 

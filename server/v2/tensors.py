@@ -1,7 +1,7 @@
-"""Tensors of the protocol, as they lie in its messages.
+"""Tensors as the protocol's messages encode them.
 
-Three datatypes come in, UINT8, FP32 and BYTES. Both carriers know a raw form, little-endian and row by row, in which
-each element of BYTES is its length in four bytes and its content; besides it JSON has lists, and gRPC typed fields.
+Inputs have three datatypes: UINT8, FP32 and BYTES. REST and gRPC share a raw form, little-endian and row by row, in
+which each element of BYTES is its length in four bytes, then its content; besides, JSON has lists, gRPC typed fields.
 """
 
 import base64
@@ -47,7 +47,7 @@ def from_raw(datatype: str, raw: bytes | memoryview, count: int) -> Values:
 
 
 def from_list(datatype: str, values: Any) -> Values:
-    """The elements of a tensor out of JSON.
+    """The elements of a tensor in JSON.
 
     Raises:
         ServiceError: INVALID_REQUEST.
@@ -61,7 +61,7 @@ def numbers_from_list(values: Any) -> NDArray[np.uint8]:
     """uint8[n] of numbers in lists, nested or not.
 
     Raises:
-        ServiceError: INVALID_REQUEST, they are not all whole numbers of 0 to 255.
+        ServiceError: INVALID_REQUEST, they are not all whole numbers from 0 to 255.
     """
     numbers = _array(values)
     if not numbers.size or numbers.dtype.kind not in "iu" or numbers.min() < 0 or numbers.max() > 255:
@@ -78,12 +78,12 @@ def floats_from_list(values: Any) -> NDArray[np.float32]:
     numbers = _array(values)
     if numbers.dtype.kind not in "iuf":
         raise ServiceError(Code.INVALID_REQUEST, "data of FP32 must be numbers, in even rows")
-    with np.errstate(over="ignore"):  # what is infinite then is no pixel, either
+    with np.errstate(over="ignore"):  # infinite values fail the check of the pixels
         return numbers.ravel().astype(np.float32)
 
 
 def _array(values: Any) -> NDArray[Any]:
-    """What lists hold; of no number's type where they are uneven or hold else."""
+    """The lists as an array; its dtype is not numeric if they are ragged or hold anything but numbers."""
     try:
         return np.asarray(values)
     except (ValueError, OverflowError):
@@ -111,7 +111,7 @@ def elements_from_raw(raw: bytes | memoryview, count: int) -> list[bytes]:
 
 
 def elements_from_list(values: Any) -> list[bytes]:
-    """The elements of a tensor of BYTES from Base64, since a string of JSON cannot hold any bytes.
+    """The elements of a tensor of BYTES from Base64, as a JSON string cannot hold arbitrary bytes.
 
     Raises:
         ServiceError: INVALID_REQUEST, they are not all strings of Base64.
@@ -132,7 +132,7 @@ def to_raw(values: Values) -> bytes:
 
 
 def to_list(values: Values) -> list[Any]:
-    """What JSON holds: a flat list of numbers or of strings."""
+    """The JSON form: a flat list of numbers or strings."""
     if isinstance(values, np.ndarray):
         flat: list[Any] = values.ravel().tolist()
         return flat

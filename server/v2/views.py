@@ -1,8 +1,7 @@
 """A model by other names, for programs that want exactly one input and one output.
 
-`NAME` alone takes either of two inputs and answers three outputs. `NAME:VIEW` is the same model with the one input that
-the view says, and one output: the probability of each class, in the order of the classes. No model's own name has a
-colon.
+`NAME` alone takes either of two inputs and answers three outputs. `NAME:VIEW` is the same model with the view's one
+input and one output: the probability of each class, in the order of the classes. No model's own name has a colon.
 """
 
 from collections.abc import Mapping
@@ -17,13 +16,13 @@ from server.errors import Code, ServiceError
 from server.v2.tensors import InputType
 
 ENCODED_NAME = "encoded"
-"""Input: BYTES[N, 1], one compressed image an element."""
+"""Input: BYTES[N, 1], one compressed image per element."""
 SCORES_NAME = "scores"
 """Output of a view: FP32[N, classes], in the order of the classes."""
 
 
 class View(StrEnum):
-    """What follows the colon."""
+    """The part of a name after the colon."""
 
     WHOLE = ""
     ENCODED = "encoded"
@@ -33,7 +32,7 @@ class View(StrEnum):
 
 
 class Scaling(NamedTuple):
-    """How a client has made floats of pixels, which is undone by pixel = value * scale + offset."""
+    """A client's conversion of pixels to floats, undone by pixel = value * scale + offset."""
 
     scale: float
     offset: tuple[float, float, float]
@@ -43,23 +42,23 @@ SCALINGS: Mapping[View, Scaling] = {
     View.INCEPTION: Scaling(127.5, (127.5, 127.5, 127.5)),
     View.VGG: Scaling(1.0, (123.0, 117.0, 104.0)),
 }
-"""As Triton's examples of clients have them, by these names."""
+"""As in Triton's example clients, under the same names."""
 
 
 class Found(NamedTuple):
-    """A model as it was asked for."""
+    """A model and the view of it that was requested."""
 
     entry: Entry
     view: View = View.WHOLE
 
     @property
     def name(self) -> str:
-        """By which it was asked for."""
+        """The name that was requested."""
         return f"{self.entry.name}:{self.view}" if self.view else self.entry.name
 
 
 class InputSpec(NamedTuple):
-    """One input that is taken; `dims` leave out the batch."""
+    """One input of a model; `dims` leave out the batch."""
 
     name: str
     datatype: InputType
@@ -82,7 +81,7 @@ def parted(name: str) -> tuple[str, View]:
 
 
 def inputs(view: View, pixels: tuple[int, int, int] | None) -> list[InputSpec]:
-    """What is taken; `pixels` are (H, W, 3), or None where a model takes compressed images only."""
+    """The inputs of a view; `pixels` is (H, W, 3), or None if the model takes compressed images only."""
     encoded = InputSpec(ENCODED_NAME, "BYTES", (1,))
     if view is View.ENCODED or (view is View.WHOLE and pixels is None):
         return [encoded]
@@ -93,13 +92,13 @@ def inputs(view: View, pixels: tuple[int, int, int] | None) -> list[InputSpec]:
 
 
 def unscaled(images: NDArray[np.float32], view: View) -> NDArray[np.uint8]:
-    """uint8[N, H, W, 3] of float32[N, H, W, 3] that was scaled as the view says, to the nearest whole number.
+    """Undo the view's scaling of float32[N, H, W, 3]: uint8[N, H, W, 3], rounded to the nearest whole number.
 
     Raises:
-        ServiceError: INVALID_REQUEST, no pixels can have become that.
+        ServiceError: INVALID_REQUEST, the values cannot be scaled pixels.
     """
     scale, offset = SCALINGS[view]
-    with np.errstate(over="ignore", invalid="ignore"):  # what is no number then is no pixel, either
+    with np.errstate(over="ignore", invalid="ignore"):  # the check below refuses infinite and NaN values
         pixels: NDArray[np.float32] = np.rint(images * np.float32(scale) + np.array(offset, np.float32))
     if not (np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 255):
         least, most = (min(-each for each in offset) / scale, max(255 - each for each in offset) / scale)
