@@ -468,7 +468,7 @@ class Manifest(_Record):
     conversion: Conversion | None = None
     """Set for an ONNX file in lower precision; None for one exported from PyTorch."""
     needs_vnni: bool = False
-    """Set for an imported file that was already quantised: its sums overflow on an x86 CPU without VNNI."""
+    """True if the file was imported already quantised and its sums overflow on an x86 CPU without VNNI."""
     confidence: Confidence | None = None
     """None: the network's own probabilities, uncalibrated."""
     features: Annotated[int, Field(ge=1)] | None = None
