@@ -1,7 +1,7 @@
-"""How sure a model is, by what a manifest says: prediction sets, "none of the classes", and the rules of cascades.
+"""How sure a model is, from its manifest: prediction sets, "none of the classes", and the rules of cascades.
 
-Whoever calibrates and whoever serves make them here, so that what was measured is what serves. All logits are those of
-the complete graph, which a temperature has divided.
+Calibration and serving share this module, so that the server does exactly what was measured. All logits are those of
+the complete graph, already divided by the temperature.
 """
 
 import math
@@ -13,18 +13,18 @@ from numpy.typing import NDArray
 from models.manifest import Activation, PredictionSets, Rule, RuleKind, SetMethod, Unknown, UnknownScore
 
 MOST_SCORES = 999
-"""That a manifest keeps: so many distinguish coverages of 0.1 % and more."""
+"""Most scores a manifest keeps: enough for steps of 0.1 % in coverage."""
 _DECIMALS = 7
-"""All that float32 holds of a probability."""
+"""Decimal places of a probability that float32 can hold."""
 
 
 def conformal_scores(
     probabilities: NDArray[np.float64], method: SetMethod, penalty: float = 0.0, penalty_from: int = 0
 ) -> NDArray[np.float64]:
-    """How little each class fits an image: float64[M, num_classes] of probabilities of this shape.
+    """Return each class's nonconformity score, float64[M, num_classes], from probabilities of the same shape.
 
-    Classes of equal probability are taken in their order. Nothing is drawn by chance, as the authors of APS and RAPS
-    do to have sets that are a little smaller: the same image has the same set, which always has its best class.
+    Ties keep the order of the classes. Unlike the authors of APS and RAPS, who randomise to make sets a little smaller,
+    this draws nothing at random: the same image always has the same set, which always has its best class.
     """
     if method == "lac":
         return 1 - probabilities
@@ -39,10 +39,10 @@ def conformal_scores(
 
 
 def kept_scores(scores: NDArray[np.float64]) -> tuple[float, ...]:
-    """What a manifest keeps of the true classes' scores, float64[n]: all of up to 999, else as many of their quantiles.
+    """Reduce the true classes' scores, float64[n], for the manifest: all of up to 999, otherwise 999 quantiles.
 
-    Both are rounded up, which makes sets larger and never smaller. Element i of m is a score of rank
-    ceil((n + 1) (i + 1) / (m + 1)), so that `quantile` reads both alike.
+    Scores are rounded up, which can only enlarge sets. Element i of m is the score of rank
+    ceil((n + 1) (i + 1) / (m + 1)), so that `quantile` treats scores and quantiles alike.
     """
     rising = np.sort(scores)
     kept = min(len(rising), MOST_SCORES)
@@ -52,26 +52,26 @@ def kept_scores(scores: NDArray[np.float64]) -> tuple[float, ...]:
 
 
 def most_coverage(sets: PredictionSets) -> float:
-    """The largest coverage that so many images are enough for."""
+    """The largest coverage that the number of scores supports."""
     return len(sets.scores) / (len(sets.scores) + 1)
 
 
 def quantile(sets: PredictionSets, coverage: float) -> float:
-    """The score that the true class of an image does not exceed with a probability of `coverage`, 0 to 1.
+    """The score that an image's true class does not exceed with a probability of `coverage`, 0 to 1.
 
-    Of n images it is that of rank ceil((n + 1) coverage): the image that is asked about counts as one more (theorem 1
-    of arXiv:2107.07511). Infinity where `coverage` is more than `most_coverage`.
+    It is the score of rank ceil((n + 1) coverage) of n: the image to classify counts as one more (theorem 1 of
+    arXiv:2107.07511). Infinity if `coverage` is more than `most_coverage`.
     """
-    # 100 * 0.07 is 7.000000000000001, which is 7
+    # Rounded first, because 100 * 0.07 is 7.000000000000001.
     rank = max(1, math.ceil(round((len(sets.scores) + 1) * coverage, 9)))
     return sets.scores[rank - 1] if rank <= len(sets.scores) else math.inf
 
 
 def in_set(probabilities: NDArray[np.float64], sets: PredictionSets, coverage: float) -> NDArray[np.bool_]:
-    """Which classes are in the set of each image, bool[M, num_classes]; the most probable always is.
+    """Which classes are in each image's prediction set, bool[M, num_classes]; the most probable one always is.
 
-    Over images like those of the calibration, a share of at least `coverage` of the sets holds the true class.
-    A larger coverage's set holds that of a smaller one.
+    Over images like those of the calibration, at least a share of `coverage` of the sets holds the true class.
+    The set for a larger coverage includes the set for a smaller one.
     """
     scores = conformal_scores(probabilities, sets.method, sets.penalty, sets.penalty_from)
     found = scores <= quantile(sets, coverage)
@@ -80,15 +80,15 @@ def in_set(probabilities: NDArray[np.float64], sets: PredictionSets, coverage: f
 
 
 def set_size(probabilities: NDArray[np.float64], sets: PredictionSets, coverage: float) -> int:
-    """How many classes are in the set of one image, whose probabilities are float64[num_classes], largest first.
+    """Size of one image's prediction set, from its probabilities float64[num_classes], largest first.
 
-    They are the first of them, whatever the method.
+    Whatever the method, the set is that many of the most probable classes.
     """
     return int(in_set(probabilities[None], sets, coverage).sum())
 
 
 def unknown_scores(logits: NDArray[np.float32], score: UnknownScore) -> NDArray[np.float64]:
-    """How much each image is like those of the classes: float64[M] of logits [M, num_classes]."""
+    """Score how much each image looks like one of the classes: float64[M] from logits [M, num_classes]."""
     exact = logits.astype(np.float64)
     largest: NDArray[np.float64] = exact.max(1)
     if score == "max_logit":
@@ -98,17 +98,19 @@ def unknown_scores(logits: NDArray[np.float32], score: UnknownScore) -> NDArray[
 
 
 def is_known(logits: NDArray[np.float32], unknown: Unknown) -> bool:
-    """Whether an image with these logits, float32[num_classes], is taken for one of the classes."""
+    """Whether an image with these logits, float32[num_classes], counts as one of the classes."""
     return bool(unknown_scores(logits[None], unknown.score)[0] >= unknown.threshold)
 
 
 def certainty(kind: RuleKind, probabilities: NDArray[np.floating[Any]], activation: Activation) -> NDArray[np.float64]:
-    """How sure answers are, the surer the larger: float64[...].
+    """Return how sure answers are, float64[...]; larger is surer.
+
+    With a single class, the certainty is that of its yes or no.
 
     Args:
-        kind: of the rule. Margins and probabilities are 0 to 1; of the entropy, in nats, it is the negative.
+        kind: of the rule. Margins and probabilities are 0 to 1; for entropy the result is the negative entropy in nats.
         probabilities: [..., k], largest first; for the entropy, those of all classes in any order.
-        activation: what made them. Of one class it is the yes or no that is sure.
+        activation: that produced the probabilities.
     """
     ranked = probabilities.astype(np.float64)
     if ranked.shape[-1] == 1:
@@ -121,7 +123,7 @@ def certainty(kind: RuleKind, probabilities: NDArray[np.floating[Any]], activati
             sure = ranked[..., 0]
         case "entropy":
             sure = _log_sum(ranked)
-            if activation == "sigmoid":  # each class by itself is or is not
+            if activation == "sigmoid":  # each class is an independent yes or no
                 sure = sure + _log_sum(1 - ranked)
         case _:
             assert_never(kind)
@@ -129,10 +131,10 @@ def certainty(kind: RuleKind, probabilities: NDArray[np.floating[Any]], activati
 
 
 def _log_sum(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The sum of p log p; of a probability of 0, nothing."""
+    """The sum of p log p, where a probability of 0 adds 0."""
     return np.asarray((probabilities * np.log(np.maximum(probabilities, np.finfo(np.float64).tiny))).sum(-1))
 
 
 def is_sure(rule: Rule, probabilities: NDArray[np.floating[Any]], activation: Activation) -> NDArray[np.bool_]:
-    """Whether answers are given: bool[...] of what `certainty` takes."""
+    """Whether the rule accepts each answer: bool[...]; `probabilities` and `activation` as for `certainty`."""
     return np.asarray(certainty(rule.kind, probabilities, activation) >= rule.threshold)

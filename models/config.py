@@ -1,4 +1,4 @@
-"""What can be read in the config of a published model, whichever library wrote it."""
+"""What the config of a published model says, whichever library wrote it."""
 
 import json
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ class Ours:
     """A network that `models.networks` builds."""
 
     name: str
-    """In words, for the manifest."""
+    """Text for the manifest."""
     architecture: str | Architecture
 
 
@@ -29,7 +29,7 @@ class Timm:
 
     name: str
     arguments: Mapping[str, Any]
-    """Of `timm.create_model`, the number of classes apart."""
+    """Arguments of `timm.create_model`, except the number of classes."""
 
 
 @dataclass(frozen=True)
@@ -45,23 +45,23 @@ Network = Ours | Timm | Transformers
 
 
 class UnknownPreprocessingError(ExpectedError):
-    """The files do not say what the network wants, or that cannot be done here; the message is the reason."""
+    """The files do not state the preprocessing, or this project cannot do it; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """All that a model's files say beside its parameters."""
+    """Everything a model's files say, except its parameters."""
 
     network: Network
     preprocessing: Preprocessing | UnknownPreprocessingError
     activation: Activation
     labels: tuple[Label, ...]
     named: bool
-    """Whether the labels are names; otherwise they are numbers."""
+    """Whether the labels are real names; otherwise they are numbers."""
 
 
 class Config(BaseModel):
-    """A file of others: what is not needed is not looked at, and null is as good as nothing."""
+    """Base for files that other tools wrote: unknown keys are ignored, and null counts as absent."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, protected_namespaces=())
 
@@ -77,10 +77,10 @@ _C = TypeVar("_C", bound=Config)
 
 
 def checked(kind: type[_C], content: Mapping[str, Any], place: Place) -> _C:
-    """Read a config as one of `kind`.
+    """Validate a config as `kind`.
 
     Raises:
-        SourceError: it is none.
+        SourceError: it is not valid.
     """
     try:
         return kind.model_validate(content)
@@ -90,10 +90,10 @@ def checked(kind: type[_C], content: Mapping[str, Any], place: Place) -> _C:
 
 
 def read_json(place: Place, name: str) -> dict[str, Any]:
-    """Read a file of a model, which is there.
+    """Read an existing JSON file of a model.
 
     Raises:
-        SourceError: it cannot be had, or is no JSON object.
+        SourceError: it cannot be fetched or read, or is not a JSON object.
     """
     path = place.file(name)
     try:
@@ -108,7 +108,7 @@ def read_json(place: Place, name: str) -> dict[str, Any]:
 
 
 def preprocessing(found: Mapping[str, Any]) -> Preprocessing | UnknownPreprocessingError:
-    """Say in our terms what a library does to images, or why we cannot."""
+    """Express a library's preprocessing in our terms, or return why that is impossible."""
     if found["interpolation"] not in get_args(Interpolation):
         return UnknownPreprocessingError(f"its interpolation is {found['interpolation']}")
     try:

@@ -1,14 +1,14 @@
-"""The root of the errors that a command reports in one line, and what goes into such a line."""
+"""Base class of the errors that a command reports in one line, and a helper to write that line."""
 
 from pydantic import ValidationError
 
 
 class ExpectedError(Exception):
-    """Something outside the program is not as it must be; the message is one line that says what, and what to do."""
+    """The user's input or environment is at fault; the message is one line that says what is wrong and what to do."""
 
 
 def first_mistake(error: ValidationError) -> str:
-    """The first of what is invalid, in one line: where, unless it is the whole, and what is wrong with it."""
+    """Return the first validation error in one line, after the invalid field's name if there is one."""
     first = error.errors()[0]
     where = ".".join(map(str, first["loc"]))
     return f"{where}: {first['msg']}" if where else first["msg"]

@@ -1,4 +1,4 @@
-"""What so many trials prove about a share: its confidence interval."""
+"""Confidence intervals of a share, from a number of trials."""
 
 import math
 from collections.abc import Callable
@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 LEVEL = 0.95
 _STEPS = 60
-"""Bisections: enough for the last bit of what is found between 0 and 1."""
+"""Bisection steps: enough to find a float between 0 and 1 to its last bit."""
 _NEGLIGIBLE = 1e-18
-"""Terms of a sum that are not more than this share of it, each less than the one before it, do not change it."""
+"""Falling terms below this share of a sum no longer change it."""
 
 
 class Interval(NamedTuple):
-    """Shares, 0 to 1, between which the true one lies, the level's part of all times or more."""
+    """Shares, 0 to 1, that enclose the true one with at least the confidence level's probability."""
 
     low: float
     high: float
@@ -21,31 +21,31 @@ class Interval(NamedTuple):
 def clopper_pearson(successes: int, trials: int, level: float = LEVEL) -> Interval:
     """The exact two-sided interval of a binomial share (Clopper and Pearson, Biometrika 26, 1934).
 
-    It never covers less than `level`, also near 0 and 1, where a normal approximation covers next to nothing.
+    It never covers less than `level`, even near 0 and 1, where a normal approximation covers next to nothing.
 
     Args:
         successes: 0 to `trials`.
-        trials: 0 or more; of none nothing is known.
-        level: of confidence, above 0 and below 1; each side may miss half of what is left.
+        trials: 0 or more; without any, the interval is 0 to 1.
+        level: of confidence, above 0 and below 1; each side misses with at most half of the rest.
 
     Raises:
-        ValueError: there are more successes than trials, or fewer than none.
+        ValueError: `successes` is negative or larger than `trials`.
     """
     if not 0 <= successes <= trials:
         raise ValueError(f"{successes} successes of {trials} trials")
     tail = (1 - level) / 2
-    # At the least share so many successes or more are just as likely as that; at the largest, so many or fewer.
+    # At the lower bound, this many successes or more have probability `tail`; at the upper bound, this many or fewer.
     low = _root(lambda share: tail - _at_most(trials - successes, trials, 1 - share)) if successes else 0.0
     high = _root(lambda share: _at_most(successes, trials, share) - tail) if successes < trials else 1.0
     return Interval(low, high)
 
 
 def trials_to_prove(share: float, failures: int = 0, level: float = LEVEL) -> int:
-    """How many trials prove, with so many failures among them, that the true share is at least this.
+    """How many trials, `failures` of them failed, prove that the true share is at least `share`.
 
     Args:
         share: above 0 and below 1.
-        failures: that are to be expected.
+        failures: expected number of failures.
         level: as for `clopper_pearson`.
     """
     least, enough = failures, failures + 1
@@ -61,7 +61,7 @@ def trials_to_prove(share: float, failures: int = 0, level: float = LEVEL) -> in
 
 
 def _root(falling: Callable[[float], float]) -> float:
-    """Where a function of 0 to 1 that is falling, from above 0 to below it, is 0."""
+    """Find the zero of a function that falls from above 0 to below 0 between 0 and 1."""
     low, high = 0.0, 1.0
     for _ in range(_STEPS):
         middle = (low + high) / 2
@@ -73,7 +73,7 @@ def _root(falling: Callable[[float], float]) -> float:
 
 
 def _at_most(successes: int, trials: int, share: float) -> float:
-    """How likely so many successes are, or fewer; the sum is over the side where terms fall, as far as they count."""
+    """Probability of at most this many successes, summed over the tail whose terms fall until they are negligible."""
     if share in (0.0, 1.0):
         return float(share == 0.0 or successes == trials)
     if successes > trials * share:

@@ -17,7 +17,7 @@ class LibraryError(ExpectedError):
 
 
 class _Logits(nn.Module):
-    """A network of transformers, which answers with a record, as one that answers with logits."""
+    """Adapts a transformers network, which returns a record, to return its logits."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -30,19 +30,19 @@ class _Logits(nn.Module):
 
 
 def build(network: Timm | Transformers, num_classes: int, state: Mapping[str, Tensor], origin: str) -> nn.Module:
-    """Build a network in evaluation mode, with parameters under the names of their library.
+    """Build a network in evaluation mode from a state dict with the library's parameter names.
 
-    It maps normalised images float32[N, C, H, W] to logits float32[N, num_classes]. No code but the library's is run.
+    It maps normalised images float32[N, C, H, W] to logits float32[N, num_classes]. Only the library's code is run.
 
     Raises:
-        LibraryError: the library is not installed, or does not have it.
-        CheckpointError: the parameters are not its own; `origin` is where they come from.
+        LibraryError: the library is not installed, or does not have the network.
+        CheckpointError: the parameters do not fit the network; the message names `origin`, where they come from.
     """
     match network:
         case Timm():
             timm = _imported("timm", network.name)
             try:
-                # What a config must not decide is named: there, it is an argument given twice.
+                # Arguments that a config must not set are passed here: if it sets one, Python refuses the duplicate.
                 built: nn.Module = timm.create_model(
                     network.name,
                     num_classes=num_classes,
@@ -53,10 +53,10 @@ def build(network: Timm | Transformers, num_classes: int, state: Mapping[str, Te
                     cache_dir=None,
                     **network.arguments,
                 )
-            except Exception as error:  # its networks take any arguments, and raise what they like
+            except Exception as error:  # timm's networks take any arguments and raise any exception
                 what = f"timm {timm.__version__} does not build {network.name}"
                 raise LibraryError(f"{what}: {_reason(error)}") from error
-            # As transformers' TimmWrapper saves them.
+            # transformers' TimmWrapper saves timm's parameters with this prefix.
             state = {name.removeprefix("timm_model."): tensor for name, tensor in state.items()}
             checkpoint.load(built, state, origin)
             return built.eval()
@@ -79,7 +79,7 @@ def build(network: Timm | Transformers, num_classes: int, state: Mapping[str, Te
 def _imported(library: str, network: str) -> ModuleType:
     try:
         return importlib.import_module(library)
-    except Exception as error:  # what it imports in turn may be of another version, and fail anyhow
+    except Exception as error:  # an incompatible dependency of the library may raise anything
         raise LibraryError(
             f"{network} is a network that only {library} defines, and that cannot be imported ({_reason(error)}):"
             f" {hints.install(library)}"

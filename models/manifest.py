@@ -1,7 +1,7 @@
-"""The manifest: all that is known about one version of an exported model, and the only place it is written down.
+"""The manifest: the single record of everything known about one version of an exported model.
 
-`export/` writes it beside the model file, `server/` reads it and takes preprocessing, labels and digests from nowhere
-else. This module needs neither torch nor ONNX, so that a serving machine can import it.
+`export/` writes it beside the model file; `server/` takes preprocessing, labels and digests from it alone. This module
+needs neither torch nor ONNX, so that a serving machine can import it.
 """
 
 import hashlib
@@ -19,23 +19,23 @@ FILE_NAME = "manifest.json"
 INPUT_NAME = "images"
 """Graph input: uint8[N, H, W, 3], RGB."""
 PROBABILITIES_NAME = "probabilities"
-"""Graph output: float32[N, top_k], by the manifest's activation, largest first."""
+"""Graph output: float32[N, top_k], from the manifest's activation, largest first."""
 INDICES_NAME = "indices"
 """Graph output: int32[N, top_k], class indices of the probabilities."""
 LOGITS_NAME = "logits"
-"""Graph output: float32[N, num_classes], for checks and averages; the network's, divided by the temperature if the
-manifest has one."""
+"""Graph output: float32[N, num_classes], for checks and averages; the network's logits, divided by the manifest's
+temperature if it has one."""
 OUTPUT_NAMES = [PROBABILITIES_NAME, INDICES_NAME, LOGITS_NAME]
-"""The outputs of every graph, in the order in which everything here asks for them."""
+"""The outputs of every graph, in the order in which this project requests them."""
 FEATURES_NAME = "features"
-"""Graph output: float32[N, C], the means over the last feature map, of which the last layer makes the logits."""
+"""Graph output: float32[N, C], the means over the last feature map, from which the last layer computes the logits."""
 ACTIVATION_MAPS_NAME = "activation_maps"
-"""Graph output: float32[N, K, h, w], class activation maps of the K best classes (arXiv:1512.04150): what each place of
-the last feature map adds to a class's logit, which is their mean and the class's bias."""
+"""Graph output: float32[N, K, h, w], class activation maps of the K best classes (arXiv:1512.04150): what each position
+of the last feature map contributes to a class's logit. The logit is their mean plus the class's bias."""
 EXTRA_NAMES = [FEATURES_NAME, ACTIVATION_MAPS_NAME]
-"""What a graph has besides where its network ends in global average pooling and one linear layer."""
+"""Additional outputs of graphs whose network ends in global average pooling and one linear layer."""
 MAPPED_CLASSES = 5
-"""The graph has activation maps of min(MAPPED_CLASSES, num_classes) classes: as many as are answered by default."""
+"""The graph has activation maps of min(MAPPED_CLASSES, num_classes) classes: as many as an answer has by default."""
 
 MAX_TOP_K = 100
 """The graph ranks min(MAX_TOP_K, num_classes) classes."""
@@ -43,20 +43,21 @@ MAX_TOP_K = 100
 ModelName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.@-]{0,99}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 ComputeCapability = Annotated[str, Field(pattern=r"^sm[0-9]{2,3}$")]
-"""Of an NVIDIA GPU, as compilers name it: sm89 is 8.9."""
+"""An NVIDIA GPU's compute capability as compilers write it: sm89 is 8.9."""
 Flavour = Literal["tensorrt", "tensorrt_rtx"]
 """TensorRT for every NVIDIA GPU, or TensorRT for RTX, which is made for GeForce RTX and RTX PRO."""
 Compatibility = Literal["version", "ampere+", "same-compute-capability"]
-"""An engine for later versions of TensorRT too, for every GPU since Ampere (sm80), for every GPU of its capability."""
+"""What an engine also runs on: later versions of TensorRT, every GPU since Ampere (sm80), or every GPU of the same
+compute capability."""
 QuantizationTarget = Literal["x86-vnni", "x86", "gpu"]
-"""What runs an INT8 file: x86 with VNNI's 8-bit dot products, x86 without them, or a GPU."""
+"""The hardware an INT8 file is for: x86 with VNNI's 8-bit dot products, x86 without them, or a GPU."""
 Rounding = Literal["all", "all-but-first", "inputs"]
-"""What INT8 rounds: every activation of the network; not the first convolution; or only what enters a convolution or a
-fully connected layer, the first convolution apart."""
+"""What INT8 rounds: every activation of the network; every one except at the first convolution; or only the inputs of
+convolutions and fully connected layers, except the first convolution."""
 OnnxBackend = Literal["onnx", "openvino"]
-"""What runs ONNX files."""
+"""Backends that run ONNX files."""
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
-"""Of a file's numbers; of bf16 that of the arithmetic alone: the file is the FP32 one."""
+"""Number format of a file. For bf16 only the arithmetic has it: the file is the FP32 one."""
 
 
 class ManifestError(ValueError):
@@ -64,7 +65,7 @@ class ManifestError(ValueError):
 
 
 class UnreadableError(ManifestError):
-    """It is missing or cannot be read; another time it may be."""
+    """The file is missing or cannot be read; a retry may succeed."""
 
 
 class _Record(BaseModel):
@@ -72,7 +73,7 @@ class _Record(BaseModel):
 
 
 class Label(_Record):
-    """What a class is called."""
+    """A class's name."""
 
     label: str
     wordnet_id: str | None = None
@@ -82,14 +83,17 @@ Interpolation = Literal["bilinear", "bicubic", "lanczos", "nearest"]
 """Pillow's filters of these names."""
 CropMode = Literal["centre", "squash", "pad"]
 ChannelOrder = Literal["rgb", "bgr", "grey"]
-"""What the network sees; grey is one channel, Pillow's L."""
+"""Channels of the network's input; grey is one channel, Pillow's L."""
 Activation = Literal["softmax", "sigmoid"]
-"""One class for each image, or a probability for each class by itself."""
+"""softmax: each image has one class; sigmoid: each class has an independent probability."""
 CropCount = Literal[1, 10]
 
 
 class Crop(NamedTuple):
-    """One window of `Preprocessing.crop` in the resized image, or beyond it; mirrored ones swap left and right."""
+    """Position of one `Preprocessing.crop` window in the resized image; it may reach beyond the image's edges.
+
+    A mirrored crop is flipped left to right.
+    """
 
     left: int
     top: int
@@ -97,7 +101,7 @@ class Crop(NamedTuple):
 
 
 def _square(crop: object) -> object:
-    """Older manifests have one number, the side of a square."""
+    """Accept the single number, the side of a square, of older manifests."""
     return (crop, crop) if isinstance(crop, int) else crop
 
 
@@ -105,28 +109,29 @@ _Side = Annotated[int, Field(ge=1, le=4096)]
 
 
 class Preprocessing(_Record):
-    """From an RGB image to the network's input.
+    """How an RGB image becomes the network's input.
 
-    The image is resized and cropped by `crop_mode`; the graph then takes the `channels`, and computes
+    The server resizes and crops the image by `crop_mode`; the graph then selects the `channels` and computes
     (pixel / 255 - mean) / std.
 
     centre: resize the short side to `resize` (long side truncated to an integer, as torchvision does), crop the centre.
 
-    squash: resize to the `frame` whatever that does to the proportions, crop the centre.
+    squash: resize to the `frame`, ignoring the aspect ratio, crop the centre.
 
-    pad: resize to fit into the `frame`, crop the centre or fill what is missing around it with the mean colour, as timm
-    does.
+    pad: resize to fit into the `frame`, then crop the centre, or pad with the mean colour where the image is smaller,
+    as timm does.
     """
 
     resize: _Side
-    """Short side for centre; for the others, the frame's larger side: that of `crop` if nothing is cut off."""
+    """centre: the short side after resizing. squash and pad: the larger side of `frame`; if it equals that of `crop`,
+    nothing is cut off."""
     crop: Annotated[tuple[_Side, _Side], BeforeValidator(_square)]
     """Height and width; one number is the side of a square."""
     crop_mode: CropMode = "centre"
     interpolation: Interpolation
     channels: ChannelOrder = "rgb"
     mean: tuple[float, ...]
-    """Of pixels in 0..1, one for each channel in the order in which the network sees them."""
+    """For pixels in 0..1, one value per channel, in the network's channel order."""
     std: tuple[float, ...]
 
     @model_validator(mode="after")
@@ -142,14 +147,14 @@ class Preprocessing(_Record):
         return self
 
     def reads_as(self, other: "Preprocessing") -> bool:
-        """Whether images become the same pixels by both; what the graph does with them may differ."""
+        """Whether both turn images into the same pixels; what the graph then does with them may differ."""
         what = {"resize", "crop", "crop_mode", "interpolation"}
         filled = self.crop_mode != "pad" or self.fill == other.fill
         return filled and all(getattr(self, name) == getattr(other, name) for name in what)
 
     @property
     def crop_text(self) -> str:
-        """The crop as people write it: 224x192, height first."""
+        """The crop as text, height first: 224x192."""
         height, width = self.crop
         return f"{height}x{width}"
 
@@ -175,11 +180,11 @@ class Preprocessing(_Record):
                 assert_never(self.crop_mode)
 
     def crops(self, size: tuple[int, int], count: CropCount = 1) -> tuple[Crop, ...]:
-        """Where the crops lie in an image that was resized to `size` (width, height), the centre first.
+        """Positions of the crops in an image that was resized to `size` (width, height), the centre first.
 
-        Ten are the papers' test: centre, four corners, and their mirrors (section 3.4 of arXiv:1512.03385 and before it
-        AlexNet's); the mean of their probabilities is the answer. What is smaller than the crop has neither left nor
-        right, and lies in the middle of all.
+        Ten crops are the papers' test: centre, four corners, and their mirror images (section 3.4 of arXiv:1512.03385,
+        AlexNet before it); the answer is the mean of their probabilities. Along a side on which the image is not larger
+        than the crop, all crops are centred.
         """
         height, width = self.crop
         right, bottom = size[0] - width, size[1] - height
@@ -195,7 +200,7 @@ class Preprocessing(_Record):
         """The part of an upright image of `size` (width, height) that the centre crop shows.
 
         Returns:
-            Left, top, right and bottom as shares of width and height; below 0 or above 1 where it is filled up.
+            Left, top, right and bottom as shares of width and height; below 0 or above 1 where the crop is padded.
         """
         width, height = self.resized(size)
         ((left, top, _),) = self.crops((width, height))
@@ -203,7 +208,7 @@ class Preprocessing(_Record):
 
     @property
     def fill(self) -> tuple[int, int, int]:
-        """The mean colour as an RGB pixel, which is nearly zero once it is normalised."""
+        """The mean colour as an RGB pixel, which normalisation turns into nearly zero."""
         levels = tuple(min(255, max(0, round(255 * value))) for value in self.mean)
         match self.channels:
             case "rgb":
@@ -218,12 +223,12 @@ class Preprocessing(_Record):
 
 
 def _middle(spare: int) -> int:
-    """Of what is cropped, as torchvision rounds it; of what is filled up (negative), as timm does."""
+    """Offset of a centred crop, rounded as torchvision does for cropping, as timm does for padding (negative)."""
     return round(spare / 2) if spare >= 0 else -(-spare // 2)
 
 
 class Weights(_Record):
-    """Where the parameters came from. `random` weights are untrained: answers mean nothing."""
+    """Origin of the parameters. `random` weights are untrained: the model's answers mean nothing."""
 
     source: str
     sha256: Sha256 | None
@@ -238,7 +243,7 @@ class Accuracy(_Record):
 
 
 class Parity(_Record):
-    """How close the graph is to PyTorch in FP32, or to the ONNX file it was made of, over all that was compared."""
+    """How close the graph is to PyTorch in FP32, or to the ONNX file it was made from, over all compared images."""
 
     batch_sizes: tuple[int, ...]
     images: int
@@ -249,14 +254,14 @@ class Parity(_Record):
 
 
 class Expectation(_Record):
-    """How close an export is to the logits that somebody's own model gives, with images read as the server does."""
+    """How close an export is to the logits of the user's own model, with images read as the server reads them."""
 
     source: str
-    """Name of the file or folder with those logits."""
+    """Name of the file or folder with the expected logits."""
     images: int
     top1_agreement: float
     logit_error: float
-    """Root mean square of the differences, as a share of that of the expected logits."""
+    """Root mean square of the differences, relative to the root mean square of the expected logits."""
     logit_error_allowed: float
 
 
@@ -268,37 +273,37 @@ class Calibration(_Record):
     images: int
     rounding: Rounding = "all"
     backend: OnnxBackend | None = None
-    """The only one that runs it as it was meant; None: each that runs ONNX files."""
+    """The only backend that runs it as intended; None: every one that runs ONNX files."""
 
 
 class Conversion(_Record):
-    """From which FP32 file one of lower precision was made, and what that changed, on images it was not made with."""
+    """The FP32 file a lower-precision file was made from, and how their answers differ on held-out images."""
 
     source: ModelName
     source_version: int
     source_sha256: Sha256
     calibration: Calibration | None
-    """None: none was needed."""
+    """None: the precision needed no calibration."""
     images: int
     top1_agreement: float
     """Share of the images with the same best class as in FP32."""
     agreement_interval: tuple[float, float] | None = None
-    """In which that share lies for all images like these, with 95 % confidence; None in older manifests."""
+    """95 % confidence interval of that share over all images like these; None in older manifests."""
     min_agreement: float | None = None
-    """Share that was asked for; None in older manifests."""
+    """Share that was required; None in older manifests."""
     verdict: Literal["accepted", "undecided"] = "accepted"
-    """Undecided: published on request, though these images do not tell whether it agrees often enough."""
+    """Undecided: published on request, although these images do not show whether it agrees often enough."""
     sure_disagreements: int | None = None
     """Images with another best class although FP32 was sure of its own; None in older manifests."""
     max_logit_error: float
     """Largest |logit - FP32's|."""
     accuracy: Accuracy | None
-    """Measured; None where the images' classes were not known."""
+    """Measured; None if the images' classes were unknown."""
     source_accuracy: Accuracy | None
 
 
 class Miscalibration(_Record):
-    """How far probabilities are from what they say, on images that nothing was fitted on."""
+    """How far predicted probabilities are from observed frequencies, on images that nothing was fitted on."""
 
     ece: float
     """Expected calibration error, 0 to 1 (arXiv:1706.04599, equation 3, 15 bins)."""
@@ -307,70 +312,72 @@ class Miscalibration(_Record):
 
 
 class HeldOut(_Record):
-    """What the temperature does on images that nothing was fitted on."""
+    """Calibration without and with the temperature, on images that nothing was fitted on."""
 
     images: Annotated[int, Field(ge=1)]
     before: Miscalibration
-    """Of the network as it is, without a temperature."""
+    """Without a temperature."""
     after: Miscalibration
 
 
 UnknownScore = Literal["max_logit", "energy"]
-"""What is high where an image is of one of the classes: the largest logit (arXiv:1911.11132), or the negative free
+"""A score that is high for images of the model's classes: the largest logit (arXiv:1911.11132), or the negative free
 energy, which is the logarithm of the sum of the logits' exponentials (arXiv:2010.03759)."""
 
 
 class Unknown(_Record):
-    """From which score on an image is taken for one of the classes."""
+    """The score from which an image counts as one of the model's classes ("known")."""
 
     score: UnknownScore
-    """Of the graph's logits, which the temperature has divided."""
+    """Computed from the graph's logits, which are divided by the temperature."""
     threshold: float
     keep_known: Annotated[float, Field(gt=0, lt=1)]
-    """Share of images of the classes that the threshold was chosen to let pass."""
+    """Share of known images that the threshold was chosen to accept."""
     images: int
-    """Of the classes, that it was chosen by."""
+    """Known images that the threshold was chosen on."""
     known: float
-    """Share of held-out images of the classes that it lets pass."""
+    """Share of held-out known images that it accepts."""
     unknown_images: int = 0
-    """Of none of the classes; 0: there were none to choose the score by."""
+    """Images of none of the classes; 0: there were none to choose the score by."""
     unknown_rejected: float | None = None
-    """Share of the held-out half of those that it rejects."""
+    """Share that it rejects of their held-out half."""
     auroc: dict[UnknownScore, float] = {}
-    """How well each score tells the two apart, on held-out images: 1 is always, 0.5 is chance."""
+    """How well each score separates known from unknown held-out images: 1 is perfect, 0.5 is chance."""
 
 
 SetMethod = Literal["lac", "aps", "raps"]
-"""How little a class fits an image: 1 - its probability (LAC, arXiv:1609.00451), the probability of all that are more
-probable (APS, arXiv:2006.02544), or that and a penalty for each class beyond the first few (RAPS, arXiv:2009.14193)."""
+"""Nonconformity score of a class: 1 - its probability (LAC, arXiv:1609.00451), the total probability of all more
+probable classes (APS, arXiv:2006.02544), or that plus a penalty for each class beyond the first few (RAPS,
+arXiv:2009.14193)."""
 
 
 class SetFigures(_Record):
-    """What prediction sets were worth on held-out images."""
+    """Prediction sets as measured on held-out images."""
 
     coverage: float
-    """That was asked for."""
+    """The coverage requested."""
     covered: float
     """Share of the images whose true class was in their set."""
     mean_size: float
-    """Classes in a set."""
+    """Mean number of classes in a set."""
 
 
 class PredictionSets(_Record):
-    """Split conformal prediction: what makes a set of classes that holds the true one with a chosen probability.
+    """Parameters of split conformal prediction: sets of classes that hold the true one with a chosen probability.
 
     `models.confidence` makes the sets.
     """
 
     method: SetMethod
     penalty: Annotated[float, Field(ge=0)] = 0.0
-    """Of RAPS, for each class."""
+    """RAPS's penalty for each class."""
     penalty_from: Annotated[int, Field(ge=0)] = 0
-    """Classes that RAPS adds without a penalty."""
+    """Number of classes that RAPS adds without a penalty."""
     images: Annotated[int, Field(ge=1)]
-    """That the scores are from; the temperature was fitted on others."""
+    """Images the scores come from; the temperature was fitted on others."""
     scores: Annotated[tuple[float, ...], Field(min_length=1, max_length=999)]
-    """Of the true classes, rising: element i is not exceeded with a probability of (i + 1) / (n + 1) at least, of n."""
+    """n scores of true classes, ascending: a true class's score is at most element i with a probability of at least
+    (i + 1) / (n + 1)."""
     held_out: tuple[SetFigures, ...] = ()
 
     @model_validator(mode="after")
@@ -381,14 +388,14 @@ class PredictionSets(_Record):
 
 
 class Confidence(_Record):
-    """What makes probabilities mean something, and what was measured of it, with one crop of each image."""
+    """The calibration of a model's probabilities, and how well it works, measured with one crop of each image."""
 
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    """The graph divides the network's logits by it before softmax; its `logits` are the quotients."""
+    """The graph divides the network's logits by it before softmax; its `logits` output is the quotients."""
     images: int = 0
-    """That it was fitted on; 0: it was given."""
+    """Images it was fitted on; 0: the user gave it."""
     held_out: HeldOut | None = None
-    """None, as all that follows: this file was made of one that was calibrated, and is not calibrated itself."""
+    """None, like the fields below: this file was made from a calibrated one and not calibrated itself."""
     unknown: Unknown | None = None
     sets: PredictionSets | None = None
 
@@ -402,26 +409,26 @@ class ModelFile(_Record):
 
 
 class Profile(_Record):
-    """Batch sizes that an optimisation profile admits: from `smallest` to `largest`, which it is tuned for."""
+    """Batch sizes an optimisation profile accepts: `smallest` to `largest`; it is tuned for `largest`."""
 
     smallest: Annotated[int, Field(ge=1)]
     largest: Annotated[int, Field(ge=1)]
 
 
 class TensorRT(_Record):
-    """What a TensorRT engine was built by, and what it runs on: the plan cannot be asked on another machine."""
+    """How a TensorRT engine was built and where it runs; other machines cannot read this from the plan."""
 
     flavour: Flavour
     version: str
-    """Of TensorRT, all four numbers: no other version loads the engine, unless it is compatible by `version`."""
+    """TensorRT version, all four numbers: no other version loads the engine unless `compatibility` has "version"."""
     compute_capabilities: Annotated[tuple[ComputeCapability, ...], Field(min_length=1)]
-    """Of the GPUs it was built for."""
+    """The GPUs it was built for."""
     gpu: str | None
     """The GPU it was built on; None: ahead of time, on a machine without one."""
     compatibility: tuple[Compatibility, ...] = ()
-    """What was asked for beyond the version and the GPU of the build."""
+    """Compatibility requested beyond the version and the GPU of the build."""
     refittable: bool = False
-    """Its weights can be exchanged without another build."""
+    """Its weights can be replaced without a rebuild."""
     profiles: Annotated[tuple[Profile, ...], Field(min_length=1)]
     """Largest batch last."""
     onnx_sha256: Sha256
@@ -441,29 +448,29 @@ class Manifest(_Record):
     published_accuracy: Accuracy | None
     preprocessing: Preprocessing
     activation: Activation = "softmax"
-    """What makes probabilities of the logits."""
+    """Turns logits into probabilities."""
     num_classes: Annotated[int, Field(ge=1)]
     top_k: Annotated[int, Field(ge=1, le=MAX_TOP_K)]
     backend: Literal["onnx", "openvino", "tensorrt", "torch"]
     precision: Precision
     opset: int | None
-    """Of ONNX; None for a program of PyTorch, which has none."""
+    """ONNX opset; None for a PyTorch program."""
     file: ModelFile
     parity: Parity | None
     expectation: Expectation | None = None
-    """None: nobody stated what to expect."""
+    """None: the user gave no expected logits."""
     tools: dict[str, str]
     fingerprint: Sha256
-    """Digest of all that determines the export; two exports with the same fingerprint are the same model."""
+    """Digest of everything that determines the export; two exports with the same fingerprint are the same model."""
     labels: tuple[Label, ...]
     tensorrt: TensorRT | None = None
-    """Of an engine; None for every other backend."""
+    """Set for a TensorRT engine; None for every other backend."""
     conversion: Conversion | None = None
-    """Of an ONNX file in lower precision; None for what was exported from PyTorch."""
+    """Set for an ONNX file in lower precision; None for one exported from PyTorch."""
     needs_vnni: bool = False
-    """Of a file that came quantised: on an x86 CPU without VNNI its sums overflow."""
+    """True if the file was imported already quantised and its sums overflow on an x86 CPU without VNNI."""
     confidence: Confidence | None = None
-    """None: probabilities are the network's own, as it was trained."""
+    """None: the network's own probabilities, uncalibrated."""
     features: Annotated[int, Field(ge=1)] | None = None
     """Length of each image's features; None where the graph has none."""
     activation_maps: tuple[_Side, _Side] | None = None
@@ -489,13 +496,13 @@ class Manifest(_Record):
 
     @property
     def quantized_for(self) -> QuantizationTarget | None:
-        """What runs it as it was meant; None of what is not quantised."""
+        """The hardware it was quantised for; None if it is not quantised."""
         calibration = self.conversion and self.conversion.calibration
         return calibration.target if calibration else None
 
     @property
     def bound_to(self) -> OnnxBackend | None:
-        """The only backend that may run it; None: the one it names, or of an ONNX file any that runs those."""
+        """The only backend that may run it; None: the one it names, or for an ONNX file any that runs those."""
         if self.precision == "bf16":
             return "openvino"
         calibration = self.conversion and self.conversion.calibration
@@ -513,18 +520,18 @@ class Manifest(_Record):
 
 
 class Member(_Record):
-    """A version that an ensemble asks."""
+    """A model version that an ensemble runs."""
 
     name: ModelName
     version: int
     sha256: Sha256
-    """Of its file: the very one that was measured."""
+    """Digest of the file that was measured."""
     accuracy: Accuracy | None
-    """Measured alone, on the images that the ensemble was measured on; None where their classes were not known."""
+    """Measured alone, on the ensemble's images; None if their classes were unknown."""
 
 
 class _Combined(_Record):
-    """Several models served as one, without a file of their own."""
+    """Several models served as one; the combination has no model file of its own."""
 
     schema_version: Literal[1] = 1
     name: ModelName
@@ -533,7 +540,7 @@ class _Combined(_Record):
     labels: tuple[Label, ...]
     top_k: Annotated[int, Field(ge=1, le=MAX_TOP_K)]
     images: int
-    """How many images the figures here come from."""
+    """Number of images behind the figures here."""
     accuracy: Accuracy | None
     fingerprint: Sha256
 
@@ -544,23 +551,23 @@ class Ensemble(_Combined):
     backend: Literal["ensemble"] = "ensemble"
     members: Annotated[tuple[Member, ...], Field(min_length=2, max_length=16)]
     agreement: float
-    """Share of the images to which all members give the same best class."""
+    """Share of the images on which all members have the same best class."""
 
 
 RuleKind = Literal["margin", "probability", "entropy"]
-"""What tells how sure an answer is: the difference of the two largest probabilities, the largest, or their entropy."""
+"""Measure of certainty: difference of the two largest probabilities, the largest probability, or the entropy."""
 
 
 class Rule(_Record):
-    """When the answer of a cascade's member is given, and the next one not asked."""
+    """When a cascade returns a member's answer instead of running the next member."""
 
     kind: RuleKind
     threshold: float
-    """Of `confidence.certainty`: this or more is sure enough. So an entropy's is negative."""
+    """Smallest `confidence.certainty` that is sure enough; negative for entropy."""
 
 
 class Share(_Record):
-    """A share of the images, 0 to 1, and what it proves of images like them: Clopper and Pearson's 95 % interval."""
+    """A share of the images, 0 to 1, and its 95 % interval over images like them (Clopper and Pearson)."""
 
     share: float
     low: float
@@ -568,39 +575,39 @@ class Share(_Record):
 
 
 class Stage(Member):
-    """A model or an ensemble that a cascade asks, and whether its answer is given.
+    """A model or an ensemble that a cascade runs, and the rule for returning its answer.
 
-    `sha256` is its file's; of an ensemble, which has none, its fingerprint.
+    `sha256` is the digest of its file; an ensemble has no file, so there it is the fingerprint.
     """
 
     rule: Rule | None
-    """None: of the last, it is always given."""
+    """None for the last member, whose answer is always returned."""
     answered: float
-    """Share of the images to which the cascade gave its answer."""
+    """Share of the images for which the cascade returned this member's answer."""
     top1_agreement: Share
-    """How often it alone has the best class that the cascade is to have."""
+    """How often its own best class is the reference's."""
     seconds: float | None
-    """For an image, alone, measured where the cascade was made; None: it was not."""
+    """Per image, run alone on the machine that made the cascade; None: not measured."""
 
 
 class Cascade(_Combined):
-    """Members of which each is asked only where the one before it was not sure."""
+    """Members that run in turn, each only if the one before it was not sure."""
 
     backend: Literal["cascade"] = "cascade"
     members: Annotated[tuple[Stage, ...], Field(min_length=2, max_length=8)]
-    """In the order in which they are asked."""
+    """In the order in which they run."""
     reference: ModelName
-    """Whose best class it is to have: as a rule that of the last member."""
+    """The model whose best class the cascade must reproduce, usually its last member."""
     reference_version: int
     tuned_on: int
-    """How many images the rule was found on; all figures here come from others."""
+    """Number of images the rules were chosen on; all figures here come from others."""
     top1_agreement: Share
-    """With the reference."""
+    """Agreement with the reference."""
     min_agreement: float
-    """Share that was asked for."""
+    """Share that was required."""
     reference_accuracy: Accuracy | None
     seconds: float | None
-    """For an image: what its members take, each for the images that it sees; None: it was not measured."""
+    """Mean per image, counting each member only for the images that reach it; None: not measured."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -613,19 +620,19 @@ class Cascade(_Combined):
 
 
 EXACT = "-exact"
-"""What the name of a model is followed by in that of its cascade from INT8 to FP32."""
+"""Suffix that a model's cascade from INT8 to FP32 adds to the model's name."""
 Recipe = Ensemble | Cascade
-"""What is served without a file of its own."""
+"""Served without a model file of its own."""
 Entry = Manifest | Ensemble | Cascade
 _entry: TypeAdapter[Entry] = TypeAdapter(Annotated[Entry, Field(discriminator="backend")])
 
 
 def read_entry(folder: Path) -> Entry:
-    """Read the manifest of a version's folder, of a model, an ensemble or a cascade.
+    """Read the manifest of a model, an ensemble or a cascade from a version's folder.
 
     Raises:
         UnreadableError: it is missing, or cannot be read.
-        ManifestError: it is no valid manifest, or its name and version are not those of its folders.
+        ManifestError: it is not a valid manifest, or its name and version are not those of its folders.
     """
     path = folder / FILE_NAME
     try:
@@ -643,7 +650,7 @@ def read(folder: Path) -> Manifest:
     """Read the manifest of a model's version.
 
     Raises:
-        ManifestError: as `read_entry`, or it is one of several models, without a file of its own.
+        ManifestError: as `read_entry`, or it is the manifest of an ensemble or a cascade.
     """
     found = read_entry(folder)
     if not isinstance(found, Manifest):
@@ -652,19 +659,19 @@ def read(folder: Path) -> Manifest:
 
 
 def called(recipe: Recipe) -> str:
-    """What messages call it."""
+    """Name its kind for messages."""
     return "an ensemble" if isinstance(recipe, Ensemble) else "a cascade"
 
 
 def _read_file(path: Path) -> bytes:
-    """A regular file's content: a pipe of that name would be waited for without end."""
+    """Read a regular file only: reading a pipe of that name would block for ever."""
     if path.exists() and not path.is_file():
         raise UnreadableError(f"{path} is no file")
     return path.read_bytes()
 
 
 def read_model_file(folder: Path, manifest: Manifest) -> bytes:
-    """The model file's bytes, proven to be those the manifest names.
+    """Return the model file's bytes, checked against the manifest's digest.
 
     Raises:
         UnreadableError: the file cannot be read.

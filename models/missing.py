@@ -1,4 +1,4 @@
-"""A package that is not installed ends a command in one line. A command imports this before what may be missing."""
+"""Report a missing package in one line. Commands import this module before any package that may be missing."""
 
 import sys
 import traceback
@@ -9,7 +9,7 @@ from models import hints
 
 
 def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """`sys.excepthook`: an import by code of ours, of what is none, is a line; everything else is shown as ever."""
+    """Replace `sys.excepthook`: one line if our code imports a missing package of others, else a traceback as usual."""
     if isinstance(error, ModuleNotFoundError) and error.name and _is_of_others(error.name) and _is_by_us(trace):
         print(f"error: {hints.missing(error.name)}", file=sys.stderr)
     else:

@@ -1,7 +1,7 @@
-"""Which network a state dict is of: the parameter names of other libraries made ours, and the networks that they fit.
+"""Translates other libraries' parameter names to ours, and finds the networks that a state dict fits.
 
-Ours are torchvision's, and timm's for what torchvision lacks. A layout of names is known by a parameter that only its
-networks have; what comes before that is the modules around the network, and stays.
+Our names are torchvision's, or timm's where torchvision lacks the network. A naming layout is recognised by an anchor:
+a parameter name that only its networks have. A prefix before the anchor is that of enclosing modules and is kept.
 """
 
 import re
@@ -20,9 +20,9 @@ class _Layout(NamedTuple):
     """How a library names a network's parameters."""
 
     anchor: str
-    """Pattern of a name that each of its networks has once."""
+    """Pattern of a name that each network with this layout has exactly once."""
     rules: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
-    """Patterns and what takes their place, one after the other, in names without what comes before the anchor."""
+    """Patterns and their replacements, applied in order to names without the prefix before the anchor."""
 
 
 def _block(match: re.Match[str]) -> str:
@@ -87,25 +87,25 @@ _LAYOUTS = (
 
 
 def to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Name parameters as `models.resnet` does; names of no layout that is known stay as they are."""
+    """Name parameters as `models.resnet` does; names of an unknown layout stay as they are."""
     ours = dict(state)
     for layout in _LAYOUTS:
         prefixes = _before(layout.anchor, ours)
         ours = {_renamed(name, prefixes, layout): tensor for name, tensor in ours.items()}
     for prefix in _before(r"layer1\.0\.conv1\.weight", ours):
         _count_pooling(ours, f"{prefix}layer1.0.downsample", f"{prefix}layer2.0.downsample")
-    # timm's resnetv2 has a convolution of 1x1 for a last layer.
+    # The last layer of timm's resnetv2 is a 1x1 convolution.
     return {name: tensor.flatten(1) if name.endswith("fc.weight") else tensor for name, tensor in ours.items()}
 
 
 def _before(anchor: str, state: Mapping[str, Tensor]) -> list[str]:
-    """List what comes before a name, once for each network."""
+    """List the prefixes before an anchor, one for each network."""
     pattern = re.compile(rf"(?:^|(?<=\.)){anchor}$")
     return [name[: match.start()] for name in state if (match := pattern.search(name))]
 
 
 def _count_pooling(state: dict[str, Tensor], kept: str, halved: str) -> None:
-    """Count a pooling also before the projection that keeps the resolution, which MMPretrain leaves out."""
+    """Shift the indices of a resolution-keeping projection by one, for the pooling that MMPretrain leaves out there."""
     if f"{halved}.2.weight" in state:
         for old, new in (("1", "2"), ("0", "1")):
             for name in [name for name in state if name.startswith(f"{kept}.{old}.") and f"{kept}.0.weight" in state]:
@@ -123,34 +123,34 @@ def _renamed(name: str, prefixes: list[str], layout: _Layout) -> str:
 
 
 def recognise(state: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Name the architectures that a state dict under our names fits, whatever its classes and colours; none: ().
+    """Name the architectures that fit a state dict with our names, for any classes and channels; () if none do.
 
-    More than one where networks differ in nothing that has parameters.
+    Several fit if they differ only in parts without parameters.
     """
     shapes = _shapes(state)
     depths = _depths(shapes)
     candidates = {_distinct(architecture) for architecture in ARCHITECTURES.values() if architecture.depths == depths}
-    # The first block tells most of them apart, in a tenth of the time.
+    # The first block already rules out most candidates, in a tenth of the time.
     first = {one for one in candidates if _shapes_of(replace(one, depths=(1,))).items() <= shapes.items()}
     fitting = {one for one in first if _shapes_of(one) == shapes}
     return tuple(name for name, architecture in ARCHITECTURES.items() if _distinct(architecture) in fitting)
 
 
 def _distinct(architecture: Architecture) -> Architecture:
-    """Leave out what changes neither names nor shapes."""
+    """Reset the fields that change neither names nor shapes of parameters."""
     return replace(architecture, stride_in="3x3", anti_aliasing=None)
 
 
 def _shapes_of(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         shapes = _shapes(ResNet(architecture, 1).state_dict())
-    if len(architecture.depths) == 1:  # the whole network's is another
+    if len(architecture.depths) == 1:  # it has another shape in the whole network
         shapes = {name: shape for name, shape in shapes.items() if not name.startswith("last_bn.")}
     return shapes
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes, without what depends on classes or colours, and what older files lack."""
+    """Names and shapes, without parts that depend on classes or channels and names that older files lack."""
     return {
         name: (len(tensor), *tensor.shape[2:]) if name in ("conv1.weight", "conv1.0.weight") else tuple(tensor.shape)
         for name, tensor in state.items()

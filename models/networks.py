@@ -1,4 +1,4 @@
-"""From an architecture or its name to its network in PyTorch."""
+"""Builds the PyTorch network of an architecture or its name."""
 
 from dataclasses import replace
 
@@ -20,8 +20,8 @@ def build(
 ) -> nn.Module:
     """Build a network in evaluation mode with random parameters that depend on `seed` alone.
 
-    It maps normalised images float32[N, 3, H, W] to logits float32[N, num_classes]. A residual network's `shortcut` and
-    `stride_in` are the architecture's own where they are None.
+    It maps normalised images float32[N, 3, H, W] to logits float32[N, num_classes]. For a residual network, `shortcut`
+    and `stride_in` default to the architecture's own.
 
     Raises:
         KeyError: there is no such architecture.
@@ -44,7 +44,7 @@ def first_weight(network: nn.Module) -> str:
 
 
 def see_grey(network: nn.Module) -> None:
-    """Have a network take one channel, and answer as it did to an image whose three channels were all that one."""
+    """Make a network take one channel; it then answers as before to an image with that channel three times."""
     first = network.get_submodule(first_weight(network).rpartition(".")[0])
     if not isinstance(first, nn.Conv2d):
         raise TypeError(f"{first} is no convolution")

@@ -1,25 +1,25 @@
-"""Which of all that a checkpoint holds is meant; decided without torch."""
+"""Which part of a checkpoint to read; decided without importing torch."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Part:
-    """What was chosen, and None of what needs no choice: see `models.checkpoint.read`."""
+    """The user's choices; None where the user made none: see `models.checkpoint.read`."""
 
     averaged: bool = False
-    """The moving averages that it holds beside the trained parameters."""
+    """Take the moving averages instead of the trained parameters."""
     key: str | None = None
     prefix: str | None = None
     head: str | None = None
 
     @property
     def is_chosen(self) -> bool:
-        """Whether anything was."""
+        """Whether the user chose anything."""
         return self != Part()
 
     def __str__(self) -> str:
-        """What follows the file's name in a manifest: ", moving averages", ", key teacher"."""
+        """Suffix to the file's name in a manifest: ", moving averages", ", key teacher"."""
         chosen = {"key": self.key, "prefix": self.prefix, "head": self.head}
         named = ["moving averages"] if self.averaged else []
         named += [f"{name} {value}" for name, value in chosen.items() if value is not None]

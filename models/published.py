@@ -1,6 +1,6 @@
-"""From the files of a published model to all that they say of it, beside its parameters.
+"""Reads everything that a published model's files say about it, except its parameters.
 
-The preprocessing is what the library that wrote the files does at inference. Neither that library nor torch is needed.
+The preprocessing is that of the library that wrote the files, at inference. Neither that library nor torch is needed.
 """
 
 from models import config, hub, timm_config, transformers_config
@@ -12,7 +12,7 @@ def read(place: Place) -> Published:
     """Read the config of a model.
 
     Raises:
-        SourceError: it is of something that is no image classifier, or of another library.
+        SourceError: the model is not an image classifier, or another library wrote the config.
     """
     content = config.read_json(place, hub.CONFIG)
     if "architecture" in content:

@@ -1,4 +1,4 @@
-"""timm's `config.json`: its network, what it does to images at inference, its classes."""
+"""Reads timm's `config.json`: the network, its preprocessing at inference, its classes."""
 
 import math
 import re
@@ -19,9 +19,9 @@ _Descriptions = tuple[str, ...] | dict[str, str]
 
 
 _USUAL = {"in_chans": 3, "global_pool": "avg"}
-"""Arguments that timm writes down though they change nothing."""
+"""Defaults that timm writes into the file although they change nothing."""
 _OF_TRAINING = ("num_classes", "drop_")
-"""How names of arguments begin that matter to training, or are known otherwise."""
+"""Prefixes of arguments that only matter to training, or are read from elsewhere."""
 
 
 class _Pretrained(Config):
@@ -41,7 +41,7 @@ class _Pretrained(Config):
 
 class _Timm(Config):
     architecture: str = Field(pattern=r"^\w+(\.\w+)?$")
-    """A name of timm's own: what has a colon is fetched from elsewhere."""
+    """One of timm's own networks: timm would fetch a name with a colon from elsewhere."""
     num_classes: int | None = None
     model_args: dict[str, Any] = Field(default_factory=dict)
     pretrained_cfg: dict[str, Any] = Field(default_factory=dict)
@@ -56,7 +56,7 @@ def read(content: Mapping[str, Any], place: Place) -> Published:
         SourceError: it is not as timm writes it.
     """
     found = config.checked(_Timm, content, place)
-    known = config.checked(_Pretrained, found.pretrained_cfg or content, place)  # old files have but one level
+    known = config.checked(_Pretrained, found.pretrained_cfg or content, place)  # older files have a single level
     num_classes = known.num_classes if found.num_classes is None else found.num_classes
     given = _labels(found.label_names or known.label_names, found.label_descriptions or known.label_descriptions)
     if given and len(given) != num_classes:
@@ -86,7 +86,7 @@ def _network(found: _Timm, known: _Pretrained) -> Network:
 
 
 def _labels(names: _Names, descriptions: _Descriptions) -> tuple[Label, ...]:
-    """Read labels; where they are WordNet ids, what describes one is the label."""
+    """Read the labels; for a WordNet id, its description becomes the label."""
     ordered = tuple(names[index] for index in sorted(names)) if isinstance(names, dict) else names
     if not isinstance(descriptions, dict):
         descriptions = dict(zip(ordered, descriptions, strict=False))
@@ -99,7 +99,7 @@ def _labels(names: _Names, descriptions: _Descriptions) -> tuple[Label, ...]:
 
 
 def _preprocessing(known: _Pretrained) -> Preprocessing | UnknownPreprocessingError:
-    """Say what `transforms_imagenet_eval` does; at the size for training, as timm does where none is asked for."""
+    """Describe what `transforms_imagenet_eval` does, at the training size, which timm uses by default."""
     channels, *crop = known.input_size
     mode: CropMode = "squash" if known.crop_mode == "squash" else "pad" if known.crop_mode == "border" else "centre"
     if mode == "centre" and crop[0] != crop[1]:

@@ -1,8 +1,8 @@
-"""Files of `torch.save`, read without importing or calling anything that they name.
+"""Reads files of `torch.save` without importing or calling anything that they name.
 
-Ordinary unpickling imports the classes and calls the functions that a file names, whatever they do. Torch's restricted
-unpickler makes tensors and plain containers and refuses all else, though it only lies beside the tensors: a script's
-options, paths, NumPy's numbers, a loss. Here each of those names gets a stand-in that does nothing.
+Ordinary unpickling imports any class and calls any function that a file names. Torch's restricted unpickler builds
+tensors and plain containers and refuses a file that holds anything else, even if that only lies beside the tensors: a
+script's options, paths, NumPy numbers, a loss. Here each refused name gets a stand-in that does nothing.
 """
 
 import re
@@ -17,25 +17,25 @@ import torch
 
 _REFUSED = re.compile(r"GLOBAL (\S+) was not an allowed global")
 _MOST = 1000
-"""Names that one file may have: each is found by reading up to it."""
+"""Most refused names in one file: finding each one means reading the file up to it."""
 _LISTS = ("collections.deque",)
-"""What is filled as lists are; all else may be filled as mappings are."""
+"""Classes that the unpickler fills like lists; any other may be filled like a mapping."""
 
 
 def load(path: Path) -> object:
-    """Read a file, its tensors to the CPU, with stand-ins for whatever torch does not know.
+    """Read a file, with its tensors on the CPU, and stand-ins for every class or function that torch refuses.
 
     Raises:
         OSError: it cannot be read.
-        Exception: whatever torch raises of what it did not write, or what is cut off.
+        Exception: whatever torch raises for a file that it did not write, or a truncated one.
     """
     stand_ins: dict[str, type] = {}
     while True:
         known: list[Callable[..., Any] | tuple[Callable[..., Any], str]]
         known = [(stand_in, name) for name, stand_in in stand_ins.items()]
         with (
-            path.open("rb") as file,  # as a name, torch would believe its suffix
-            warnings.catch_warnings(action="ignore"),  # torch warns of an odd pickle before it refuses it
+            path.open("rb") as file,  # given a path, torch would trust its suffix
+            warnings.catch_warnings(action="ignore"),  # torch warns about an odd pickle before it refuses it
             torch.serialization.safe_globals(known),
         ):
             try:
@@ -49,15 +49,15 @@ def load(path: Path) -> object:
 
 
 def stands_for(content: object) -> str | None:
-    """Name the class or function of the file whose stand-in made `content`; None: no stand-in did."""
+    """Name the class or function whose stand-in made `content`; None if no stand-in did."""
     return getattr(content, "stands_for", None) if isinstance(content, Counter) else None
 
 
 def _stand_in(name: str) -> type:
-    """A class that takes any arguments and makes an empty container.
+    """Make a class that takes any arguments and returns an empty container.
 
-    Of torch's unpickler only the very types `list`, `dict`, `OrderedDict` and `Counter` can be filled with what follows
-    in the file, and of these a `Counter` may set its state itself.
+    Torch's unpickler can fill only instances of exactly `list`, `dict`, `OrderedDict` and `Counter` with the content
+    that follows in the file, and of these only a `Counter` may have a `__setstate__` of its own.
     """
 
     def make(_: type, *_arguments: Any) -> object:

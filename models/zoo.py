@@ -12,7 +12,7 @@ from models.manifest import Accuracy, Label, Preprocessing
 
 DEFAULT = "resnet50"
 OFFLINE_DEFAULT = "efficientnet_lite0"
-"""Exported where no name was given and the default's weights are out of reach: its weights are a package."""
+"""Exported if no name is given and the default's weights cannot be fetched: its weights come in a package."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class PackagedWeights:
 
 @dataclass(frozen=True)
 class Pretrained:
-    """One name of the zoo: a network, its weights, and all that belongs to them."""
+    """An entry of the zoo: a network, its weights, and everything that belongs to them."""
 
     name: str
     architecture: str
@@ -44,9 +44,9 @@ class Pretrained:
 
     @property
     def customary(self) -> Preprocessing:
-        """What other weights of this network are most likely trained for.
+        """The preprocessing that other weights of this network were most likely trained for.
 
-        The short side of 232 belongs to torchvision's second weights alone: they were tuned to it after the training.
+        Only torchvision's V2 weights use a short side of 232; it was tuned for them after training.
         """
         if self.preprocessing.resize == _V2_RESIZE:
             return self.preprocessing.model_copy(update={"resize": 256})
@@ -73,7 +73,7 @@ def _imagenet(name: str, *, digest: str, resize: int, top1: float, top5: float) 
 def _untrained(architecture: str) -> Pretrained:
     """Describe a network of the papers for which nobody published weights in this project's form."""
     cifar = ARCHITECTURES[architecture].cifar
-    # ImageNet's mean and std for CIFAR too: what the best-known checkpoints of its ResNets were trained with.
+    # ImageNet's mean and std for CIFAR too: the best-known CIFAR ResNet checkpoints were trained with them.
     preprocessing = Preprocessing(
         resize=32 if cifar else 256,
         crop=32 if cifar else 224,
@@ -106,7 +106,7 @@ _TIMM_CROPS = {
     (448, 1.0): "resnetv2_50x3_bit resnetv2_101x1_bit resnetv2_101x3_bit",
     (480, 1.0): "resnetv2_152x4_bit",
 }
-"""Crop, and its share of the resized image's short side, where they are not 224 and 0.875."""
+"""Networks by crop and its share of the resized image's short side, if these are not 224 and 0.875."""
 _TIMM_BILINEAR = (
     "resnext101_32x4d resnext101_32x16d resnext101_32x32d resnetv2_50x3_bit resnetv2_101x1_bit resnetv2_101x3_bit"
     " resnetv2_152x4_bit"
@@ -114,7 +114,7 @@ _TIMM_BILINEAR = (
 
 
 def _timm(architecture: str) -> Pretrained:
-    """Describe a network of timm, with the preprocessing of the weights that timm takes if none are named."""
+    """Describe a network of timm, with the preprocessing of timm's default weights."""
     sizes = {name: size for size, names in _TIMM_CROPS.items() for name in names.split()}
     crop, share = sizes.get(architecture, (224, 0.875))
     half = architecture.startswith("resnetv2")
