@@ -1,4 +1,4 @@
-"""Fixtures that more than one part of the tests uses. Each network is exported once, by the command."""
+"""Fixtures shared by several parts of the tests. The export command exports each network once."""
 
 import faulthandler
 import fcntl
@@ -23,29 +23,29 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 
-# How long an example takes, or is made, is the machine's affair.
+# How long an example takes to run or to generate depends on the machine.
 hypothesis.settings.register_profile(
     "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("any machine")
 
-# A shell has what it starts in the background ignore Ctrl-C, and so would all that the tests start.
+# A shell makes background jobs ignore Ctrl-C; processes that the tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 END_S, EXIT_S = 5.0, 60.0
-"""What a test that has run out of time has, to end what it started before that is killed; and what it has after that,
-or pytest itself once all tests have ended, before all is given up: a thread that hangs could hold it up for ever."""
+"""END_S: grace period in which a timed-out test ends its own processes before they are killed. EXIT_S: how long that
+test may take after that, or pytest once all tests have ended, before pytest exits: a hung thread could block it."""
 _over = pytest.StashKey[threading.Event]()
 _stderr = pytest.StashKey[int]()
-"""The descriptor of what pytest does not capture."""
+"""Descriptor of the standard error that pytest does not capture."""
 
 
 SLOW_S, SLOWEST_S = 600, 3000
-"""The limits of tests that are marked as such, instead of that in pyproject.toml."""
+"""Time limits of tests with slow marks, instead of the one in pyproject.toml."""
 EXPORTS = {"model_repository", "cifar_repository"}
-"""Fixtures of the whole session: the first test that uses one pays for its exports, and counts as slow."""
+"""Session fixtures: the first test that uses one waits for its exports, so their tests have the limit of slow ones."""
 EXPORTED = "EXPORTED"
-"""The variable that names a folder in which runs of pytest beside each other share what these fixtures export."""
+"""Environment variable naming a folder in which parallel runs of pytest share what these fixtures export."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -70,7 +70,7 @@ def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> Generator[None
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """The test is over once its fixtures are, also after a failure, when pytest-timeout no longer watches."""
+    """Tell `_watch` that the test and its fixtures are done; after a failure, pytest-timeout no longer watches them."""
     try:
         return (yield)
     finally:
@@ -79,7 +79,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 
 def _watch(over: threading.Event, limit_s: float, stderr: int) -> None:
-    """In a thread: free a test that has run out of time of what it may wait for."""
+    """Runs in a thread: kill the processes that a timed-out test may be waiting for."""
     if over.wait(limit_s + END_S):
         return
     processes.end_all()
@@ -108,7 +108,7 @@ def shared() -> Path:
 
 
 def _exported(name: str, tmp_path_factory: pytest.TempPathFactory, export: Callable[[Path], None]) -> Path:
-    """A copy for this run of the repository of that name, which the first run that wants it exports."""
+    """This run's copy of the named repository; the first run that needs the repository exports it."""
     folder = Path(os.environ.get(EXPORTED) or tmp_path_factory.mktemp("exported"))
     with (folder / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -147,9 +147,9 @@ def cifar_repository(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator["RunningServer"]:
-    """Serves `tiny` in versions 1 and 2 (the default), and `other`: one for all tests that only ask a server.
+    """Serves `tiny` in versions 1 and 2 (the default), and `other`: shared by all tests that only send requests.
 
-    Where it is changed, limited, killed or counted in, a module has its own.
+    Tests that change, limit or kill a server, or read its counters, start their own.
     """
     from tests import tiny
     from tests.server.running import RunningServer
@@ -164,7 +164,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator["RunningServer"
 
 @pytest.fixture
 def no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A cache of the Hugging Face Hub with nothing in it, below `tmp_path`, and nobody's token."""
+    """An empty Hugging Face Hub cache below `tmp_path`, and no token."""
     from tests import hub
 
     with hub.away(tmp_path / "hf", monkeypatch):
@@ -173,7 +173,7 @@ def no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def hub_server(no_hub: None, monkeypatch: pytest.MonkeyPatch) -> Iterator["Hub"]:  # noqa: ARG001 it is away from the hub
-    """A hub of this machine's, which this process takes for the Hugging Face Hub."""
+    """A local server that this process uses as the Hugging Face Hub."""
     from tests import hub
 
     with hub.running() as server:

@@ -1,7 +1,7 @@
-"""Processes that tests start. Whatever becomes of the test, or of pytest itself, they end, with all that they started.
+"""Starts processes for tests and ends them, with all their descendants, even if the test or pytest itself dies.
 
-Each is the leader of a session of its own, which is killed as a whole. A guard, a process as well, is told of each
-beginning and end; once pytest is gone, however it went, the guard kills what is left.
+Each process leads a session of its own, which is killed as a whole. A guard process is told of each start and end;
+once pytest has gone, for whatever reason, the guard kills what is left.
 """
 
 import atexit
@@ -40,7 +40,7 @@ def _guard() -> "subprocess.Popen[bytes]":
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    atexit.register(guard.communicate)  # which closes its input, and waits
+    atexit.register(guard.communicate)  # closes its input and waits for it
     return guard
 
 
@@ -48,7 +48,7 @@ _running: set[int] = set()
 
 
 def start(command: Sequence[str | Path], **options: Any) -> "subprocess.Popen[Any]":
-    """Start a process as `subprocess.Popen` does; whoever does it hands it to `end` in `finally`."""
+    """Start a process as `subprocess.Popen` does; the caller passes it to `end` in `finally`."""
     process = subprocess.Popen(command, start_new_session=True, **options)
     _running.add(process.pid)
     _tell_guard(process.pid)
@@ -56,10 +56,10 @@ def start(command: Sequence[str | Path], **options: Any) -> "subprocess.Popen[An
 
 
 def end(process: "subprocess.Popen[Any]") -> None:
-    """Kill what is left of it and of what it started; its pipes stay open."""
+    """Kill the process and its descendants, if any still run; its pipes stay open."""
     if process.pid in _running:
         with suppress(psutil.NoSuchProcess):
-            for other in psutil.Process(process.pid).children(recursive=True):  # also those with sessions of their own
+            for other in psutil.Process(process.pid).children(recursive=True):  # also those in sessions of their own
                 with suppress(psutil.NoSuchProcess):
                     other.kill()
         _kill(process.pid)
@@ -69,14 +69,14 @@ def end(process: "subprocess.Popen[Any]") -> None:
 
 
 def end_all() -> None:
-    """Kill all that runs, from any thread: whoever waits for one of them, waits no longer."""
+    """Kill every running process, from any thread, so that nothing waits for one any longer."""
     for group in list(_running):
         _kill(group)
 
 
 @contextmanager
 def started(command: Sequence[str | Path], **options: Any) -> Generator["subprocess.Popen[Any]"]:
-    """A process that ends with the block."""
+    """Start a process and end it with the block."""
     with start(command, **options) as process:
         try:
             yield process

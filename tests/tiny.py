@@ -1,7 +1,7 @@
 """A real ONNX classifier whose right answer is known: class = mean red value of the image.
 
-It goes through the same files, engine and server as any other model, costs next to nothing, and tells at once when
-two requests' pixels or answers were mixed up. `work` makes each batch slow by real arithmetic.
+It goes through the same files, engine and server as any other model, costs next to nothing, and exposes any mix-up of
+two requests' pixels or answers. `work` makes each batch slow by real arithmetic.
 """
 
 import hashlib
@@ -58,9 +58,9 @@ def write(
     activation: Activation = "softmax",
     extras: bool = False,
 ) -> Manifest:
-    """Write the model to `repository`; `work` is the number of 256 x 256 matrix products that a batch costs more.
+    """Write the model to `repository`; `work` adds so many 256 x 256 matrix products to each batch.
 
-    `channel` 1 or 2 has it look at green or blue instead. `preprocessing` is instead of a square `crop` of the centre.
+    `channel` 1 or 2 makes it read green or blue instead of red. `preprocessing` replaces the square centre `crop`.
     With `extras` it has features, the mean colour, and activation maps, one value a pixel: 2 * class * red.
     """
     side = preprocessing.crop if preprocessing else (crop, crop)
@@ -97,17 +97,17 @@ def write(
 
 
 def publish(repository: Path, version: int, name: str = "tiny", **options: Any) -> None:
-    """Write a new version in one step, as an export does it."""
+    """Publish a new version atomically, as an export does."""
     aside = repository.parent / f"aside-{version}"
     write(aside, name, version, **options)
     (aside / name / str(version)).rename(repository / name / str(version))
 
 
 def calibrate(repository: Path, found: Manifest) -> Manifest:
-    """Calibrate a model that is in `repository`: a class that is d away has a probability of exp(-d^2 / 8) / 5.
+    """Calibrate a model in `repository`: a class at distance d has a probability of exp(-d^2 / 8) / 5.
 
-    Sets of a coverage of up to 0.5 have the best class, up to 0.8 those beside it, too, and up to 0.99 three on each
-    side. What has less red than 50 is unknown.
+    Sets for a coverage of up to 0.5 hold the best class, up to 0.8 also its neighbours, and up to 0.99 three classes on
+    each side. An image with less red than 50 is unknown.
     """
     from export.temperature import divided
 
@@ -134,7 +134,7 @@ def quantised_for(
     source: str = "tiny",
     bound_to: OnnxBackend | None = None,
 ) -> Manifest:
-    """Write the model with a manifest that says that it is in INT8, for this target and perhaps for one backend."""
+    """Write the model with a manifest that declares it INT8, for this target and optionally for one backend."""
     base = write(repository, name)
     made = Conversion(
         source=source,
@@ -154,10 +154,10 @@ def quantised_for(
 
 
 def write_torch(repository: Path, name: str = "tiny", *, crop: int = 32, poisonous: bool = False) -> Manifest:
-    """Write the same classifier as a program of PyTorch.
+    """Write the same classifier as a PyTorch program.
 
-    `poisonous`: an image whose first pixel has 255 green has it read far outside of a tensor. On a GPU that loses the
-    device, on a CPU it is an error of that batch.
+    `poisonous`: an image whose first pixel has 255 green makes it read far outside a tensor. On a GPU the device is
+    lost; on a CPU only that batch fails.
     """
     import torch
 
@@ -187,7 +187,7 @@ def write_torch(repository: Path, name: str = "tiny", *, crop: int = 32, poisono
 
 
 def write_ensemble(repository: Path, name: str, members: list[Manifest]) -> Ensemble:
-    """Write an ensemble of models that are in `repository`."""
+    """Write an ensemble of models in `repository`."""
     found = Ensemble(
         name=name,
         version=1,
@@ -209,10 +209,10 @@ def write_ensemble(repository: Path, name: str, members: list[Manifest]) -> Ense
 def write_cascade(
     repository: Path, name: str, members: Sequence[Manifest | Ensemble], rule: Rule | None = None
 ) -> Cascade:
-    """Write a cascade of models and ensembles that are in `repository`; all but the last have the same rule.
+    """Write a cascade of models and ensembles in `repository`; all members but the last have the same rule.
 
-    Without a rule they are sure where the best class has a margin of 0.2: an image whose mean red is a whole number
-    has one of 0.36, and one between two of them has none.
+    The default rule is a margin of 0.2 for the best class: an image whose mean red is a whole number has a margin of
+    0.36, one halfway between two numbers has none.
     """
     rule = rule or Rule(kind="margin", threshold=0.2)
     everything = Share(share=1.0, low=0.0, high=1.0)
@@ -257,7 +257,7 @@ def _constant(name: str, values: NDArray[np.generic]) -> onnx.TensorProto:
 
 
 def _graph(work: int, channel: int, activation: Activation, extras: tuple[int, int] | None = None) -> onnx.ModelProto:
-    """logits[c] = 2 * c * red - c^2, which is largest for the c nearest to the mean red value."""
+    """logits[c] = 2 * c * red - c^2, largest for the c nearest to the mean red value."""
     classes = np.arange(CLASSES, dtype=np.float32)
     matrix = np.eye(_WORK_SIZE, dtype=np.float32)
     body = helper.make_graph(
@@ -281,7 +281,7 @@ def _graph(work: int, channel: int, activation: Activation, extras: tuple[int, i
         helper.make_node("ReduceMean", ["pixels", "height_width"], ["colour"], keepdims=0),
         helper.make_node("MatMul", ["colour", "twice_red_times_class"], ["product"]),
         helper.make_node("Loop", ["work", "", "matrix"], ["worked"], body=body),
-        helper.make_node("ReduceMin", ["worked"], ["zero"], keepdims=0),  # of the unit matrix to whatever power
+        helper.make_node("ReduceMin", ["worked"], ["zero"], keepdims=0),  # any power of the unit matrix
         helper.make_node("Add", ["product", "zero"], ["product_worked"]),
         helper.make_node("Sub", ["product_worked", "class_squared"], [manifest.LOGITS_NAME]),
         helper.make_node("Softmax", [manifest.LOGITS_NAME], ["all"], axis=1)

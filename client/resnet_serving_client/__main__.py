@@ -1,7 +1,7 @@
-"""`classify IMAGE …`: classify images by a running service, and print their classes.
+"""`classify IMAGE …`: send images to a running service and print their classes.
 
-An IMAGE is a file, a folder (searched with all folders in it), a pattern ('photos/**/*.jpg'), an http(s) address, or -
-for standard input. What fails is told on standard error, and the others are printed all the same.
+An IMAGE is a file, a folder (searched recursively), a pattern ('photos/**/*.jpg'), an http(s) address, or - for
+standard input. Images that fail are reported on standard error; the others are still printed.
 """
 
 import argparse
@@ -29,14 +29,14 @@ from resnet_serving_client.responses import Classification
 from resnet_serving_client.sources import SourceError
 
 API_KEY_VARIABLE = "CLASSIFY_API_KEY"
-"""No flag: all users of a machine see those."""
+"""Not a flag, because every user of a machine can see the flags of a process."""
 
 Result = TypeVar("Result")
 Outcome = Classification | ClientError | SourceError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; 0: all images were classified, 1: some were not, 2: wrong arguments, 130: interrupted."""
+    """Run the command; 0: all images were classified, 1: some were not, 2: wrong arguments, 130: interrupted."""
     options = _parse(arguments)
     try:
         failed = asyncio.run(_classify_all(options))
@@ -47,14 +47,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # as of `classify … | head`
+    except BrokenPipeError:  # for example `classify … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 1 if failed else 0
 
 
 async def _classify_all(options: argparse.Namespace) -> int:
-    """Print every image's outcome, in the order of the images; how many failed."""
+    """Print every image's outcome, in the order of the images; returns how many failed."""
     failed = 0
     features = FeaturesFile(options.features) if options.features else None
     heatmaps = HeatmapFolder(options.heatmaps) if options.heatmaps else None
@@ -110,7 +110,7 @@ async def _classify_all(options: argparse.Namespace) -> int:
 async def in_order(
     act: Callable[[str], Awaitable[Result]], names: Iterable[str], in_flight: int
 ) -> AsyncGenerator[Result]:
-    """What `act` returns for each name, in their order; it is at work on at most `in_flight` of them."""
+    """Yield what `act` returns for each name, in the order of the names; at most `in_flight` calls run at once."""
     tasks: deque[asyncio.Future[Result]] = deque()
     try:
         for name in names:
@@ -125,7 +125,7 @@ async def in_order(
 
 
 def _report(name: str, outcome: Outcome, form: str) -> bool:
-    """Print it; whether there is a classification."""
+    """Print an outcome; returns whether it is a classification."""
     if isinstance(outcome, Classification):
         print(_FORMATS[form](name, outcome), flush=True)
         return True
@@ -179,36 +179,45 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="classify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE")
-    parser.add_argument("--url", default=DEFAULT_URL, help="of the service (default %(default)s)")
-    parser.add_argument("--model", metavar="NAME", help="if not the service's default")
-    parser.add_argument("--version", type=int, metavar="N", help="of the model, if not the newest")
-    parser.add_argument("--top-k", type=int, metavar="N", help="classes of each image (default 5)")
+    parser.add_argument("--url", default=DEFAULT_URL, help="address of the service (default %(default)s)")
+    parser.add_argument("--model", metavar="NAME", help="model, if not the service's default")
+    parser.add_argument("--version", type=int, metavar="N", help="version of the model, if not the newest")
+    parser.add_argument("--top-k", type=int, metavar="N", help="classes to print for each image (default 5)")
     parser.add_argument("--crops", type=int, choices=[1, 10], help="10: slower, a little more accurate (default 1)")
     parser.add_argument(
         "--coverage",
         type=float,
         metavar="P",
-        help="of a calibrated model, instead of --top-k: as few classes as hold the true one with this probability",
+        help="instead of --top-k: the smallest set that holds the true class with this probability (calibrated models)",
     )
     parser.add_argument(
-        "--reject", action="store_true", help="of a calibrated model: say of which images it knows no class"
+        "--reject", action="store_true", help="report images that belong to no class of the model (calibrated models)"
     )
     parser.add_argument(
-        "--format", choices=list(_FORMATS), default="table", help="json: a line for each image; csv: for each class"
+        "--format",
+        choices=list(_FORMATS),
+        default="table",
+        help="json: a line for each image; csv: a line for each class",
     )
     parser.add_argument(
-        "--features", type=Path, metavar="FILE", help="write what the last layer sees of each image, .npy or .parquet"
+        "--features", type=Path, metavar="FILE", help="write the features of each image to a .npy or .parquet file"
     )
-    parser.add_argument("--heatmaps", type=Path, metavar="FOLDER", help="write each photo with its heat map")
-    parser.add_argument("--in-flight", type=_positive, default=8, metavar="N", help="at one time (default %(default)s)")
+    parser.add_argument(
+        "--heatmaps", type=Path, metavar="FOLDER", help="write each photo with its heat map into this folder"
+    )
+    parser.add_argument(
+        "--in-flight", type=_positive, default=8, metavar="N", help="images at once (default %(default)s)"
+    )
     parser.add_argument(
         "--deadline-s",
         type=float,
         default=DEFAULT_DEADLINE_S,
         metavar="S",
-        help="for one image, with all attempts (default %(default)g)",
+        help="seconds for one image, including all attempts (default %(default)g)",
     )
-    parser.add_argument("--wait-s", type=float, default=0, metavar="S", help="for the service to become ready")
+    parser.add_argument(
+        "--wait-s", type=float, default=0, metavar="S", help="seconds to wait for the service to become ready"
+    )
     return parser.parse_intermixed_args(arguments)
 
 

@@ -1,4 +1,4 @@
-"""Whether and when one request is sent again."""
+"""Decides whether and when a request is retried."""
 
 import math
 import random
@@ -10,15 +10,15 @@ from resnet_serving_client.errors import BusyError, ClientError, NoAnswerError
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
 MOST_LOST = 4
-"""Attempts that may end without an answer, so that a wrong address is soon told of; a restart takes less time."""
+"""Attempts that may end without an answer: few, so that a wrong address is reported soon, yet enough for a restart."""
 
 
 class Attempts:
-    """Decides for one request; it neither sends nor waits.
+    """The retry policy for one request; it neither sends nor waits.
 
-    A busy service is asked again until the deadline, after what it says in Retry-After and never sooner than a pause
-    that doubles each time. The pause is shortened at random, and Retry-After lengthened, so that many clients do not
-    come back together. To classify changes nothing in the service, so a request may be repeated.
+    A busy service is asked again until the deadline, after its Retry-After plus a pause that doubles each time. The
+    pause is shortened at random, so that many clients do not come back together. Classifying changes nothing in the
+    service, so a request may be repeated.
     """
 
     def __init__(
@@ -37,14 +37,14 @@ class Attempts:
         self._lost = 0
 
     def left_s(self) -> float:
-        """What is left until the deadline, in seconds; at least one millisecond."""
+        """Seconds left until the deadline; at least one millisecond."""
         return max(0.001, self._ends_s - self._clock())
 
     def pause_s(self, error: ClientError) -> float:
         """Seconds to wait before the next attempt.
 
         Raises:
-            ClientError: `error` itself, where there is no next attempt.
+            ClientError: `error` itself, if there is no next attempt.
         """
         self._made += 1
         self._lost += isinstance(error, NoAnswerError)

@@ -1,4 +1,4 @@
-"""`Client` and `AsyncClient`: the same, for programs with and without an event loop."""
+"""`Client`, and `AsyncClient` for programs with an event loop."""
 
 import asyncio
 import json
@@ -17,17 +17,17 @@ from resnet_serving_client.responses import Answer, Classification, Embedding, I
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_DEADLINE_S = 60.0
-"""For a request with all its attempts."""
+"""For a request, including all its attempts."""
 READY_POLL_S = 0.2
 
 MSGPACK, PNG = "application/msgpack", "image/png"
 
 
 class Client:
-    """Asks one service, over connections that are kept. Threads may share it.
+    """Sends requests to one service over keep-alive connections. Threads may share it.
 
     Every method raises RejectedError, FailedError, BusyError or NoAnswerError, each a ClientError; the last two only
-    after more than one attempt within `deadline_s`. What answers with arrays needs the extra `arrays`, and raises
+    after more than one attempt within `deadline_s`. Methods that return arrays need the extra `arrays`, and raise
     MissingPackageError without it.
     """
 
@@ -61,39 +61,39 @@ class Client:
         coverage: float | None = None,
         reject: bool | None = None,
     ) -> Classification:
-        """The classes of an image, given as the bytes of its file; None leaves a choice to the service.
+        """Classify an image, given as the bytes of its file; None leaves a choice to the service.
 
-        What is to be included is of the same pass, and in NumPy arrays. Of a calibrated model `coverage`, instead of
-        `top_k`, asks for as few classes as hold the true one with this probability, and `reject` has
-        `Classification.known` say whether the image is of any of its classes.
+        What `include` names comes from the same forward pass, as NumPy arrays. With a calibrated model, `coverage`
+        (instead of `top_k`) asks for the smallest set that holds the true class with this probability, and `reject`
+        has `Classification.known` say whether the image belongs to any of the model's classes.
         """
         parameters = _parameters(top_k, model, version, crops, include, coverage=coverage, reject=reject)
         headers = _arrays() if include else {}
         return _read(self._ask("POST", "/classify", content=image, params=parameters, headers=headers), Classification)
 
     def embed(self, image: bytes, *, model: str | None = None, version: int | None = None) -> Embedding:
-        """The features of an image: what the model's last layer sees of it."""
+        """The features of an image: the input of the model's last layer."""
         parameters, headers = _parameters(None, model, version, None), _arrays()
         return _read(self._ask("POST", "/embed", content=image, params=parameters, headers=headers), Embedding)
 
     def heatmap(self, image: bytes, *, model: str | None = None, version: int | None = None) -> bytes:
-        """The photo with what speaks for its best class in colour: a PNG."""
+        """The photo as a PNG, with the regions that support its best class in colour."""
         parameters, headers = _parameters(1, model, version, None, ["heatmap"]), {"Accept": PNG}
         return self._ask("POST", "/classify", content=image, params=parameters, headers=headers).content
 
     def models(self) -> list[Model]:
-        """What is served."""
+        """The models that the service serves."""
         return _read(self._ask("GET", "/models"), Models).models
 
     def wait_until_ready(self, wait_s: float) -> None:
-        """Return when the service can answer; the deadline is `wait_s`, whether or not there is a service yet."""
+        """Return when the service can answer; wait at most `wait_s`, even if nothing listens yet."""
         self._ask("GET", "/readyz", _patient(wait_s))
 
     def _ask(self, method: str, path: str, attempts: Attempts | None = None, **request: Any) -> httpx.Response:
         attempts = attempts or Attempts(self._deadline_s)
         while True:
             try:
-                # A timeout of httpx is for each step of a request, so one that trickles in can take longer.
+                # httpx applies its timeout to each step of a request, so an answer that trickles in can take longer.
                 return _successful(self._http.request(method, path, timeout=attempts.left_s(), **request))
             except (httpx.HTTPError, ClientError) as error:
                 pause_s = attempts.pause_s(_as_ours(error, self._http.base_url))
@@ -181,7 +181,7 @@ class AsyncClient:
 def _checked(url: str) -> str:
     """
     Raises:
-        NoAnswerError: it is no address of a service.
+        NoAnswerError: `url` is not the address of a service.
     """
     try:
         parsed = httpx.URL(url)
@@ -197,10 +197,10 @@ def _key_headers(api_key: str | None) -> dict[str, str]:
 
 
 def _arrays() -> dict[str, str]:
-    """The headers that ask for arrays as bytes, where they can be read.
+    """The headers that ask for arrays as bytes.
 
     Raises:
-        MissingPackageError: they cannot.
+        MissingPackageError: a package that reads them is not installed.
     """
     if reason := lacking(*ARRAYS):
         raise MissingPackageError(f"arrays are asked for, and {reason}")
@@ -235,7 +235,7 @@ def _successful(response: httpx.Response) -> httpx.Response:
 def _read(response: httpx.Response, kind: type[Answer]) -> Answer:
     try:
         if response.headers.get("content-type") == MSGPACK:
-            import msgspec  # which is an extra; nobody else asks for this format
+            import msgspec  # an extra; only requests for arrays need it
 
             return with_arrays(structured(msgspec.msgpack.decode(response.content), kind))
         return structured(json.loads(response.content), kind)

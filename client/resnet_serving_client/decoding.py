@@ -1,4 +1,4 @@
-"""Answers, as JSON or MessagePack has them, to the dataclasses of `responses`."""
+"""Turns decoded JSON or MessagePack into the dataclasses of `responses`."""
 
 import types
 from dataclasses import MISSING, fields, is_dataclass
@@ -8,21 +8,21 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 Kind = TypeVar("Kind")
 ARRAYS = ("msgspec", "numpy")
-"""What reads arrays."""
+"""The packages that reading arrays needs."""
 
 
 class UnexpectedError(ValueError):
-    """It is not what it was taken for; the message says where it differs."""
+    """A document does not fit its dataclass; the message says where."""
 
 
 def lacking(*packages: str) -> str | None:
-    """What to do where one of these packages is not installed; None: all are."""
+    """What to do if one of these packages is not installed; None: all are installed."""
     missing = [package for package in packages if find_spec(package) is None]
     return f"{' and '.join(missing)} cannot be imported: pip install {' '.join(missing)}" if missing else None
 
 
 def structured(value: Any, kind: type[Kind]) -> Kind:
-    """Check a decoded document against a dataclass, and make one of it; fields that it does not have are passed over.
+    """Build a dataclass from a decoded document and check its types; fields that the dataclass lacks are ignored.
 
     Raises:
         UnexpectedError: a field is missing, or of another type.
@@ -73,6 +73,6 @@ def _fields(kind: Any) -> dict[str, tuple[Any, bool]]:
 
 
 def _instance(value: Any, kind: Any, where: str) -> Any:
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):  # to Python True is an int
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):  # in Python, True is an int
         raise UnexpectedError(f"{where} is {type(value).__name__}")
     return value

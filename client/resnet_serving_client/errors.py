@@ -1,4 +1,4 @@
-"""Why there is no classification: `ClientError` and what it can be."""
+"""`ClientError` and its subclasses: why there is no classification."""
 
 import json
 
@@ -11,19 +11,19 @@ BUSY = {429, 503}
 
 
 class ClientError(Exception):
-    """The root of all errors of this package; the message is one line for people."""
+    """Base class of all errors of this package; the message is one line for people."""
 
 
 class NoAnswerError(ClientError):
-    """No answer came, or none that this service gives: a wrong address, a lost connection, no time left."""
+    """No answer came, or not one of this service's: a wrong address, a lost connection, no time left."""
 
 
 class MissingPackageError(ClientError):
-    """What was asked for needs a package that is not installed; nothing was sent."""
+    """The call needs a package that is not installed; nothing was sent."""
 
 
 class ProblemError(ClientError):
-    """The service said no. `code` is stable, for programs; `detail` says what to do."""
+    """The service answered with an error. `code` is stable, for programs; `detail` says what to do."""
 
     def __init__(self, status: int, problem: Problem) -> None:
         super().__init__(f"{problem.detail} ({problem.code})")
@@ -35,7 +35,7 @@ class ProblemError(ClientError):
 
 
 class RejectedError(ProblemError):
-    """4xx: it is the image or a parameter, and would be rejected again."""
+    """4xx: the image or a parameter is invalid, and would be rejected again."""
 
 
 class FailedError(ProblemError):
@@ -43,7 +43,7 @@ class FailedError(ProblemError):
 
 
 class BusyError(ProblemError):
-    """429, 503: not now. It was tried again until the deadline left no time for it."""
+    """429, 503: the service is busy. The client retried until the deadline left no time for another attempt."""
 
     def __init__(self, status: int, problem: Problem, retry_after_s: float) -> None:
         super().__init__(status, problem)
@@ -51,7 +51,7 @@ class BusyError(ProblemError):
 
 
 def error_of(response: httpx.Response) -> ClientError:
-    """The error that an answer without success stands for, also where a proxy or a dying process gave it."""
+    """The error for an unsuccessful answer, including one from a proxy or a dying process."""
     status = response.status_code
     try:
         problem = structured(json.loads(response.content), Problem)
@@ -66,5 +66,5 @@ def error_of(response: httpx.Response) -> ClientError:
 
 
 def _seconds(retry_after: str) -> float:
-    """0 where it is a date, which this service never sends: then the usual pause is made."""
+    """Retry-After in seconds; 0, which leaves the usual pause, if it is a date: this service never sends one."""
     return float(retry_after) if retry_after.isdecimal() else 0.0

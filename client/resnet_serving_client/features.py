@@ -1,4 +1,4 @@
-"""What the command `classify` writes into files: features of many images, and photos with their heat maps."""
+"""The files that the command `classify` writes: features of many images, and photos with their heat maps."""
 
 import re
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ class FeaturesFile:
     def __init__(self, path: Path) -> None:
         """
         Raises:
-            FileError: its kind is none of KINDS, or what writes it is not installed.
+            FileError: the suffix is not one of KINDS, or a package that writes it is not installed.
         """
         if path.suffix not in KINDS:
             raise FileError(f"--features writes {' or '.join(KINDS)}: {path} is neither by its name")
@@ -41,14 +41,14 @@ class FeaturesFile:
         self._rows: list[tuple[str, Classification | None]] = []
 
     def add(self, name: str, answer: Classification | None) -> None:
-        """Take what is answered of the next image; None: it failed."""
+        """Add the answer for the next image; None: it failed."""
         self._rows.append((name, answer))
 
     def write(self) -> None:
-        """Write what there is; of nothing, no file.
+        """Write the file, unless every image failed.
 
         Raises:
-            FileError: it cannot be written.
+            FileError: the file cannot be written.
         """
         answers = [answer for _, answer in self._rows if answer is not None]
         if not answers:
@@ -89,12 +89,12 @@ class FeaturesFile:
 
 
 class HeatmapFolder:
-    """Pictures named after the images, each by another name."""
+    """A folder of pictures named after their images; each name is used once."""
 
     def __init__(self, path: Path) -> None:
         """
         Raises:
-            FileError: it cannot be made.
+            FileError: the folder cannot be created.
         """
         self._path = path
         self._taken: set[str] = set()
@@ -104,10 +104,10 @@ class HeatmapFolder:
             raise FileError(f"{path}: {error.strerror}") from None
 
     def write(self, name: str, picture: bytes) -> None:
-        """Write the PNG of the image of that name.
+        """Write the PNG for the image of that name.
 
         Raises:
-            FileError: it cannot be written.
+            FileError: the file cannot be written.
         """
         stem = re.sub(r"[^\w.-]", "_", Path(name).stem)[:100] or "image"
         names = (stem if number == 1 else f"{stem}-{number}" for number in count(1))

@@ -1,4 +1,4 @@
-"""What the service answers. Fields that a newer service may add are passed over."""
+"""The answers of the service. Fields that a newer service may add are ignored."""
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -9,10 +9,10 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float32]
 else:
-    Floats = Any  # NumPy takes a tenth of a second to import, and few need it
+    Floats = Any  # importing NumPy takes a tenth of a second, and few programs need it
 
 Include = Literal["logits", "features", "heatmap"]
-"""What the service may be asked for besides the classes."""
+"""What a request may ask for besides the classes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Timings:
     inference: float
     total: float
     decode_wait: float = 0.0
-    """Servers of before it was told leave it out."""
+    """Older servers leave it out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Heatmap:
     maps: Floats
     """float32[k, h, w]: one for each of these classes. The mean of a map and the class's bias are its logit."""
     box: tuple[float, float, float, float]
-    """The part of the photo, upright, that they are of: left, top, right and bottom as shares of its width and height;
+    """The part of the upright photo that the maps cover: left, top, right and bottom as shares of its width and height;
     below 0 or above 1 where the network saw more than the photo."""
 
 
@@ -62,19 +62,19 @@ class Classification:
     batch_size: int
     request_id: str
     answered_by: str | None = None
-    """Of a cascade, the member whose answer it is."""
+    """The member of a cascade that gave the answer."""
     cut_short: bool = False
-    """Of a cascade: the next member would have been asked, had there been time."""
+    """A cascade would have asked its next member, but there was no time."""
     logits: Floats | None = None
-    """float32[number of classes]; None where they were not included"""
+    """float32[number of classes]; None if not included"""
     features: Floats | None = None
-    """float32[C]: what the network's last layer sees; None where they were not included"""
+    """float32[C]: the input of the network's last layer; None if not included"""
     heatmap: Heatmap | None = None
-    """None where it was not included"""
+    """None if not included"""
     coverage: float | None = None
-    """With at least this probability the true class is among the predictions, where that was asked for."""
+    """If it was asked for: the true class is among the predictions with at least this probability."""
     known: bool | None = None
-    """False: it is not sure to be any of the classes; None where that was not asked."""
+    """False: the image may belong to none of the classes; None if `reject` was not asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ Answer = TypeVar("Answer")
 
 
 def with_arrays(answer: Answer) -> Answer:
-    """What came as bytes or lists as NumPy arrays."""
+    """The answer with NumPy arrays in place of bytes and lists."""
     import numpy as np
 
     if isinstance(answer, Embedding):
@@ -112,7 +112,7 @@ def with_arrays(answer: Answer) -> Answer:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One version of a model that is served; `default` answers where none is named."""
+    """One version of a served model; the `default` one answers requests that name none."""
 
     name: str
     version: int
@@ -121,7 +121,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """What is served, and what was refused and why."""
+    """The served models, and the refused ones with the reason."""
 
     models: list[Model]
     refused: dict[str, str]

@@ -1,4 +1,4 @@
-"""The images that a person names: files, folders, patterns, addresses, standard input."""
+"""The images that a user names: files, folders, patterns, addresses, standard input."""
 
 import asyncio
 import sys
@@ -9,18 +9,18 @@ from pathlib import Path
 import httpx
 
 SUFFIXES = {".avif", ".bmp", ".gif", ".heic", ".heif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-"""Of files that are taken from a folder; a file that is named is sent whatever it is called."""
+"""Suffixes of the files taken from a folder; a file that is named itself is sent whatever its suffix."""
 MAX_BYTES = 256 * 2**20
-"""More is not read: no service takes as much."""
+"""Larger files are not read: no service accepts them."""
 STDIN = "-"
 
 
 class SourceError(Exception):
-    """An image cannot be had; the message says why."""
+    """An image cannot be read or downloaded; the message says why."""
 
 
 def expand(name: str) -> Iterator[str]:
-    """The names of the single images that a name stands for, in order; itself where there are none."""
+    """The single images that a name stands for, in order; the name itself if there are none."""
     path = Path(name)
     if name == STDIN or _is_address(name) or path.is_file():
         found = []

@@ -1,4 +1,4 @@
-"""A real `python -m server` in processes of its own, and what tests do to it."""
+"""Runs a real `python -m server` and gives tests control over it."""
 
 import fcntl
 import json
@@ -31,11 +31,11 @@ from tests import processes, tiny
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 60.0
-"""Far longer than anything takes here: only a failure waits for it."""
+"""Far longer than anything takes here: only a failing test waits this long."""
 
 
 def red_image(red: int) -> bytes:
-    """An image that `tests.tiny` puts into class `red`: PNG, so that the red value arrives exactly."""
+    """An image that the model of `tests.tiny` puts into class `red`: PNG, so that the red value arrives exactly."""
     stream = BytesIO()
     Image.new("RGB", (32, 32), (red, 0, 0)).save(stream, "PNG")
     return stream.getvalue()
@@ -62,9 +62,9 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def run_server(*arguments: object) -> tuple[int, str]:
-    """Exit code and standard error of a server that does not start."""
+    """Run a server that does not start; returns its exit code and standard error."""
     command = [sys.executable, "-m", "server", *map(str, arguments)]
-    with TemporaryDirectory() as folder:  # its own: in another it says what killed servers of other tests have left
+    with TemporaryDirectory() as folder:  # else the server reports what killed servers of other tests left behind
         variables = {"TMPDIR": folder, **os.environ}
         done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=PATIENCE_S)
     return done.returncode, done.stderr.strip()
@@ -88,12 +88,12 @@ if __name__ == "__main__":
 
 
 def run_without_engine(folder: Path, **environment: str) -> tuple[int, str]:
-    """Exit code and log of a server whose engine dies whenever it starts."""
+    """Run a server whose engine dies at every start; returns its exit code and log."""
     return run_changed(folder, _WITHOUT_ENGINE, **environment)
 
 
 def run_changed(folder: Path, program: str, *flags: str, **environment: str) -> tuple[int, str]:
-    """Exit code and log of a server that does not start, in whose processes `program` has been run."""
+    """Run a server that does not start, with `program` run first in each process; returns its exit code and log."""
     tiny.write(folder / "repository")
     script = folder / "script.py"
     script.write_text(program + _MAIN)
@@ -104,7 +104,7 @@ def run_changed(folder: Path, program: str, *flags: str, **environment: str) -> 
 
 
 def run_with_metrics(directory: Path, program: str) -> str:
-    """What a process of its own prints that keeps its metrics in `directory`."""
+    """Run `program` in another process, which keeps its metrics in `directory`; returns what it prints."""
     imports = "from server.exposition import exposition; from server.metrics import Metrics"
     done = subprocess.run(
         [sys.executable, "-c", f"{imports}\n{program}"],
@@ -118,17 +118,17 @@ def run_with_metrics(directory: Path, program: str) -> str:
 
 
 def _readable(descriptor: int) -> int:
-    """Bytes that wait in a pipe."""
+    """Number of unread bytes in a pipe."""
     return int.from_bytes(fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 class RunningServer:
-    """Starts on a free port with one HTTP worker; flags are the server's own, `max_batch=1` for `--max-batch 1`."""
+    """A server on a free port with one HTTP worker; `flags` are the server's, `max_batch=1` for `--max-batch 1`."""
 
     program = "server"
-    """What `python -m` runs."""
+    """The module that `python -m` runs."""
     waits = True
-    """until it is ready, when it is made"""
+    """whether the constructor waits until the server is ready"""
 
     def __init__(self, repository: Path, **flags: object) -> None:
         self._held = ExitStack()
@@ -157,7 +157,7 @@ class RunningServer:
         self._reader.start()
 
     def wait_until_ready(self) -> None:
-        """Return when it can classify; its log is in the error where it never can."""
+        """Return when the server can classify; if it never can, the error holds its log."""
         with suppress(TimeoutError):
             until(lambda: self._ready_file.exists() or not self._reader.is_alive())
         if not self._ready_file.exists():
@@ -167,7 +167,7 @@ class RunningServer:
         self.client = self._held.enter_context(httpx.Client(base_url=self.url, timeout=PATIENCE_S, verify=trust))
 
     def environment(self) -> Mapping[str, str]:
-        """Of its processes."""
+        """Environment of the server's processes."""
         return os.environ
 
     def __enter__(self) -> Self:
@@ -176,7 +176,7 @@ class RunningServer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with self._held:  # which ends whatever is left
+        with self._held:  # ends whatever is left
             if error is None:
                 self.kill()
 
@@ -191,7 +191,7 @@ class RunningServer:
             self._heard.notify_all()
 
     def wait_for_line(self, pattern: str, start: int = 0) -> re.Match[str]:
-        """The first match in the log, from line `start`; the log is in the error where there is none in time."""
+        """The first match in the log, from line `start`; if none comes in time, the error holds the log."""
 
         def find() -> re.Match[str] | None:
             return next((found for line in self.lines[start:] if (found := re.search(pattern, line))), None)
@@ -205,14 +205,14 @@ class RunningServer:
 
     @contextmanager
     def log_unread(self) -> Generator[None]:
-        """Until the block ends nobody reads the log, and its pipe is full."""
+        """Stop reading the log and keep its pipe full until the block ends."""
         assert self.process.stderr
         pipe = self.process.stderr.fileno()
         end = os.open(f"/proc/self/fd/{pipe}", os.O_WRONLY | os.O_NONBLOCK)
         try:
             with self._heard:
                 os.write(end, b"nobody reads what follows\n")
-                until(lambda: not _readable(pipe))  # the reader has that, and can go on no more
+                until(lambda: not _readable(pipe))  # the reader has taken that line, and is now blocked
                 with suppress(BlockingIOError):
                     while True:
                         os.write(end, b"\n")
@@ -226,21 +226,21 @@ class RunningServer:
 
     @property
     def grpc_address(self) -> str:
-        """Where it was started with `grpc_port`."""
+        """Address of the gRPC port, if the server was started with `grpc_port`."""
         address: str = self._ready()["grpc"]
         return address
 
     @property
     def engines(self) -> list[str]:
-        """Names of those that are ready: "engine", or "engine-0" and so on where there are several."""
+        """Names of the ready engines: "engine", or "engine-0" and so on if there are several."""
         return sorted(name for name in self._ready()["processes"] if name.startswith("engine"))
 
     def pid(self, name: str) -> int:
-        """Process id of the child of that name, "engine" or "http-0", once one is ready."""
+        """Wait for a ready child of that name, "engine" or "http-0"; returns its process id."""
         return self._successor(name, None)
 
     def _successor(self, name: str, old: int | None) -> int:
-        """Once another child of that name is ready than `old`."""
+        """Wait for a ready child of that name other than `old`; returns its process id."""
         found: list[int] = []
 
         def look() -> bool:
@@ -251,18 +251,18 @@ class RunningServer:
         return found[0]
 
     def kill_child(self, name: str) -> None:
-        """SIGKILL, and wait until its successor is ready."""
+        """Send SIGKILL to a child and wait until its successor is ready."""
         old = self.pid(name)
         os.kill(old, signal.SIGKILL)
         self._successor(name, old)
 
     def terminate(self) -> int:
-        """SIGTERM; the exit code once it has ended."""
+        """Send SIGTERM and wait for the server to end; returns its exit code."""
         self.process.terminate()
         return self.process.wait(PATIENCE_S)
 
     def kill(self) -> None:
-        """SIGKILL of the supervisor, which all its children must notice."""
+        """Send SIGKILL to the supervisor; all its children must notice and end."""
         self.process.kill()
         self.process.wait()
         self._reader.join(PATIENCE_S)
@@ -277,20 +277,20 @@ class RunningServer:
         return self.client.post("/classify", content=image, params=parameters)
 
     def classify_all(self, images: list[bytes], clients: int) -> list[httpx.Response]:
-        """Every image once, from that many clients at a time; the answers in the images' order."""
+        """Send every image once, from that many concurrent clients; returns the answers in the images' order."""
         with ThreadPoolExecutor(clients) as pool:
             return list(pool.map(self.classify, images))
 
     def batches(self) -> float:
-        """That have started so far."""
+        """Number of batches started so far."""
         return self.metric("serving_batch_size_count")
 
     def pending(self) -> float:
-        """Images that have a slot now."""
+        """Number of images that hold a slot now."""
         return self.metric("serving_pending_requests")
 
     def post_and_keep_open(self, image: bytes, **fields: str) -> socket.socket:
-        """Send a whole request, and read nothing."""
+        """Send a whole request without reading the response."""
         address = urlsplit(self.url)
         fields = {"Host": address.netloc, "Content-Length": str(len(image)), **fields}
         head = "\r\n".join(["POST /classify HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())])
@@ -299,7 +299,7 @@ class RunningServer:
         return connection
 
     def metric(self, name: str, **labels: str) -> float:
-        """The sum of all samples of that name with those labels."""
+        """Sum of all samples of that name with those labels."""
         total = 0.0
         for line in self.client.get("/metrics").text.splitlines():
             sample, _, value = line.rpartition(" ")
@@ -309,16 +309,16 @@ class RunningServer:
 
 
 class Gates:
-    """Keeps images from running, by their class or the model, in a server that is `gated`."""
+    """Holds back batches in a `GatedServer`, by the class of an image or by the model."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     @contextmanager
     def hold(self, *reds: int | str) -> Generator[Callable[[], None]]:
-        """Hold batches with or of these, or `gated.REPOSITORY`, until the block ends, or what it is given is called.
+        """Hold batches with these classes or of these models, or `gated.REPOSITORY`, until the block ends.
 
-        Those of warm-ups have 0.
+        Calling the yielded function releases them earlier. Warm-up images have class 0.
         """
         with ExitStack() as held:
             for red in reds:
@@ -329,7 +329,7 @@ class Gates:
 
 
 class GatedServer(RunningServer):
-    """Does not run what the test holds: what must be slow takes as long as the test wants, on any machine."""
+    """A server whose batches a test can hold for as long as it wants, on any machine."""
 
     program = "tests.server.gated"
 
