@@ -224,7 +224,8 @@ class Tickets:
     def engine_down(self, engine: int, ran: Set[int], *, recovering: bool, now_s: float) -> list[Action]:
         """Resubmit a dead engine's tickets to the others: the slots still hold the pixels. `ran`: slots it was running.
 
-        A ticket whose model no other engine has waits if the dead engine is `recovering`, and fails if not.
+        A ticket whose model no engine that is up has waits while a recovering engine may have it; else it fails.
+        `recovering`: the dead one is to come back.
         """
         self._engines.down(engine, recovering=recovering)
         if not self._engines.any_up:

@@ -1,6 +1,7 @@
 """Routes for operators and monitoring: probes, metrics, models."""
 
-from typing import Annotated, Any, Literal, assert_never
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, NamedTuple, assert_never
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import PlainTextResponse
@@ -24,7 +25,7 @@ from server.exposition import OPENMETRICS, exposition
 from server.http import candidates
 from server.http.candidates import Canary, Shadow
 from server.http.responses import quality
-from server.repository import ModelKey
+from server.repository import Catalogue, ModelKey
 from server.serving.loads import State
 from server.serving.service import Service
 
@@ -97,6 +98,14 @@ class CascadeModel(BaseModel):
     seconds: float | None
 
 
+class _Seen(NamedTuple):
+    """What only the event loop may look at: what it changes would be read half-changed in a thread."""
+
+    catalogue: Catalogue
+    states: Mapping[ModelKey, State]
+    idle: candidates.Idle
+
+
 class Models(BaseModel):
     """The models that are served, and those that were refused, with the reason."""
 
@@ -108,21 +117,19 @@ def router(service: Service) -> APIRouter:
     """The routes, bound to one HTTP worker's service."""
     routes = APIRouter()
 
-    async def idle() -> candidates.Idle:
-        return candidates.idle(service)
+    async def seen() -> _Seen:
+        states = {key: service.state(found) for key, found in service.catalogue.entries.items()}
+        return _Seen(service.catalogue, states, candidates.idle(service))
 
     @routes.get("/models", summary="What is served")
-    def models(idle: Annotated[candidates.Idle, Depends(idle)]) -> Models:
-        catalogue = service.catalogue
-        known = candidates.described(catalogue, idle)
-        served = sorted(catalogue.entries.values(), key=lambda found: (found.name, found.version))
-        newest = {found.name: found for found in served}
+    def models(seen: Annotated[_Seen, Depends(seen)]) -> Models:
+        catalogue = seen.catalogue
+        known = candidates.described(catalogue, seen.idle)
+        served = dict(sorted(catalogue.entries.items()))
+        newest = {key.name: found for key, found in served.items()}
         default = newest.get(catalogue.default_model or "")
         refused = {str(key): refusal.reason for key, refusal in catalogue.refused.items()}
-        shown = [
-            _shown(found, found is default, service.state(found), known.get(ModelKey(found.name, found.version)))
-            for found in served
-        ]
+        shown = [_shown(found, found is default, seen.states[key], known.get(key)) for key, found in served.items()]
         return Models(models=shown, refused=refused)
 
     @routes.get("/livez", summary="The process answers", response_class=PlainTextResponse)
