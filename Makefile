@@ -36,11 +36,13 @@ COMPILED :=
 TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
-# Tests that only compute run beside the others, which mostly wait, and give way to them; so do builds of images.
+# Tests that only compute run beside the others, which mostly wait, and give way to them. Builds of images, and then the load
+# tests, run beside both.
 EXPORTING := tests/export tests/models tests/docs
 COMPUTING := tests/server/images tests/server/engine/backends \
     tests/server/test_deepest.py tests/server/test_every_network.py tests/server/test_real_photos.py
 BUILDING := tests/test_containers.py tests/test_packages.py
+MEASURING := tests/loadtest
 
 .PHONY: help serve model exact test lint style bench compare loadtest mlperf soak fuzz protobuf audit wheels ray-test programs docs clean right-python
 
@@ -69,9 +71,9 @@ test: style
 	@nice -n 19 $(BIN)/pytest $(EXPORTING) >$(VENV)/exporting.log 2>&1 & exporting=$$!; \
 	nice -n 19 $(BIN)/pytest $(COMPUTING) >$(VENV)/computing.log 2>&1 & computing=$$!; \
 	nice -n 19 $(BIN)/mypy >$(VENV)/types.log 2>&1 & typing=$$!; \
-	$(BIN)/pytest $(BUILDING) >$(VENV)/building.log 2>&1 & building=$$!; \
+	$(BIN)/pytest $(BUILDING) $(MEASURING) >$(VENV)/building.log 2>&1 & building=$$!; \
 	trap "kill $$exporting $$computing $$typing $$building; exit 130" INT TERM; \
-	$(BIN)/pytest $(addprefix --ignore=,$(EXPORTING) $(COMPUTING) $(BUILDING)); serving=$$?; \
+	$(BIN)/pytest $(addprefix --ignore=,$(EXPORTING) $(COMPUTING) $(BUILDING) $(MEASURING)); serving=$$?; \
 	wait $$exporting; exported=$$?; wait $$computing; computed=$$?; wait $$typing; typed=$$?; wait $$building; built=$$?; \
 	cat $(VENV)/exporting.log $(VENV)/computing.log $(VENV)/types.log $(VENV)/building.log; \
 	exit $$((serving | exported | computed | typed | built))

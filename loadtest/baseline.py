@@ -131,7 +131,7 @@ def _paces(works: Mapping[Key, Work], seconds: float) -> dict[Key, Pace]:
 
 def _sample(work: Work, seconds: float) -> _Sample:
     images, started_s, cpu_s = 0, time.perf_counter(), time.process_time()
-    while (wall_s := time.perf_counter() - started_s) < seconds:
+    while (wall_s := time.perf_counter() - started_s) < seconds or not images:
         images += work()
     return _Sample(images, wall_s, time.process_time() - cpu_s)
 

@@ -17,6 +17,8 @@ from tests import tiny
 from tests.server.running import RunningServer, red_image, until
 
 WARM_UP, REQUESTS = 8_000, 10_000
+ROUNDS = 3
+"""A leak grows in each of them. Arenas that reach their size late, on a busy machine, do so once."""
 CONNECTIONS = 16
 ALLOWED_GROWTH_BYTES = 6 * 2**20
 """For all processes together; a leak of one small object of 600 bytes a request would be as much."""
@@ -98,6 +100,7 @@ async def post_all(url: str, bodies: list[bytes], count: int) -> dict[int, int]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(480)
 def test_memory_is_flat_over_many_requests_good_and_bad(tmp_path: Path) -> None:
     tiny.write(tmp_path, crop=224)
     photos = sorted(Path("export/photos").glob("*.jpg"))
@@ -106,10 +109,12 @@ def test_memory_is_flat_over_many_requests_good_and_bad(tmp_path: Path) -> None:
     )
     with RunningServer(tmp_path) as server:
         asyncio.run(post_all(server.url, bodies, WARM_UP))  # caches, pools and arenas reach their size
-        before = resident_bytes(server)
-        statuses = asyncio.run(post_all(server.url, bodies, REQUESTS))
-        until(lambda: server.metric("serving_pending_requests") == 0)
-        growth = resident_bytes(server) - before
-    assert set(statuses) == {200, 415, 422}
-    assert sum(statuses.values()) == REQUESTS * 49 // 50
-    assert growth < ALLOWED_GROWTH_BYTES, f"{growth / 2**20:.1f} MiB more after {REQUESTS} requests"
+        grown: list[int] = []
+        while len(grown) < ROUNDS and not (grown and grown[-1] < ALLOWED_GROWTH_BYTES):
+            before = resident_bytes(server)
+            statuses = asyncio.run(post_all(server.url, bodies, REQUESTS))
+            until(lambda: server.metric("serving_pending_requests") == 0)
+            grown.append(resident_bytes(server) - before)
+            assert set(statuses) == {200, 415, 422}
+            assert sum(statuses.values()) == REQUESTS * 49 // 50
+    assert grown[-1] < ALLOWED_GROWTH_BYTES, f"{grown} bytes more after {REQUESTS} requests each"
