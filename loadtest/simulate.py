@@ -186,7 +186,7 @@ class Machine:
         self.schedulers = [Scheduler() for _ in range(self.shape.engines)]
         self.engines = Engines(np.zeros((1, self.shape.engines)), 0)
         for engine, scheduler in enumerate(self.schedulers):
-            scheduler.add_model(MODEL, self.shape.limits)
+            scheduler.add_model(MODEL, self.shape.limits, 1 / self.shape.instances)
             self.engines.up(engine, {MODEL})
         self.admission = Admission(self.shape.limits.queue_size)
 
@@ -224,7 +224,7 @@ class Machine:
                 self._start(self.costs.image(self.chosen), [job], None)
         for engine, scheduler in enumerate(self.schedulers):
             while True:
-                taken = scheduler.take(self.now_s, instance_free=self._has_room(engine))
+                taken = scheduler.take(self.now_s, free=self._free(engine))
                 self._end(taken.expired, engine)
                 if not taken.batch:
                     break
@@ -238,14 +238,14 @@ class Machine:
         speed = self._speed()
         times = [self.now_s + going.left_s / (speed if going.task.cpus else 1.0) for going in self._going]
         events_s = (
-            scheduler.next_event_s(instance_free=self._has_room(engine))
+            scheduler.next_event_s(self.now_s, free=self._free(engine))
             for engine, scheduler in enumerate(self.schedulers)
         )
         times += [max(event_s, self.now_s) for event_s in events_s if event_s is not None]
         return min(times, default=None)
 
-    def _has_room(self, engine: int) -> bool:
-        return self._count(engine) < self.shape.instances
+    def _free(self, engine: int) -> float:
+        return 1 - self._count(engine) / self.shape.instances
 
     def _count(self, engine: int | None) -> int:
         return sum(going.engine == engine for going in self._going)

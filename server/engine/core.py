@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from server.engine.backends import Backend, Outputs
 from server.engine.classes import NOTHING, Classes, Extras
-from server.engine.scheduler import Job, Limits, Scheduler
+from server.engine.scheduler import NEGLIGIBLE, Job, Limits, Scheduler
 from server.errors import Code, DeviceLostError, ServiceError
 
 
@@ -53,6 +53,8 @@ class _Batch(NamedTuple, Generic[Payload]):
     model: Hashable
     jobs: Sequence[Job[Payload]]
     started_s: float
+    share: float
+    """of the engine"""
 
 
 class Engine(Generic[Payload]):
@@ -73,7 +75,6 @@ class Engine(Generic[Payload]):
         self._on_start = on_start
         self._on_end = on_end
         self._clock = clock
-        self._instances = 1
         self._threads = ThreadPoolExecutor(MAX_INSTANCES, thread_name_prefix="instance")
         self._running: dict[Future[tuple[Outputs, float]], _Batch[Payload]] = {}
         self._leaving: dict[Hashable, Backend] = {}  # removed while a batch was running
@@ -83,26 +84,21 @@ class Engine(Generic[Payload]):
     ) -> None:
         """Accept jobs for a model; `latency_s`: its latency as already measured, by batch size."""
         self._backends[model] = backend
-        self._scheduler.add_model(model, limits)
+        self._scheduler.add_model(model, limits, _share(backend))
         for size, seconds in (latency_s or {}).items():
             self._scheduler.observe(model, size, seconds)
-        self._count_instances()
 
     def remove_model(self, model: Hashable) -> list[Outcome[Payload]]:
         """Remove a model; its waiting jobs fail, and its running batches end as usual."""
         backend = self._backends.pop(model, None)
         if backend is None:
             return []
-        self._count_instances()
         if any(batch.model == model for batch in self._running.values()):
             self._leaving[model] = backend
         else:
             backend.close()
         gone = ServiceError(Code.ENGINE_UNAVAILABLE, "the model was unloaded; try again")
         return [Outcome(job, gone) for job in self._scheduler.remove_model(model)]
-
-    def _count_instances(self) -> None:
-        self._instances = min(MAX_INSTANCES, max((backend.instances for backend in self._backends.values()), default=1))
 
     def __len__(self) -> int:
         """Jobs that wait or run."""
@@ -140,7 +136,7 @@ class Engine(Generic[Payload]):
         """
         outcomes = [outcome for future in list(self._running) if future.done() for outcome in self._finish(future)]
         while True:
-            taken = self._scheduler.take(self._clock(), instance_free=not self.busy)
+            taken = self._scheduler.take(self._clock(), free=self._free)
             outcomes += [Outcome(job, _too_late()) for job in taken.expired]
             if not taken.batch:
                 return outcomes
@@ -149,11 +145,16 @@ class Engine(Generic[Payload]):
     @property
     def busy(self) -> bool:
         """Whether no batch can start before a running one ends."""
-        return len(self._running) >= self._instances
+        return self._free <= NEGLIGIBLE
+
+    @property
+    def _free(self) -> float:
+        """Share of the engine that no running batch takes."""
+        return 1 - sum(batch.share for batch in self._running.values())
 
     def next_event_s(self) -> float | None:
         """When to call `step` even without a new job or a call of `wake`; None: never."""
-        return self._scheduler.next_event_s(instance_free=not self.busy)
+        return self._scheduler.next_event_s(self._clock(), free=self._free)
 
     def oldest_start_s(self) -> float | None:
         """When the longest-running batch started; None if none runs."""
@@ -166,8 +167,9 @@ class Engine(Generic[Payload]):
     def _start(self, model: Hashable, jobs: Sequence[Job[Payload]]) -> None:
         self._on_start(jobs)
         started_s = self._clock()  # before the other thread can start
-        future = self._threads.submit(self._run, self._backends[model], jobs)
-        self._running[future] = _Batch(model, jobs, started_s)
+        backend = self._backends[model]
+        future = self._threads.submit(self._run, backend, jobs)
+        self._running[future] = _Batch(model, jobs, started_s, _share(backend))
         future.add_done_callback(lambda _: self._wake())
 
     def _run(self, backend: Backend, jobs: Sequence[Job[Payload]]) -> tuple[Outputs, float]:
@@ -194,6 +196,11 @@ class Engine(Generic[Payload]):
         if batch.model in self._backends:
             self._scheduler.observe(batch.model, len(batch.jobs), seconds)
         return [Outcome(job, _classes(batch, row, outputs, seconds)) for row, job in enumerate(batch.jobs)]
+
+
+def _share(backend: Backend) -> float:
+    """Of the engine that one batch takes."""
+    return 1 / min(MAX_INSTANCES, backend.instances)
 
 
 def _classes(batch: _Batch[Payload], row: int, outputs: Outputs, seconds: float) -> Classes:

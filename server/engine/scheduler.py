@@ -1,7 +1,7 @@
 """Decides which jobs run next and which have expired: a synchronous state machine without clock, threads or I/O.
 
-Every decision is made in `take`. The caller first makes sure that an instance is free, then takes the jobs that are
-queued, so a lone job waits for others only as long as `max_wait_s` says.
+Every decision is made in `take`. The caller says how much of the engine is free, then takes the jobs that are queued,
+so a lone job waits for others only as long as `max_wait_s` says.
 """
 
 from bisect import bisect_left
@@ -18,6 +18,10 @@ SMOOTHING = 0.2
 EXPLORE_EVERY = 61
 """One in this many batches uses the size whose latency was learned longest ago, in case it has become faster.
 A prime, so that periodic traffic does not stay in step with it."""
+
+
+NEGLIGIBLE = 1e-6
+"""Share of the engine that rounding may add to or take from a sum of shares."""
 
 
 class Priority(IntEnum):
@@ -69,6 +73,8 @@ def buckets(max_batch: int) -> tuple[int, ...]:
 @dataclass(slots=True)
 class _Queue(Generic[Payload]):
     limits: Limits
+    share: float
+    """of the engine, that a running batch takes"""
     buckets: tuple[int, ...] = field(init=False)
     jobs: dict[Priority, dict[Hashable, Job[Payload]]] = field(
         default_factory=lambda: {level: {} for level in Priority}
@@ -165,9 +171,9 @@ class Scheduler(Generic[Payload]):
         self._queues: dict[Hashable, _Queue[Payload]] = {}
         self._waiting: dict[Hashable, tuple[_Queue[Payload], Job[Payload]]] = {}
 
-    def add_model(self, model: Hashable, limits: Limits) -> None:
-        """Open an empty queue for `model`."""
-        self._queues[model] = _Queue(limits)
+    def add_model(self, model: Hashable, limits: Limits, share: float = 1.0) -> None:
+        """Open an empty queue for `model`, of which a running batch takes this share of the engine (0 to 1)."""
+        self._queues[model] = _Queue(limits, share)
 
     def remove_model(self, model: Hashable) -> list[Job[Payload]]:
         """Forget a model, and return the jobs that wait for it."""
@@ -208,13 +214,15 @@ class Scheduler(Generic[Payload]):
         queue.remove(job)
         return job
 
-    def take(self, now_s: float, *, instance_free: bool = True) -> Taken[Payload]:
-        """Remove expired jobs and, if an instance is free, choose the batch to run in it."""
+    def take(self, now_s: float, *, free: float = 1.0) -> Taken[Payload]:
+        """Remove expired jobs and choose the batch to run, if the share of the engine that is `free` suffices for it.
+
+        The model whose turn it is keeps its turn until it fits: one that needs the whole engine would starve otherwise.
+        """
         expired = [job for queue in self._queues.values() for job in queue.expire(now_s)]
         batch: Sequence[Job[Payload]] = ()
-        model = self._next_model(now_s) if instance_free else None
-        if model is not None:
-            queue = self._queues[model]
+        model = self._next_model(now_s) if free > NEGLIGIBLE else None
+        if model is not None and (queue := self._queues[model]).share <= free + NEGLIGIBLE:
             batch = queue.batch(now_s)
             for job in batch:
                 queue.remove(job)
@@ -236,10 +244,12 @@ class Scheduler(Generic[Payload]):
         """Learn that a batch of `size` took `seconds`."""
         self._queues[model].learn(size, seconds)
 
-    def next_event_s(self, *, instance_free: bool) -> float | None:
-        """When `take` may have a result even if no job arrives; None: never."""
+    def next_event_s(self, now_s: float, *, free: float = 1.0) -> float | None:
+        """When `take` may have a result even if no job arrives and no batch ends; None: never."""
         busy = [queue for queue in self._queues.values() if queue.length]
         times = [queue.earliest_s for queue in busy]
-        if instance_free:
-            times += [queue.due_s() for queue in busy]
+        if free > NEGLIGIBLE:
+            turn = self._next_model(now_s)
+            fits = turn is None or self._queues[turn].share <= free + NEGLIGIBLE
+            times += [due_s for queue in busy if (due_s := queue.due_s()) > now_s or fits]
         return min(times, default=None)

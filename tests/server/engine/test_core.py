@@ -329,6 +329,22 @@ def test_at_most_as_many_batches_run_as_there_are_instances(make_bench: MakeBenc
     assert bench.started().ids == [3]
 
 
+def test_a_model_of_one_instance_never_runs_beside_another(make_bench: MakeBench) -> None:
+    limits = Limits(max_batch=1, max_wait_s=0.0, queue_size=9)
+    bench = make_bench(limits, instances=2)
+    whole = GatedBackend()
+    whole.started, whole.all = bench.backend.started, bench.backend.all
+    bench.engine.add_model("whole", whole, limits)
+    bench.submit(1)
+    bench.engine.submit("whole", Job(2, 1.0, FOREVER, Picture(np.full((1, 1, 3), 2, np.uint8))))
+    bench.now_s = 2.0
+    bench.submit(3)
+    for job_id in (1, 2, 3):
+        bench.step()
+        assert bench.told == [[each] for each in range(1, job_id + 1)]
+        bench.end(bench.started())
+
+
 def test_each_batch_is_told_of_at_its_end_whether_it_fails_or_not(make_bench: MakeBench) -> None:
     bench = make_bench()
     bench.submit(1, 2)

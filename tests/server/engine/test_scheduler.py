@@ -58,7 +58,7 @@ def test_the_wait_is_counted_from_the_arrival_of_the_first_job() -> None:
     scheduler = scheduler_of(job("a", arrived_s=1.0), max_wait_s=5.0)
     assert taken(scheduler, 4.0) == ""
     scheduler.submit("m", job("b", arrived_s=4.0))
-    assert scheduler.next_event_s(instance_free=True) == 6.0
+    assert scheduler.next_event_s(4.0, free=1.0) == 6.0
     assert taken(scheduler, 5.9) == ""
     assert taken(scheduler, 6.0) == "ab"
 
@@ -74,7 +74,7 @@ def test_a_full_batch_does_not_wait() -> None:
 def test_the_wait_ends_in_time_for_the_earliest_deadline() -> None:
     scheduler = scheduler_of(job("a"), job("b", deadline_s=4.0), max_wait_s=50.0)
     observe(scheduler, {1: 1.0, 2: 1.0})
-    assert scheduler.next_event_s(instance_free=True) == 3.0
+    assert scheduler.next_event_s(0.0, free=1.0) == 3.0
     assert taken(scheduler, 2.9) == ""
     assert taken(scheduler, 3.0) == "ab"
 
@@ -84,7 +84,7 @@ def test_full_refuses_at_once_and_changes_nothing() -> None:
     assert not scheduler.submit("m", job("c", deadline_s=1.0))
     assert [one.id for one in scheduler] == ["a", "b"]
     assert scheduler.cancel("c") is None
-    assert scheduler.next_event_s(instance_free=False) == FOREVER
+    assert scheduler.next_event_s(0.0, free=0.0) == FOREVER
     assert taken(scheduler, 0.0) == "ab"
 
 
@@ -104,8 +104,8 @@ def test_expired_never_runs() -> None:
 
 def test_jobs_expire_while_every_slot_is_taken() -> None:
     scheduler = scheduler_of(job("a", deadline_s=3.0), job("b"))
-    assert scheduler.next_event_s(instance_free=False) == 3.0
-    decided = scheduler.take(3.0, instance_free=False)
+    assert scheduler.next_event_s(0.0, free=0.0) == 3.0
+    decided = scheduler.take(3.0, free=0.0)
     assert ([one.id for one in decided.expired], decided.batch) == (["a"], ())
 
 
@@ -136,7 +136,7 @@ def test_what_is_in_quarantine_runs_alone_and_spares_its_neighbours() -> None:
 
 def test_nobody_waits_for_company_that_a_suspect_keeps_away() -> None:
     scheduler = scheduler_of(job("a"), job("b", quarantined=True), max_wait_s=5.0)
-    assert scheduler.next_event_s(instance_free=True) == 0.0
+    assert scheduler.next_event_s(0.0, free=1.0) == 0.0
     assert [taken(scheduler, 0.0), taken(scheduler, 0.0)] == ["a", "b"]
 
 
@@ -242,10 +242,30 @@ def test_a_model_that_still_waits_for_company_does_not_hold_up_another() -> None
     assert [taken(scheduler, 1.0), taken(scheduler, 1.0), taken(scheduler, 5.0)] == ["x", "", "a"]
 
 
+def test_a_model_that_needs_the_whole_engine_waits_for_it_and_is_not_overtaken() -> None:
+    scheduler = scheduler_of(job("whole", arrived_s=1.0))
+    scheduler.add_model("halves", Limits(1, 0.0, 9), 0.5)
+    scheduler.submit("halves", job("a", arrived_s=0.0))
+    scheduler.submit("halves", job("b", arrived_s=2.0))
+    assert taken(scheduler, 2.0) == "a"
+    assert not scheduler.take(2.0, free=0.5).batch
+    assert scheduler.next_event_s(2.0, free=0.5) == FOREVER  # only the end of a batch can help
+    assert [taken(scheduler, 3.0), taken(scheduler, 3.0)] == ["whole", "b"]
+
+
+def test_one_of_higher_priority_that_fits_goes_before_the_one_that_waits_for_the_whole_engine() -> None:
+    scheduler = scheduler_of(job("whole"))
+    scheduler.add_model("halves", Limits(2, 5.0, 9), 0.5)
+    scheduler.submit("halves", job("a", priority=Priority.HIGH))
+    assert not scheduler.take(0.0, free=0.5).batch
+    assert scheduler.next_event_s(0.0, free=0.5) == 5.0
+    assert [one.id for one in scheduler.take(5.0, free=0.5).batch] == ["a"]
+
+
 def test_an_empty_scheduler_never_wakes() -> None:
     scheduler = scheduler_of()
-    assert scheduler.next_event_s(instance_free=True) is None
-    assert scheduler.next_event_s(instance_free=False) is None
+    assert scheduler.next_event_s(0.0, free=1.0) is None
+    assert scheduler.next_event_s(0.0, free=0.0) is None
 
 
 @given(st.integers(1, 1024))
@@ -262,25 +282,29 @@ ARRIVALS = st.tuples(
 )
 """Seconds since it arrived, seconds until its deadline, quarantined, priority."""
 COSTS = st.lists(st.integers(0, 6), min_size=6, max_size=6)
+SHARES = st.sampled_from([1.0, 1 / 2, 1 / 3])
+FREE = st.sampled_from([0.0, 1 / 3, 1 / 2, 2 / 3, 1.0])
+"""Shares of the engine."""
 
 
 class Schedule(RuleBasedStateMachine):
     """Any sequence of calls, watched by a naive model. All times are whole seconds: no rounding anywhere."""
 
-    @initialize(models=st.lists(st.tuples(LIMITS, COSTS), min_size=1, max_size=3))
-    def start(self, models: list[tuple[Limits, list[int]]]) -> None:
+    @initialize(models=st.lists(st.tuples(LIMITS, COSTS, SHARES), min_size=1, max_size=3))
+    def start(self, models: list[tuple[Limits, list[int], float]]) -> None:
         self.now_s = 0.0
         self.submitted = 0
         self.ended: set[object] = set()
-        self.limits = [limits for limits, _ in models]
-        self.true_s = [costs for _, costs in models]  # of each size of batch; it always takes as long
+        self.limits = [limits for limits, _, _ in models]
+        self.shares = [share for _, _, share in models]
+        self.true_s = [costs for _, costs, _ in models]  # of each size of batch; it always takes as long
         self.known: list[dict[int, float]] = [{} for _ in models]
         self.batches = [0 for _ in models]
         self.waiting: list[list[Job[None]]] = [[] for _ in models]
         self.deadlines: list[list[float]] = [[] for _ in models]  # of all jobs, also of those that are gone
         self.scheduler: Scheduler[None] = Scheduler()
         for model, limits in enumerate(self.limits):
-            self.scheduler.add_model(model, limits)
+            self.scheduler.add_model(model, limits, self.shares[model])
 
     @rule(data=st.data(), arrivals=st.lists(ARRIVALS, min_size=1, max_size=6))
     def submit(self, data: st.DataObject, arrivals: list[tuple[int, int, bool, Priority]]) -> None:
@@ -313,24 +337,24 @@ class Schedule(RuleBasedStateMachine):
             self.known[model][size] = seconds
         self.scheduler.observe(model, size, seconds)
 
-    @rule(seconds=st.integers(0, 3), instance_free=st.booleans())
-    def take(self, seconds: int, instance_free: bool) -> None:
+    @rule(seconds=st.integers(0, 3), free=FREE)
+    def take(self, seconds: int, free: float) -> None:
         self.now_s += seconds
-        self.take_now(instance_free)
+        self.take_now(free)
 
-    @rule(instance_free=st.booleans())
-    def sleep_until_the_next_event(self, instance_free: bool) -> None:
-        while self.take_now(instance_free):
+    @rule(free=FREE)
+    def sleep_until_the_next_event(self, free: float) -> None:
+        while self.take_now(free):
             pass
-        next_s = self.scheduler.next_event_s(instance_free=instance_free)
+        next_s = self.scheduler.next_event_s(self.now_s, free=free)
         if next_s is None:
             assert len(self.scheduler) == 0
             return
         assert next_s > self.now_s  # else the engine would spin
         self.now_s = max(self.now_s, next_s - 0.5)
-        assert not self.take_now(instance_free)  # else the engine would sleep too long
+        assert not self.take_now(free)  # else the engine would sleep too long
         self.now_s = next_s
-        self.take_now(instance_free)
+        self.take_now(free)
 
     @invariant()
     def holds_what_waits(self) -> None:
@@ -346,30 +370,37 @@ class Schedule(RuleBasedStateMachine):
         if not hasattr(self, "scheduler"):
             return
         self.now_s += FOREVER
-        self.take_now(instance_free=True)
+        self.take_now(free=1.0)
         assert len(self.scheduler) == 0
 
-    def take_now(self, instance_free: bool) -> bool:
+    def take_now(self, free: float) -> bool:
         """Take, check all that is promised of it, and say whether anything left."""
-        decided = self.scheduler.take(self.now_s, instance_free=instance_free)
+        decided = self.scheduler.take(self.now_s, free=free)
         dead = [one for queue in self.waiting for one in queue if one.deadline_s <= self.now_s]
         assert list(decided.expired) == dead
         for one in dead:
             self.leave(one)
         due = [model for model in range(len(self.limits)) if self.due(model)]
         batch = list(decided.batch)
-        assert not batch or instance_free
-        assert batch or not (instance_free and due)
+        assert batch or not due or not free or self.a_larger_share_is_first(due, free)
         if batch:
             model = next(model for model, queue in enumerate(self.waiting) if batch[0] in queue)
             assert decided.model == model
+            assert self.shares[model] <= free
             assert self.due(model, early=True)
-            first = (batch[0].priority, batch[0].arrived_s)
-            assert all((self.waiting[other][0].priority, self.waiting[other][0].arrived_s) >= first for other in due)
+            assert all(self.turn(other) >= self.turn(model) for other in due)
             self.check_batch(model, batch)
             for one in batch:
                 self.leave(one)
         return bool(dead or batch)
+
+    def turn(self, model: int) -> tuple[Priority, float]:
+        first = self.waiting[model][0]
+        return first.priority, first.arrived_s
+
+    def a_larger_share_is_first(self, due: list[int], free: float) -> bool:
+        too_large = [model for model, share in enumerate(self.shares) if share > free and self.due(model, early=True)]
+        return any(self.turn(model) <= min(map(self.turn, due)) for model in too_large)
 
     def check_batch(self, model: int, batch: list[Job[None]]) -> None:
         queue, size = self.waiting[model], len(batch)
