@@ -35,7 +35,7 @@ class Loads:
         self._telling = False
 
     def update(self, usable: Set[str], loading: Mapping[str, float]) -> None:
-        """Note that new requests may use the models `usable`, and how many seconds each of those `loading` will take."""
+        """Note which models new requests may use, and how many seconds each model that is loading will take."""
         self._usable, self._loading = usable, loading
 
     def state(self, models: Iterable[str]) -> State:
