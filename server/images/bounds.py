@@ -1,4 +1,4 @@
-"""Limits on the parts of a file that are parsed and the memory of its pixels, so that no hostile file stops the server."""
+"""Limits on the parsed parts of a file and the memory of its pixels, so that no hostile file stops the server."""
 
 import io
 import re

@@ -123,7 +123,7 @@ def resample(image: Image.Image, box: Box, size: tuple[int, int], interpolation:
 
 
 def finished(pixels: Image.Image, window: Window, preprocessing: Preprocessing, orientation: int) -> NDArray[np.uint8]:
-    """Make the crop, uint8[H, W, 3], from resampled pixels: turned upright only now, as there are fewer pixels to turn."""
+    """Make the crop, uint8[H, W, 3], from resampled pixels, turned upright only now, as they are fewer."""
     found = np.asarray(upright(pixels, orientation))
     if found.shape[:2] != preprocessing.crop:
         whole = np.full((*preprocessing.crop, 3), preprocessing.fill, np.uint8)
@@ -177,8 +177,8 @@ def rgb(image: Image.Image) -> Image.Image:
     """Convert an image of any mode to RGB.
 
     Transparent pixels become white, which most viewers and pages show behind a picture; the colour stored under them is
-    arbitrary. Integers wider than 8 bits are taken as 16 bits and divided by 256; Pillow would clip them. Floats have no
-    agreed range: they are taken as 0 to 255 and clipped, as Pillow does. Colour profiles are ignored, as torchvision
+    arbitrary. Integers wider than 8 bits are taken as 16 bits and divided by 256; Pillow would clip them. Floats have
+    no agreed range: they are taken as 0 to 255 and clipped, as Pillow does. Colour profiles are ignored, as torchvision
     does.
     """
     if image.mode.startswith("I"):

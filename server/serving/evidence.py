@@ -58,7 +58,7 @@ class Evidence:
             self._counts[key][by] += sample.value
 
     def of_shadow(self, shadow: Candidate, main_version: int | None) -> Compared:
-        """Counts of a shadow against this version of its main model; None: no version is served, so all counts are 0."""
+        """Counts of a shadow against this version of its main model; None: none is served, so all counts are 0."""
         found = self._counts[(*_labels(shadow), shadow.main, str(main_version))]
         agreed, timed = int(found["agreed"]), int(found["count shadow"])
         return Compared(
