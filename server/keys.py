@@ -86,7 +86,7 @@ class Account:
                 return under_way  # the key was removed a moment ago
             running = int(used["running"].sum())
             if key.concurrent is not None and running >= key.concurrent:
-                detail = f"key {key.name} has {running} requests under way, and may have no more: wait for one"
+                detail = f"key {key.name} already has {running} requests under way, its limit: wait until one ends"
                 raise RefusedError(Code.RATE_LIMITED, detail, 1, key=key.name)
             if key.rate < math.inf:
                 burst = key.burst or max(1, math.ceil(key.rate))

@@ -80,7 +80,7 @@ class Rereading:
             self._for_repository.call(look, self._looked)
         for held in [held for held in self._held if now_s >= held.give_up_s]:
             self._held.remove(held)
-            hangs = ServiceError(Code.MODEL_UNAVAILABLE, f"the repository does not answer for {PATIENCE_S:.0f} s")
+            hangs = ServiceError(Code.MODEL_UNAVAILABLE, f"the repository was not read within {PATIENCE_S:.0f} s")
             self._models.refuse(held.worker, held.change, hangs)
 
     def begin_all(self, now_s: float) -> None:

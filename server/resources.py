@@ -136,7 +136,7 @@ def _run_folder(held: ExitStack) -> Path:
     try:
         folder = RunFolder()
     except OSError as error:
-        raise StartupError(f"no folder for sockets and metrics can be made: {error}; set TMPDIR") from error
+        raise StartupError(f"cannot make a folder for sockets and metrics: {error}; set TMPDIR") from error
     held.callback(folder.remove)
     return folder.path
 
@@ -154,7 +154,7 @@ def _slots(settings: Settings, catalogue: Catalogue, engines: int) -> Slots:
     try:
         return Slots(settings.slots, largest, settings.http_workers, engines)
     except OSError as error:
-        detail = f"shared memory for {settings.queue_size} images cannot be had: {error.strerror}"
+        detail = f"cannot allocate shared memory for {settings.queue_size} images: {error.strerror}"
         raise StartupError(f"{detail}; lower --queue-size, or {more_room()}") from error
 
 

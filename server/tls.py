@@ -42,7 +42,7 @@ def read(chain: Path, key: Path) -> Certificate:
     except OSError as error:  # ssl.SSLError is one
         known = error.reason if isinstance(error, ssl.SSLError) else error.strerror
         reason = (known or "no PEM").replace("_", " ").lower()
-        raise TlsError(f"{chain} and {key} are no certificate with its unencrypted key: {reason}") from error
+        raise TlsError(f"{chain} and {key} are not a certificate and its unencrypted key: {reason}") from error
     return certificate
 
 

@@ -65,7 +65,9 @@ class EmbedParameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    model: str | SkipJsonSchema[None] = Field(None, description="name of the model; by default the default model")
+    model: str | SkipJsonSchema[None] = Field(
+        None, description="name of the model; by default, the server's default model"
+    )
     version: Annotated[int, Field(ge=1)] | SkipJsonSchema[None] = Field(None, description="by default the newest")
     priority: PriorityName | SkipJsonSchema[None] = Field(
         None, description="priority among waiting requests; by default the model's own"

@@ -217,7 +217,7 @@ class BoundedProtocol(Connection):
             self.shutdown()  # after the answer
             await app(scope, receive, send)
         else:
-            log.warning("more than max_connections are open: what another asks for is refused")
+            log.warning("more than max_connections are open: requests on further connections are refused")
             await _too_many_connections(scope, receive, send)
 
     def _refuse(self, code: str, status: HTTPStatus, detail: str) -> None:
