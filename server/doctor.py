@@ -258,7 +258,7 @@ def _folders(settings: Settings, report: Report) -> dict[str, Any]:
     if free < needed:
         report.stop(f"{folder} has {_size(free)} left", f"free {_size(needed)} for metrics, or set TMPDIR")
     if run_folder.is_too_long():
-        report.stop(f"the path {folder} is too long for a socket in it", "set TMPDIR to a short one, such as /tmp")
+        report.stop(f"{folder} is too long a path for a socket in it", "set TMPDIR to a short one, such as /tmp")
     shared = portable.shared_memory()
     return {
         "TMPDIR": f"{folder}, {_size(free)} free",
