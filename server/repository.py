@@ -34,7 +34,7 @@ from server.settings import OF_CANDIDATES, ModelSettings
 
 PREFERRED_DEFAULTS = ("resnet50", "efficientnet_lite0")
 SETTINGS_FILE = "serving.json"
-"""In a model's folder, beside its versions."""
+"""File with a model's own settings, in its folder, next to its versions."""
 UNREADABLE_S = 5.0
 """Longest wait before the server again tries to read files that it could not read."""
 

@@ -226,7 +226,7 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe level to log."""
     log_format: Literal["text", "json"] = "text"
-    """text for people, or json: one object a line, from all processes."""
+    """Format of the log: text, or json, one object per line."""
     access_log: bool = False
     """Log each HTTP request: method, path, status, ms, bytes, ids, client. Off, because metrics cost less."""
     trusted_proxies: Annotated[tuple[IPvAnyNetwork, ...], NoDecode, CommaSeparated] = ()

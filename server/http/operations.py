@@ -59,7 +59,7 @@ class Model(BaseModel):
     preprocessing: Preprocessing
     activation: Activation
     calibration: Calibration | None
-    """None: it is not calibrated, and answers neither `coverage` nor `reject`"""
+    """None: the model is not calibrated, and supports neither `coverage` nor `reject`"""
     weights_sha256: str | None
     file_sha256: str
     features: int | None
