@@ -1,4 +1,4 @@
-"""The API keys' use of their limits: a table in memory that all HTTP workers share."""
+"""The API keys' use of their limits: a table in a mapped file that all HTTP workers share."""
 
 import contextlib
 import fcntl
