@@ -34,7 +34,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     ("arguments", "line"),
     [
         (["--port", "70000"], r"python -m server: port: Input should be less than or equal to 65535"),
-        (["--queue-size", "1", "--http-workers", "2"], r"python -m server: .*queue_size 1 leaves some"),
+        (["--queue-size", "1", "--http-workers", "2"], r"python -m server: .*queue_size 1 is below http_workers 2"),
         (["--timeout-ms", "10", "--max-wait-ms", "20"], r"python -m server: .*max_wait_ms 20 is not below timeout_ms"),
     ],
 )
