@@ -1,10 +1,10 @@
 """`python -m server`: serve the model repository.
 
-`python -m server tune` finds settings for this machine, `python -m server doctor` tells what a bug report needs,
-`python -m server --version` which release it is.
+`python -m server tune` finds settings for this machine, `python -m server doctor` prints a report for bug reports,
+`python -m server --version` prints the release.
 """
 
-import models.missing  # noqa: F401 before what may be missing
+import models.missing  # noqa: F401 before imports that may be missing
 
 # isort: split
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def main() -> int:
-    """Run the server; 0 after a drained stop, 1 where it cannot start, 2 for wrong settings."""
+    """Run the server; return 0 after a drained stop, 1 if it cannot start, 2 for wrong settings."""
     if sys.argv[1:2] == ["doctor"]:
         return _doctor()
     if sys.argv[1:2] == ["tune"]:
@@ -38,7 +38,7 @@ def main() -> int:
         return 2
     logs.configure(settings.log_level, settings.log_format)
     for name in unknown_variables():
-        log.warning("%s is no setting of the server", name)
+        log.warning("%s is not a setting of the server", name)
     try:
         catalogue = repository.first_scan(settings.repository, settings.models, settings.default_model)
         supervise(settings, catalogue)
@@ -53,17 +53,17 @@ def main() -> int:
 
 
 def _tune() -> int:
-    """Hand over to the load test's tool, which speaks HTTP with servers that it starts; it need not be installed."""
+    """Run the load test's tool, which may not be installed. It starts servers, and measures them over HTTP."""
     sys.argv = ["python -m server tune", *sys.argv[2:]]
     if find_spec("loadtest") is None:
-        print(f"{sys.argv[0]}: the server's images have no load test: run it in a clone", file=sys.stderr)
+        print(f"{sys.argv[0]}: this image does not contain the load test: run it in a clone", file=sys.stderr)
         return 1
     runpy.run_module("loadtest.tune", run_name="__main__")
     return 1
 
 
 def _doctor() -> int:
-    """Loaded only now: it loads the runtimes, to ask them."""
+    """Imported only here, since it loads the runtimes to query them."""
     from server import doctor
 
     return doctor.main(sys.argv[2:])

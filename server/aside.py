@@ -57,5 +57,5 @@ class Aside:
     def _run(self) -> None:
         while True:
             self._calls.get()()
-            with suppress(OSError):  # it has rung often enough, or the process ends
+            with suppress(OSError):  # full of rings already, or the process ends
                 self._rope.send(b"!")

@@ -1,4 +1,4 @@
-"""Models that may replace others, by their serving.json: which is a candidate for which, and which cannot be one."""
+"""Models that may replace others (candidates), as their serving.json says, and the reasons why some cannot."""
 
 from collections.abc import Mapping, Set
 from typing import TYPE_CHECKING, Literal, NamedTuple, Self
@@ -62,9 +62,9 @@ def why_not(name: str, settings: Mapping[str, ModelSettings], known: Set[str]) -
     """Why a model cannot be the candidate that its serving.json makes it; None if it can, or is not one.
 
     Args:
-        name: of the model.
-        settings: of all models, by name.
-        known: names of all that is in the repository, served or not.
+        name: the model's.
+        settings: settings of all models, by name.
+        known: names of all models and recipes in the repository, served or not.
     """
     own = settings[name]
     main = own.candidate_for

@@ -1,6 +1,6 @@
-"""What the supervisor and its children tell each other, over one pipe for each child. A closed pipe means: stop.
+"""Messages between the supervisor and its children, over one pipe per child. A closed pipe means: stop.
 
-Each direction is a closed union, at the end of this file; who hears one matches all of it (`assert_never`).
+Each direction is a closed union, at the end of this file; its receiver matches every member (`assert_never`).
 """
 
 import socket
@@ -24,38 +24,38 @@ class EngineReady(NamedTuple):
 
     address: str
     refused: Mapping[str, Refusal]
-    """By the models' ids."""
+    """By model id."""
     measured: Mapping[str, Measured]
-    """Of the others, in the order in which they were loaded."""
+    """The loaded models by id, in the order in which they were loaded."""
 
 
 class Load(NamedTuple):
-    """Supervisor to engine: load one more model, and warm it, while the others are served."""
+    """Supervisor to engine: load and warm up one more model, while serving the others."""
 
     model: Model
 
 
 class Loaded(NamedTuple):
-    """Engine to supervisor: the model is there, or was refused."""
+    """Engine to supervisor: the model is loaded, or was refused."""
 
     model_id: str
     refusal: Refusal | None
     measured: Measured | None
-    """None: it was refused"""
+    """None if it was refused."""
 
 
 class Unload(NamedTuple):
-    """Supervisor to engine: nobody names this model any more; its memory is free."""
+    """Supervisor to engine: no request can name this model any more; free its memory."""
 
     model_id: str
 
 
 class Heartbeat(NamedTuple):
-    """Child to supervisor: there is progress; the loop turns, and no batch or decoder hangs."""
+    """Child to supervisor: the child makes progress; its loop turns, and no batch or decoder hangs."""
 
 
 HEARTBEAT_S = 1.0
-"""How often a child that makes progress says so."""
+"""Interval between a child's heartbeats, while it makes progress."""
 
 
 class WorkerReady(NamedTuple):
@@ -67,29 +67,29 @@ class Connected(NamedTuple):
 
 
 class EngineUp(NamedTuple):
-    """Supervisor to HTTP workers: submit to this engine here from now on, if it is for one of these models."""
+    """Supervisor to HTTP workers: from now on, submit requests for these models to this engine, at this address."""
 
     engine: int
     address: str
     models: frozenset[str]
-    """Their ids."""
+    """Model ids."""
 
 
 class Serve(NamedTuple):
-    """Supervisor to HTTP workers: this is what requests may name from now on."""
+    """Supervisor to HTTP workers: the models that requests may name from now on."""
 
     catalogue: Catalogue
     generation: int
     held: tuple[frozenset[str], ...] = ()
-    """the ids of the models that each engine has, or had when it was last there"""
+    """Per engine, the ids of its models; of an engine that is down, those it last had."""
     usable: frozenset[str] | None = None
-    """ids of the models that requests may begin with; None: all in the catalogue"""
+    """Ids of the models that new requests may use at once; None: all in the catalogue."""
     loading: Mapping[str, float] = {}
-    """ids of the models that are being loaded, and how many seconds that is likely to take"""
+    """Ids of the models being loaded, each with the seconds that this is likely to take."""
 
 
 class Hold(NamedTuple):
-    """Supervisor to HTTP workers: where the models of the newest catalogue are; as `Serve`, without that."""
+    """Supervisor to HTTP workers: which engines have which models. As `Serve`, for an unchanged catalogue."""
 
     generation: int
     held: tuple[frozenset[str], ...]
@@ -98,11 +98,11 @@ class Hold(NamedTuple):
 
 
 class Start(NamedTuple):
-    """Supervisor to a new HTTP worker: what it is to be."""
+    """Supervisor to a new HTTP worker: all that it needs to start."""
 
     number: int
     places: tuple[Place, ...]
-    """of the engines"""
+    """Of the engines."""
     settings: Settings
     serve: Serve
     slots: Slots
@@ -110,32 +110,32 @@ class Start(NamedTuple):
     keys: tuple[Key, ...] | None
     certificate: Certificate | None
     folder: Path
-    """the run's"""
+    """The run's folder."""
 
 
 class Serving(NamedTuple):
-    """HTTP worker to supervisor: this is what requests to it name by now."""
+    """HTTP worker to supervisor: it now serves new requests from this generation."""
 
     generation: int
 
 
 class Drained(NamedTuple):
-    """HTTP worker to supervisor: no request of its own needs a model that is not usable by this or a newer message."""
+    """HTTP worker to supervisor: none of its requests needs a model that only older generations list as usable."""
 
     generation: int
 
 
 class Demand(NamedTuple):
-    """HTTP worker to supervisor: what its requests do with models, where not all are loaded."""
+    """HTTP worker to supervisor: the models that its requests need. Sent only if not all models are kept loaded."""
 
     waiting: frozenset[str]
-    """ids of those that requests wait for"""
+    """Ids of the models that requests wait for."""
     used: tuple[str, ...]
-    """ids of those that requests were for since it last said so, the last one used at the end"""
+    """Ids of the models that requests have used since the last such message, the most recent one last."""
 
 
 class Change(NamedTuple):
-    """HTTP worker to supervisor: load or unload a model. One `Changed` answers it."""
+    """HTTP worker to supervisor: load or unload a model. The supervisor answers with one `Changed`."""
 
     id: int
     name: str
@@ -143,14 +143,14 @@ class Change(NamedTuple):
 
 
 class Changed(NamedTuple):
-    """Supervisor to HTTP worker: it is done, or was refused."""
+    """Supervisor to HTTP worker: the change is done, or was refused."""
 
     id: int
     error: ServiceError | None
 
 
 class EngineDown(NamedTuple):
-    """Supervisor to HTTP workers: this engine is not there. Where it is `recovering`, requests wait for it."""
+    """Supervisor to HTTP workers: this engine is down. If it is `recovering`, requests wait for it."""
 
     engine: int
     recovering: bool
@@ -163,17 +163,17 @@ class Authorise(NamedTuple):
 
 
 class Renew(NamedTuple):
-    """Supervisor to HTTP workers: show this certificate from now on."""
+    """Supervisor to HTTP workers: present this certificate from now on."""
 
     certificate: Certificate
 
 
 class Draining(NamedTuple):
-    """Supervisor to HTTP workers: fail the readiness probe, go on serving."""
+    """Supervisor to HTTP workers: fail the readiness probe, but keep serving."""
 
 
 class Finish(NamedTuple):
-    """Supervisor to HTTP workers: accept no more, answer what was accepted, end."""
+    """Supervisor to HTTP workers: accept no more requests, answer those accepted, and exit."""
 
 
 ToWorker = EngineUp | EngineDown | Serve | Hold | Changed | Authorise | Renew | Draining | Finish

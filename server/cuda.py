@@ -1,4 +1,4 @@
-"""The CUDA runtime, whoever uses it: what its errors mean, streams, and memory that it reads where it lies."""
+"""Helpers around the CUDA runtime: errors, streams, graphs and page-locked memory."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from server.errors import DeviceLostError
 
 try:
     from cuda.bindings import runtime as runtime
-except ImportError:  # as on a machine without a GPU, which is to be told that it has none
+except ImportError:  # CUDA for Python is not installed: `find_gpu` then returns None
     runtime = None
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ class Gpu(NamedTuple):
 
 
 def find_gpu() -> Gpu | None:
-    """Describe the first GPU; None where there is none, no driver or no CUDA for Python."""
+    """Describe the first GPU; None without a GPU, its driver, or CUDA for Python."""
     if runtime is None:
         return None
     error, properties = runtime.cudaGetDeviceProperties(0)
@@ -40,11 +40,11 @@ def find_gpu() -> Gpu | None:
 
 
 def checked(result: tuple[Any, ...]) -> Any:
-    """Return what a call of the CUDA runtime gives beside its error code.
+    """Return the value of a call to the CUDA runtime, without its error code.
 
     Raises:
-        OutOfMemoryError: the call found no memory; all else works.
-        DeviceLostError: the error is sticky, every later call returns it.
+        OutOfMemoryError: the GPU has not enough memory left; later calls still work.
+        DeviceLostError: the error is sticky: every later call returns it.
         RuntimeError: any other error.
     """
     error, *values = result
@@ -57,7 +57,7 @@ def checked(result: tuple[Any, ...]) -> Any:
 
 
 def raise_if_lost() -> None:
-    """Find out, after an error, whether it is one that stays.
+    """Check, after an error, whether it is sticky.
 
     Raises:
         DeviceLostError: it is.
@@ -69,7 +69,7 @@ def raise_if_lost() -> None:
 
 
 def used_bytes() -> int:
-    """Of the GPU's memory, by whatever process; 0 where that cannot be told."""
+    """Memory of the GPU that is in use, by any process; 0 if unknown."""
     if runtime is None:
         return 0
     error, free_bytes, total_bytes = runtime.cudaMemGetInfo()
@@ -77,18 +77,18 @@ def used_bytes() -> int:
 
 
 def check_last() -> None:
-    """Raise what `checked` does if a call that tells no error code has left one."""
+    """Raise, as `checked` does, the error of an earlier call that returned no error code."""
     checked(runtime.cudaGetLastError())
 
 
 def create_stream() -> Any:
-    """Return a stream that waits for no other."""
+    """Return a stream that does not wait for any other."""
     return checked(runtime.cudaStreamCreateWithFlags(runtime.cudaStreamNonBlocking))
 
 
 def record(work: Callable[[], None], stream: Any) -> Any:
-    """Return what `work` enqueues on the stream as a CUDA graph; nothing of it runs."""
-    # Of this thread alone: others may allocate meanwhile.
+    """Return a CUDA graph of all that `work` enqueues on the stream, without running it."""
+    # Capture this thread alone: others may allocate meanwhile.
     mode = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
     checked(runtime.cudaStreamBeginCapture(stream, mode))
     try:
@@ -104,15 +104,15 @@ def launch(graph: Any, stream: Any) -> None:
 
 
 def synchronize(stream: Any) -> None:
-    """Wait for all that was enqueued."""
+    """Wait for everything enqueued on the stream."""
     checked(runtime.cudaStreamSynchronize(stream))
 
 
 @contextmanager
 def page_locked(memory: NDArray[np.uint8]) -> Iterator[None]:
-    """While open, the GPU reads images in `memory` where they lie; else CUDA copies each to memory of its own first.
+    """Let the GPU read images in `memory` directly until the block ends; otherwise CUDA first copies each.
 
-    Not to have it costs time and nothing else, so it is no error.
+    A failure only costs time, so it is logged and not raised.
     """
     address = memory.ctypes.data
     try:
@@ -124,5 +124,5 @@ def page_locked(memory: NDArray[np.uint8]) -> Iterator[None]:
     try:
         yield
     finally:
-        runtime.cudaDeviceSynchronize()  # a batch may still be read; errors are of no more interest
+        runtime.cudaDeviceSynchronize()  # a batch may still be read; its errors do not matter any more
         runtime.cudaHostUnregister(address)

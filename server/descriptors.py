@@ -1,4 +1,4 @@
-"""Open files that the system allows a process: each connection is one."""
+"""The system's limit on open files per process: each connection takes one."""
 
 import contextlib
 import logging
@@ -8,10 +8,10 @@ from server.errors import StartupError
 from server.settings import Settings
 
 OTHERS = 256
-"""Files, sockets and pipes of an HTTP worker beside its connections."""
+"""Files, sockets and pipes of an HTTP worker besides its connections."""
 
 OPEN_MAX = 10_240
-"""Files that every macOS allows a process (setrlimit(2) there)."""
+"""Open files that every macOS allows a process (its setrlimit(2))."""
 
 log = logging.getLogger(__name__)
 
@@ -19,12 +19,12 @@ log = logging.getLogger(__name__)
 def provide(settings: Settings) -> Settings:
     """Raise the limit for this process and its children to what `max_connections` needs.
 
-    An HTTP worker answers up to twice that many before it closes any, and has as many again over gRPC. If the system
-    allows fewer, `max_connections` is lowered, so that what is too much is refused with its code, rather than never
-    accepted and without a word.
+    An HTTP worker holds up to twice that many HTTP connections before it closes any, and that many over gRPC. If the
+    system allows fewer files, `max_connections` is lowered, so that clients beyond it get an error code instead of
+    waiting for ever to be accepted.
 
     Raises:
-        StartupError: the limit has no room for connections at all.
+        StartupError: the limit leaves no room for any connection.
     """
     each = 2 if settings.grpc_port is None else 3
     needed = each * settings.max_connections + OTHERS
@@ -48,7 +48,7 @@ def provide(settings: Settings) -> Settings:
 
 
 def _raised(wanted: int, soft: int, hard: int) -> int:
-    """The limit that is in force then: macOS names no hard limit, and refuses more than it allows a process."""
+    """Raise the soft limit; return the limit now in force. macOS reports no hard limit, but may refuse a high one."""
     for limit in (wanted, min(wanted, OPEN_MAX)):
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (max(limit, soft), hard))

@@ -1,7 +1,7 @@
-"""`python -m server doctor`: what a bug report needs, and what would keep the server from starting, and what to do.
+"""`python -m server doctor`: facts for a bug report, and problems that would keep the server from starting.
 
-It takes the flags of `python -m server`, and reads the machine as the server would. Only what tells who somebody is, or
-opens a door, is left out.
+It takes the flags of `python -m server`, and reads the machine as the server would. Each problem comes with advice.
+Secrets are left out of the report.
 """
 
 import argparse
@@ -65,7 +65,7 @@ USERINFO = re.compile(r"(?<=//)[^/@\s]+@")
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong, what to do, and whether the server would not start."""
+    """What is wrong, what to do about it, and whether it keeps the server from starting."""
 
     what: str
     advice: str
@@ -80,16 +80,16 @@ class Report:
     problems: list[Problem] = field(default_factory=list)
 
     def stop(self, what: str, advice: str) -> None:
-        """Note what would keep the server from starting."""
+        """Note a problem that would keep the server from starting."""
         self.problems.append(Problem(what, advice, stops=True))
 
     def warn(self, what: str, advice: str) -> None:
-        """Note what would only trouble it."""
+        """Note a problem with which the server would still start."""
         self.problems.append(Problem(what, advice))
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the report; 1 where the server would not start, 2 for wrong settings."""
+    """Print the report; return 1 if the server would not start, 2 for wrong settings."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--json", action="store_true")
     options, flags = parser.parse_known_args(arguments)
@@ -104,7 +104,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def examine(settings: Settings) -> Report:
-    """Look at everything; what cannot be looked at is a line of the report, never an end of it."""
+    """Examine everything. A section that fails shows its error; the report goes on."""
     report = Report()
     sections: dict[str, Callable[[Settings, Report], Mapping[str, Any]]] = {
         "versions": _versions,
@@ -122,16 +122,16 @@ def examine(settings: Settings) -> Report:
     for name, look in sections.items():
         try:
             report.sections[name] = look(settings, report)
-        except Exception as error:  # whatever is odd about this machine is what the report is for
+        except Exception as error:  # the report is there to show whatever is odd about this machine
             report.sections[name] = {"cannot be told": repr(error)}
     return report
 
 
 def _versions(settings: Settings, report: Report) -> dict[str, Any]:
     if settings.grpc_port is not None and find_spec("grpc") is None:
-        report.stop("grpc_port is set, and gRPC is not installed", hints.install("grpc"))
+        report.stop("grpc_port is set, but gRPC is not installed", hints.install("grpc"))
     if settings.otlp_endpoint and not tracing.is_installed():
-        report.stop("otlp_endpoint is set, and tracing is not installed", hints.install("tracing"))
+        report.stop("otlp_endpoint is set, but tracing is not installed", hints.install("tracing"))
     if refused := jpeg.why_not(settings):
         report.stop(f"decoder is {settings.decoder}", refused)
     return {
@@ -154,7 +154,7 @@ def _runtimes(settings: Settings, report: Report) -> dict[str, Any]:
     providers = inventory.onnx_providers()
     for provider in settings.providers:
         if provider not in providers:
-            report.stop(f"ONNX Runtime has no {provider} here", f"--providers may have {', '.join(providers)}")
+            report.stop(f"ONNX Runtime has no {provider} here", f"--providers can be {', '.join(providers)}")
     try:
         devices = inventory.openvino_devices()
     except ImportError:
@@ -167,7 +167,7 @@ def _runtimes(settings: Settings, report: Report) -> dict[str, Any]:
 def _gpus(_settings: Settings, _report: Report) -> dict[str, Any]:
     with gpus.management() as library:
         if library is None:
-            return {"nvidia": "none: no driver, or no nvidia-ml-py to ask it with"}
+            return {"nvidia": "none: the driver or the package nvidia-ml-py is missing"}
         cuda = library.nvmlSystemGetCudaDriverVersion_v2()
         return {
             "cuda of the driver": f"{cuda // 1000}.{cuda % 1000 // 10}",
@@ -196,7 +196,7 @@ def _engines(settings: Settings, report: Report) -> dict[str, Any]:
     for key, model in catalogue.models.items():
         if beyond := [device for device in model.settings.devices or () if device >= len(found)]:
             report.warn(
-                f"{key} is put on engines {beyond}, and there are {len(found)}, counted from 0",
+                f"{key} is assigned to engines {beyond}, but there are only {len(found)}, counted from 0",
                 f"correct its {repository.SETTINGS_FILE}, or raise --engines",
             )
     return {each.name: _place(each, settings) for each in found}
@@ -206,11 +206,11 @@ def _place(place: Place, settings: Settings) -> str:
     threads = settings.inference_threads
     if place.threads is not None and "inference_threads" not in settings.model_fields_set:
         threads = place.threads
-    return f"{place.device}, {threads} threads of an inference on the CPU"
+    return f"{place.device}, {threads} threads per inference on the CPU"
 
 
 def _catalogue(settings: Settings) -> Catalogue:
-    """What there is, where anything is: `_repository` says what is wrong with it."""
+    """The repository's models; none if it cannot be read, which `_repository` reports."""
     try:
         return repository.scan(settings.repository, settings.models, settings.default_model)
     except ManifestError:
@@ -220,20 +220,22 @@ def _catalogue(settings: Settings) -> Catalogue:
 def _memory(settings: Settings, report: Report) -> dict[str, Any]:
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     kib = dict(re.findall(r"^(\w+): +(\d+) kB$", _first(MEMINFO), re.MULTILINE))
-    available = int(kib["MemAvailable"]) * 1024 if kib else total  # where it cannot be told
+    available = int(kib["MemAvailable"]) * 1024 if kib else total  # unknown: no /proc/meminfo
     granted = _first(Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-    limit = int(granted) if granted.isdecimal() else total  # where there is none: "max", or a number beyond all memory
+    limit = int(granted) if granted.isdecimal() else total  # without a limit: "max", or a number beyond all memory
     available = min(available, limit)
     uploads = settings.http_workers * settings.max_buffered_bytes
     decoding = settings.http_workers * settings.decode_threads * settings.max_pixels * PIXEL_BYTES
     if uploads + decoding > available:
         report.warn(
-            f"uploads and the worst images may take {_size(uploads + decoding)}, and {_size(available)} are available",
+            f"uploads and the worst images may take {_size(uploads + decoding)}, but {_size(available)} are available",
             "lower --max-buffered-bytes, --max-pixels, --decode-threads or --http-workers if clients are not trusted",
         )
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if files < settings.max_connections + 64:
-        report.warn(f"{files} files may be open, fewer than max_connections", "ulimit -n, or lower --max-connections")
+        report.warn(
+            f"only {files} files may be open, too few for max_connections", "ulimit -n, or lower --max-connections"
+        )
     return {
         "total": _size(total),
         "available": _size(available),
@@ -287,12 +289,12 @@ def _settings(settings: Settings, _report: Report) -> dict[str, Any]:
 
 def _environment(_settings: Settings, report: Report) -> dict[str, Any]:
     for name in unknown_variables():
-        report.warn(f"{name} is no setting of the server", "correct its name, or take it away")
+        report.warn(f"{name} is not a setting of the server", "correct its name, or unset it")
     return {name: redacted(name, os.environ[name]) for name in sorted(os.environ) if ENVIRONMENT.fullmatch(name)}
 
 
 def redacted(name: str, value: Any) -> Any:
-    """A value without what nobody else may know; what a file's path is may be known."""
+    """A value without its secrets. Paths of files are shown."""
     if not isinstance(value, str) or Path(value).is_file():
         return value
     return "***" if SECRET.search(name) else USERINFO.sub("***@", value)
@@ -324,7 +326,7 @@ def _repository(settings: Settings, report: Report) -> dict[str, Any]:
                 continue
         models[str(key)] = shown
     for what, reason in refused.items():
-        report.warn(f"{what} is not served: {reason}", "mend it, export it again, or take it away")
+        report.warn(f"{what} is not served: {reason}", "repair it, export it again, or remove it")
     if not models:
         report.stop("no model can be served", f"{hints.export('to_onnx')} makes one")
     engines = len(places_of(settings, catalogue))
@@ -339,7 +341,7 @@ def _check_slots(settings: Settings, engines: int, found: Iterable[Manifest], re
     free = shutil.disk_usage(portable.shared_memory()).free
     if needed > free:
         report.stop(
-            f"{settings.queue_size} requests need {_size(needed)} of shared memory, and {_size(free)} are free",
+            f"{settings.queue_size} requests need {_size(needed)} of shared memory, but {_size(free)} are free",
             f"lower --queue-size, or {more_room()}",
         )
 

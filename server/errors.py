@@ -1,6 +1,6 @@
-"""The failures a client can be told of: a stable code each. Whoever carries the answer gives it its status.
+"""The failures reported to clients, each with a stable code; HTTP and gRPC map codes to their statuses.
 
-And the one that only the operator is told of: that the server cannot start.
+Also the failure reported only to the operator: that the server cannot start.
 """
 
 from enum import StrEnum
@@ -8,14 +8,14 @@ from enum import StrEnum
 from models.errors import ExpectedError
 
 CLIENT_CLOSED = "client_closed"
-"""Code in the metrics of requests that nobody waits for any more; none is told it."""
+"""Code in the metrics for requests whose client has left; no client ever sees it."""
 
 SHUTTING_DOWN = "shutting_down"
-"""Code of requests that the end of the drain finds under way."""
+"""Code of requests that are still under way when the drain ends."""
 
 
 class Code(StrEnum):
-    """Stable names, part of the API: clients branch on them. Beneath each stands when it occurs."""
+    """Stable names, part of the API: clients branch on them. Each is described below its name."""
 
     EMPTY_BODY = "empty_body"
     """The request has no bytes."""
@@ -29,23 +29,23 @@ class Code(StrEnum):
     BODY_TOO_LARGE = "body_too_large"
     """The upload has more bytes than `max_body_bytes`, packed or unpacked, or more images than `max_batch_images`."""
     TOO_MANY_PIXELS = "too_many_pixels"
-    """The image has more pixels than `max_pixels`, or is a JPEG that takes as much memory; the server finds out before
+    """The image has more pixels than `max_pixels`, or is a JPEG that needs as much memory; the server checks before
     decoding."""
     MALFORMED_MULTIPART = "malformed_multipart"
     """The form cannot be read, or does not have exactly one file (a batch may have more)."""
     NOT_AN_IMAGE = "not_an_image"
-    """The bytes are in none of the formats, or in a variant that the server does not decode; the detail names it."""
+    """The bytes are in no supported format, or in a variant that the server does not decode; the detail names it."""
     BROKEN_IMAGE = "broken_image"
-    """The image lacks some of its pixels (the detail says how much is there, if that is known) or cannot be decoded."""
+    """The image is truncated (the detail says how much of it arrived, if that is known) or cannot be decoded."""
     INVALID_PARAMETER = "invalid_parameter"
     """A parameter is unknown or out of range."""
     UNKNOWN_MODEL = "unknown_model"
-    """There is no such model or version; the detail lists those that there are."""
+    """There is no such model or version; the detail lists the available ones."""
     MODEL_REFUSED = "model_refused"
-    """A model that was to be loaded cannot be served; the detail says why."""
+    """The model to be loaded cannot be served; the detail says why."""
     MODEL_UNAVAILABLE = "model_unavailable"
-    """A model cannot be loaded for now (its file cannot be read, memory is short); the server tries again, and `Retry-
-    After` says when to come back."""
+    """The model cannot be loaded for now (its file cannot be read, or memory is short). The server keeps trying;
+    `Retry-After` says when to come back."""
     UNSUPPORTED_BY_MODEL = "unsupported_by_model"
     """The request wants features or a heat map from a network that has none, or from an ensemble; the detail says
     why."""
@@ -55,7 +55,7 @@ class Code(StrEnum):
     UNAUTHORIZED = "unauthorized"
     """The server has `api_keys`, and the request has no key, or an unknown one."""
     FORBIDDEN = "forbidden"
-    """The key may not do this, or a page of another site sent the request."""
+    """The key's role does not allow this, or a page of another site sent the request."""
     RATE_LIMITED = "rate_limited"
     """The key has used up its limits; `Retry-After` says when to come back."""
     QUEUE_FULL = "queue_full"
@@ -69,7 +69,7 @@ class Code(StrEnum):
     ENGINE_UNAVAILABLE = "engine_unavailable"
     """The engine is down, or did not come back within `timeout_ms`; `Retry-After` says when to come back."""
     ENGINE_CRASHED = "engine_crashed"
-    """This image was in two batches that crashed the engine."""
+    """The engine crashed on two batches that contained this image."""
     INFERENCE_FAILED = "inference_failed"
     """The runtime failed on this batch."""
 
@@ -78,14 +78,14 @@ class ServiceError(Exception):
     """A request that cannot be answered: `code` for programs, `detail` for people (what happened, what to do)."""
 
     def __init__(self, code: Code, detail: str, retry_after_s: int | None = None) -> None:
-        """`retry_after_s` is when to try again, where that is known better than by the code."""
+        """`retry_after_s` overrides the code's usual time to retry after."""
         super().__init__(detail)
         self.code = code
         self.detail = detail
         self.retry_after_s = retry_after_s
 
     def __reduce__(self) -> tuple[type["ServiceError"], tuple[Code, str, int | None]]:
-        """Exceptions are pickled by the arguments of `Exception.__init__`, which are others."""
+        """Pickle with our own arguments; by default, exceptions pickle those of `Exception.__init__`."""
         return ServiceError, (self.code, self.detail, self.retry_after_s)
 
 
@@ -94,4 +94,4 @@ class StartupError(ExpectedError):
 
 
 class DeviceLostError(Exception):
-    """The device answers every call of this process with an error: only another process can use it again."""
+    """The device fails every further call of this process; only a new process can use it."""

@@ -1,4 +1,4 @@
-"""The metrics of all processes as `GET /metrics` shows them, in Prometheus' text format or as OpenMetrics."""
+"""The metrics of all processes for `GET /metrics`, in Prometheus' text format or as OpenMetrics."""
 
 import platform
 from collections.abc import Iterator, Mapping
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 OPENMETRICS = "application/openmetrics-text"
 BUILD = ("serving_build", "Always 1; the labels are versions: of the server, Python, each runtime that is installed")
-"""Name and text of the metric that says what serves."""
+"""Name and help text of the metric with the versions."""
 _RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx-cu13-libs")
 
 
 def exposition(exemplars: Exemplars | None = None) -> tuple[bytes, str]:
-    """The metrics, and their content type; as OpenMetrics where there are exemplars, which only that has."""
+    """The metrics and their content type; OpenMetrics if `exemplars` are given, as only that format has them."""
     from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest, openmetrics
 
     registry = CollectorRegistry()
@@ -49,7 +49,7 @@ class _All:
 
 
 def _of_processes(pids: Mapping[str, int]) -> "Iterator[Metric]":
-    """`process_resident_memory_bytes` and the like of each; nothing of those that have ended."""
+    """The client's process metrics, such as `process_resident_memory_bytes`, of each process that has not ended."""
     from prometheus_client import ProcessCollector
 
     found: dict[str, Metric] = {}

@@ -1,7 +1,7 @@
-"""Which models are loaded where not all of them are to be: decided by numbers, without clock or I/O.
+"""Decides which models to keep loaded if not all of them fit: pure computation, without clock or I/O.
 
-Models have an order: those that are pinned; those that somebody waits for, the longest first; those that were used, the
-last first. Down that order, each that has room beside those before it is to be loaded.
+Models are ranked: first the pinned ones; then those that requests wait for, the longest wait first; then those used
+before, the most recent first. In that order, each model is chosen that fits beside those chosen before it.
 """
 
 import itertools
@@ -15,97 +15,97 @@ from server.repository import Model
 from server.settings import Settings
 
 FIRST_LOAD_S = 1.0
-"""Taken for the time of a load while none is known."""
+"""Assumed duration of a load before any was measured."""
 SMOOTHING = 0.5
-"""Weight of the newest measurement in what is learned of a model (exponential moving average)."""
+"""Weight of the newest measurement of a model (exponential moving average)."""
 
 
 class Budget(NamedTuple):
-    """What the models of each engine may come to; None: any number, or any size."""
+    """Limits on the models of each engine; None: no limit."""
 
     models: int | None
     memory_bytes: int | None
 
     @classmethod
     def of(cls, settings: Settings) -> Self | None:
-        """None: all models are loaded."""
+        """The budget that the settings give; None: all models are kept loaded."""
         if settings.max_loaded is None and settings.memory_budget is None:
             return None
         return cls(settings.max_loaded, settings.memory_budget)
 
 
 class Measured(NamedTuple):
-    """What an engine found when it loaded a model."""
+    """Time and memory that an engine measured when it loaded a model."""
 
     seconds: float
     model_bytes: int
-    """by which the memory of its models grew; 0 where that cannot be told"""
+    """Growth of the memory that the engine's models take; 0 if unknown."""
     total_bytes: int
-    """that all its models take"""
+    """Memory that all the engine's models take."""
 
 
 class Claim(NamedTuple):
-    """A model that has, or wants, room in some engines."""
+    """A model that has room in some engines, or is to get it."""
 
     model: Model
     engines: Sequence[int]
     counts: bool = True
-    """It is one of so many; not while another is loaded beside it, or it beside others."""
+    """Whether it counts towards `max_loaded`: not while it is replaced, or replaces another."""
 
 
 @dataclass(slots=True)
 class _Room:
-    """What is taken of an engine."""
+    """The part of one engine's budget that is taken."""
 
     overhead_bytes: int
     count: int = 0
     taken_bytes: int = 0
     alone: bool = True
-    """but for what is pinned"""
+    """Whether only pinned models have taken any."""
 
 
 class Fitting:
-    """What was learned of models and is wanted of them, and which fit. Models are named by their ids."""
+    """Knows the cost of models and the demand for them, and chooses those that fit. Models are named by their ids."""
 
     def __init__(self, budget: Budget, engines: int = 1) -> None:
         self._budget = budget
         self._turns = itertools.count()
-        self._used: dict[str, int] = {}  # when last, in turns
-        self._waiting: dict[str, Mapping[str, int]] = {}  # by who waits: since which turn for each
-        self._cost_bytes: dict[str, int] = {}  # as measured
-        self._size_bytes: dict[str, int] = {}  # of the files of these
-        self._beyond_bytes = 0  # that models usually take beyond their files
+        self._used: dict[str, int] = {}  # turn of the last use, by model
+        self._waiting: dict[str, Mapping[str, int]] = {}  # by waiting worker: for each model, the turn it began to wait
+        self._cost_bytes: dict[str, int] = {}  # measured memory, by model
+        self._size_bytes: dict[str, int] = {}  # size of the file of each measured model
+        self._beyond_bytes = 0  # memory that models usually take beyond the size of their file
         self._load_s: dict[str, float] = {}
         self._newest_load_s = FIRST_LOAD_S
-        self._overhead_bytes = [0] * engines  # what each engine's models take beyond what is known of each
+        self._overhead_bytes = [0] * engines  # memory that each engine's models take beyond the sum of their costs
 
     def demanded(self, who: str, waiting: Set[str], used: Iterable[str] = ()) -> None:
-        """`who` waits for these, no others, and has used those, in this order, since it last said so."""
+        """Note that `who` now waits for exactly the models `waiting`, and has since used those in `used`, in order."""
         before = self._waiting.get(who, {})
         self._waiting[who] = {one: before[one] if one in before else next(self._turns) for one in sorted(waiting)}
         for one in (*used, *waiting):
             self.touch(one)
 
     def gone(self, who: str) -> None:
-        """It waits for nothing any more."""
+        """Note that `who` has ended, and waits for nothing any more."""
         self._waiting.pop(who, None)
 
     def touch(self, model_id: str) -> None:
-        """It was used just now."""
+        """Note that a model was used just now."""
         self._used[model_id] = next(self._turns)
 
     def forget_all_but(self, model_ids: Set[str]) -> None:
-        """The others are gone from the repository."""
+        """Forget all other models: they are gone from the repository."""
         for known in (self._used, self._cost_bytes, self._size_bytes, self._load_s):
             for gone in known.keys() - model_ids:
                 del known[gone]
 
     def learn(self, engine: int, model: Model, measured: Measured, loaded: Iterable[Model]) -> None:
-        """An engine has loaded a model, and has all these by now."""
+        """Note what an engine measured when it loaded a model; `loaded` are all that it has now."""
         self._newest_load_s = measured.seconds
         self._load_s[model.id] = _mean(self._load_s.get(model.id), measured.seconds)
         if measured.model_bytes:
-            # What the runtime had kept of others that are gone is used again: a model is no less than its file.
+            # Growth may be too small, as the runtime reuses memory of unloaded models: a model takes at least its file.
             cost_bytes = max(measured.model_bytes, model.manifest.file.size_bytes)
             self._cost_bytes[model.id] = int(_mean(self._cost_bytes.get(model.id), cost_bytes))
             self._size_bytes[model.id] = model.manifest.file.size_bytes
@@ -115,25 +115,25 @@ class Fitting:
         self._overhead_bytes[engine] = max(0, measured.total_bytes - known_bytes)
 
     def restarted(self, engine: int) -> None:
-        """Another process is in the engine's place."""
+        """Note that a new process has replaced the engine."""
         self._overhead_bytes[engine] = 0
 
     def load_s(self, model_id: str) -> float:
-        """How long it takes to load a model: as it did, else as the newest did."""
+        """How long a model is likely to take to load: as measured, else as long as the newest load of any model."""
         return self._load_s.get(model_id, self._newest_load_s)
 
     def cost_bytes(self, model: Model) -> int:
-        """What it takes, as it was measured; else its file, and what models usually take beyond theirs."""
+        """Memory that a model takes: as measured, else the size of its file and what models usually take beyond it."""
         if model.id in self._cost_bytes:
             return self._cost_bytes[model.id]
         return model.manifest.file.size_bytes + self._beyond_bytes
 
     def is_awaited(self, model_id: str) -> bool:
-        """Somebody waits for it."""
+        """Whether any request waits for this model."""
         return any(model_id in waiting for waiting in self._waiting.values())
 
     def ordered(self, models: Iterable[Model], kept: Set[str]) -> list[Model]:
-        """Those that there is any reason to have, in their order; those `kept` are as if they were pinned."""
+        """The models that are pinned, awaited or were used, ranked; those `kept` rank as if they were pinned."""
         since: dict[str, int] = {}
         for waiting in self._waiting.values():
             for model_id, turn in waiting.items():
@@ -149,12 +149,12 @@ class Fitting:
         return [model for *_, model in sorted(order, key=lambda each: (each[0], each[1], each[2].key, each[2].id))]
 
     def choose(self, claims: Iterable[Claim]) -> set[str]:
-        """Ids of those that have room, wherever they claim it, beside those before them."""
+        """Ids of the models that fit in all their engines, beside those chosen before them."""
         rooms = [_Room(overhead_bytes) for overhead_bytes in self._overhead_bytes]
         chosen: set[str] = set()
         for model, engines, counts in claims:
             if counts and self._budget.models and all(map(self._is_full, rooms)):
-                break  # nothing that counts has room
+                break  # no further model that counts fits
             if all(self._has_room(rooms[at], model) and not (counts and self._is_full(rooms[at])) for at in engines):
                 chosen.add(model.id)
                 for at in engines:
@@ -162,9 +162,10 @@ class Fitting:
         return chosen
 
     def may_load(self, engine: int, model: Model, loaded: Iterable[Model], *, beside: bool) -> bool:
-        """Whether there is room beside all that an engine has; `beside`: for one more than there may be.
+        """Whether a model fits beside all that an engine has; with `beside`, one more than `max_loaded` may be loaded.
 
-        So a load that fails has cost no other model its place.
+        The engine can then load a replacement before it unloads anything: if the load fails, no model has lost its
+        place.
         """
         room = _Room(self._overhead_bytes[engine])
         for one in loaded:
@@ -175,9 +176,9 @@ class Fitting:
     def why_not(
         self, models: Sequence[Model], pinned: Sequence[Model], replaced: Sequence[Model] = ()
     ) -> Refusal | None:
-        """Why these could never be loaded together on an engine, beside those; None: they could.
+        """Why an engine could never load these models together, beside the pinned ones; None: it could.
 
-        What is `replaced` is there only until they are, so it takes memory, and is none of so many.
+        The models in `replaced` stay only until these are loaded: they take memory, but do not count for `max_loaded`.
         """
         ids = {model.id for model in models}
         others = [model for model in pinned if model.id not in ids]
@@ -195,7 +196,7 @@ class Fitting:
         return None
 
     def _least_bytes(self, model: Model) -> int:
-        """What it takes in any case."""
+        """Memory that a model is certain to take."""
         return self._cost_bytes.get(model.id, model.manifest.file.size_bytes)
 
     def _take(self, room: _Room, model: Model, *, counts: bool = True) -> None:
@@ -207,7 +208,7 @@ class Fitting:
         return self._budget.models is not None and room.count >= self._budget.models
 
     def _has_room(self, room: _Room, model: Model) -> bool:
-        """Of one that would be alone only what is certain counts: nobody could make room for a guess."""
+        """A model that would be alone needs room only for its certain cost: unloading others could not help it."""
         if self._budget.memory_bytes is None:
             return True
         needed_bytes = self._least_bytes(model) if room.alone else self.cost_bytes(model) + room.overhead_bytes

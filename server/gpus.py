@@ -1,4 +1,4 @@
-"""What NVIDIA's management library reports of the GPUs: for metrics, and for `python -m server doctor`."""
+"""The state of the GPUs, from NVIDIA's management library: for metrics, and for `python -m server doctor`."""
 
 import threading
 from collections.abc import Iterator
@@ -9,17 +9,17 @@ from typing import Any, NamedTuple
 from server.metrics import Metrics
 
 EVERY_S = 5.0
-"""Often enough for a scrape every 15 s."""
+"""Interval between updates of the metrics: short enough for a scrape every 15 s."""
 
 
 class GpuState(NamedTuple):
-    """One GPU, as it is now."""
+    """The current state of one GPU."""
 
     number: int
     name: str
     driver: str
     utilisation: float
-    """share of the last second in which anything ran: 0 to 1"""
+    """Share of the last second in which the GPU was busy, from 0 to 1."""
     used_bytes: int
     total_bytes: int
     compute_capability: str
@@ -27,7 +27,7 @@ class GpuState(NamedTuple):
 
 @contextmanager
 def management() -> Iterator[Any]:
-    """The library; None if it, or the driver, is missing."""
+    """Initialise the library until the block ends; None if it or the driver is missing."""
     try:
         import pynvml
 
@@ -45,7 +45,7 @@ def management() -> Iterator[Any]:
 
 
 def look(library: Any) -> list[GpuState]:
-    """All GPUs that answer."""
+    """Read the state of all GPUs that respond."""
     found = []
     for index in range(library.nvmlDeviceGetCount()):
         try:
@@ -63,7 +63,7 @@ def look(library: Any) -> list[GpuState]:
                     ".".join(map(str, capability)),
                 )
             )
-        except library.NVMLError:  # lost, or divided into instances, which have no utilisation
+        except library.NVMLError:  # lost, or split into MIG instances, which report no utilisation
             continue
     return found
 
@@ -72,9 +72,9 @@ def visible(library: Any, variable: str | None) -> tuple[str, ...]:
     """The GPUs, or MIG slices, that CUDA would use, each as CUDA_VISIBLE_DEVICES names it.
 
     Args:
-        library: that of `management`.
-        variable: the value of CUDA_VISIBLE_DEVICES; like CUDA, this ignores all entries from an empty one or -1 on.
-            None: it is not set, and all that the library reports are visible.
+        library: from `management`.
+        variable: the value of CUDA_VISIBLE_DEVICES; like CUDA, this ignores an empty entry or -1, and all after it.
+            None: it is not set, and every GPU that the library reports is visible.
     """
     if variable is not None:
         names = [name.strip() for name in variable.split(",")]
@@ -108,9 +108,9 @@ def _ids(library: Any, gpu: Any) -> list[str]:
 
 
 def watch(metrics: Metrics, stop: threading.Event) -> threading.Thread:
-    """Keep the metrics of the GPUs up to date, in a thread that ends at once where there is no GPU.
+    """Start a thread that keeps the GPUs' metrics up to date; without a GPU it ends at once.
 
-    A thread of its own, because a driver in trouble may not answer for long.
+    It is a thread because a driver in trouble may block for long.
     """
 
     def keep() -> None:

@@ -1,4 +1,4 @@
-"""API keys: a file of their hashes, who may do what, and how much of it. `python -m server.keys new NAME` makes one."""
+"""API keys: a file of their hashes, with roles and rate limits. `python -m server.keys new NAME` makes a key."""
 
 import argparse
 import hashlib
@@ -19,15 +19,16 @@ from server.usage import Usage
 
 RoleName = Literal["classify", "admin"]
 RANK: dict[RoleName, int] = {"classify": 1, "admin": 2}
-"""Who has a role has those of lower rank, too."""
+"""A role includes those of lower rank."""
 KEY_BYTES = 32
-"""Of randomness: nobody guesses it, so its hash needs no salt and must not be slow, as each request pays."""
+"""Random bytes of a key: too many to guess, so its hash needs no salt, and can be fast, as every request computes it.
+"""
 MAX_FILE_BYTES = 256 * 2**10
-"""Some two thousand keys: a request is compared with all of them."""
+"""Room for some two thousand keys: each request is compared with all of them."""
 MAX_KEYS = MAX_FILE_BYTES // len("N " + 64 * "0")
-"""More have no room in such a file."""
+"""No more keys fit a file of that size."""
 ROUNDING_S = 1e-6
-"""What sums of times may be wrong by: a request is not too early for that."""
+"""Tolerance for rounding errors in sums of times: a request that is early by less is let through."""
 
 
 class KeysError(Exception):
@@ -43,15 +44,15 @@ class Key(BaseModel):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     role: RoleName = "classify"
     rate: Annotated[float, Field(ge=1e-6, le=1e6)] = math.inf
-    """sustained requests per second"""
+    """Sustained requests per second."""
     burst: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
-    """requests at once after a pause; None: those of one second, at least one"""
+    """Requests at once after a pause; None: those of one second, at least one."""
     concurrent: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
-    """requests at one time; None: as many as the server takes"""
+    """Requests under way at one time; None: as many as the server takes."""
 
 
 class RefusedError(ServiceError):
-    """UNAUTHORIZED, FORBIDDEN or RATE_LIMITED; of the last two, the name of the key is known."""
+    """UNAUTHORIZED, FORBIDDEN or RATE_LIMITED; for the last two, with the name of the key."""
 
     def __init__(self, code: Code, detail: str, retry_after_s: int | None = None, *, key: str | None = None) -> None:
         super().__init__(code, detail, retry_after_s)
@@ -59,7 +60,7 @@ class RefusedError(ServiceError):
 
 
 class Account:
-    """One key, and what it has used of its limits in all HTTP workers. The clock is the caller's."""
+    """One key, and its use of its limits across all HTTP workers. The clock is the caller's."""
 
     def __init__(self, key: Key, worker: int, usage: Usage) -> None:
         self.digest = bytes.fromhex(key.sha256)
@@ -68,10 +69,10 @@ class Account:
         self._usage = usage
 
     def enter(self, now_s: float) -> ExitStack:
-        """Begin a request, which ends with the block that what is returned is entered for.
+        """Begin a request; closing the returned stack ends it.
 
-        The rate is that of a bucket of `burst` requests, kept as the time at which it is full again (ITU-T I.371,
-        annex A: the generic cell rate algorithm).
+        The rate is limited by a bucket of `burst` requests, stored as the time at which it will be full again (the
+        generic cell rate algorithm, ITU-T I.371, annex A).
 
         Raises:
             RefusedError: RATE_LIMITED.
@@ -85,11 +86,11 @@ class Account:
                 return under_way  # the key was removed a moment ago
             running = int(used["running"].sum())
             if key.concurrent is not None and running >= key.concurrent:
-                detail = f"key {key.name} has {running} requests under way, and may have no more: wait for one"
+                detail = f"key {key.name} already has {running} requests under way, its limit: wait until one ends"
                 raise RefusedError(Code.RATE_LIMITED, detail, 1, key=key.name)
             if key.rate < math.inf:
                 burst = key.burst or max(1, math.ceil(key.rate))
-                empty_s = now_s + burst / key.rate  # no bucket is emptier, whatever rate it had when it was used
+                empty_s = now_s + burst / key.rate  # when an empty bucket is full; never later, though the rate changed
                 used["full_s"] = min(max(used["full_s"], now_s), empty_s)
                 early_s = float(used["full_s"]) + 1 / key.rate - empty_s
                 if early_s > ROUNDING_S:
@@ -109,7 +110,7 @@ class Account:
 
 
 class Keys:
-    """The keys of one process, which can be replaced while requests are under way."""
+    """The API keys that one process knows; they can be replaced while requests are under way."""
 
     def __init__(self, keys: Sequence[Key], worker: int, usage: Usage) -> None:
         self._worker = worker
@@ -118,7 +119,7 @@ class Keys:
         self.replace(keys)
 
     def replace(self, keys: Sequence[Key]) -> None:
-        """Know these from now on; what stays goes on with what it has used."""
+        """Accept only these keys from now on; those known already keep their usage."""
         known = {account.digest: account for account in self._accounts}
         self._accounts = []
         for key in keys:
@@ -127,7 +128,7 @@ class Keys:
             self._accounts.append(account)
 
     def account(self, sent: bytes | None, role: RoleName) -> Account:
-        """Whose key was sent, if it has the role. Takes as long for any key that is sent.
+        """The account whose key was sent, if it has the role. Takes the same time for any key.
 
         Raises:
             RefusedError: UNAUTHORIZED, FORBIDDEN.
@@ -150,21 +151,21 @@ class Keys:
 
 
 def usage_table(folder: Path, workers: int) -> Usage:
-    """What the keys of a run have used, in its folder."""
+    """The usage table of a run, in its folder."""
     return Usage(folder / "usage", MAX_KEYS, workers)
 
 
 def bearer(authorization: bytes) -> bytes:
-    """The key of an `Authorization` field (RFC 6750, 2.1); empty where it has another scheme."""
+    """The key in an `Authorization` field (RFC 6750, 2.1); empty if its scheme is not Bearer."""
     scheme, _, key = authorization.partition(b" ")
     return key.strip() if scheme.lower() == b"bearer" else b""
 
 
 def read(path: Path) -> tuple[Key, ...]:
-    """The keys of a file, at least one; empty lines and what follows a `#` do not count.
+    """Read the keys in a file, at least one; empty lines and anything after a `#` are ignored.
 
     Raises:
-        KeysError: it cannot be read, or a line of it; the message has nothing of what stands there in a hash's place.
+        KeysError: the file or a line is not valid; the message quotes no hash, which could be a key by mistake.
     """
     try:
         with path.open("rb") as file:
@@ -203,15 +204,15 @@ def _key(words: list[str]) -> Key:
 
 
 def main() -> int:
-    """Make a key: its line for the file goes to standard output, the key itself, this once, to standard error."""
+    """Make a key: print its line for the file to standard output, and the key itself, this once, to standard error."""
     parser = argparse.ArgumentParser(prog="python -m server.keys", description=main.__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     new = commands.add_parser("new", help="make a key: python -m server.keys new NAME >> keys.txt")
-    new.add_argument("name", help="whose key it is; it stands in answers and logs")
-    new.add_argument("--role", default="classify", choices=RANK, help="admin: may load and unload models, too")
-    new.add_argument("--rate", help="requests per second")
+    new.add_argument("name", help="owner of the key, shown in answers and logs")
+    new.add_argument("--role", default="classify", choices=RANK, help="admin may also load and unload models")
+    new.add_argument("--rate", help="sustained requests per second")
     new.add_argument("--burst", help="requests at once after a pause; default: those of one second")
-    new.add_argument("--concurrent", help="requests at one time")
+    new.add_argument("--concurrent", help="requests under way at one time")
     asked = parser.parse_args()
     secret = f"rsk_{secrets.token_urlsafe(KEY_BYTES)}"
     given = {name: getattr(asked, name) for name in ("role", "rate", "burst", "concurrent")}
@@ -223,7 +224,7 @@ def main() -> int:
         print(f"python -m server.keys: {first_mistake(error)}", file=sys.stderr)
         return 2
     print(*words)
-    print(f"the key of {asked.name}, which is shown this once: {secret}", file=sys.stderr)
+    print(f"the key of {asked.name}, shown only this once: {secret}", file=sys.stderr)
     return 0
 
 

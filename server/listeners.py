@@ -1,4 +1,4 @@
-"""The ports that a server listens on. The supervisor holds them open, whatever becomes of the HTTP workers."""
+"""The ports that the server listens on. The supervisor keeps them open even while HTTP workers crash and restart."""
 
 import contextlib
 import socket
@@ -21,14 +21,14 @@ BACKLOG = 2048
 class Listeners:
     """One listening socket for each HTTP worker, all on one port: the kernel spreads connections over them.
 
-    Connections that arrive while a worker is restarted wait for it. Only Linux spreads them; elsewhere workers share
-    one socket, and each takes connections from it when it can. The port of gRPC is only kept: that library opens its
-    listening sockets itself, in each HTTP worker.
+    Connections that arrive while a worker restarts wait for it. Only Linux spreads them; elsewhere workers share one
+    socket, and each accepts connections from it when it can. The gRPC port is only reserved here: gRPC's library opens
+    its own listening sockets, in each HTTP worker.
     """
 
     sockets: tuple[socket.socket, ...]
     host: str
-    """The one address that both ports are on; what was asked for may be a name that has several."""
+    """The address that both ports are on: one of those that the configured name stands for."""
     url: str
     grpc_port: int | None
     grpc_address: str | None
@@ -57,7 +57,7 @@ class Listeners:
             yield cls(tuple(sockets), host, f"{scheme}://{shown(host, port)}", grpc_port, grpc_address)
 
     def close(self) -> None:
-        """Accept no more over HTTP; the workers close their own."""
+        """Accept no more HTTP connections; the workers close their own copies of the sockets."""
         for listener in self.sockets:
             listener.close()
 
@@ -69,7 +69,7 @@ def _listening(host: str, port: int, family: socket.AddressFamily) -> socket.soc
 
 
 def _reserve(held: ExitStack, host: str, port: int) -> int:
-    """Hold a port without listening; its number."""
+    """Reserve a port without listening on it; return its number."""
     if not all(map(find_spec, ("grpc", "grpc_health", "grpc_reflection"))):
         raise StartupError(f"gRPC is not installed: {hints.install('grpc')}, or leave --grpc-port out")
     with _taking(host, port, "--grpc-port"):
@@ -83,26 +83,26 @@ def _reserve(held: ExitStack, host: str, port: int) -> int:
 
 
 def _keep_from_version_6(held: ExitStack, port: int) -> None:
-    """Have gRPC's library open this port for IPv4 alone.
+    """Keep gRPC's library from opening this port for IPv6, too.
 
-    It takes `0.0.0.0` for all addresses of both versions, no option says otherwise, and what it cannot have it leaves
-    out. So it cannot have this: a socket that is bound and does not listen refuses who connects.
+    The library takes `0.0.0.0` for all addresses of IPv4 and IPv6, has no option against that, and skips addresses that
+    are taken. So this takes the IPv6 port: a socket that is bound but does not listen refuses connections.
     """
-    with contextlib.suppress(OSError):  # there is no IPv6, or another program has the port: the library gets neither
+    with contextlib.suppress(OSError):  # without IPv6, or if another program has the port, the library skips it anyway
         kept = held.enter_context(socket.socket(socket.AF_INET6))
         kept.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         kept.bind(("::", port))
 
 
 def _free_port(host: str, port: int) -> tuple[socket.AddressFamily, int]:
-    """Alone first: SO_REUSEPORT would let a second server of the same user share the port without a word."""
+    """Bind without SO_REUSEPORT first: with it, a second server of the same user would share the port unnoticed."""
     family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
     with socket.create_server((host, port), family=family, dualstack_ipv6=_is_of_both(family)) as alone:
         return family, alone.getsockname()[1]
 
 
 def _is_of_both(family: socket.AddressFamily) -> bool:
-    """Whether `::` is every address of IPv4 as well."""
+    """Whether a socket on `::` also accepts IPv4."""
     return family == socket.AF_INET6 and socket.has_dualstack_ipv6()
 
 
@@ -116,5 +116,5 @@ def _taking(host: str, port: int, flag: str) -> Generator[None]:
 
 
 def shown(host: str, port: int) -> str:
-    """An address as URLs and gRPC have it."""
+    """Host and port as URLs and gRPC write them."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

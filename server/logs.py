@@ -1,4 +1,4 @@
-"""One log line, one event, on standard error, with the process that it is about: text, or JSON for programs."""
+"""Logging to standard error: one line per event, with the process's name, as text, or as JSON for programs."""
 
 import json
 import logging
@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, Literal, TypeVarTuple
 
 BURST = 20
-"""Warnings of one place in the code that are printed in each `BURST_S`."""
+"""Most warnings from one place in the code that are printed within `BURST_S`."""
 BURST_S = 60.0
 MAX_WAITING = 10_000
-"""Lines of one process that wait for whoever reads them."""
+"""Most lines of one process that wait to be printed, while nobody reads standard error."""
 FLUSH_S = 1.0
-"""How long a process that ends waits for that."""
+"""How long an ending process waits for its lines to be printed."""
 
 Arguments = TypeVarTuple("Arguments")
 
@@ -28,14 +28,14 @@ log = logging.getLogger(__name__)
 
 
 def configure(level: str, form: Literal["text", "json"] = "text") -> None:
-    """Set up this process's logging, unless that is done; `level` is a name such as "info"."""
+    """Set up this process's logging, unless it is set up already; `level` is a name such as "info"."""
     if logging.getLogger().handlers:
         return
-    # Whoever started us may have closed it.
+    # The parent process may have closed standard error.
     handler = Printer(sys.stderr.fileno() if sys.stderr else os.open(os.devnull, os.O_WRONLY))
     handler.setFormatter(_Json() if form == "json" else _Text())
     logging.basicConfig(level=level.upper(), handlers=[handler])
-    if form == "json":  # whoever reads the lines expects nothing else
+    if form == "json":  # every line must be JSON: those of warnings and uncaught errors, too
         logging.captureWarnings(capture=True)
         sys.excepthook = lambda kind, error, trace: log.critical("an error ends it", exc_info=(kind, error, trace))
 
@@ -43,13 +43,13 @@ def configure(level: str, form: Literal["text", "json"] = "text") -> None:
 def run(
     level: str, form: Literal["text", "json"], target: Callable[[*Arguments], None], *arguments: *Arguments
 ) -> None:
-    """The life of a child process: `target(*arguments)`, whose failure is logged like all else.
+    """Run a child process: call `target(*arguments)`, log its failure, and exit.
 
-    It ends without waiting for its threads: a batch that hangs, a model that loads, a decoder that nobody waits for.
+    The process exits without waiting for its threads, such as one that runs a batch that hangs, or loads a model.
     """
     configure(level, form)
-    with suppress(OSError):  # where there is no such file
-        Path("/proc/self/comm").write_text(current_process().name)  # which ps and top show
+    with suppress(OSError):  # only Linux has this file
+        Path("/proc/self/comm").write_text(current_process().name)  # the name that ps and top show
     code = 0
     try:
         target(*arguments)
@@ -61,15 +61,15 @@ def run(
 
 
 def flush() -> None:
-    """Wait until what was logged is printed, unless nobody reads it."""
+    """Wait until all lines are printed, or until it is clear that nobody reads them."""
     for handler in logging.getLogger().handlers:
         handler.flush()
 
 
 class Printer(logging.Handler):
-    """Prints in a thread of its own: whoever reads the lines may have stopped, and the pipe be full.
+    """Prints in a thread of its own, as a write blocks while nobody reads and the pipe is full.
 
-    Lines wait for him, up to `MAX_WAITING`; the next one that is printed then tells how many were lost.
+    Up to `MAX_WAITING` lines wait; further ones are lost, and the next line that is printed says how many.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -102,28 +102,28 @@ class Printer(logging.Handler):
                 while left:
                     try:
                         left = left[os.write(self._descriptor, left) :]
-                    except BlockingIOError:  # some other process with the same pipe wants it so
+                    except BlockingIOError:  # another process that shares the pipe has made it non-blocking
                         select.select([], [self._descriptor], [])
             self._lines.task_done()
 
 
 def fields(**values: object) -> dict[str, dict[str, object]]:
-    """What a line has beside its text, as the argument `extra`; what is None is left out."""
+    """Fields of a line besides its text, as the argument `extra`; None values are left out."""
     return {"fields": {name: value for name, value in values.items() if value is not None}}
 
 
 def bound_bursts() -> None:
-    """Have this process print no more than `BURST` warnings of one kind in `BURST_S`: clients can cause them."""
+    """Have this process print at most `BURST` warnings of one kind within `BURST_S`, as clients can cause them."""
     for handler in logging.getLogger().handlers:
         handler.addFilter(Bursts())
 
 
 class Bursts(logging.Filter):
-    """Leaves out what is over the limit; the next line that is not tells how many those were."""
+    """Drops warnings over the limit; the next one that is printed says how many."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._seen: dict[tuple[str, int], tuple[float, int]] = {}  # by place in the code: since when, how many
+        self._seen: dict[tuple[str, int], tuple[float, int]] = {}  # by place in the code: start of the interval, count
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether to print this one."""
@@ -140,7 +140,7 @@ class Bursts(logging.Filter):
 
 
 def add_fields(record: logging.LogRecord, **values: object) -> None:
-    """Give a line more of what it has beside its text."""
+    """Add fields to a line."""
     record.fields = {**_fields(record), **values}
 
 
@@ -163,7 +163,7 @@ class _Json(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds")
         line = {
-            "time": time.replace("+00:00", "Z"),  # RFC 3339 has both, and some readers only know this one
+            "time": time.replace("+00:00", "Z"),  # RFC 3339 allows both; some readers accept only this one
             "level": record.levelname.lower(),
             "process": record.processName,
             "logger": record.name,

@@ -1,4 +1,4 @@
-"""Which engine process owns what, a GPU or a share of the CPUs: data in, data out."""
+"""Assigns a GPU, or a share of the CPUs, to each engine process; pure computation."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -10,27 +10,27 @@ MANY_CPUS = 16
 
 
 class Machine(NamedTuple):
-    """What this process may use of the machine."""
+    """The CPUs and GPUs that this process may use."""
 
     nodes: tuple[tuple[int, ...], ...]
-    """CPUs by NUMA node, those of one core side by side; none where processes cannot be pinned to CPUs"""
+    """CPUs by NUMA node, those of one core side by side; empty if processes cannot be pinned to CPUs."""
     cpus: int
-    """how many CPUs it is granted"""
+    """Number of CPUs granted."""
     gpus: tuple[str, ...]
-    """as CUDA_VISIBLE_DEVICES names them: GPUs, or MIG slices"""
+    """GPUs, or MIG slices, by their names in CUDA_VISIBLE_DEVICES."""
 
 
 class Place(NamedTuple):
-    """What one engine process owns."""
+    """The GPU or CPUs that one engine process owns."""
 
     name: str
-    """of the process"""
+    """Name of the process."""
     gpu: str | None = None
-    """as CUDA_VISIBLE_DEVICES names it; None: no particular one"""
+    """Its name in CUDA_VISIBLE_DEVICES; None: no particular GPU."""
     cpus: tuple[int, ...] = ()
-    """CPUs that it may run on; none: any"""
+    """CPUs that it may run on; empty: any."""
     threads: int | None = None
-    """threads of one inference on the CPU; None: as the settings say"""
+    """Threads of one inference on the CPU; None: as in the settings."""
 
     @property
     def device(self) -> str:
@@ -44,7 +44,7 @@ class Place(NamedTuple):
 
 
 def place(engines: int | None, machine: Machine, *, on_gpus: bool) -> tuple[Place, ...]:
-    """What each engine owns. By default, one engine per GPU; on the CPU one, or with many CPUs one per NUMA node.
+    """Place the engines. By default, one engine per GPU; on the CPU one, or with many CPUs one per NUMA node.
 
     A single engine owns everything, unless there are several GPUs. With more engines than GPUs, engines share them in
     rotation. CPU shares are as equal as possible and never straddle nodes; fewer engines than nodes get whole nodes.

@@ -1,7 +1,7 @@
-"""What only Linux has, and what the server uses in its place on other systems, such as macOS.
+"""Features that only Linux has, and their substitutes on other systems, such as macOS.
 
-The tests run a server with all of it taken away (`tests/server/test_portable.py`); the pages on operations say
-what else is different there.
+The tests also run a server without these features (`tests/server/test_portable.py`); the pages on operations describe
+the other differences.
 """
 
 import math
@@ -14,19 +14,19 @@ from typing import IO
 
 LINUX = sys.platform == "linux"
 _ZEROS = bytes(2**20)
-_RING = (1).to_bytes(8, sys.byteorder)  # an eventfd takes no less
+_RING = (1).to_bytes(8, sys.byteorder)  # an eventfd accepts only 8 bytes
 
 
 def shared_memory() -> str:
-    """The folder whose files are shared memory; elsewhere they are on a disk, from which little of them is ever read.
+    """The folder whose files are shared memory. Elsewhere they are on disk, but are hardly ever read from it.
 
-    macOS has shared memory without a folder, and no way to take all of its pages at the start.
+    macOS has shared memory, but without a folder, and without a way to allocate all its pages at the start.
     """
     return "/dev/shm" if LINUX else tempfile.gettempdir()  # noqa: S108
 
 
 def reserve(file: IO[bytes], size: int) -> None:
-    """Take `size` bytes, all zero, for a new file.
+    """Allocate `size` zero bytes for a new file.
 
     Raises:
         OSError: there is no room for them.
@@ -40,7 +40,7 @@ def reserve(file: IO[bytes], size: int) -> None:
 
 
 class Bell:
-    """Wakes a thread that waits for its descriptor to have something to read; any thread may ring it."""
+    """Wakes a thread that waits for this bell's descriptor to become readable; any thread may ring it."""
 
     def __init__(self) -> None:
         if hasattr(os, "eventfd"):
@@ -53,18 +53,18 @@ class Bell:
             weakref.finalize(self, os.close, descriptor)
 
     def fileno(self) -> int:
-        """What to wait for."""
+        """The descriptor to wait for."""
         return self._out
 
     def ring(self) -> None:
-        """Wake whoever waits, and if nobody does, whoever waits next."""
+        """Wake the thread that waits, or that waits next."""
         try:  # noqa: SIM105  `suppress` would cost every batch as much as the ringing
             os.write(self._in, _RING)
-        except BlockingIOError:  # it has rung often enough
+        except BlockingIOError:  # full of rings already
             pass
 
     def silence(self) -> None:
-        """Forget that it has rung; it must have."""
+        """Reset the bell, which must have rung."""
         os.read(self._out, 2**16)
 
 
@@ -76,10 +76,10 @@ class _Poll:
         self.register, self.modify, self.unregister = self._poll.register, self._poll.modify, self._poll.unregister
 
     def poll(self, timeout: float) -> list[tuple[int, int]]:
-        """What is ready within so many seconds, as (descriptor, events)."""
+        """The descriptors that are ready within `timeout` seconds, as (descriptor, events)."""
         return self._poll.poll(math.ceil(timeout * 1e3))
 
 
 def poller() -> "select.epoll | _Poll":
-    """Waits for many descriptors; its events are `select.POLLIN` and `select.POLLOUT`."""
+    """An object that waits for many descriptors; its events are `select.POLLIN` and `select.POLLOUT`."""
     return select.epoll() if hasattr(select, "epoll") else _Poll()

@@ -1,7 +1,7 @@
-"""What this server needs of the Prometheus client's inside, so that counting costs a request next to nothing.
+"""Uses of the Prometheus client's internals, which make counting almost free for a request.
 
-Any release of the client may change it, so the version is pinned; `tests/server/test_metrics.py` reads what is written
-here by the client's own means.
+Any release of the client may change them, so its version is pinned; `tests/server/test_metrics.py` reads the numbers
+written here through the client's public interface.
 """
 
 from bisect import bisect_left
@@ -12,13 +12,13 @@ from prometheus_client import Histogram, values
 
 
 def value_class(identity: str) -> type:
-    """What the client keeps each number in (`values.ValueClass`): a place in one of the files of this process."""
+    """The client's class for one number (`values.ValueClass`), stored in one of this process's files."""
 
     class Value(values.MultiProcessValue(process_identifier=lambda: identity)):  # type: ignore[misc]
-        """Changes the number where it lies, where the client locks, looks for a fork, and writes a copy.
+        """Changes the number in the mapped file. The client would lock, check for a fork, and write a copy.
 
-        One thread of the process writes each; a reader sees it before or after a change, since it is eight bytes that
-        are aligned.
+        Only one thread writes each number. A reader sees it before or after a change, never between, since it is eight
+        aligned bytes.
         """
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -39,10 +39,10 @@ def value_class(identity: str) -> type:
 
 
 class Times(Histogram):
-    """A histogram, and what costs less than its `observe`."""
+    """A histogram with cheaper methods than `observe`."""
 
     def add(self, amount: float, times: int = 1) -> None:
-        """Observe the same `times` times."""
+        """Observe the same amount `times` times."""
         self._sum.inc(amount * times)
         self._buckets[bisect_left(self._upper_bounds, amount)].inc(times)
 

@@ -1,4 +1,4 @@
-"""The API keys and the certificate: files that are read again while the server runs."""
+"""The API keys and the certificate, reread from their files while the server runs."""
 
 import logging
 
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 class Protection:
-    """What the files that the settings name hold by now."""
+    """The current contents of the key and certificate files."""
 
     def __init__(self, settings: Settings) -> None:
         """Read them.
@@ -32,18 +32,18 @@ class Protection:
 
     @property
     def keys(self) -> tuple[Key, ...] | None:
-        """None: anybody may do anything."""
+        """The API keys; None: anybody may do anything."""
         return self._keys.content if self._keys else None
 
     @property
     def certificate(self) -> Certificate | None:
-        """None: no TLS."""
+        """The certificate; None: no TLS."""
         return self._certificate.content if self._certificate else None
 
     def look(self, *, again: bool = False) -> list[Authorise | Renew]:
-        """What the HTTP workers are to be told, if a file has changed, or all are to be read `again`.
+        """Read the files that have changed, or all with `again`; return the messages for the HTTP workers.
 
-        A file that cannot be used is logged, and changes nothing.
+        If a file is not valid, that is logged and the old contents stay.
         """
         told: list[Authorise | Renew] = []
         try:
@@ -54,7 +54,7 @@ class Protection:
             log.warning("the API keys stay as they were: %s", error)
         try:
             if self._certificate and self._certificate.look(again=again):
-                log.info("%s is read again", self._path)
+                log.info("read %s again", self._path)
                 told.append(Renew(self._certificate.content))
         except TlsError as error:
             log.warning("the certificate stays as it was: %s", error)

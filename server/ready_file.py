@@ -1,4 +1,4 @@
-"""The file that tells programs where a server that is ready listens, and which processes it has."""
+"""The ready file: tells other programs where the ready server listens, and which processes it has."""
 
 import json
 import logging
@@ -11,23 +11,23 @@ from pathlib import Path
 from server.aside import Aside
 
 PATIENCE_S = 1.0
-"""How long the end of the server waits until the file is removed: its volume may hang."""
+"""How long the ending server waits for the file to be removed: its volume may hang."""
 
 log = logging.getLogger(__name__)
 
 
 class ReadyFile:
-    """Is there from when the server is ready until it ends; a JSON object, replaced as a whole.
+    """A file with a JSON object. It exists from when the server is ready until it ends, and is replaced as a whole.
 
-    `url` (of HTTP), `grpc` (host and port, or null), `pid` (of the supervisor) and `processes` (ids of those children
-    that are ready, by name: "engine", "http-0"). A thread writes it, so who has it written waits for no volume.
+    It has `url` (of HTTP), `grpc` (host and port, or null), `pid` (of the supervisor) and `processes` (process ids of
+    the ready children by name: "engine", "http-0"). A thread writes it, so that a volume that hangs blocks no caller.
     """
 
     def __init__(self, path: Path) -> None:
-        """Remove what a killed server has left there.
+        """Remove the file that a killed server may have left.
 
         Raises:
-            OSError: it cannot be removed, or there is no such folder.
+            OSError: it cannot be removed, or its folder does not exist.
         """
         self._path = path
         path.parent.stat()
@@ -36,21 +36,21 @@ class ReadyFile:
         self._newest = ""
 
     def write(self, url: str, grpc: str | None, processes: Mapping[str, int]) -> None:
-        """Have it say so. Where it cannot be written, that is logged, and what was said before stays."""
+        """Have the file written. If that fails, the failure is logged and the old contents stay."""
         self._newest = json.dumps({"url": url, "grpc": grpc, "pid": os.getpid(), "processes": processes})
         self._aside.deliver()
         self._aside.call(partial(self._write, self._newest), lambda _: None)
 
     def remove(self) -> None:
-        """The server ends."""
+        """Remove the file, as the server ends."""
         self._newest = ""
         removed = threading.Event()
         self._aside.call(partial(self._remove, removed), lambda _: None)
         if not removed.wait(PATIENCE_S):
-            log.warning("--ready-file %s is not removed: its volume does not answer", self._path)
+            log.warning("--ready-file %s is not removed: its volume does not respond", self._path)
 
     def _write(self, content: str) -> None:
-        if content != self._newest:  # something newer waits
+        if content != self._newest:  # a newer write is waiting
             return
         new = self._path.with_name(f"{self._path.name}.new")
         try:

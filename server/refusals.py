@@ -1,4 +1,4 @@
-"""Why a model is not served, and so what becomes of it: a cause, a reason, and when to try again."""
+"""Why a model is not served: the cause, the reason, and when the server tries again."""
 
 import re
 from enum import StrEnum
@@ -7,27 +7,27 @@ from typing import NamedTuple, Self, assert_never
 from models.manifest import UnreadableError
 
 FIRST_DELAY_S, LONGEST_DELAY_S = 1.0, 60.0
-"""Wait before the second attempt, which doubles with each; and the most that it comes to."""
+"""Wait before the second attempt, which doubles with each further one, and its maximum."""
 
 _EXHAUSTED = re.compile(
     "bad.alloc|out of memory|not enough memory|(cannot|can't|could not|failed to|unable to) allocate"
     "|alloc_failed|resource temporarily unavailable|can't start new thread|device.* (busy|unavailable)",
     re.IGNORECASE,
 )
-"""What runtimes say where memory, threads or a device are not to be had: none has an exception of its own for that."""
+"""Messages of runtimes that lack memory, threads or a device, for which none of them has an exception of its own."""
 
 
 class Cause(StrEnum):
-    """What kind of reason it is."""
+    """Whether it makes sense to try again."""
 
     NEVER = "never"
-    """A digest, a schema, a graph: refused until its files change, or somebody asks for it."""
+    """A wrong digest, schema or graph: refused until its files change, or a client asks to load it."""
     NOT_NOW = "not_now"
-    """A file that cannot be read, memory or a device that is not to be had: tried again without end."""
+    """A file that cannot be read, or memory or a device that is not available: the server keeps trying."""
 
 
 class Refusal(NamedTuple):
-    """One model or ensemble is not served."""
+    """Why one model or recipe is not served."""
 
     cause: Cause
     reason: str
@@ -35,13 +35,13 @@ class Refusal(NamedTuple):
 
     @classmethod
     def of(cls, error: Exception) -> Self:
-        """What an attempt to read or load a model ended with."""
+        """The refusal for an error that reading or loading a model raised."""
         passing = isinstance(error, UnreadableError | OSError | MemoryError) or _EXHAUSTED.search(str(error))
         return cls(Cause.NOT_NOW if passing else Cause.NEVER, str(error) or type(error).__name__)
 
     @property
     def is_tried_again(self) -> bool:
-        """Whether it may be served later although nobody changes anything."""
+        """Whether the server tries again without any change to the model's files."""
         match self.cause:
             case Cause.NEVER:
                 return False
@@ -52,5 +52,5 @@ class Refusal(NamedTuple):
 
 
 def delay_s(attempts: int) -> float:
-    """How long to wait after so many attempts that failed in a row, at least one."""
+    """How long to wait after this many failed attempts in a row, at least one."""
     return min(FIRST_DELAY_S * 2.0 ** min(attempts - 1, 32), LONGEST_DELAY_S)

@@ -1,4 +1,4 @@
-"""The model repository as the server sees it: which models there are, and which one a request means."""
+"""The model repository as the server sees it: which models it holds, and which of them a request means."""
 
 import contextlib
 import hashlib
@@ -34,9 +34,9 @@ from server.settings import OF_CANDIDATES, ModelSettings
 
 PREFERRED_DEFAULTS = ("resnet50", "efficientnet_lite0")
 SETTINGS_FILE = "serving.json"
-"""In a model's folder, beside its versions."""
+"""File with a model's own settings, in its folder, next to its versions."""
 UNREADABLE_S = 5.0
-"""How often what cannot be read is tried again, at least."""
+"""Longest wait before the server again tries to read files that it could not read."""
 
 log = logging.getLogger(__name__)
 
@@ -52,57 +52,58 @@ class ModelKey(NamedTuple):
 
 
 _EVERYTHING = ModelKey("*", 0)
-"""Refused where the repository cannot even be listed."""
+"""Key of the refusal if the repository cannot even be listed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What the engine loads: a manifest and the settings it is served with."""
+    """A model as an engine loads it: its manifest, and the settings to serve it with."""
 
     manifest: Manifest
     settings: ModelSettings
     id: str
-    """Another one where the engine would do anything else: it may have a version's old and new file at once."""
+    """Digest of all that an engine depends on: while a version is replaced, an engine may have its old and new model.
+    """
 
     @classmethod
     def of(cls, found: Manifest, settings: ModelSettings | None = None) -> Self:
-        """With the settings of all models, if none are given."""
+        """Combine a manifest and the model's own settings, if it has any."""
         settings = settings or ModelSettings()
         content = found.model_dump_json() + settings.model_dump_json(exclude={"pinned", *OF_CANDIDATES})
         return cls(found, settings, hashlib.sha256(content.encode()).hexdigest()[:16])
 
     @property
     def key(self) -> ModelKey:
-        """What a request names it by."""
+        """The name and version by which requests name it."""
         return ModelKey(self.manifest.name, self.manifest.version)
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """What can be served, and what was refused and why."""
+    """The models and recipes that can be served, and those that were refused, and why."""
 
     folder: Path
     models: Mapping[ModelKey, Model]
     recipes: Mapping[ModelKey, Recipe]
-    """Ensembles and cascades. Every member of each is in `models`, or is an ensemble here."""
+    """Ensembles and cascades. Each of their members is in `models`, or is an ensemble in `recipes`."""
     refused: Mapping[ModelKey, Refusal]
-    """Versions of models and recipes, and folders that have no valid manifest."""
+    """Versions of models and recipes, and folders without a valid manifest."""
     default_model: str | None
     unloaded: Set[str] = frozenset()
-    """Names of models that are there, but were unloaded on request."""
+    """Names of models that are in the repository, but were unloaded on request."""
 
     def __getstate__(self) -> dict[str, object]:
-        """What goes to another process: without what is computed, which another thread may add meanwhile."""
+        """Pickle the fields alone: another thread may be adding cached properties."""
         return {each.name: getattr(self, each.name) for each in fields(self)}
 
     @cached_property
     def entries(self) -> Mapping[ModelKey, Entry]:
-        """All that a request can name."""
+        """Everything that a request can name."""
         return {**{key: model.manifest for key, model in self.models.items()}, **self.recipes}
 
     @cached_property
     def versions(self) -> Mapping[str, Mapping[int, Entry]]:
-        """The same by name and number."""
+        """The same entries by name and version number."""
         found: dict[str, dict[int, Entry]] = {name: {} for name in sorted({key.name for key in self.entries})}
         for key, entry in self.entries.items():
             found[key.name][key.version] = entry
@@ -110,17 +111,17 @@ class Catalogue:
 
     @cached_property
     def candidates(self) -> Candidates:
-        """Those of its models that may replace others."""
+        """The models of this catalogue that may replace others."""
         return Candidates.of(self.models, self.versions)
 
     def serving(self, models: Mapping[ModelKey, Model], refused: Mapping[ModelKey, Refusal]) -> "Catalogue":
-        """The same with other models, more of them refused, and without what lacks one."""
+        """This catalogue with other models and more refusals, and without the recipes that lack a member."""
         refused = {**self.refused, **refused}
         whole = _catalogue(self.folder, models, self.recipes, refused, self.default_model)
         return replace(whole, unloaded=self.unloaded)
 
     def without(self, names: Set[str]) -> "Catalogue":
-        """The same without some models, and without what lacks one."""
+        """This catalogue without the models of these names, nor the recipes that lack a member."""
         models = {key: model for key, model in self.models.items() if key.name not in names}
         recipes = {key: found for key, found in self.recipes.items() if key.name not in names}
         default = None if self.default_model in names else self.default_model
@@ -128,10 +129,10 @@ class Catalogue:
         return replace(whole, unloaded=self.unloaded | names)
 
     def resolve(self, name: str | None, version: int | None) -> Entry:
-        """What a request means: the default model where it names none, and of each the newest version.
+        """The entry that a request means: by default, the newest version of the default model.
 
         Raises:
-            ServiceError: UNKNOWN_MODEL, naming what there is, or MODEL_UNAVAILABLE where it is tried again.
+            ServiceError: UNKNOWN_MODEL, naming the models served, or MODEL_UNAVAILABLE if the server will try again.
         """
         wanted = name or self.default_model
         versions = self.versions.get(wanted or "", {})
@@ -140,11 +141,11 @@ class Catalogue:
             return found
         for key, refusal in self.refused.items():
             if key.name == wanted and version in (None, key.version) and refusal.is_tried_again:
-                detail = f"{key} cannot be served for now, and is tried again: {refusal.reason}"
+                detail = f"{key} cannot be served for now, and the server will try again: {refusal.reason}"
                 raise ServiceError(Code.MODEL_UNAVAILABLE, detail)
         for key, refusal in self.refused.items():
             if not self.entries and refusal.is_tried_again and (key == _EVERYTHING or not wanted):
-                detail = f"no model can be served for now, and that is tried again: {refusal.reason}"
+                detail = f"no model can be served for now, and the server will try again: {refusal.reason}"
                 raise ServiceError(Code.MODEL_UNAVAILABLE, detail)
         if not versions:
             names = ", ".join(self.versions) or "none"
@@ -158,7 +159,7 @@ class Catalogue:
         )
 
     def settings(self, entry: Entry) -> ModelSettings:
-        """A model's own; an ensemble or a cascade has none."""
+        """A model's own settings; an ensemble or a cascade has none."""
         return (
             self.models[ModelKey(entry.name, entry.version)].settings
             if isinstance(entry, Manifest)
@@ -166,7 +167,7 @@ class Catalogue:
         )
 
     def members(self, entry: Entry) -> list[Model]:
-        """The models that may be asked, each once: the model itself, or those of an ensemble or a cascade."""
+        """The models that an answer may need, each once: the model itself, or those of an ensemble or a cascade."""
         match entry:
             case Manifest():
                 return [self.models[ModelKey(entry.name, entry.version)]]
@@ -179,7 +180,7 @@ class Catalogue:
                 assert_never(entry)
 
     def permits(self, entry: Entry) -> int:
-        """Places that a crop takes: one for each member of an ensemble; a cascade's are asked one after another."""
+        """Permits that a crop needs: one for each member of an ensemble, one for a cascade, which asks in turn."""
         return len(entry.members) if isinstance(entry, Ensemble) else 1
 
     def stage(self, member: Member) -> list[Model]:
@@ -198,10 +199,10 @@ def _catalogue(
     refused: Mapping[ModelKey, Refusal],
     default_model: str | None,
 ) -> Catalogue:
-    """Refuse the recipes that lack a member, or whose member is not the one that was measured."""
+    """Make a catalogue. Recipes are refused if a member is missing, or is not the file that they were measured with."""
     whole: dict[ModelKey, Recipe] = {}
     refused = dict(refused)
-    for kind in (Ensemble, Cascade):  # of which ensembles may be members
+    for kind in (Ensemble, Cascade):  # in this order, as ensembles may be members of cascades
         there = {**{key: model.manifest for key, model in models.items()}, **whole}
         for key, recipe in recipes.items():
             if isinstance(recipe, kind):
@@ -213,7 +214,7 @@ def _catalogue(
 
 
 def _why_not(recipe: Recipe, there: Mapping[ModelKey, Entry], refused: Mapping[ModelKey, Refusal]) -> Refusal | None:
-    """Why one is not served, where what is `there` is."""
+    """Why a recipe cannot be served with the entries that are `there`; None if it can."""
     for member in recipe.members:
         key = _key(member)
         entry = there.get(key)
@@ -234,17 +235,17 @@ def _activation(entry: Entry, there: Mapping[ModelKey, Entry]) -> Activation:
 
 
 class Watch:
-    """A repository that is read again when something in it has changed, or could not be read the last time."""
+    """A repository that is read again once it has changed, or if some of it could not be read the last time."""
 
     def __init__(self, folder: Path, names: Sequence[str], every_s: float, now_s: float, *, whole: bool = True) -> None:
-        """Take what is there by now as seen.
+        """Take the present contents as seen.
 
         Args:
-            folder: of the repository.
+            folder: the repository.
             names: the models to serve; none: all.
             every_s: how often to look; 0: never, unless something cannot be read.
             now_s: the caller's clock.
-            whole: the last scan, before this, could read all of it; else the next takes all of it for changed.
+            whole: whether the caller's scan could read everything; if not, the next look takes all files for changed.
 
         Raises:
             UnreadableError: a folder cannot be listed.
@@ -264,10 +265,11 @@ class Watch:
     def look(
         self, now_s: float, asked_for: Iterable[str] = (), *, again: bool = False
     ) -> tuple[Catalogue, Set[ModelKey]] | None:
-        """What it holds, and the versions whose files have changed; None: nothing has, or it is too soon to look.
+        """Scan the repository if it has changed; None: it has not, or it is too soon to look.
 
-        What cannot be served is not read again until a file changes once more, but for what cannot be read. Where all
-        of it is to be read `again` in any case, all files count as changed.
+        Returns the catalogue, and the versions whose files have changed. A repository that cannot be served is scanned
+        again only once a file changes, but one with unreadable files every time. With `again` it is scanned in any
+        case, and all files count as changed.
 
         Raises:
             ManifestError: as `scan`.
@@ -295,7 +297,7 @@ class Watch:
         return found, {ModelKey(name, int(number)) for name, number, *_ in parts if number.isdecimal()}
 
     def scan(self, asked_for: Iterable[str] = ()) -> Catalogue:
-        """Read it as it is now: the models to serve, and those that were asked for later, while they are there.
+        """Read it as it is now: the models to serve, and of those requested later the ones that it has.
 
         Raises:
             ManifestError: as the function `scan`.
@@ -303,13 +305,13 @@ class Watch:
         return scan(self._folder, self._names, also=asked_for)
 
     def _warn_of_replaced(self, found: Catalogue, changed: Set[Path]) -> None:
-        """Say which model files have changed under manifests that have not."""
+        """Warn of model files that have changed while their manifests have not."""
         for key, model in found.models.items():
             version = self._folder / key.name / str(key.version)
             if version / model.manifest.file.name in changed and version / manifest.FILE_NAME not in changed:
                 log.warning(
-                    "%s of %s was changed in place: the engine goes on with what it has loaded, and loads this one only"
-                    " if its digest is the manifest's; publish another version instead",
+                    "%s of %s was changed in place: the engine keeps the file that it has loaded, and loads this one"
+                    " only if its digest is the manifest's; publish another version instead",
                     model.manifest.file.name,
                     key,
                 )
@@ -320,11 +322,11 @@ def scan(
 ) -> Catalogue:
     """Read all manifests of a repository, or those of the models in `names` and of their members.
 
-    Where there are `names`, those of the models in `also` are read, too; unlike the others these need not be there.
+    With `names`, also those of the models in `also`, which unlike the others may be missing.
 
     Raises:
-        ManifestError: there is no model to serve, or one that was asked for is missing.
-        UnreadableError: the same, where something cannot be read.
+        ManifestError: there is no model to serve, or one in `names` is missing.
+        UnreadableError: the same, while something cannot be read.
     """
     found, lacking = _read(folder, names, default_model, also)
     if lacking:
@@ -333,10 +335,10 @@ def scan(
 
 
 def first_scan(folder: Path, names: tuple[str, ...] = (), default_model: str | None = None) -> Catalogue:
-    """The same for a server that starts: what cannot be read for now is refused, and may leave nothing to serve.
+    """As `scan`, for a server that starts: files that cannot be read are refused, even if nothing is left to serve.
 
     Raises:
-        ManifestError: there is no model to serve, or one that was asked for is missing, and nothing is unreadable.
+        ManifestError: there is no model to serve, or one in `names` is missing, although everything could be read.
     """
     try:
         found, lacking = _read(folder, names, default_model)
@@ -350,7 +352,7 @@ def first_scan(folder: Path, names: tuple[str, ...] = (), default_model: str | N
 def _read(
     folder: Path, names: tuple[str, ...], default_model: str | None, also: Iterable[str] = ()
 ) -> tuple[Catalogue, ManifestError | None]:
-    """What is there, and what `scan` raises if that is not enough.
+    """The catalogue, and the error that `scan` raises if it lacks a model that is needed.
 
     Raises:
         ManifestError: the default model is not among `names`.
@@ -369,7 +371,7 @@ def _read(
     known = {key.name for key in (*entries, *refused)}
     if names:
         wanted = {*names, *also}
-        for _ in range(2):  # of a cascade, which may have ensembles, and of these
+        for _ in range(2):  # first the members of cascades, then those of ensembles among them
             wanted |= {member.name for key, found in recipes.items() if key.name in wanted for member in found.members}
         recipes = {key: found for key, found in recipes.items() if key.name in wanted}
         refused = {key: refusal for key, refusal in refused.items() if key.name in wanted}
@@ -402,20 +404,20 @@ def _read(
 
 
 def signature(folder: Path) -> Mapping[Path, tuple[int, int, int]]:
-    """What differs when any file or folder of the repository does: times of change in ns, inodes and sizes.
+    """Time of change in ns, inode and size of every file and folder, by path: differs once any of them has changed.
 
-    The time is that of the contents, name or rights: that of contents alone can be set, and copies keep it.
+    Times are ctimes: an mtime can be set, and copies keep it.
 
     Raises:
         UnreadableError: a folder cannot be listed.
     """
     found: dict[Path, tuple[int, int, int]] = {}
     for model in _listed(folder):
-        if model.name.startswith("."):  # what a runtime keeps in a hidden folder
+        if model.name.startswith("."):  # a runtime's own hidden folder
             continue
         files = _listed(model)
         for path in (*files, *(each for version in files for each in _listed(version))):
-            with contextlib.suppress(OSError):  # gone meanwhile
+            with contextlib.suppress(OSError):  # removed meanwhile
                 status = path.stat()
                 found[path] = status.st_ctime_ns, status.st_ino, status.st_size
     return found
@@ -426,10 +428,10 @@ def _versions(folder: Path) -> list[Path]:
 
 
 def _listed(folder: Path) -> list[Path]:
-    """What is in a folder, in order; nothing in what is none, or has gone.
+    """Entries of a folder, sorted; none if it is not a folder, or has been removed.
 
     Raises:
-        UnreadableError: it cannot be listed, so what is in it must not be taken for gone.
+        UnreadableError: it cannot be listed, so its entries must not be taken for removed.
     """
     try:
         return sorted(folder.iterdir())
@@ -440,11 +442,11 @@ def _listed(folder: Path) -> list[Path]:
 
 
 def _settings(folder: Path) -> ModelSettings:
-    """A model's own, where it has any.
+    """Read a model's own settings, if it has any.
 
     Raises:
-        UnreadableError: they cannot be read.
-        ManifestError: they are not valid.
+        UnreadableError: the file cannot be read.
+        ManifestError: a setting is not valid.
     """
     path = folder / SETTINGS_FILE
     try:
@@ -456,9 +458,9 @@ def _settings(folder: Path) -> ModelSettings:
 
 
 def _default(models: Mapping[ModelKey, Model], names: set[str]) -> str | None:
-    """The only one, else the preferred, or its exact cascade; no engine beside the model that it was built from.
+    """The default model: the only one, else a preferred one or its exact cascade.
 
-    Nor what is there to replace another, before it has.
+    TensorRT engines and candidates count only if there is nothing else.
     """
     engines = {key.name for key, model in models.items() if model.manifest.tensorrt}
     names = names - {key.name for key, model in models.items() if model.settings.candidate_for} or names

@@ -1,6 +1,6 @@
 """Files that are read again while the server runs: the repository, API keys and the certificate.
 
-They may lie on a network, and hang. So threads read them, and what they have found is told in the supervisor's loop.
+They may be on a network volume that hangs, so threads read them and hand their findings to the supervisor's loop.
 """
 
 import logging
@@ -19,9 +19,9 @@ from server.repository import Catalogue, ModelKey, Watch
 from server.resources import Resources
 
 LOOK_S = 1.0
-"""How often to look at the files of keys and certificate."""
+"""How often to check the files of keys and certificate for changes."""
 PATIENCE_S = 30.0
-"""Whoever wants a model loaded is refused where the repository has not been read by then: it hangs."""
+"""A request to load a model is refused if the repository has not been read within this time: its volume hangs."""
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class _Held(NamedTuple):
 
 
 class Rereading:
-    """Tells `models` what the repository holds, and the HTTP workers of new keys and certificates."""
+    """Passes new contents of the repository to `models`, and new keys and certificates to the HTTP workers."""
 
     def __init__(
         self,
@@ -62,16 +62,16 @@ class Rereading:
 
     @property
     def bells(self) -> list[socket.socket]:
-        """One has something to read once files have been read; then `deliver` is to be called."""
+        """Sockets, one of which becomes readable once files have been read; then call `deliver`."""
         return [aside.bell for aside in self._asides]
 
     def deliver(self) -> None:
-        """Tell what was found."""
+        """Pass on what the threads have found."""
         for aside in self._asides:
             aside.deliver()
 
     def begin_due(self, now_s: float) -> None:
-        """Have files read again for which it is time, unless they still are since the last time."""
+        """Start reading the files that are due, unless the last read of them is still going on."""
         if now_s >= self._look_s and self._for_protection.idle:
             self._look_s = now_s + LOOK_S
             self._for_protection.call(self._resources.protection.look, self._protected)
@@ -80,33 +80,33 @@ class Rereading:
             self._for_repository.call(look, self._looked)
         for held in [held for held in self._held if now_s >= held.give_up_s]:
             self._held.remove(held)
-            hangs = ServiceError(Code.MODEL_UNAVAILABLE, f"the repository does not answer for {PATIENCE_S:.0f} s")
+            hangs = ServiceError(Code.MODEL_UNAVAILABLE, f"the repository was not read within {PATIENCE_S:.0f} s")
             self._models.refuse(held.worker, held.change, hangs)
 
     def begin_all(self, now_s: float) -> None:
-        """Whether anything has changed or not; what was refused is tried again."""
+        """Start reading all files, changed or not; refused models are tried again."""
         self._for_protection.call(partial(self._resources.protection.look, again=True), self._protected)
         look = partial(self._repository.look, now_s, self._may_be_named, again=True)
         self._for_repository.call(look, self._looked)
 
     def load(self, worker: str, change: Change, now_s: float) -> None:
-        """An HTTP worker wants a model loaded, as the repository has it when it has been read now."""
+        """Load a model for an HTTP worker, after reading the repository again."""
         held = _Held(worker, change, now_s + PATIENCE_S)
         self._held.append(held)
         self._for_repository.call(partial(self._repository.scan, self._may_be_named), partial(self._scanned_for, held))
 
     def worker_ended(self, worker: str) -> None:
-        """Nobody waits for what it asked for."""
+        """Drop the changes that this worker asked for."""
         self._held = [held for held in self._held if held.worker != worker]
 
     @property
     def _may_be_named(self) -> list[str]:
-        """Models that were asked for, whether they are there or not."""
+        """Names of models that clients have asked to load, whether the repository has them or not."""
         return [*self._models.asked_for, *(held.change.name for held in self._held)]
 
     def _scanned_for(self, held: _Held, scan: Future[Catalogue]) -> None:
         if not any(held is each for each in self._held):
-            return  # the worker has ended, or was refused
+            return  # the worker has ended, or its change was refused
         self._held = [each for each in self._held if each is not held]
         try:
             self._models.scanned(scan.result())
@@ -120,7 +120,7 @@ class Rereading:
         try:
             if found := look.result():
                 self._models.scanned(*found)
-        except UnreadableError as error:  # the next look will tell
+        except UnreadableError as error:  # the next look reads it again
             log.warning("the repository cannot be read: %s", error)
         except ManifestError as error:
             log.warning("the repository has changed, but cannot be served: %s", error)

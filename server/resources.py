@@ -1,4 +1,4 @@
-"""What outlives any child: the ports, the slots of shared memory, the folder of the run and what is in it."""
+"""Resources that outlive any child process: the ports, the shared memory of the slots, and the run's folder."""
 
 import contextlib
 import math
@@ -28,9 +28,9 @@ from server.slots import Slots, more_room
 from server.usage import Usage
 
 GPU_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
-"""ONNX Runtime's."""
+"""ONNX Runtime's execution providers for NVIDIA GPUs."""
 USUAL_BYTES = 224 * 224 * 3
-"""Of an image, as far as is known where no model can be read."""
+"""Bytes of a crop, assumed if no model can be read at the start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,41 +38,41 @@ class Resources:
     """Held from before the first child is started until the last has ended."""
 
     settings: Settings
-    """With the address and the port of gRPC that are really taken."""
+    """With the host and gRPC port that are really in use."""
     protection: Protection
     listeners: Listeners
     places: tuple[Place, ...]
-    """of the engines"""
+    """Of the engines."""
     folder: Path
-    """The run's."""
+    """The run's folder."""
     usage: Usage | None
-    """What API keys have used, where there are any."""
+    """What each API key has used of its limits; None without API keys."""
     metrics: Metrics
     slots: Slots
     ready_file: ReadyFile | None
 
     def keep_usage(self) -> None:
-        """Count what the keys that there are now use."""
+        """Make the usage table fit the current API keys."""
         if self.usage:
             self.usage.keep([key.sha256 for key in self.protection.keys or ()])
 
     def forget_usage(self, worker: str) -> None:
-        """Of an HTTP worker that has ended: nothing is under way in it."""
+        """Zero the requests under way of an HTTP worker that has ended."""
         if self.usage:
             self.usage.clear(worker_names(self.settings).index(worker))
 
     def tell_ready(self, processes: Mapping[str, int]) -> None:
-        """Have the ready file written, where one is asked for."""
+        """Have the ready file written, if the settings ask for one."""
         if self.ready_file:
             self.ready_file.write(self.listeners.url, self.listeners.grpc_address, processes)
 
     @classmethod
     @contextlib.contextmanager
     def hold(cls, settings: Settings, catalogue: Catalogue) -> Generator[Self]:
-        """Take all of it until the block ends.
+        """Hold all resources until the block ends.
 
         Raises:
-            StartupError: something cannot be had, or the settings name what is not installed.
+            StartupError: one cannot be had, or the settings need a package that is not installed.
         """
         protection = Protection(settings)
         _check_installed(settings)
@@ -99,12 +99,12 @@ class Resources:
 
 
 def worker_names(settings: Settings) -> list[str]:
-    """Of the HTTP workers, in their order."""
+    """Process names of the HTTP workers, by number."""
     return [f"http-{number}" for number in range(settings.http_workers)]
 
 
 def places_of(settings: Settings, catalogue: Catalogue) -> tuple[Place, ...]:
-    """What each engine owns."""
+    """The GPU or CPUs that each engine owns."""
     backends = {model.manifest.backend for model in catalogue.models.values()}
     on_gpus = any(provider in GPU_PROVIDERS for provider in settings.providers) or "tensorrt" in backends
     on_gpus = on_gpus or ("torch" in backends and _torch_has_cuda())
@@ -124,7 +124,7 @@ def _torch_has_cuda() -> bool:
 
 def _check_installed(settings: Settings) -> None:
     if settings.otlp_endpoint:
-        from server import tracing  # with OpenTelemetry, which nothing else here needs
+        from server import tracing  # imported here, as it loads OpenTelemetry
 
         if not tracing.is_installed():
             raise StartupError(f"tracing is not installed: {hints.install('tracing')}, or leave --otlp-endpoint out")
@@ -136,7 +136,7 @@ def _run_folder(held: ExitStack) -> Path:
     try:
         folder = RunFolder()
     except OSError as error:
-        raise StartupError(f"no folder for sockets and metrics can be made: {error}; set TMPDIR") from error
+        raise StartupError(f"cannot make a folder for sockets and metrics: {error}; set TMPDIR") from error
     held.callback(folder.remove)
     return folder.path
 
@@ -154,7 +154,7 @@ def _slots(settings: Settings, catalogue: Catalogue, engines: int) -> Slots:
     try:
         return Slots(settings.slots, largest, settings.http_workers, engines)
     except OSError as error:
-        detail = f"shared memory for {settings.queue_size} images cannot be had: {error.strerror}"
+        detail = f"cannot allocate shared memory for {settings.queue_size} images: {error.strerror}"
         raise StartupError(f"{detail}; lower --queue-size, or {more_room()}") from error
 
 

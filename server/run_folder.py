@@ -1,4 +1,4 @@
-"""The folder of one run below TMPDIR: metrics and sockets. It ends with its run, or at the next start."""
+"""The folder of one run, below TMPDIR, for metrics and sockets. If its run is killed, the next start removes it."""
 
 import contextlib
 import fcntl
@@ -14,27 +14,27 @@ from server import portable
 
 PREFIX = "resnet-serving-"
 OWNER = "owner"
-"""A file in it that the run holds a lock on. The kernel drops a lock whatever a process dies of, and unlike the number
-of a process it means the same in every container that shares the folder."""
+"""File in the folder that the run keeps locked. The kernel releases the lock however the process dies, and unlike a
+process id a lock means the same in every container that shares the folder."""
 
 log = logging.getLogger(__name__)
 
 
 MAX_SOCKET_PATH = 107 if portable.LINUX else 103
-"""Bytes of a Unix socket's address (unix(7), and unix(4) of the BSDs)."""
+"""Most bytes in the path of a Unix socket (unix(7), and unix(4) of the BSDs)."""
 
 
 def is_too_long() -> bool:
-    """Whether the path of TMPDIR leaves no room for that of a socket in a run's folder."""
+    """Whether TMPDIR is too long for the path of a socket in a run's folder."""
     longest = Path(tempfile.gettempdir()) / f"{PREFIX}12345678" / "listener-12345678"
     return len(os.fsencode(longest)) > MAX_SOCKET_PATH
 
 
 class RunFolder:
-    """A new folder, the run's own; what dead runs have left is removed."""
+    """A new folder for this run."""
 
     def __init__(self) -> None:
-        """Make it.
+        """Make it, after removing the folders that killed runs have left.
 
         Raises:
             OSError: there is no folder for temporary files, or no room in it.
@@ -47,22 +47,26 @@ class RunFolder:
             unclaimed.pop_all()
 
     def remove(self) -> None:
-        """Remove it with all that is in it."""
+        """Remove the folder and its contents."""
         shutil.rmtree(self.path, ignore_errors=True)
         self._owner.close()
 
 
 def remove_stale() -> None:
-    """Remove this user's folders whose run has died without removing them."""
+    """Remove this user's folders of runs that were killed."""
     for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        with contextlib.suppress(OSError):  # of somebody else, or gone meanwhile
+        with contextlib.suppress(OSError):  # another user's, still locked, or removed meanwhile
             if _is_stale(path):
                 shutil.rmtree(path)
-                log.info("removed %s, which a killed server has left", path)
+                log.info("removed %s, left by a killed server", path)
 
 
 def _is_stale(path: Path) -> bool:
-    """Whether it is a folder of this user's that was locked and is not any more; one without its file may be new."""
+    """Whether this is this user's folder, and nobody holds its lock any more.
+
+    Raises:
+        OSError: the lock is held, or the file is missing, since the folder may be new.
+    """
     status = path.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
         return False
@@ -75,7 +79,7 @@ def _is_stale(path: Path) -> bool:
 
 
 def _claim(path: Path) -> TextIO:
-    """Lock the file before it has its name, so that nobody ever sees it unlocked."""
+    """Make the owner's file, locked before it gets its name, so that nobody ever sees it unlocked."""
     new = path / f"{OWNER}.new"
     owner = new.open("w")
     fcntl.flock(owner, fcntl.LOCK_EX)

@@ -42,15 +42,15 @@ PriorityName = Literal["high", "normal", "low"]
 
 
 LINK = re.compile("(tcp|udp|sctp)://")
-"""How Kubernetes tells each container of a Service beside it, in a variable `<NAME>_PORT`."""
+"""Kubernetes sets a variable `<NAME>_PORT` with such a value in each container, for each Service of its namespace."""
 
 
 OF_CANDIDATES = frozenset({"shadow_of", "canary_of", "share"})
-"""Settings of a model that no engine needs to know."""
+"""Settings of a model that do not concern the engines."""
 
 
 class ModelSettings(BaseModel):
-    """What one model has in its own way: `<repository>/<model>/serving.json`. Without a value: as all models."""
+    """Settings of one model, from `<repository>/<model>/serving.json`. A setting without a value is the server's."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -59,7 +59,7 @@ class ModelSettings(BaseModel):
     max_wait_ms: MaxWait | None = None
     """The model's own `max_wait_ms`."""
     queue_size: QueueSize | None = None
-    """The model's own `queue_size`, within that of all."""
+    """The model's own `queue_size`, within the server's."""
     timeout_ms: Timeout | None = None
     """The model's own `timeout_ms`."""
     instances: Instances | None = None
@@ -67,27 +67,27 @@ class ModelSettings(BaseModel):
     devices: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
     """Numbers of the engines that load the model, counted from 0. Not given: all."""
     priority: PriorityName = "normal"
-    """Priority of requests that state none."""
+    """Priority of requests that do not state one."""
     pinned: bool = False
     """With `max_loaded` or `memory_budget`: keep the model loaded at all times."""
     shadow_of: ModelName | None = None
-    """The model whose images this one gets too, once they are answered. Nobody sees its answers."""
+    """The model whose images this one classifies, too, after they are answered. No client sees its answers."""
     canary_of: ModelName | None = None
-    """The model some of whose requests this one answers."""
+    """The model some of whose requests this one answers instead."""
     share: Annotated[float, Field(ge=0, le=1)] | None = None
-    """The share of images or requests, from 0 to 1, of `shadow_of` or `canary_of`."""
+    """With `shadow_of` or `canary_of`, the share of that model's images or requests, from 0 to 1."""
 
     @model_validator(mode="after")
     def _one_share_of_one(self) -> Self:
         if self.shadow_of and self.canary_of:
-            raise ValueError("shadow_of and canary_of exclude each other: first the one, then the other")
+            raise ValueError("shadow_of and canary_of exclude each other: try one first, then the other")
         if (self.share is None) != (self.candidate_for is None):
             raise ValueError("share goes with shadow_of or canary_of: say which of them, and how much, from 0 to 1")
         return self
 
     @property
     def candidate_for(self) -> str | None:
-        """The model that it may replace."""
+        """The model that this one may replace."""
         return self.shadow_of or self.canary_of
 
 
@@ -103,7 +103,7 @@ class Settings(BaseSettings):
         env_prefix="SERVER_",
         frozen=True,
         extra="forbid",
-        dotenv_filtering="match_prefix",  # a file that other programs read, too
+        dotenv_filtering="match_prefix",  # other programs may read the file, too
         cli_prog_name="python -m server",
         cli_kebab_case=True,
         cli_avoid_json=True,
@@ -117,133 +117,132 @@ class Settings(BaseSettings):
     grpc_port: Annotated[int, Field(ge=0, le=65535)] | None = None
     """Port for gRPC, which needs the extra `grpc`; 0 takes any free one. Not given: no gRPC."""
     tls_certificate: Path | None = None
-    """PEM file of the certificate and its chain, together with tls_key. With it the server speaks nothing but TLS, on
-    both ports."""
+    """PEM file of the certificate and its chain; needs tls_key. With it the server accepts only TLS, on both ports."""
     tls_key: Path | None = None
     """PEM file of the certificate's private key, unencrypted."""
     api_keys: Path | None = None
-    """File of the hashes of API keys. Not given: whoever reaches the port may do everything, including loading and
-    unloading models."""
+    """File with the hashes of the API keys. Not given: anybody who can reach the port may do everything, including
+    loading and unloading models."""
     metrics_role: Literal["none", "classify", "admin"] = "classify"
     """With api_keys, the role that may read /metrics; none: anybody."""
     cors_origins: Annotated[tuple[str, ...], NoDecode, CommaSeparated] = ()
     """Origins whose pages may call this server from a browser, comma-separated; * for all. Not given: none, so no page
-    can read answers."""
+    of another origin can read answers."""
     repository: Path = Path("model_repository")
     """Folder of models: <model>/<version>/manifest.json."""
     models: Annotated[tuple[ModelName, ...], NoDecode, CommaSeparated] = ()
     """Serve only these models, comma-separated; /readyz fails while one of them is missing. Not given: all in the
     repository."""
     max_loaded: Annotated[int, Field(ge=1)] | None = None
-    """Number of models that each engine keeps loaded: a request loads the model that it names, and the least recently
-    used one is unloaded (see the guide on many models). Without it and `memory_budget`, all are loaded."""
+    """Number of models that each engine keeps loaded: a request loads the model that it names, and the engine unloads
+    the least recently used one (see the guide on many models). Without this and `memory_budget`, all are loaded."""
     memory_budget: Size | None = None
-    """Memory for the models of each engine, in bytes or as 4GiB: works as `max_loaded`, by what each model is measured
-    to take."""
+    """Memory for the models of each engine, in bytes or as 4GiB. Works like `max_loaded`, by the measured memory of
+    each model."""
     reload_ms: Annotated[float, Field(ge=0, le=3_600_000)] = 5_000
-    """How often to look for changes in the repository, which the server then serves. 0: only when asked to, or while
+    """How often to check the repository for changes, which the server then serves. 0: only on request, or while
     something in the repository cannot be read."""
     default_model: ModelName | None = None
-    """Answers requests that name no model. Not given: the only one, else resnet50, else efficientnet_lite0, or the
+    """The model for requests that name none. Not given: the only one, else resnet50, else efficientnet_lite0, or the
     exact cascade of either, such as resnet50-exact, if there is one."""
     backend: Literal["onnx", "openvino"] | None = None
-    """What runs ONNX files: ONNX Runtime, or OpenVINO (extra `openvino`), which is faster for INT8. Not given: the
-    backend that each model's manifest names."""
+    """Runtime for ONNX files: ONNX Runtime, or OpenVINO (extra `openvino`), which is faster for INT8. Not given: the
+    one that each model's manifest names."""
     providers: Annotated[tuple[str, ...], NoDecode, CommaSeparated] = ("CPUExecutionProvider",)
     """ONNX Runtime's execution providers, comma-separated, the preferred one first; the server refuses one that is
-    missing. Those for GPUs have not run on a GPU."""
+    not installed. Those for GPUs are untested on a GPU."""
     cuda_graph: bool = False
-    """CUDAExecutionProvider starts each batch as one recorded graph. Off, because not every file can be recorded. Has
-    not run on a GPU."""
+    """CUDAExecutionProvider launches each batch as one recorded graph. Off, because not every file can be recorded.
+    Untested on a GPU."""
     tf32: bool = False
     """CUDAExecutionProvider, and torch on a GPU, may compute FP32 with 10 bits of mantissa, which is faster. Off, so
-    that answers do not depend on the machine. Has not run on a GPU."""
+    that answers do not depend on the machine. Untested on a GPU."""
     torch_compile: bool = False
-    """Compile programs of torch when they are loaded. Off, because that takes long and needs a C++ compiler."""
+    """Compile torch programs when loading them. Off, because that takes long and needs a C++ compiler."""
     max_batch: MaxBatch = 8
     """Most images in one inference. Larger batches gain next to nothing on a CPU and cost latency."""
     max_wait_ms: MaxWait = 0
     """How long the oldest image may wait for a fuller batch while the engine is free. 0: a lone request runs at once.
     """
     queue_size: QueueSize = 256
-    """Most requests between upload and answer, shared out evenly to the HTTP workers; the server refuses more with 429.
+    """Most requests between upload and answer, divided evenly among the HTTP workers; the server refuses more with 429.
     Each takes 147 KiB of shared memory, for models of 224 x 224 pixels."""
     timeout_ms: Timeout = 30_000
-    """From the last byte of an upload to its answer; a later one becomes 504."""
+    """Time limit from the last byte of an upload to its answer; then the server answers 504."""
     header_timeout_ms: Annotated[float, Field(gt=0, le=3_600_000)] = 10_000
-    """From a connection, or the first byte of a request, to the end of its headers; then the server closes the
-    connection."""
+    """Time limit from a new connection, or the first byte of a request, to the end of its headers; then the server
+    closes the connection."""
     keep_alive_ms: Annotated[float, Field(ge=1_000, le=3_600_000)] = 75_000
-    """From an answer to the next request on its connection; then the server closes it. A load balancer in front must
-    close idle connections sooner (most do after 60 s), or it will now and then send a request over one that is being
-    closed."""
+    """How long the server keeps an idle connection open after an answer. A load balancer in front must close idle
+    connections sooner (most do after 60 s), or it will now and then send a request over one that is being closed."""
     body_timeout_ms: Annotated[float, Field(gt=0, le=3_600_000)] = 30_000
-    """From the first to the last byte of an upload; a slower one becomes 408."""
+    """Time limit from the first to the last byte of an upload; then the server answers 408."""
     max_body_bytes: Annotated[int, Field(ge=1)] = 30 * 2**20
-    """Largest upload; more is 413. A JPEG of 24 megapixels has about 10 MB, one of 108 about 25 MB."""
+    """Largest upload; the server refuses more with 413. A JPEG of 24 megapixels has about 10 MB, one of 108 about 25
+    MB."""
     max_batch_images: Annotated[int, Field(ge=1, le=10_000)] = 64
-    """Most images in one POST /classify/batch; more are 413."""
+    """Most images in one POST /classify/batch; the server refuses more with 413."""
     cache_entries: Annotated[int, Field(ge=0, le=10_000_000)] = 0
-    """Answers that each HTTP worker remembers for images that come again, up to 2 KiB each. 0: none, as few services
-    see an image twice."""
+    """Answers that each HTTP worker caches for repeated images, up to 2 KiB each. 0: none, as few services see an image
+    twice."""
     max_buffered_bytes: Annotated[int, Field(ge=1)] = 256 * 2**20
-    """All uploads that one HTTP worker holds in memory at one time; the server refuses more with 429."""
+    """Bytes of uploads that one HTTP worker holds in memory at one time; the server refuses more with 429."""
     max_pixels: Annotated[int, Field(ge=1, le=178_000_000)] = 50 * 2**20
-    """Largest image; more is 413. While it is decoded, an image takes up to 20 bytes a pixel (a transparent WebP does),
-    1 GB by default. That memory bounds JPEG, which may have more pixels: the decoder halves a large one, once or more,
-    and then needs 10 bytes for each pixel that is left, and 2 for each sample of all if it is progressive; never more
-    than 200 megapixels."""
+    """Largest image; the server refuses more with 413. Decoding takes up to 20 bytes a pixel (for a transparent WebP),
+    1 GB by default. A JPEG may have more pixels within the same memory, but never more than 200 million: the decoder
+    halves a large one, once or more, and then needs 10 bytes for each remaining pixel, and if it is progressive, 2 for
+    each sample of the whole image."""
     max_connections: Annotated[int, Field(ge=1)] = 1024
-    """Open connections of one HTTP worker. Beyond them the server answers only probes and /metrics, and everything else
-    with 503; beyond twice as many it closes them."""
+    """Open connections of one HTTP worker. On further ones the server answers only probes and /metrics, and 503 to
+    everything else; beyond twice as many it closes them."""
     http_workers: Annotated[int, Field(ge=1, le=256)] = Field(
         default_factory=lambda known: min(available_cpus(), max(2, available_cpus() // 2), 8, known["queue_size"])
     )
-    """Processes that receive and decode. Default: half the CPUs, but two to 8, and no more than CPUs or queue_size. Two
-    on two CPUs gain a fifth for a network that costs nothing, and nothing for others."""
+    """Processes that receive and decode. Default: half the CPUs, but two to 8, and no more than CPUs or queue_size. On
+    two CPUs, a second one raises throughput by a fifth for a network that costs nothing, and not at all for others."""
     decode_threads: Annotated[int, Field(ge=1, le=256)] = Field(
         default_factory=lambda known: max(1, min(4, available_cpus() // known["http_workers"]))
     )
-    """Images that one HTTP worker decodes at one time. Default: the CPUs shared out to the workers, at most 4."""
+    """Images that one HTTP worker decodes at one time. Default: the CPUs divided by the workers, at most 4."""
     decoder: Literal["pillow", "nvimagecodec", "nvimagecodec-cpu"] = "pillow"
-    """Decoder of JPEG. nvimagecodec decodes and resamples on the GPU (has not run on one); nvimagecodec-cpu does the
-    same on the CPU, for comparison. Pillow decodes what it refuses."""
+    """JPEG decoder. nvimagecodec decodes and resamples on the GPU (untested on one); nvimagecodec-cpu does the same on
+    the CPU, for comparison. Pillow decodes the files that nvimagecodec refuses."""
     engines: Annotated[int, Field(ge=1, le=64)] | None = None
-    """Processes that run the models, each on a GPU or a share of the CPUs; if one dies, the others answer what it had.
-    Not given: one for each GPU; without GPUs one, or from 16 CPUs on one for each NUMA node."""
+    """Processes that run the models, each on a GPU or a share of the CPUs; if one dies, the others answer its
+    requests. Not given: one for each GPU; without GPUs one, or with 16 CPUs or more one for each NUMA node."""
     inference_threads: Annotated[int, Field(ge=1, le=256)] = Field(default_factory=available_cpus)
-    """Threads of one inference on the CPU. Default: the CPUs, or an engine's share of them."""
+    """Threads of one inference on the CPU. Default: all CPUs, or the engine's share of them."""
     instances: Instances = 1
-    """Batches at one time on the CPU, which share those threads. 0: as many as ONNX Runtime is fastest with, measured
-    when a model is loaded."""
+    """Batches that run at one time on the CPU and share those threads. 0: the number that is fastest with ONNX Runtime,
+    measured when a model is loaded."""
     drain_delay_ms: Annotated[float, Field(ge=0, le=600_000)] = 0
-    """After SIGTERM, how long to go on accepting while /readyz already fails; a load balancer needs some seconds to
-    notice."""
+    """After SIGTERM, how long the server goes on accepting requests while /readyz already fails: a load balancer needs
+    some seconds to notice."""
     drain_timeout_ms: Annotated[float, Field(gt=0, le=3_600_000)] = 30_000
-    """After that, how long accepted requests may take to finish."""
+    """After that delay, how long accepted requests may take to finish."""
     stall_timeout_ms: Annotated[float, Field(ge=3_000, le=3_600_000)] = 60_000
     """The supervisor kills and restarts a process that shows no progress for this long, such as an HTTP worker whose
     decoder hangs."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """Least severe log line to print."""
+    """Least severe level to log."""
     log_format: Literal["text", "json"] = "text"
-    """text for people, or json: one object a line, from all processes."""
+    """Format of the log: text, or json, one object per line."""
     access_log: bool = False
     """Log each HTTP request: method, path, status, ms, bytes, ids, client. Off, because metrics cost less."""
     trusted_proxies: Annotated[tuple[IPvAnyNetwork, ...], NoDecode, CommaSeparated] = ()
-    """Addresses or networks, comma-separated, such as 10.0.0.0/8, whose X-Forwarded-For names the client in the access
-    log; no other's does."""
+    """Addresses or networks of proxies, comma-separated, such as 10.0.0.0/8. The access log takes the client's address
+    from X-Forwarded-For only if the request comes from one of them."""
     ready_file: Path | None = None
-    """File that the server writes once it is ready, replaces whenever it restarts a process, and removes when it ends,
-    for scripts: JSON with its url, gRPC address and process ids."""
+    """JSON file for scripts, with the server's url, gRPC address and process ids. The server writes it once it is
+    ready, replaces it whenever it restarts a process, and removes it when it ends."""
     otlp_endpoint: Annotated[str, Field(pattern="^https?://.")] | None = None
-    """Where a collector takes traces over HTTP, such as http://localhost:4318 (extra `tracing`). Not given: what
-    OpenTelemetry's own variables say, else no traces."""
+    """Address of a collector that takes traces over HTTP, such as http://localhost:4318 (extra `tracing`). Not given:
+    the one in OpenTelemetry's own variables, else no traces."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.queue_size < self.http_workers:
-            raise ValueError(f"queue_size {self.queue_size} leaves some of {self.http_workers} HTTP workers no place")
+            raise ValueError(f"queue_size {self.queue_size} is below http_workers {self.http_workers}: each needs one")
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("tls_certificate and tls_key go together")
         if self.max_wait_ms >= self.timeout_ms:
@@ -251,7 +250,7 @@ class Settings(BaseSettings):
         return self
 
     def of(self, model: ModelSettings) -> Self:
-        """The same, where a model's own do not differ."""
+        """These settings, overridden by the model's own."""
         others = {"priority", "devices", "pinned", *OF_CANDIDATES}
         return self.model_copy(update=model.model_dump(exclude=others, exclude_none=True))
 
@@ -262,27 +261,27 @@ class Settings(BaseSettings):
 
     @property
     def slots(self) -> int:
-        """Of all HTTP workers, and behind these one more of each, for what nobody waits for."""
+        """Slots of all HTTP workers: those of requests first, then one per worker for background work."""
         return (self.slots_per_worker + 1) * self.http_workers
 
 
 class WrongSettingsError(ExpectedError):
-    """They cannot be served with."""
+    """The settings are not valid."""
 
 
 def read(arguments: Sequence[str]) -> Settings:
-    """From flags, the environment, and the file that `--env-file` names; of the latter two without what is empty.
+    """Read flags, the environment, and the file that `--env-file` names; empty values in the latter two are ignored.
 
     Raises:
         WrongSettingsError: one is not valid, or there is no such file.
     """
     files = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    files.add_argument("--env-file", type=Path)  # before the settings: it is where some of them are
+    files.add_argument("--env-file", type=Path)  # parsed before the settings, some of which it contains
     options, flags = files.parse_known_args(arguments)
     if options.env_file and not options.env_file.is_file():
         raise WrongSettingsError(f"--env-file {options.env_file}: there is no such file")
     try:
-        # Not of `model_config`: that would leave out flags without a value, too, which are to win over variables.
+        # Not in `model_config`: there it would also drop flags with an empty value, which must override variables.
         return Settings(_cli_parse_args=flags, _env_file=options.env_file, _env_ignore_empty=True)
     except ValidationError as error:
         raise WrongSettingsError(_mistake(error, flags)) from error
@@ -291,9 +290,9 @@ def read(arguments: Sequence[str]) -> Settings:
 
 
 def _mistake(error: ValidationError, flags: Sequence[str]) -> str:
-    """What is wrong; of a variable also its name, its value and what to do."""
+    """What is wrong; for a variable also its name, its value and what to do."""
     first, mistake, prefix = error.errors()[0], first_mistake(error), Settings.model_config["env_prefix"]
-    if first["type"] == "extra_forbidden":  # a line of the file, whose name the error has without its prefix
+    if first["type"] == "extra_forbidden":  # a line of the file; the error names it without its prefix
         return f"{prefix.lower()}{mistake}"
     field = str(first["loc"][0]) if first["loc"] else ""
     name, flag = f"{prefix}{field}".upper(), f"--{field.replace('_', '-')}"

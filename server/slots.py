@@ -67,7 +67,7 @@ class Slots:
 
     @property
     def memory(self) -> NDArray[np.uint8]:
-        """All of it, as bytes."""
+        """The whole memory, as bytes."""
         return self._bytes
 
     def pixels(self, slot: int, shape: tuple[int, int, int]) -> NDArray[np.uint8]:

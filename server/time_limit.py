@@ -1,13 +1,13 @@
-"""A limit on what a task does: `asyncio.timeout` at a third of its cost, which counts where each request has two."""
+"""A time limit like `asyncio.timeout`, at a third of its cost, which matters as every request has two."""
 
 import asyncio
 
 
 class TimeLimit:
-    """Cancel what runs in the block after so many seconds.
+    """Cancel the block after this many seconds.
 
     Raises:
-        TimeoutError: it was, and nothing else had cancelled it.
+        TimeoutError: the limit cancelled the block, and nothing else did.
     """
 
     __slots__ = ("_cancelled_before", "_expired", "_seconds", "_task", "_timer")

@@ -1,4 +1,4 @@
-"""TLS: the certificate that the server shows, which may be renewed while it serves."""
+"""TLS: the certificate that the server presents, which can be renewed while it serves."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 GOODBYE_S = 1.0
-"""How long a connection that is closed waits for the client to close it, too."""
+"""How long the server, closing a connection, waits for the client to close it, too."""
 
 
 class TlsError(Exception):
@@ -17,7 +17,7 @@ class TlsError(Exception):
 
 
 class Certificate(NamedTuple):
-    """PEM, and known to be usable where `read` made it."""
+    """A certificate chain and its key, as PEM. `read` returns only valid ones."""
 
     chain: bytes
     key: bytes
@@ -25,7 +25,7 @@ class Certificate(NamedTuple):
 
 
 def read(chain: Path, key: Path) -> Certificate:
-    """A certificate, with those that vouch for it, and its key.
+    """Read a certificate with its chain, and its key.
 
     Raises:
         TlsError: a file cannot be read, they do not belong together, or the key is encrypted.
@@ -42,7 +42,7 @@ def read(chain: Path, key: Path) -> Certificate:
     except OSError as error:  # ssl.SSLError is one
         known = error.reason if isinstance(error, ssl.SSLError) else error.strerror
         reason = (known or "no PEM").replace("_", " ").lower()
-        raise TlsError(f"{chain} and {key} are no certificate with its unencrypted key: {reason}") from error
+        raise TlsError(f"{chain} and {key} are not a certificate and its unencrypted key: {reason}") from error
     return certificate
 
 
@@ -51,23 +51,23 @@ def context(certificate: Certificate) -> ssl.SSLContext:
     made = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     made.minimum_version = ssl.TLSVersion.TLSv1_2
     with _path(certificate.chain) as chain, _path(certificate.key) as key:
-        made.load_cert_chain(chain, key, password="")  # none: it would ask the terminal for one
+        made.load_cert_chain(chain, key, password="")  # without a password, OpenSSL would ask the terminal for one
     return made
 
 
 class Renewable:
-    """A context that may show another certificate to whoever connects later.
+    """A context whose certificate can be replaced: later connections get the new one.
 
-    Each handshake goes on with the newest context: one context keeps a certificate for each kind of key, the old one of
-    another kind too.
+    Each handshake switches to the newest context. Loading the new certificate into the old context would not do, since
+    a context keeps one certificate for each kind of key: the old one of another kind would stay in use.
     """
 
     def __init__(self, certificate: Certificate) -> None:
         self.context = self._newest = context(certificate)
-        self.context.sni_callback = self._go_on  # also called for clients that name no server
+        self.context.sni_callback = self._go_on  # called even if the client names no server
 
     def renew(self, certificate: Certificate) -> None:
-        """Show this one from now on."""
+        """Present this certificate from now on."""
         self._newest = context(certificate)
 
     def _go_on(self, handshake: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
@@ -76,7 +76,7 @@ class Renewable:
 
 @contextlib.contextmanager
 def _path(content: bytes) -> Generator[str]:
-    """Of a file without a name, as OpenSSL reads only files; in memory where there are such: keys are not for disks."""
+    """Path of a nameless file, as OpenSSL reads only files; in memory if possible, as keys do not belong on disks."""
     with os.fdopen(os.memfd_create("pem"), "w+b") if hasattr(os, "memfd_create") else tempfile.TemporaryFile() as file:
         file.write(content)
         file.seek(0)

@@ -1,7 +1,7 @@
 """OpenTelemetry traces: a span for each request, and one for each stage of its answer.
 
-FastAPI makes the request's span, and continues the trace of `traceparent`. The SDK is loaded only where traces are
-asked for; without it, all that remains is FastAPI's look at whether there is a tracer.
+FastAPI makes the request's span, and continues the trace of `traceparent`. The SDK is loaded only if tracing is
+configured; without it, the only cost is FastAPI's check for a tracer.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from server.settings import Settings
 
 NAME = "resnet-serving"
 FLUSH_S = 3.0
-"""How long the end of a process may wait for spans to be taken."""
+"""How long an ending process waits for the collector to take its last spans."""
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 
@@ -42,7 +42,7 @@ def is_on() -> bool:
 
 
 def start(settings: Settings) -> None:
-    """Have this process send spans where the setting or OpenTelemetry's own environment says to, if they do."""
+    """Have this process send spans to the collector named by the setting or OpenTelemetry's own variables, if any."""
     if not _is_wanted(settings):
         return
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -54,7 +54,7 @@ def start(settings: Settings) -> None:
     exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces" if endpoint else None)
     ours = Resource.create({"service.name": NAME, "service.version": VERSION})
     provider = TracerProvider(resource=ours.merge(OTELResourceDetector().detect()), shutdown_on_exit=False)
-    provider.add_span_processor(BatchSpanProcessor(exporter))  # bounded: what does not fit is dropped
+    provider.add_span_processor(BatchSpanProcessor(exporter))  # its queue is bounded: spans that do not fit are dropped
     trace.set_tracer_provider(provider)
     for handler in logging.getLogger().handlers:
         handler.addFilter(_with_trace_id)
@@ -69,20 +69,20 @@ def _is_wanted(settings: Settings) -> bool:
     asked = [name for name in ENDPOINTS if name in environment]
     if not asked or environment.get("OTEL_TRACES_EXPORTER", "otlp") != "otlp":
         return False
-    # The environment may be meant for others as well, so it is no reason not to serve.
+    # The environment may be meant for other programs as well, so a mistake in it only disables traces.
     protocol = next((environment[name] for name in PROTOCOLS if name in environment), "http/protobuf")
     if protocol != "http/protobuf":
         log.warning("no traces: %s asks for %s, and only http/protobuf is supported", asked[0], protocol)
         return False
     if not is_installed():
         how = hints.install("tracing")
-        log.warning("no traces: %s is set, but nothing to send them with is installed: %s", asked[0], how)
+        log.warning("no traces: %s is set, but tracing is not installed: %s", asked[0], how)
         return False
     return True
 
 
 async def stop() -> None:
-    """Send what has not been sent, if that can be done within `FLUSH_S`."""
+    """Send the remaining spans, within `FLUSH_S` at most."""
     if not is_on():
         return
     provider = trace.get_tracer_provider()
@@ -94,23 +94,23 @@ async def stop() -> None:
         with suppress(RuntimeError):  # the loop is closed: the process ends
             loop.call_soon_threadsafe(done.set)
 
-    # A daemon, as it may take longer than this process wants to live.
+    # A daemon thread: it may take longer than this process may wait.
     threading.Thread(target=shut_down, name="traces", daemon=True).start()
     try:
         async with asyncio.timeout(FLUSH_S):
             await done.wait()
     except TimeoutError:
-        log.warning("the last traces are lost: nobody took them within %g s", FLUSH_S)
+        log.warning("the last traces are lost: the collector did not take them within %g s", FLUSH_S)
 
 
 def trace_id() -> str | None:
-    """Of the request that is being answered here."""
+    """Trace id of the current request; None: it has none."""
     context = trace.get_current_span().get_span_context()
     return trace.format_trace_id(context.trace_id) if context.is_valid else None
 
 
 def sampled_trace_id() -> str | None:
-    """The same, if spans are made here and this trace is kept."""
+    """Trace id of the current request, if this process makes spans and the trace is sampled."""
     sampled = trace.get_current_span().get_span_context().trace_flags.sampled  # first: `is_on` reads the environment
     return trace_id() if sampled and is_on() else None
 
@@ -123,13 +123,13 @@ def _with_trace_id(record: logging.LogRecord) -> bool:
 
 
 def note(code: str) -> None:
-    """Say on the request's span which failure it ended with."""
+    """Record on the request's span the code of the failure that it ended with."""
     trace.get_current_span().set_attribute("serving.code", code)
 
 
 @contextmanager
 def call(name: str, metadata: Iterable[tuple[str, Any]] | None) -> Generator[None]:
-    """The span of a gRPC call, in the trace that its metadata names."""
+    """Make a span for a gRPC call, in the trace that its metadata names."""
     if not is_on():
         yield
         return
@@ -146,16 +146,17 @@ def call(name: str, metadata: Iterable[tuple[str, Any]] | None) -> Generator[Non
 
 
 def note_stages(answers: Sequence[Classes], key: ModelKey) -> None:
-    """Make spans, in the request's, of what the answers to its crops say about their stages."""
+    """Make child spans of the request's span for the stages of its crops, from the times in their answers."""
     if trace.get_current_span().is_recording():
         add_stages(trace.get_tracer(NAME), answers, key, time.time_ns())
 
 
 def add_stages(tracer: trace.Tracer, answers: Sequence[Classes], key: ModelKey, answered_ns: int) -> None:
-    """One decoding, and a wait and an inference for each crop, before `answered_ns`, in Unix time.
+    """Add one decode span, and a queue and an inference span for each crop, ending at `answered_ns`, in Unix time.
 
-    Only their durations are known. The last inference is taken to end at the answer, later than it did by the way
-    between the processes, some tenths of a millisecond. What is before the decoding is the wait for a decoder.
+    Only their durations are known. The last inference is assumed to end with the answer, although it ended some tenths
+    of a millisecond earlier, before the way between the processes. Any time before the decode span is the wait for a
+    decoder.
     """
     attributes: dict[str, str | int] = {"serving.model": key.name, "serving.version": key.version}
 
@@ -165,7 +166,7 @@ def add_stages(tracer: trace.Tracer, answers: Sequence[Classes], key: ModelKey, 
         return end_ns
 
     decoded_ns = answered_ns - round(max(answer.queue_s + answer.inference_s for answer in answers) * 1e9)
-    if decode_s := answers[0].decode_s:  # else the pixels were there
+    if decode_s := answers[0].decode_s:  # 0: the client sent pixels, or they were decoded before
         add("decode", decoded_ns - round(decode_s * 1e9), decode_s)
     for answer in answers:
         inferred_ns = add("queue", decoded_ns, answer.queue_s)

@@ -1,4 +1,4 @@
-"""What API keys have used of their limits, over all HTTP workers: a table that all of them map."""
+"""The API keys' use of their limits: a table in a mapped file that all HTTP workers share."""
 
 import contextlib
 import fcntl
@@ -18,7 +18,7 @@ monotonic clock, which all processes of a machine share) and `running` (uint32[w
 class Usage:
     """One process's access to the table. One lock, held for some microseconds, guards all rows.
 
-    The kernel drops the lock however a process dies. The whole file is written at the start, so that counting never
+    The kernel releases the lock however a process dies. The whole file is written at the start, so that counting never
     needs room on a full disk.
     """
 
@@ -31,7 +31,7 @@ class Usage:
         kind = np.dtype([("sha256", "S64"), ("full_s", np.float64), ("running", np.uint32, (workers,))])
         if not path.exists():
             path.write_bytes(bytes(rows * kind.itemsize))
-        self._file = os.open(path, os.O_RDWR | os.O_CLOEXEC)  # one that is inherited would share its lock
+        self._file = os.open(path, os.O_RDWR | os.O_CLOEXEC)  # a child that inherited it would share the lock
         weakref.finalize(self, os.close, self._file)
         self._table = np.memmap(path, kind, "r+", shape=(rows,))
 

@@ -8,7 +8,7 @@ Content = TypeVar("Content")
 
 
 class Watched(Generic[Content]):
-    """What `read` makes of some files."""
+    """The contents of some files, read again once one has changed."""
 
     def __init__(self, read: Callable[..., Content], *paths: Path) -> None:
         """Call `read(*paths)`, whose errors are not caught."""
@@ -38,4 +38,4 @@ def _signature(path: Path) -> tuple[int, int, int] | None:
         status = path.stat()
     except OSError:
         return None
-    return status.st_ctime_ns, status.st_ino, status.st_size  # of contents, or rights
+    return status.st_ctime_ns, status.st_ino, status.st_size  # a ctime also changes with permissions

@@ -25,10 +25,10 @@ class Admission:
         self._deviation_s = 0.0  # of answers from that line
 
     def check(self, wanted: int, under_way: int, within_s: float = math.inf) -> None:
-        """Refuse `wanted` crops beside those `under_way` where they could not be answered `within_s`.
+        """Refuse `wanted` crops, besides those `under_way`, if they could not be answered `within_s`.
 
         Raises:
-            ServiceError: QUEUE_FULL, OVERLOADED, or INVALID_PARAMETER where they could never be admitted.
+            ServiceError: QUEUE_FULL, OVERLOADED, or INVALID_PARAMETER if they could never be admitted.
         """
         if wanted > self._places:
             raise ServiceError(Code.INVALID_PARAMETER, "the request has more crops than the server can hold")

@@ -1,4 +1,4 @@
-"""What the engine answers about one image, or one crop of it."""
+"""The engine's answer about one image, or one crop of it."""
 
 from collections.abc import Callable, Sequence
 from enum import IntFlag, auto
@@ -12,72 +12,72 @@ from server.repository import Model
 
 
 class Extras(IntFlag):
-    """What a request may want of the same pass besides its classes.
+    """Outputs of the same pass that a request may want besides its classes.
 
-    A number, since every request asks whether it is none: that of a `Flag` is a call of Python's.
+    An `IntFlag`, since every request tests it for none, and the test of a `Flag` is a call in Python.
     """
 
     NONE = 0
     LOGITS = auto()
     FEATURES = auto()
     HEATMAP = auto()
-    """the activation maps"""
+    """The activation maps."""
 
 
 NOTHING = np.empty(0, np.float32)
 
 
 class Classes(NamedTuple):
-    """The classes of one image and how it got them."""
+    """The classes of one image, and how they were computed."""
 
     probabilities: NDArray[np.float32]
-    """float32[k], best first; empty where the logits were asked for"""
+    """float32[k], best first; empty if logits were requested."""
     indices: NDArray[np.int32]
-    """int32[k]"""
+    """int32[k]."""
     logits: NDArray[np.float32]
-    """float32[num_classes]; empty where they were not asked for"""
+    """float32[num_classes]; empty if not requested."""
     queue_s: float
     inference_s: float
     batch_size: int
-    """images in the batch that it ran in; 0: the answer was remembered"""
+    """Images in the batch; 0: the answer came from the cache."""
     decode_wait_s: float = 0.0
     decode_s: float = 0.0
     answered_by: str = ""
-    """of a cascade, the member whose answer it is"""
+    """For a cascade, the member whose answer this is."""
     cut_short: bool = False
-    """of a cascade: the next member would have been asked, had there been time"""
+    """For a cascade, whether only lack of time kept the next member from being asked."""
     features: NDArray[np.float32] = NOTHING
-    """float32[C]; empty where they were not asked for"""
+    """float32[C]; empty if not requested."""
     activation_maps: NDArray[np.float32] = NOTHING
-    """float32[k, h, w] of the best classes, at most MAPPED_CLASSES; empty where they were not asked for"""
+    """float32[k, h, w] of the best classes, at most MAPPED_CLASSES; empty if not requested."""
     photo_size: tuple[int, int] = (0, 0)
-    """width and height of the photo that was decoded, upright"""
+    """Width and height of the decoded photo, upright."""
     known: bool | None = None
-    """whether the image is of any of the classes; None where that was not asked"""
+    """Whether the image belongs to any of the classes; None if not requested."""
 
 
 class Question(NamedTuple):
-    """What else is asked about pixels that are there."""
+    """A further question about pixels that are already decoded."""
 
     model: Model
-    """that reads images as the one before it"""
+    """Has the same preprocessing as the model asked before."""
     top_k: int | None
-    """None: the logits of all classes"""
+    """None: the logits of all classes."""
 
 
 Follow = Callable[[list[Classes]], Question | None]
-"""Told the answers about all crops, it says what is asked about the same pixels next; None: nothing."""
+"""Takes the answers about all crops, and returns the next question about the same pixels; None: there is none."""
 
 
 def shaped(answer: Classes, found: Manifest) -> Classes:
-    """An answer that came as bytes, its activation maps in the shape that the model's manifest says."""
+    """Give the activation maps, which arrive flat, the shape in the model's manifest."""
     if not answer.activation_maps.size or not found.activation_maps:
         return answer
     return answer._replace(activation_maps=answer.activation_maps.reshape(-1, *found.activation_maps))
 
 
 def average(answers: Sequence[Classes], top_k: int | None, activation: Activation) -> Classes:
-    """The `top_k` classes, None: all, by the mean probability over answers with logits; the largest times and sizes."""
+    """Average the probabilities of answers with logits; `top_k` None keeps all classes. Times: the largest of each."""
     logits = np.stack([answer.logits for answer in answers]).astype(np.float64)
     if activation == "sigmoid":
         probabilities = np.exp(-np.logaddexp(0, -logits)).mean(0)

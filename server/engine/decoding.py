@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 from models.manifest import Preprocessing
 
 Image = bytes | NDArray[np.uint8]
-"""Compressed, or pixels that need no decoding: uint8[H, W, 3], RGB. Only a decoder looks at it."""
+"""A compressed image, or pixels that need no decoding: uint8[H, W, 3], RGB. Only a decoder reads it."""
 Size = tuple[int, int]
 """Width and height of a photo, upright."""
 Decode = Callable[[bytes, Preprocessing, Sequence[NDArray[np.uint8]]], Size]
-"""Writes each crop of a compressed image, uint8[H, W, 3], RGB, into one of the arrays; tells the image's size."""
+"""Writes each crop of a compressed image, uint8[H, W, 3], RGB, into one of the arrays; returns the image's size."""
 
 
 LOWEST = 19
-"""The niceness of whoever comes last (nice(2))."""
+"""The niceness with the lowest priority (nice(2))."""
 
 
 class Decoded(NamedTuple):
@@ -34,13 +34,13 @@ class Decoded(NamedTuple):
 
 
 class Decoders:
-    """A bounded pool of threads, and what they are at."""
+    """A bounded pool of decoder threads, which knows how long each has been at its image."""
 
     def __init__(self, decode: Decode, threads: int, *, last: bool = False) -> None:
-        """So many; those that come `last` get only what CPU time all other threads leave."""
+        """Use this many threads; with `last`, at the lowest priority: they get the CPU time that all others leave."""
         self._decode = decode
         self._threads = ThreadPoolExecutor(threads, "decode", _come_last if last else None)
-        self._started_s: dict[object, float] = {}  # of those at work; the key is an identity and nothing else
+        self._started_s: dict[object, float] = {}  # of images being decoded; each key is a unique object
 
     def submit(
         self,
@@ -49,20 +49,20 @@ class Decoders:
         outs: Sequence[NDArray[np.uint8]],
         wanted: Callable[[], bool],
     ) -> "Future[Decoded | None]":
-        """Decode into `outs`, which belong to a thread until the future is done; None if it was not `wanted` any more.
+        """Decode into `outs`, which belong to a thread until the future is done; None if no longer `wanted`.
 
         Raises:
-            RuntimeError: the system gives no more threads. One that is there may still find this image.
+            RuntimeError: the system has no thread left. An existing thread may still decode this image.
         """
         return self._threads.submit(self._run, image, preprocessing, outs, wanted)
 
     def longest_s(self) -> float:
-        """How long the slowest decoder has been at its image; 0 where none is at work."""
+        """How long the slowest decoder has been at its image; 0 if none is at work."""
         now_s = time.monotonic()
         return max((now_s - started_s for started_s in self._started_s.copy().values()), default=0.0)
 
     def close(self, *, wait: bool) -> None:
-        """Begin no more; `wait` for those that are at work."""
+        """Start no more images; `wait` for those being decoded."""
         self._threads.shutdown(wait=wait, cancel_futures=True)
 
     def _run(
@@ -83,13 +83,13 @@ class Decoders:
             else:
                 (out,) = outs
                 out[...] = image
-                size = (0, 0)  # of no photo
+                size = (0, 0)  # there was no photo
         finally:
             del self._started_s[work]
         return Decoded(started_s, time.monotonic(), size)
 
 
 def _come_last() -> None:
-    """Only Linux has this for a thread; elsewhere it would be the whole process."""
+    """Give this thread the lowest priority; only on Linux, as elsewhere this would apply to the whole process."""
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST)

@@ -20,7 +20,7 @@ UNKNOWN_S = 1e-3
 
 
 class Engines:
-    """What one HTTP worker knows of the engines, by their numbers. With a single engine it learns nothing."""
+    """One HTTP worker's knowledge of the engines, by their numbers. With a single engine it learns nothing."""
 
     def __init__(self, work_s: NDArray[np.float64], row: int) -> None:
         """Share a table with the other workers.

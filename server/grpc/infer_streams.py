@@ -101,7 +101,7 @@ class InferStreams:
                 return _failed(request_id, f"{error.code}: {error.detail}")
             except Exception:
                 log.exception("a request of a gRPC stream failed")
-                return _failed(request_id, "internal_error: an error of this server; its log has it")
+                return _failed(request_id, "internal_error: an internal error of the server; see its log")
 
 
 def _failed(request_id: str, message: str) -> pb.ModelStreamInferResponse:

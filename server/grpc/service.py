@@ -274,7 +274,7 @@ async def _answered(context: Context, answer: Awaitable[Kind]) -> Kind:
         return await _refuse(context, error)
     except Exception:
         log.exception("a gRPC call failed")
-        return await context.abort(grpc.StatusCode.INTERNAL, "an error of this server; its log has it")
+        return await context.abort(grpc.StatusCode.INTERNAL, "an internal error of the server; see its log")
 
 
 async def _refuse(context: Context, error: ServiceError) -> NoReturn:

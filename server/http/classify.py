@@ -65,38 +65,41 @@ class EmbedParameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    model: str | SkipJsonSchema[None] = Field(None, description="name; without it the default model")
-    version: Annotated[int, Field(ge=1)] | SkipJsonSchema[None] = Field(None, description="without it the newest")
+    model: str | SkipJsonSchema[None] = Field(
+        None, description="name of the model; by default, the server's default model"
+    )
+    version: Annotated[int, Field(ge=1)] | SkipJsonSchema[None] = Field(None, description="by default the newest")
     priority: PriorityName | SkipJsonSchema[None] = Field(
-        None, description="who goes first; without it as the model has it"
+        None, description="priority among waiting requests; by default the model's own"
     )
 
 
 class Parameters(EmbedParameters):
     """Parameters of `/classify`, from the query or a form's fields; in a batch they apply to all images."""
 
-    top_k: int = Field(DEFAULT_TOP_K, ge=1, le=MAX_TOP_K, description="classes wanted; at most the model's")
+    top_k: int = Field(DEFAULT_TOP_K, ge=1, le=MAX_TOP_K, description="number of classes; at most the model's")
     crops: Crops = Field(Crops.CENTRE, description="10: the mean over the centre, the corners and their mirrors")
     include: Annotated[str, AfterValidator(_included)] | SkipJsonSchema[None] = Field(
         None,
-        description="what is wanted of the same pass besides the classes, with commas between: logits, features,"
-        " heatmap (docs/guides/features.md)",
+        description="further outputs of the same pass, comma-separated: logits, features, heatmap"
+        " (docs/guides/features.md)",
         json_schema_extra={"pattern": _INCLUDE_PATTERN},
     )
     coverage: Annotated[float, Field(gt=0, lt=1)] | SkipJsonSchema[None] = Field(
         None,
-        description="of a calibrated model, instead of top_k: as few classes as hold the true one with this"
-        " probability. At least this share of answers about images like those that it was calibrated on hold it: on"
-        " average over all of them, not for each class or each kind of image",
+        description="for a calibrated model, instead of top_k: return the fewest classes that contain the true one with"
+        " this probability. It holds for images like those that the model was calibrated on, on average over all of"
+        " them, not for each class or each kind of image",
     )
     reject: bool = Field(
-        default=False, description="of a calibrated model: say as `known` whether the image is of any of its classes"
+        default=False,
+        description="for a calibrated model: return as `known` whether the image belongs to any of its classes",
     )
 
 
 Timeout = Annotated[
     Annotated[float, Field(ge=0.001, le=3600)] | SkipJsonSchema[None],
-    Field(description="seconds from here to the answer; the server's at most"),
+    Field(description="time limit for the answer in seconds; at most the server's own"),
 ]
 _TIMEOUT: TypeAdapter[float | None] = TypeAdapter(Timeout)
 
@@ -207,8 +210,8 @@ def router(service: Service, uploads: Uploads) -> APIRouter:
     ) -> Response:
         """Send the image's bytes as the body, or as the file of a multipart form.
 
-        With `include=heatmap` and `Accept: image/png` the answer is the photo, with what speaks for its best class in
-        colour.
+        With `include=heatmap` and `Accept: image/png` the answer is the photo, with the evidence for its best class
+        highlighted in colour.
         """
         answer, picture = await answer_one(request, parameters, timeout_s)
         request_id = request_id_of(request)
@@ -231,7 +234,7 @@ def router(service: Service, uploads: Uploads) -> APIRouter:
         parameters: Annotated[EmbedParameters, Query()],
         timeout_s: Annotated[Timeout, Header(alias=TIMEOUT_HEADER)] = None,
     ) -> Response:
-        """Send the image as to `/classify`: what the model's last layer sees of it, for search and comparison."""
+        """Send the image as to `/classify`. Returns the input of the model's last layer, for search and comparison."""
         answer, _ = await answer_one(request, parameters, timeout_s)
         binary = _is_binary(request, answer)
         return responses.response(request, responses.embedding(answer, request_id_of(request), binary=binary))
@@ -242,7 +245,7 @@ def router(service: Service, uploads: Uploads) -> APIRouter:
         response_model=None,
         responses={
             200: {
-                "description": "for each image its classes, or why it has none",
+                "description": "for each image its classes, or the reason why it has none",
                 "content": responses.content(ClassificationBatch),
             },
         },
@@ -270,7 +273,7 @@ def router(service: Service, uploads: Uploads) -> APIRouter:
 
 
 async def _picture(service: Service, request: Request, answer: Answer, image: bytes) -> bytes | None:
-    """The photo with the heat map of its best class, a PNG, where the client prefers that; None: it does not."""
+    """The photo with the heat map of its best class, as a PNG; None: the client does not prefer that."""
     include = answer.plan.ask.include
     if not (include and Extras.HEATMAP in include and responses.prefers_png(request.headers.get("accept", ""))):
         return None
@@ -279,7 +282,7 @@ async def _picture(service: Service, request: Request, answer: Answer, image: by
 
 
 def _is_binary(request: Request, answer: Answer) -> bool:
-    """Whether features go as bytes."""
+    """Whether features are sent as bytes."""
     include = answer.plan.ask.include
     return bool(include) and responses.prefers_msgpack(request.headers.get("accept", ""))
 
@@ -291,7 +294,7 @@ def _plan(
     fields: Sequence[tuple[str, str]],
     kind: type[EmbedParameters],
 ) -> Plan:
-    """The plan, or another where the fields of a form change what is asked for."""
+    """The plan, or a new one if the fields of a form change the request."""
     if not fields:
         return plan
     try:
@@ -352,7 +355,7 @@ _BATCH_BODY: dict[str, Any] = {
 }
 _HEADERS: dict[str, Any] = {
     CACHE_HEADER: {
-        "description": "whether the answer was remembered; only where the server has cache_entries",
+        "description": "whether the answer came from the cache; sent only if the server has cache_entries",
         "schema": {"type": "string", "enum": ["hit", "miss"]},
     }
 }

@@ -216,7 +216,7 @@ _CONFIG = Described(
         "output": [{"name": "probabilities", "data_type": "TYPE_FP32", "dims": [-1]}],
     },
 )
-_READY = Described("A model can be asked", ModelReady, {"name": "efficientnet_lite0", "ready": True})
+_READY = Described("Whether a model can answer", ModelReady, {"name": "efficientnet_lite0", "ready": True})
 _STATISTICS = Described(
     "Counts and times of a model",
     Statistics,
@@ -242,7 +242,7 @@ _SCORES = Described(
 )
 
 OPERATIONS: dict[str, Described] = {
-    "v1_names": Described("What is served", Names, {"models": ["efficientnet_lite0"]}),
+    "v1_names": Described("The served models", Names, {"models": ["efficientnet_lite0"]}),
     "v1_ready": _READY,
     "v1_predict": Described(
         "Classify images",
@@ -252,10 +252,12 @@ OPERATIONS: dict[str, Described] = {
         {"instances": [{"b64": _PHOTO}], "parameters": {"top_k": 1}},
     ),
     "v2_server_metadata": Described(
-        "Who answers", ServerMetadata, {"name": "resnet-serving", "version": "0.1.0", "extensions": ["statistics"]}
+        "Name and version of the server",
+        ServerMetadata,
+        {"name": "resnet-serving", "version": "0.1.0", "extensions": ["statistics"]},
     ),
-    "v2_live": Described("The process answers", Live, {"live": True}),
-    "v2_ready": Described("Requests can be answered", Ready, {"ready": True}),
+    "v2_live": Described("Whether the process answers", Live, {"live": True}),
+    "v2_ready": Described("Whether requests can be answered", Ready, {"ready": True}),
     "v2_all_statistics": _STATISTICS._replace(summary="Counts and times of all models"),
     "v2_statistics": _STATISTICS,
     "v2_metadata": _METADATA,
@@ -263,14 +265,14 @@ OPERATIONS: dict[str, Described] = {
     "v2_model_ready": _READY,
     "v2_model_infer": _INFER,
     "v2_index": Described(
-        "What is in the repository",
+        "The models in the repository",
         list[IndexEntry],
         [{"name": "efficientnet_lite0", "version": "1", "state": "READY"}],
         v2.Index,
         {"ready": True},
     ),
     "v2_load": Described("Load a model, or its new versions", None, None, v2.Load, {}),
-    "v2_unload": Described("Serve a model no longer", None, None, v2.Load, {}),
+    "v2_unload": Described("Stop serving a model", None, None, v2.Load, {}),
     "huggingface_classify": _SCORES._replace(summary="Classify an image by the default model"),
     "huggingface_classify_by": _SCORES,
 }

@@ -1,4 +1,4 @@
-"""Forms (multipart/form-data): the files in them, and the fields beside those."""
+"""Parses forms (multipart/form-data) into files and other fields."""
 
 import logging
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Image classification as Hugging Face's inference endpoints answer it: `POST /`, `POST /models/NAME`."""
+"""Image classification in the format of Hugging Face's inference endpoints: `POST /`, `POST /models/NAME`."""
 
 import time
 from typing import Annotated, Literal
@@ -20,7 +20,7 @@ from server.serving.service import Service
 
 
 class InputParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Parameters beside an image."""
+    """Parameters sent with an image."""
 
     top_k: Annotated[int, Meta(ge=1, le=MAX_TOP_K)] | None = None
     function_to_apply: Literal["sigmoid", "softmax", "none"] | None = None

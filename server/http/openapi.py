@@ -22,9 +22,9 @@ _TAGS = {
     "classify": ("Classify", "Send images, get their most probable classes."),
     "models": ("Models", "Which models the server has."),
     "operations": ("Probes and metrics", "For orchestrators and monitoring."),
-    "v2": ("Open Inference Protocol", "As KServe and Triton speak it."),
-    "v1": ("KServe v1", "KServe's first protocol, which TensorFlow Serving speaks, too."),
-    "huggingface": ("Hugging Face", "Image classification as Hugging Face's inference endpoints do it."),
+    "v2": ("Open Inference Protocol", "The protocol of KServe and Triton."),
+    "v1": ("KServe v1", "KServe's first protocol, also that of TensorFlow Serving."),
+    "huggingface": ("Hugging Face", "Image classification as in Hugging Face's inference endpoints."),
 }
 """By the name that generated clients use: display name and description."""
 _EXAMPLES = {
@@ -61,7 +61,7 @@ def completed(document: Json, keys_needed: bool, metrics_role: Literal["none", "
     document["paths"]["/models"]["get"]["tags"] = ["models"]
     document["paths"]["/"]["get"] = {
         "tags": ["operations"],
-        "summary": "A page to try it by hand",
+        "summary": "A page to try the server by hand",
         "operationId": "page",
         "responses": {"200": {"description": "HTML", "content": {"text/html": {"schema": {"type": "string"}}}}},
     }
@@ -143,8 +143,8 @@ def _failures() -> Json:
             found[f"{prefix}{name}"] = {
                 "description": meaning,
                 "headers": {
-                    request_ids.HEADER: {"schema": {"type": "string"}, "description": "of this request, in the log"},
-                    "Retry-After": {"schema": {"type": "integer"}, "description": "seconds, where that may help"},
+                    request_ids.HEADER: {"schema": {"type": "string"}, "description": "this request's id in the log"},
+                    "Retry-After": {"schema": {"type": "integer"}, "description": "seconds, if a retry may help"},
                 },
                 "content": {media_type: {"schema": {"$ref": _TEMPLATE.format(name=kind)}, "example": example}},
             }
@@ -153,7 +153,7 @@ def _failures() -> Json:
 
 _DETAILS = {
     Code.BROKEN_IMAGE: "the JPEG ends before its last row",
-    Code.OVERLOADED: "the server has more to do than it can: retry later",
+    Code.OVERLOADED: "the server is too busy to answer in time; try again later",
 }
 
 

@@ -59,7 +59,7 @@ class Model(BaseModel):
     preprocessing: Preprocessing
     activation: Activation
     calibration: Calibration | None
-    """None: it is not calibrated, and answers neither `coverage` nor `reject`"""
+    """None: the model is not calibrated, and supports neither `coverage` nor `reject`"""
     weights_sha256: str | None
     file_sha256: str
     features: int | None
@@ -99,7 +99,7 @@ class CascadeModel(BaseModel):
 
 
 class _Seen(NamedTuple):
-    """What only the event loop may look at: what it changes would be read half-changed in a thread."""
+    """State read in the event loop, which also changes it; another thread could read it half changed."""
 
     catalogue: Catalogue
     states: Mapping[ModelKey, State]
@@ -121,7 +121,7 @@ def router(service: Service) -> APIRouter:
         states = {key: service.state(found) for key, found in service.catalogue.entries.items()}
         return _Seen(service.catalogue, states, candidates.idle(service))
 
-    @routes.get("/models", summary="What is served")
+    @routes.get("/models", summary="The served models, and those refused")
     def models(seen: Annotated[_Seen, Depends(seen)]) -> Models:
         catalogue = seen.catalogue
         known = candidates.described(catalogue, seen.idle)
@@ -132,13 +132,13 @@ def router(service: Service) -> APIRouter:
         shown = [_shown(found, found is default, seen.states[key], known.get(key)) for key, found in served.items()]
         return Models(models=shown, refused=refused)
 
-    @routes.get("/livez", summary="The process answers", response_class=PlainTextResponse)
+    @routes.get("/livez", summary="Whether the process answers", response_class=PlainTextResponse)
     async def livez() -> str:
         return "ok"
 
     @routes.get(
         "/readyz",
-        summary="Requests can be answered",
+        summary="Whether requests can be answered",
         response_class=PlainTextResponse,
         responses={HTTP_503_SERVICE_UNAVAILABLE: {"description": "why not, in one line"}},
     )

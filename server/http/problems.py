@@ -173,4 +173,4 @@ def install(app: FastAPI, metrics: Metrics) -> None:
         request_id = request_id_of(request)
         log.error("request %s failed", request_id, exc_info=error, extra=logs.fields(request_id=request_id))
         status = HTTPStatus.INTERNAL_SERVER_ERROR
-        return problem(request, "internal_error", status, "an error of this server; its log has the request id")
+        return problem(request, "internal_error", status, "an internal error of the server; its log has the request id")

@@ -22,9 +22,9 @@ from server.http.uvicorn_internals import Connection
 log = logging.getLogger(__name__)
 
 MAX_HEAD_BYTES = 64 * 1024
-"""Of one message: URL, header fields and trailer fields together."""
+"""Most bytes of one message's URL, header fields and trailer fields together."""
 MAX_FIELDS = 100
-"""Of one message: header and trailer fields together."""
+"""Most header and trailer fields of one message."""
 MAX_PIPELINED = 100
 """Requests that may wait behind the one being answered. One more, and the connection ends once these are answered."""
 PROBES = OPEN | {"/metrics"}
@@ -217,7 +217,7 @@ class BoundedProtocol(Connection):
             self.shutdown()  # after the answer
             await app(scope, receive, send)
         else:
-            log.warning("more than max_connections are open: what another asks for is refused")
+            log.warning("more than max_connections are open: requests on further connections are refused")
             await _too_many_connections(scope, receive, send)
 
     def _refuse(self, code: str, status: HTTPStatus, detail: str) -> None:

@@ -28,10 +28,10 @@ class Prediction(msgspec.Struct, frozen=True):
 
 
 class Timings(msgspec.Struct, frozen=True):
-    """Milliseconds; of several crops or members, each part's longest, and of members that were asked one after another
-    their sum. Ways between processes are in `total` only."""
+    """Milliseconds. With several crops or members, the longest of each; for members asked one after another, the sum.
+    Transport between processes is only in `total`."""
 
-    decode_wait: Annotated[float, Meta(description="for a thread to decode")]
+    decode_wait: Annotated[float, Meta(description="wait for a thread to decode")]
     decode: float
     queue: Annotated[float, Meta(description="from decoded to inference")]
     inference: float
@@ -41,11 +41,11 @@ class Timings(msgspec.Struct, frozen=True):
 class Heatmap(msgspec.Struct, frozen=True):
     """Where in the photo the logits of the best classes come from (class activation maps, arXiv:1512.04150)."""
 
-    class_ids: Annotated[list[int], Meta(description="whose maps these are: the best classes, at most 5")]
+    class_ids: Annotated[list[int], Meta(description="classes of the maps: the best ones, at most 5")]
     maps: Annotated[
         list[list[list[float]]],
         Meta(
-            description="of each class rows from the top of numbers from the left; their mean is the logit, less bias"
+            description="for each class, rows from the top of numbers from the left; their mean is the logit less bias"
         ),
     ]
     box: Annotated[
@@ -53,8 +53,8 @@ class Heatmap(msgspec.Struct, frozen=True):
         Meta(
             min_length=4,
             max_length=4,
-            description="what part of the photo, upright by its EXIF orientation, a map covers: left, top, right and"
-            " bottom, as shares of its width and height; below 0 or above 1 where the network saw more than the photo",
+            description="part of the photo, upright by its EXIF orientation, that a map covers: left, top, right and"
+            " bottom, as shares of its width and height; below 0 or above 1 if the network saw more than the photo",
         ),
     ]
 
@@ -70,23 +70,23 @@ class Classification(msgspec.Struct, frozen=True):
     batch_size: Annotated[
         int,
         Meta(
-            description="images in the batch that this one ran in; the largest, where there were several; "
-            "0: the answer was remembered"
+            description="images in the batch that this one ran in; the largest, if there were several; "
+            "0: the answer came from the cache"
         ),
     ]
     request_id: str
     answered_by: Annotated[
-        str | UnsetType, Meta(description="of a cascade, the member whose answer it is; not there for other models")
+        str | UnsetType, Meta(description="for a cascade, the member that answered; missing for other models")
     ] = UNSET
     cut_short: Annotated[
         bool | UnsetType,
-        Meta(description="of a cascade: true: the next member would have been asked, had there been time"),
+        Meta(description="for a cascade; true: only lack of time kept the next member from being asked"),
     ] = UNSET
-    logits: Annotated[list[float] | UnsetType, Meta(description="of every class, where they are included")] = UNSET
+    logits: Annotated[list[float] | UnsetType, Meta(description="of every class, if included")] = UNSET
     features: Annotated[
         list[float] | bytes | UnsetType,
         Meta(
-            description="what the network's last layer sees, where they are included; in msgpack bytes, each number a"
+            description="input of the network's last layer, if included; in msgpack, bytes with each number as a"
             " little-endian float32"
         ),
     ] = UNSET
@@ -94,30 +94,32 @@ class Classification(msgspec.Struct, frozen=True):
     coverage: Annotated[
         float | UnsetType,
         Meta(
-            description="where it was asked for: the probability with which the true class is among the predictions, at"
-            " least, on average over images like those that the model was calibrated on"
+            description="if requested, the least probability that the true class is among the predictions, on average"
+            " over images like those that the model was calibrated on"
         ),
     ] = UNSET
     known: Annotated[
         bool | UnsetType,
-        Meta(description="where `reject` was asked for: false: it is not sure to be any of the classes"),
+        Meta(description="if `reject` was requested; false: the image may belong to none of the classes"),
     ] = UNSET
 
 
 class Embedding(msgspec.Struct, frozen=True):
-    """The features of an image: what the network's last layer sees of it."""
+    """The features of an image: the input of the network's last layer."""
 
     model: str
     version: int
     random_weights: Annotated[bool, Meta(description="true: the network is untrained and its features mean little")]
-    features: Annotated[list[float] | bytes, Meta(description="in msgpack bytes, each number a little-endian float32")]
+    features: Annotated[
+        list[float] | bytes, Meta(description="in msgpack, bytes with each number as a little-endian float32")
+    ]
     timings_ms: Timings
     batch_size: Annotated[int, Meta(description="images in the batch that this one ran in")]
     request_id: str
 
 
 class ImageProblem(msgspec.Struct, frozen=True):
-    """Why one image of several has no classes: as in the problem document if it had been sent alone."""
+    """Why one image of several has no classes; as in the problem document for the same image sent alone."""
 
     code: str
     detail: str
@@ -126,7 +128,7 @@ class ImageProblem(msgspec.Struct, frozen=True):
 class ImageResult(msgspec.Struct, frozen=True):
     """Result for one image of several: a classification or a problem."""
 
-    name: Annotated[str, Meta(description="as the upload has it")]
+    name: Annotated[str, Meta(description="the file's name in the upload")]
     classification: Classification | None
     problem: ImageProblem | None
 
@@ -309,7 +311,7 @@ BATCH_EXAMPLE = ClassificationBatch(
         ImageResult(
             name="notes.txt",
             classification=None,
-            problem=ImageProblem(code="not_an_image", detail="the bytes are in none of the formats"),
+            problem=ImageProblem(code="not_an_image", detail="the body is not an image in an accepted format"),
         ),
     ],
     request_id=EXAMPLE.request_id,

@@ -29,9 +29,9 @@ class Image(NamedTuple):
     """An upload of one image."""
 
     content: bytes
-    """compressed"""
+    """The compressed image."""
     fields: Sequence[tuple[str, str]] = ()
-    """of the form that held it"""
+    """Fields of the form that contained it, if it came in one."""
 
 
 class Images(NamedTuple):

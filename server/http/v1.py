@@ -1,4 +1,4 @@
-"""KServe's first protocol, which TensorFlow Serving and Vertex AI speak, too: JSON, with images in Base64."""
+"""KServe's first protocol, also used by TensorFlow Serving and Vertex AI: JSON, with images in Base64."""
 
 import time
 from typing import Annotated
@@ -28,7 +28,7 @@ Instance = str | dict[str, str | dict[str, str]]
 
 
 class PredictParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Parameters beside the images."""
+    """Parameters sent with the images."""
 
     top_k: Annotated[int, Meta(ge=1, le=MAX_TOP_K)] = DEFAULT_TOP_K
 

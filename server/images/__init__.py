@@ -1,1 +1,1 @@
-"""Compressed bytes in, the network's uint8 pixels out."""
+"""Turns compressed images into the network's uint8 pixels."""

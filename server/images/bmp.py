@@ -1,4 +1,4 @@
-"""BMP: what Pillow decodes in Python or not at all, and how much of a file there is."""
+"""BMP: variants that Pillow decodes in Python or not at all, and truncated files."""
 
 import struct
 
@@ -9,10 +9,10 @@ _PALETTE_BITS = 8
 
 
 def prepared(data: bytes) -> bytes:
-    """What to have Pillow decode: a palette has no more colours than pixels can name.
+    """The file for Pillow to decode: a header that claims more palette colours than pixels can name is corrected.
 
     Raises:
-        ServiceError: NOT_AN_IMAGE, run-length compression: Pillow's decoder for it is written in Python.
+        ServiceError: NOT_AN_IMAGE, it is run-length compressed: Pillow's decoder for that is written in Python.
     """
     if int.from_bytes(data[14:18], "little") <= _CORE_HEADER_BYTES:
         return data
@@ -27,10 +27,10 @@ def prepared(data: bytes) -> bytes:
 
 
 def share(data: bytes) -> float:
-    """How much there is of all rows, 0 to 1.
+    """Share of the rows that the file contains, 0 to 1.
 
     Raises:
-        struct.error: not even the header is there.
+        struct.error: the file ends within its header.
     """
     offset, header = struct.unpack_from("<II", data, 10)
     if header == _CORE_HEADER_BYTES:

@@ -1,4 +1,4 @@
-"""How much of a file is looked at, and how much memory its pixels may take: a hostile one must not stop a server."""
+"""Limits on the parsed parts of a file and the memory of its pixels, so that no hostile file stops the server."""
 
 import io
 import re
@@ -12,50 +12,50 @@ from PIL.TiffImagePlugin import TiffImageFile
 from server.errors import Code, ServiceError
 
 PIXEL_BYTES = 20
-"""The most that a pixel takes at the peak of its decoding: a transparent WebP is there five times. `max_pixels` of them
-bound the memory of every format."""
+"""Most memory per pixel at the peak of decoding: a transparent WebP is in memory five times. `max_pixels` times this
+bounds the memory of every format."""
 _JPEG_PIXEL_BYTES = 10
-"""As decoded and as RGB, and once more while the end of a photo is looked for."""
+"""A photo as decoded and as RGB, and a second copy while its missing end is examined."""
 _COEFFICIENT_BYTES = 2
-"""A photo in several scans is kept as coefficients, in full size, until the last of them."""
+"""The decoder keeps a photo in several scans as coefficients, in full size, until the last scan."""
 MAX_JPEG_PIXELS = 200_000_000
-"""Larger ones take too long, however little is kept: phones take 200 megapixels at most."""
+"""Larger photos take too long, however small they are decoded: phones take 200 megapixels at most."""
 
 _MAX_SCANS = 100
 """A JPEG scan of 30 bytes makes the decoder visit every pixel; encoders write about ten scans."""
 _MAX_SCANNED_PIXELS = 2_500_000_000
-"""Pixels of all scans together: 50 times 50 megapixels, or ten times more than 200."""
+"""Pixels of all scans together: 50 scans of 50 megapixels, or over ten of 200."""
 
-# Pillow reads what comes before the pixels in Python, holding the GIL, so a flood of tiny parts would stop the server.
+# Pillow parses all that precedes the pixels in Python, holding the GIL, so a flood of tiny parts would stop the server.
 _MAX_JPEG_SEGMENTS = 500
 """Cameras write under 50; a colour profile of 3 MB takes 50 more."""
 _MAX_JPEG_PARSED_BYTES = 2**20
-"""Exif is at most 64 KiB by its standard; of Photoshop's data Pillow parses every resource."""
+"""The standard limits Exif to 64 KiB; of Photoshop's data Pillow parses every resource."""
 MAX_READS = 50_000
-"""Four a PNG chunk (encoders split the pixels into chunks of 8 KiB or more), two a GIF block."""
+"""A PNG chunk takes four reads (encoders split the pixels into chunks of 8 KiB or more), a GIF block two."""
 _MIN_SIDE = 64
-"""A side counts as this many pixels or more: each row has its pointer and its padding, however short it is."""
+"""A side counts as at least this many pixels, as every row, however short, has a pointer and padding."""
 
 _JPEG_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")
 _JPEG_BARE = {code & 0xFF for code, (_, _, handler) in JpegImagePlugin.MARKER.items() if handler is None}
-"""Markers that Pillow takes to have no length after them."""
+"""Markers after which Pillow expects no length."""
 
 
 class BoundedReads(io.BytesIO):
-    """A file that refuses to be read in endless small parts."""
+    """A file in memory that refuses more than MAX_READS reads."""
 
     reads = 0
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """As of every file."""
+        """See io.BytesIO."""
         self.reads += 1
         bound(self.reads, MAX_READS, "the image has {} parts")
         return super().read(size)
 
 
 def check_jpeg(data: bytes) -> int:
-    """Refuse what would take long to open, or has more scans than a picture needs; return where the first begins."""
-    # what looks like a scan, at even and odd places; if there are many, look closer: a video behind the photo has some
+    """Refuse a photo that would take long to open, or has too many scans; return the offset of its first scan."""
+    # Count what looks like a scan, at even and odd offsets. If there are many, parse: a video behind a photo has some.
     pairs = (np.frombuffer(data, "<u2", (len(data) - odd) // 2, odd) for odd in (0, 1))
     usual = sum(np.count_nonzero(pair == 0xDAFF) for pair in pairs) <= _MAX_SCANS
     first, scans, parsed = len(data), 0, 0
@@ -74,7 +74,7 @@ def check_jpeg(data: bytes) -> int:
 
 
 def _markers(data: bytes, at: int) -> Iterator[tuple[int, int, int]]:
-    """Kind, place and length of each segment, and of the markers that stand alone."""
+    """Kind, offset and length of each segment, and of markers without one."""
     while marker := _JPEG_MARKER.search(data, at):
         kind, at = data[marker.end() - 1], marker.end()
         length = 0 if kind in _JPEG_BARE else max(2, int.from_bytes(data[at : at + 2], "big"))
@@ -83,7 +83,7 @@ def _markers(data: bytes, at: int) -> Iterator[tuple[int, int, int]]:
 
 
 def _scans(image: JpegImageFile, data: bytes, first: int) -> int:
-    """How many the decoder reads of a photo whose first one begins there."""
+    """Number of scans that the decoder reads in a photo; `first` is the offset of the first."""
     if not image.info.get("progressive") and data[first + 4 : first + 5] == bytes((image.layers,)):
         return 1
     count = 0
@@ -96,7 +96,7 @@ def _scans(image: JpegImageFile, data: bytes, first: int) -> int:
 
 
 def bound(count: int, limit: int, text: str) -> None:
-    """Refuse more than `limit` of something, which `text` names."""
+    """Refuse a `count` above `limit`; `text` says what is counted."""
     if count > limit:
         raise ServiceError(Code.BROKEN_IMAGE, f"{text.format(f'at least {count}')}; send one of at most {limit}")
 
@@ -116,14 +116,14 @@ def check_pixels(image: Image.Image, max_pixels: int) -> None:
 
 
 def check_jpeg_pixels(image: JpegImageFile, full: tuple[int, int], data: bytes, first: int, max_pixels: int) -> None:
-    """Refuse a photo that takes more memory than `max_pixels` of any other image, or too long.
+    """Refuse a photo whose decoding takes more memory than `max_pixels` of another format may, or too long.
 
     Args:
-        image: opened, of the size in which it will be decoded.
+        image: the opened photo, with the size in which it will be decoded.
         full: its width and height in the file.
         data: the file.
-        first: where its first scan begins.
-        max_pixels: PIXEL_BYTES each.
+        first: offset of its first scan.
+        max_pixels: the limit, at PIXEL_BYTES each.
     """
     pixels, scans = _counted(full), _scans(image, data, first)
     needed = _counted(image.size) * _JPEG_PIXEL_BYTES
@@ -134,7 +134,7 @@ def check_jpeg_pixels(image: JpegImageFile, full: tuple[int, int], data: bytes, 
     if needed > max_pixels * PIXEL_BYTES:
         raise ServiceError(
             Code.TOO_MANY_PIXELS,
-            f"decoding the JPEG image takes {needed} bytes of memory; send a smaller one, that takes at most "
+            f"decoding the JPEG image takes {needed} bytes of memory; send a smaller one, which takes at most "
             f"{max_pixels * PIXEL_BYTES}",
         )
     if pixels > MAX_JPEG_PIXELS or pixels * scans > _MAX_SCANNED_PIXELS:

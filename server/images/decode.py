@@ -1,4 +1,4 @@
-"""Compressed image to network input: the only place where Pillow meets bytes from outside."""
+"""Compressed image to network input: the only module in which Pillow opens files from clients."""
 
 import logging
 import warnings
@@ -28,17 +28,17 @@ from server.images.tiff_directory import Directory
 __all__ = ["DRAFT_MARGIN", "FORMATS", "decode"]
 
 DRAFT_MARGIN = 2.0
-"""The JPEG decoder may halve a photo while its sides stay at least this many times what they are resized to: smaller
-margins lose top-1 (docs/measurements/draft.md)."""
+"""The JPEG decoder may halve a photo while its sides remain at least this many times their resized length: smaller
+margins lose top-1 accuracy (docs/measurements/draft.md)."""
 
-# the images decoded at one time share the CPUs already
+# One thread per image: the images that are decoded at one time already use all CPUs.
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 pillow_heif.options.DECODE_THREADS = 1
-# only the picture itself is wanted, of all that a phone adds to it
+# Only the picture itself is needed, without the extra images that phones add.
 pillow_heif.options.THUMBNAILS = pillow_heif.options.DEPTH_IMAGES = pillow_heif.options.AUX_IMAGES = False
-# Pillow puts parts of an upload into its warnings, and Python keeps every warning's text for ever.
+# Pillow's warnings quote parts of uploads, and Python keeps the text of every warning for ever.
 warnings.filterwarnings("ignore", module=r"PIL\.")
-logging.getLogger("PIL").setLevel(logging.CRITICAL)  # the answer says what is wrong with an image
+logging.getLogger("PIL").setLevel(logging.CRITICAL)  # the client's answer says what is wrong with an image
 
 
 class _Picture(NamedTuple):
@@ -46,19 +46,19 @@ class _Picture(NamedTuple):
 
     pixels: Image.Image  # RGB
     size: tuple[int, int]  # width and height in the file
-    scale: float  # of the pixels' width to that
+    scale: float  # of the pixels' width to the width in the file
     orientation: int
 
 
 class _Cropped(NamedTuple):
-    """What the network gets of an image."""
+    """The network's input from one image."""
 
     crops: list[npt.NDArray[np.uint8]]
     size: tuple[int, int]  # of the image, upright
 
 
 class _Wanted(NamedTuple):
-    """What is to be made of an image."""
+    """How to turn an image into the network's input."""
 
     preprocessing: Preprocessing
     crops: CropCount
@@ -75,27 +75,27 @@ def decode(
 ) -> tuple[int, int]:
     """Write the network's input for a compressed image into `outs`: the centre crop, or the ten crops.
 
-    The first frame of an animation, upright by its EXIF orientation, as RGB (see `preprocess`). May run in several
-    threads at one time: decoding and resampling release the GIL. At its peak a call holds 4 bytes a pixel once (JPEG,
-    opaque PNG) to five times (transparent WebP). What is damaged but does not concern the pixels (metadata, or the mark
-    of the end) is left out, as browsers do.
+    The crops are RGB, upright by the image's EXIF orientation, and for an animation those of its first frame (see
+    `preprocess`). May run in several threads at one time, as decoding and resampling release the GIL. At its peak a
+    call holds 4 bytes a pixel once (JPEG, opaque PNG) to five times (transparent WebP). Damage that does not affect the
+    pixels (in metadata, or a missing end marker) is ignored, as browsers do.
 
     Args:
-        data: a file of one of FORMATS; its bytes tell which.
-        preprocessing: what the model's manifest says.
-        outs: one or ten of uint8[H, W, 3], RGB. The caller owns them; they are written to only when the image
-            decoded fully.
-        max_pixels: largest width x height, each counted as 64 or more; checked before any pixel is decoded. JPEG may
-            have more, where it is halved while it is decoded: it takes no more than `bounds.PIXEL_BYTES` for each.
-            Opening a GIF or WebP may allocate its canvas before that, so Pillow's own limit, 2 * Image.MAX_IMAGE_PIXELS
-            (179 million), stays in force.
-        jpeg_decoder: is asked first; None: all is Pillow's.
+        data: a file in one of FORMATS, detected from its bytes.
+        preprocessing: from the model's manifest.
+        outs: one or ten arrays uint8[H, W, 3], RGB. The caller owns them; they are written to only if the whole image
+            was decoded.
+        max_pixels: largest width x height, each counted as 64 or more; checked before any pixel is decoded. A JPEG that
+            is halved while it is decoded may have more, within the same memory: `bounds.PIXEL_BYTES` for each of
+            `max_pixels`. Opening a GIF or WebP may allocate its canvas before the check, so Pillow's own limit,
+            2 * Image.MAX_IMAGE_PIXELS (179 million), stays in force.
+        jpeg_decoder: tried first for JPEG; None: Pillow decodes everything.
 
     Returns:
         The image's width and height, upright.
 
     Raises:
-        ServiceError: EMPTY_BODY, NOT_AN_IMAGE (none of FORMATS, or a variant of one that is not decoded),
+        ServiceError: EMPTY_BODY, NOT_AN_IMAGE (none of FORMATS, or a variant that is not supported),
             TOO_MANY_PIXELS, or BROKEN_IMAGE.
     """
     if not data:
@@ -107,7 +107,7 @@ def decode(
         found = _crops(data, format_name, wanted, jpeg_decoder)
     except ServiceError:
         raise
-    except Exception as error:  # on hostile bytes Pillow raises whatever its parsers run into
+    except Exception as error:  # on hostile bytes, Pillow's parsers raise errors of any kind
         found = _crops_of_damaged(data, format_name, wanted, error)
     for out, pixels in zip(outs, found.crops, strict=True):
         out[...] = pixels
@@ -126,7 +126,7 @@ def _crops(data: bytes, format_name: str, wanted: _Wanted, jpeg_decoder: JpegDec
 
 
 def _crops_of_damaged(data: bytes, format_name: str, wanted: _Wanted, error: Exception) -> _Cropped:
-    """Once more without what does not concern the pixels; `error` is how it failed with that."""
+    """Try again without metadata; `error` is the failure of the first attempt."""
     if (variant := _variant(data, format_name, error)) is not None:
         raise unsupported(variant) from error
     try:
@@ -135,7 +135,7 @@ def _crops_of_damaged(data: bytes, format_name: str, wanted: _Wanted, error: Exc
             return _crops(mended, format_name, wanted, None)
     except ServiceError:
         raise
-    except Exception:  # no better than the first time
+    except Exception:  # it failed again
         mended = None
     if (share := _share_of_bytes(data, format_name)) < 1:
         raise incomplete(format_name, share, "bytes") from error
@@ -143,7 +143,7 @@ def _crops_of_damaged(data: bytes, format_name: str, wanted: _Wanted, error: Exc
 
 
 def _variant(data: bytes, format_name: str, error: Exception) -> str | None:
-    """What an image is that is whole, as far as can be told, but of a kind that is not decoded."""
+    """Name of the unsupported variant that an apparently undamaged image has; None: it has none."""
     match format_name:
         case "JPEG":
             return jpeg_repair.variant(data)
@@ -158,7 +158,7 @@ def _variant(data: bytes, format_name: str, error: Exception) -> str | None:
 
 
 def _share_of_bytes(data: bytes, format_name: str) -> float:
-    """How much there is, 0 to 1, of a file of a format that tells its length."""
+    """Share of the file that is there, 0 to 1; 1 for formats that do not state their length."""
     match format_name:
         case "WEBP":
             return len(data) / max(len(data), webp_repair.length(data))
@@ -169,11 +169,11 @@ def _share_of_bytes(data: bytes, format_name: str) -> float:
 
 
 def _without_metadata(data: bytes, format_name: str, max_pixels: int, error: Exception) -> bytes | None:
-    """An image that failed with `error`, with nothing in it but its pixels; None: that cannot be had.
+    """The image that failed with `error`, reduced to its pixels; None: that is not possible.
 
     Raises:
         ServiceError: BROKEN_IMAGE, some of its pixels are missing.
-        Exception: whatever reading it runs into.
+        Exception: any error of parsing it.
     """
     match format_name:
         case "JPEG":
@@ -198,7 +198,7 @@ def _without_metadata(data: bytes, format_name: str, max_pixels: int, error: Exc
 
 def _crops_of(picture: _Picture, wanted: _Wanted) -> _Cropped:
     how, interpolation = wanted.preprocessing, wanted.preprocessing.interpolation
-    if interpolation == "nearest" and picture.orientation != 1:  # which pixel is nearest is decided upright
+    if interpolation == "nearest" and picture.orientation != 1:  # the nearest pixels are those of the upright picture
         pixels = upright(picture.pixels, picture.orientation)
         picture = _Picture(pixels, pixels.size, 1.0, 1)
     crops = []
@@ -227,7 +227,7 @@ def _crops_of_jpeg(data: bytes, wanted: _Wanted, jpeg_decoder: JpegDecoder | Non
 
 def _loaded_jpeg(image: JpegImageFile, data: bytes, first: int, wanted: _Wanted) -> _Picture:
     size, turned, draft = image.size, orientation(image.info.get("exif")), None
-    if wanted.preprocessing.interpolation != "nearest":  # which takes its pixels from all there are
+    if wanted.preprocessing.interpolation != "nearest":  # "nearest" must choose from the full-size pixels
         width, height = resized_as_stored(size, wanted.preprocessing, turned)
         draft = image.draft(None, (int(DRAFT_MARGIN * width), int(DRAFT_MARGIN * height)))
     check_jpeg_pixels(image, size, data, first, wanted.max_pixels)
@@ -236,11 +236,11 @@ def _loaded_jpeg(image: JpegImageFile, data: bytes, first: int, wanted: _Wanted)
 
 
 def _jpeg_without_end(data: bytes, first: int, wanted: _Wanted) -> _Picture:
-    """A photo all of whose pixels are there: it stays the same whatever follows.
+    """Decode a photo without an end marker, with two different ends: if all its pixels are there, both look the same.
 
     Raises:
-        ServiceError: BROKEN_IMAGE, some are not.
-        Exception: as of any other photo.
+        ServiceError: BROKEN_IMAGE, some pixels are missing.
+        Exception: any error of Pillow's, as for other photos.
     """
     pictures = []
     for end in (jpeg_repair.END, jpeg_repair.FILLER + jpeg_repair.END):
@@ -259,7 +259,7 @@ def _jpeg_without_end(data: bytes, first: int, wanted: _Wanted) -> _Picture:
 
 
 def _picture(data: bytes, format_name: str, max_pixels: int) -> _Picture:
-    """An image of any other format."""
+    """Decode an image in any format but JPEG."""
     negative = False
     match format_name:
         case "TIFF":
@@ -284,7 +284,7 @@ def _picture(data: bytes, format_name: str, max_pixels: int) -> _Picture:
         elif format_name == "WEBP":
             covered = webp_repair.covered(data)
         image.load()
-        # TIFF images come upright from Pillow, HEIF images from libheif, which knows nothing of EXIF
+        # Pillow already turns TIFF images upright, and libheif HEIF images, by the file's own boxes instead of EXIF.
         turned = 1 if format_name in ("TIFF", "HEIF") else orientation(image.info.get("exif"))
         if isinstance(image, TiffImageFile):
             pixels = rgb(tiff.grey(image, negative=negative))

@@ -1,4 +1,4 @@
-"""What compressed bytes are, by their first ones: an accepted format, or another that the refusal names."""
+"""Detects a file's format by its first bytes: an accepted one, or another, which the refusal then names."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -27,13 +27,13 @@ PLUGINS: Mapping[str, type[ImageFile.ImageFile]] = {
     "AVIF": AvifImagePlugin.AvifImageFile,
     "HEIF": pillow_heif.HeifImageFile,
 }
-"""What opens each accepted format, by Pillow's names, the most usual first."""
+"""The class that opens each accepted format, by Pillow's names, the most common first."""
 
 FORMATS = tuple(PLUGINS)
 
 _AVIF_BRANDS = {b"avif", b"avis"}
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"mif2", b"msf1"}
-"""ISO/IEC 23008-12: the brands of HEVC, and those that leave the codec open."""
+"""Brands of HEVC, and those that do not fix the codec (ISO/IEC 23008-12)."""
 
 _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\xff\x0a", "JPEG XL"),
@@ -97,11 +97,11 @@ _BASE64 = (
 _HEXADECIMAL = _QUOTE + rb"(?:0x)?(?:ffd8ff|89504e47|47494638|52494646)[0-9a-f\s'\"]*\Z"
 _MARK, _UNKNOWN = rb"\xef\xbb\xbf", rb"\xef\xbf\xbd"
 _MISREAD = (
-    rb"%b(?:\xff\xd8\xff|\x89PNG)" % _MARK,  # as it was, behind a byte order mark
+    rb"%b(?:\xff\xd8\xff|\x89PNG)" % _MARK,  # unchanged, after a byte order mark
     rb"(?:%b)?(?:(?:%b){3}|(?:%b|\xc2\x89|\xe2\x80\xb0)PNG|\xc3\xbf\xc3\x98\xc3\xbf)" % (_MARK, _UNKNOWN, _UNKNOWN),
-    rb"\0\x10JFIF\0|PNG\r?\n\x1a\r?\n",  # without what is no text
+    rb"\0\x10JFIF\0|PNG\r?\n\x1a\r?\n",  # without the bytes that are not text
 )
-"""Decoded by UTF-8, Latin-1 or Windows' code page, and encoded again by UTF-8."""
+"""Images decoded as UTF-8, Latin-1 or Windows' code page, and encoded again as UTF-8."""
 _FILE_NAME = rb"@?[^\0\r\n]{1,250}\.(?:jpe?g|png|webp|gif|bmp|tiff?|avif|hei[cf])\s*\Z"
 _JSON = rb"(?:\xef\xbb\xbf)?\s*(?:\{\s*[\"}]|\[\s*[\[\]{\"\d-])"
 _TEXTS: tuple[tuple[re.Pattern[bytes], str], ...] = (
@@ -116,23 +116,23 @@ _TEXTS: tuple[tuple[re.Pattern[bytes], str], ...] = (
     (re.compile(_JSON), "JSON"),
     (re.compile(_FILE_NAME, re.I), "the name of a file"),
 )
-"""What people send in place of an image's bytes, by what it begins with."""
+"""What people send by mistake instead of an image's bytes, by its beginning."""
 _REMOVED = re.compile(rb"[\0\r\n]")
-"""What `curl -d @FILE` leaves out. Every accepted format has some near its beginning."""
+"""Bytes that `curl -d @FILE` removes. Every accepted format has some of them near its beginning."""
 _LOOKED_AT = 1024
-"""Bytes that the patterns see."""
+"""Number of bytes that the patterns are matched against."""
 
 
 def format_of(data: bytes) -> str:
-    """One of FORMATS.
+    """The format of a file, one of FORMATS.
 
     Raises:
-        ServiceError: NOT_AN_IMAGE, which names what the bytes are instead where that can be told, or BROKEN_IMAGE.
+        ServiceError: NOT_AN_IMAGE, which says what the bytes are instead, if that is known, or BROKEN_IMAGE.
     """
     for name, begins in _BEGINNINGS.items():
         if begins(data):
             return name
-    if data.startswith(b"\x89PNG"):  # and then other line ends than it should have: they are there to tell this
+    if data.startswith(b"\x89PNG"):  # its signature contains line ends to reveal that a transfer has changed them
         raise damaged(data, "PNG")
     for pattern, text in _TEXTS:
         if pattern.match(data[:_LOOKED_AT]):
@@ -147,7 +147,7 @@ def format_of(data: bytes) -> str:
 
 
 def damaged(data: bytes, format_name: str) -> ServiceError:
-    """The refusal of an image that cannot be decoded."""
+    """The error for an image that cannot be decoded."""
     if (format_name == "PNG" and not _BEGINNINGS["PNG"](data)) or not _REMOVED.search(data, 0, _LOOKED_AT):
         why = "has lost line ends on the way, as it does with curl -d; send it as it is: curl --data-binary @photo.jpg"
     else:
@@ -156,7 +156,7 @@ def damaged(data: bytes, format_name: str) -> ServiceError:
 
 
 def incomplete(format_name: str, share: float, of: str = "rows") -> ServiceError:
-    """The refusal of an image that ends after a `share` of its rows or bytes, 0 to 1."""
+    """The error for an image that ends after a `share` of its rows or bytes, 0 to 1."""
     percent = min(99, int(100 * share))
     return ServiceError(
         Code.BROKEN_IMAGE, f"the {format_name} image ends after about {percent} % of its {of}; send all of it"
@@ -164,15 +164,15 @@ def incomplete(format_name: str, share: float, of: str = "rows") -> ServiceError
 
 
 def unsupported(what: str) -> ServiceError:
-    """The refusal of something whole that is not decoded; `what` names it, as in "this is ...".
+    """The error for an undamaged file that is not supported; `what` completes "this is ...".
 
-    A refusal of damage would send its owner looking for a fault that is not there.
+    If the error spoke of damage, the client would look for a fault that is not there.
     """
     return ServiceError(Code.NOT_AN_IMAGE, f"this is {what}, which is not accepted; send one of {', '.join(FORMATS)}")
 
 
 def brands(data: bytes) -> set[bytes]:
-    """The major and the compatible brands of an ISO base media file (ISO/IEC 14496-12, 4.3); none: it is not one."""
+    """Major and compatible brands of an ISO base media file (ISO/IEC 14496-12, 4.3); empty for any other file."""
     if data[4:8] != b"ftyp":
         return set()
     end = min(int.from_bytes(data[:4], "big"), _LOOKED_AT)
@@ -192,7 +192,7 @@ def _is_webp(data: bytes) -> bool:
 
 
 _TIFF_BEGINNINGS = (b"II*\0", b"MM\0*", b"II\0*", b"MM*\0", b"II+\0", b"MM\0+")
-"""Both byte orders, each with the version in the other one too, and BigTIFF."""
+"""TIFF in both byte orders, also with the version in the wrong order, and BigTIFF."""
 
 _BEGINNINGS: Mapping[str, Callable[[bytes], bool]] = {
     "JPEG": lambda data: data.startswith(b"\xff\xd8\xff") and data[3:4] != b"\xf7",
@@ -201,7 +201,7 @@ _BEGINNINGS: Mapping[str, Callable[[bytes], bool]] = {
     "GIF": lambda data: data.startswith((b"GIF87a", b"GIF89a")),
     "BMP": lambda data: data.startswith(b"BM"),
     "TIFF": lambda data: data.startswith(_TIFF_BEGINNINGS),
-    "AVIF": _is_avif,  # before HEIF, whose open brands it shares
+    "AVIF": _is_avif,  # before HEIF: both may have the brands that do not fix the codec
     "HEIF": _is_heif,
 }
 

@@ -1,4 +1,4 @@
-"""GIF: what comes before the first picture, most of which does not concern it (GIF89a specification)."""
+"""GIF: removes the extensions before the first picture, most of which do not affect it (GIF89a specification)."""
 
 from server.images.bounds import MAX_READS, bound
 
@@ -8,13 +8,13 @@ _HEAD_BYTES, _CONTROL_BYTES = 13, 8
 
 
 def without_metadata(data: bytes) -> bytes:
-    """A file whose first picture has none but its own control extension before it.
+    """The file without extensions before the first picture, except the picture's own graphic control extension.
 
-    Pillow reads beyond an extension that is empty.
+    Pillow reads past the end of an empty extension.
 
     Raises:
         ServiceError: BROKEN_IMAGE, there are too many parts before the picture.
-        IndexError: the file ends before it.
+        IndexError: the file ends before the picture.
     """
     flags = data[10]
     start = at = _HEAD_BYTES + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
@@ -38,10 +38,10 @@ def without_metadata(data: bytes) -> bytes:
 
 
 def has_palette(data: bytes) -> bool:
-    """Whether the first picture of a file `without_metadata` has one; if not, Pillow takes it for grey.
+    """Whether the first picture of a file `without_metadata` has a palette; without one, Pillow takes it for grey.
 
     Raises:
-        IndexError: the file ends before it.
+        IndexError: the file ends before the picture.
     """
     if data[10] & 0x80:
         return True

@@ -1,4 +1,4 @@
-"""A class activation map over the photo that it came from, as a picture."""
+"""Draws a class activation map over the photo that it came from."""
 
 from io import BytesIO
 
@@ -10,27 +10,27 @@ from models.manifest import Preprocessing
 from server.images.decode import decode
 
 LONGEST_SIDE = 1024
-"""Of the picture, in pixels; a smaller photo keeps its size."""
+"""Longest side of the picture, in pixels; a smaller photo keeps its size."""
 _OPACITY = 0.75
-"""Of the colour where the map is largest; in between it is as much less as the map's value is."""
+"""Opacity of the colour where the map has its maximum; elsewhere it is proportional to the map's value."""
 _COLOURS = "440154481a6c472f7d41448739568c31688e2a788e23888e1f988b22a88435b77954c5687ad151a5db36d2e21bfde725"
 _VIRIDIS = np.frombuffer(bytes.fromhex(_COLOURS), np.uint8).reshape(-1, 3)
-"""Matplotlib's viridis in 16 colours, within 7 levels in between: its lightness rises evenly, so that who sees no red
-or no green, or has it printed in grey, reads it alike. `page/heatmap.js` has the same."""
+"""Matplotlib's viridis in 16 colours; interpolating between them is exact to 7 levels. Its lightness rises evenly, so
+colour-blind readers, or readers of a print in grey, see the same. `page/heatmap.js` has the same colours."""
 
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom, as shares of a photo's width and height."""
 
 
 def overlaid(data: bytes, size: tuple[int, int], values: NDArray[np.float32], box: Box, max_pixels: int) -> bytes:
-    """The photo, upright and no larger than LONGEST_SIDE, with what speaks for a class in colour: a PNG.
+    """Draw a class's map over the photo, upright and no larger than LONGEST_SIDE; returns a PNG.
 
     Args:
         data: the compressed image.
         size: its width and height, upright.
-        values: the class's map, float32[h, w]. What speaks against it, below 0, is left as it is.
-        box: the part of the photo that the map is of.
-        max_pixels: as of `decode`.
+        values: the class's map, float32[h, w]. Where it is negative, against the class, the photo is unchanged.
+        box: the part of the photo that the map covers.
+        max_pixels: see `decode`.
 
     Raises:
         ServiceError: as `decode`.
@@ -53,7 +53,7 @@ def overlaid(data: bytes, size: tuple[int, int], values: NDArray[np.float32], bo
 
 
 def painted(photo: NDArray[np.uint8], values: NDArray[np.float32], box: Box) -> NDArray[np.uint8]:
-    """A photo, uint8[H, W, 3], with a map over its `box`; see `overlaid`."""
+    """Paint a map over the `box` of a photo, uint8[H, W, 3]; see `overlaid`."""
     height, width = photo.shape[:2]
     rows, columns = values.shape
     left, top, right, bottom = box

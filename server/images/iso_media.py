@@ -7,7 +7,7 @@ from server.images.bounds import bound
 _MAX_BOXES = 1000
 _BOX_HEAD_BYTES = 8
 _MAX_INDEX_BYTES = 2**17
-"""Some 50 bytes an item; a picture has a few, a large one an item for each tile of its grid."""
+"""An item takes some 50 bytes; a picture has a few items, a large one has one for each tile of its grid."""
 _CODECS = {
     b"hvc1": "HEVC",
     b"av01": "AV1",
@@ -18,12 +18,16 @@ _CODECS = {
     b"j2k1": "JPEG 2000",
     b"unci": "uncompressed samples",
 }
-"""Item types of pictures."""
+"""Item types of pictures, with the names of their codecs."""
 _DECODED = {"AVIF": b"av01", "HEIF": b"hvc1"}
 
 
 def check(data: bytes, format_name: str) -> None:
-    """Of AVIF or HEIF: their libraries look each item up among all others."""
+    """Refuse an AVIF or HEIF file with too many items: the libraries search all of them for each one.
+
+    Raises:
+        ServiceError: BROKEN_IMAGE.
+    """
     index_bytes = 0
     for kind, start, end in _boxes(data, 0, len(data)):
         if kind != b"meta":
@@ -52,22 +56,22 @@ def _boxes(data: bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
 
 
 def length(data: bytes) -> int:
-    """Of the file, in bytes, as its boxes say."""
+    """Length of the file in bytes, according to its boxes."""
     at = 0
     for _ in range(_MAX_BOXES):
         size = int.from_bytes(data[at : at + 4], "big")
         if size == 1:
             size = int.from_bytes(data[at + 8 : at + 16], "big")
         if at + size > len(data):
-            return at + size if data[at + 4 : at + 8] in (b"meta", b"mdat") else at  # else it is junk behind the boxes
-        if size < _BOX_HEAD_BYTES:  # the last one goes on to the end of the file
+            return at + size if data[at + 4 : at + 8] in (b"meta", b"mdat") else at  # otherwise junk after the boxes
+        if size < _BOX_HEAD_BYTES:  # the last box extends to the end of the file
             break
         at += size
     return len(data)
 
 
 def variant(data: bytes, format_name: str) -> str | None:
-    """What a file is whose pictures are not of the codec that its format is decoded with."""
+    """Description of a file whose pictures need an unsupported codec; None: they do not."""
     found = {kind: (start, end) for kind, start, end in _boxes(data, 0, len(data))}
     if b"meta" not in found:
         return "a video or an image sequence without a still image" if b"moov" in found else None

@@ -1,4 +1,4 @@
-"""Who decodes JPEG: Pillow, or what the settings put before it."""
+"""Chooses the JPEG decoder: Pillow, or another that the settings name."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -24,19 +24,19 @@ log = logging.getLogger(__name__)
 
 
 class JpegDecoder(Protocol):
-    """What may decode photos in Pillow's place."""
+    """A decoder that can take Pillow's place for some photos."""
 
     def crops(
         self, data: bytes, image: JpegImageFile, windows: Sequence[Window], interpolation: Interpolation
     ) -> list[NDArray[np.uint8]] | None:
-        """The `windows` of a photo, uint8[height, width, 3] each, not turned; None: Pillow is to do it. Blocks.
+        """Decode the `windows` of a photo, uint8[height, width, 3] each, as stored; None: leave it to Pillow. Blocks.
 
-        `image` is the same photo, opened and not decoded.
+        `image` is the same photo, opened but not decoded.
         """
 
 
 def why_not(settings: Settings) -> str | None:
-    """What stands against the decoder that the settings name, and what to do; None: nothing that can be told here."""
+    """Why the configured decoder cannot work here, and what to do; None: no reason was found."""
     if settings.decoder == "pillow":
         return None
     if missing := [module for module in _MODULES if _find(module) is None]:
@@ -54,18 +54,18 @@ def why_not(settings: Settings) -> str | None:
 
 
 def _find(module: str) -> str | None:
-    """Where a module would be imported from, without doing so."""
+    """Path that a module would be imported from; does not import it."""
     try:
         found = find_spec(module)
-    except ModuleNotFoundError:  # the package around it
+    except ModuleNotFoundError:  # its parent package is missing
         return None
     return None if found is None else found.origin
 
 
 def start(settings: Settings, count: Callable[[str], None]) -> JpegDecoder | None:
-    """The decoder that the settings name; None: Pillow, also where it cannot be had, which the log says.
+    """Start the configured decoder; None: Pillow is configured, or the decoder cannot start, which is logged.
 
-    `count` is told of each photo that was given to it: "done", or "refused".
+    `count` is called with "done" or "refused" for each photo given to the decoder.
     """
     if settings.decoder == "pillow":
         return None
@@ -75,5 +75,5 @@ def start(settings: Settings, count: Callable[[str], None]) -> JpegDecoder | Non
 
         return NvImageCodec("cuda" if settings.decoder == "nvimagecodec" else "cpu", threads, count)
     except Exception:  # a server that decodes slowly is better than none
-        log.exception("no photo is decoded on the GPU: Pillow does it")
+        log.exception("the decoder cannot start: Pillow decodes all photos")
         return None

@@ -1,4 +1,4 @@
-"""JPEG photos that Pillow does not open, though no bit of their pixels is missing."""
+"""Repairs JPEG photos that Pillow refuses although all their pixels are there."""
 
 import re
 from typing import NamedTuple
@@ -7,15 +7,15 @@ from server.images.orientation import EXIF_HEAD, exif, orientation
 
 END = b"\xff\xd9"
 FILLER = bytes(range(0xFE, 0, -5)) * 20
-"""Entropy-coded data of no photo: where it changes the pixels, they were not in the file. It begins with ones, since
-libjpeg goes on with zeros at an end that comes too early."""
+"""Arbitrary entropy-coded data to append to a photo: pixels that it changes were missing from the file. It begins with
+ones, since libjpeg itself fills a truncated photo with zeros."""
 
 _PADDING = bytes(16)
 
 _MARKER = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")
-"""All but reserved ones and restarts, which may be many (ITU-T T.81, B.1.1.3)."""
+"""All markers but reserved ones and restarts, of which there may be many (ITU-T T.81, B.1.1.3)."""
 _START = 0xD8
-"""Has no length after it."""
+"""Start of image: the marker without a length after it."""
 _TABLES_AND_FRAMES = {0xC4, 0xCC, 0xDB, 0xDD, *range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC)}
 _FRAMES = _TABLES_AND_FRAMES - {0xC4, 0xCC, 0xDB, 0xDD}
 _APP0, _APP1, _APP14 = 0xE0, 0xE1, 0xEE
@@ -27,7 +27,7 @@ _VARIANTS = {
     0xCB: "lossless JPEG",
 }
 _COLOURS = (1, 3, 4)
-"""Components of grey, YCbCr or RGB, and CMYK."""
+"""Numbers of components: of grey, of YCbCr or RGB, and of CMYK."""
 
 
 class _Segment(NamedTuple):
@@ -37,10 +37,10 @@ class _Segment(NamedTuple):
 
 
 def without_metadata(data: bytes) -> bytes | None:
-    """The photo with nothing but what tells its pixels and how they are turned; None: it is damaged in that, too.
+    """The photo reduced to its pixels and their orientation; None: these are damaged, too.
 
-    Kept are tables, frames and scans, and of the applications' segments what libjpeg would read in them: that
-    there is JFIF, and Adobe's colour transform. Between segments it looks for the next marker, as libjpeg does.
+    Tables, frames and scans are kept, and of the application segments those that libjpeg reads: JFIF's, and Adobe's
+    colour transform. Junk between segments is skipped up to the next marker, as libjpeg does.
     """
     kept, turned = [data[:2]], 1
     for segment in _segments(data):
@@ -59,12 +59,12 @@ def without_metadata(data: bytes) -> bytes | None:
 
 
 def without_end(data: bytes, first: int) -> bytes | None:
-    """A photo up to where its end should be, if that is missing, or behind zeros in place of pixels; None: it is there.
+    """The photo without its end, if the end marker is missing or follows zeros instead of pixels; None: neither.
 
-    `first` is where its first scan begins.
+    `first` is the offset of its first scan.
     """
     if data.rfind(END) < first:
-        return _without_padding(data.rstrip(b"\xff"))  # which may be the half of the end that is there
+        return _without_padding(data.rstrip(b"\xff"))  # 0xFF may be the first half of the end marker
     bare = data.removesuffix(END)
     if not bare.endswith(_PADDING) or (unpadded := _without_padding(bare)) == bare:
         return None
@@ -72,10 +72,11 @@ def without_end(data: bytes, first: int) -> bytes | None:
 
 
 def _without_padding(data: bytes) -> bytes:
-    """A photo without the zeros behind it.
+    """A photo without the zeros that fill a truncated file.
 
-    Zeros are the first Huffman code of each table. Where that is the end of a block, many may be a plain part of the
-    picture, so they stay, as they do in a progressive one; else they are at most the last byte, and that behind 0xFF.
+    Zeros decode as the first Huffman code of each table. If that code is the end of a block, many zeros may be a plain
+    area of the picture, so they stay, as they do in a progressive photo. Otherwise real data ends with one zero byte at
+    most, after 0xFF.
     """
     if not data.endswith(_PADDING):
         return data
@@ -85,19 +86,19 @@ def _without_padding(data: bytes) -> bytes:
             return data
         at = 0
         while kind == 0xC4 and at + 17 < len(body):
-            if body[at] >> 4:  # of all but the first coefficient of a block
+            if body[at] >> 4:  # a table for all but the first coefficient of a block
                 plain.append(body[at + 17] == 0)
             at += 17 + sum(body[at + 1 : at + 17])
     return data if plain and all(plain) else data.rstrip(b"\0") + bytes(2)
 
 
 def variant(data: bytes) -> str | None:
-    """What kind of JPEG this is, where it is one that is not decoded."""
+    """Name of the kind of JPEG that this is, if it is not supported; None: it is."""
     for segment in _segments(data):
         kind, body = segment.kind, segment.body
         if kind in _FRAMES and len(body) >= 6:
             if body[1:3] == bytes(2):
-                return "JPEG that tells its height behind its pixels (DNL)"
+                return "JPEG that states its height after its pixels (DNL)"
             if body[0] != 8 and kind not in _VARIANTS:
                 return f"JPEG of {body[0]} bits a sample"
             if body[5] not in _COLOURS:
@@ -107,7 +108,7 @@ def variant(data: bytes) -> str | None:
 
 
 def frame_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height of a photo, or of a part of a TIFF that is one; None: nothing tells it before the first scan."""
+    """Width and height of a photo, or of a JPEG strip or tile of a TIFF; None: no header before the first scan."""
     for kind, body, _ in _segments(data):
         if kind in _FRAMES and len(body) >= 6:
             return int.from_bytes(body[3:5], "big"), int.from_bytes(body[1:3], "big")
@@ -115,7 +116,10 @@ def frame_size(data: bytes) -> tuple[int, int] | None:
 
 
 def complete_scans(data: bytes) -> bool:
-    """Whether the scans that begin in a progressive photo tell all bits of all its coefficients (T.81, G.1.1.1)."""
+    """Whether the scans of a progressive photo, as far as they begin, cover all bits of all its coefficients.
+
+    See ITU-T T.81, G.1.1.1.
+    """
     wanted: dict[int, int] = {}
     told: dict[tuple[int, int], int] = {}
     at = 2
@@ -138,7 +142,7 @@ def complete_scans(data: bytes) -> bool:
 
 
 def _segments(data: bytes) -> list[_Segment]:
-    """Those up to the first scan, and its head; fewer where the file ends or a length is impossible."""
+    """The segments up to and including the first scan's header; fewer if the file ends or a length is impossible."""
     found: list[_Segment] = []
     at = 2
     while marker := _MARKER.search(data, at):

@@ -1,7 +1,7 @@
-"""JPEG photos on an NVIDIA GPU: nvImageCodec decodes those that wait together, ONNX Runtime resamples their crops.
+"""JPEG photos on an NVIDIA GPU: nvImageCodec decodes them in batches, and ONNX Runtime resamples their crops.
 
-What it may understand otherwise than Pillow, or refuses, is left to Pillow. Decoder and graph run on a CPU as well
-(`nvimagecodec-cpu`), which shows what they answer where there is no GPU.
+Photos that nvImageCodec refuses, or may read otherwise than Pillow, are left to Pillow. Decoder and graph also run on a
+CPU (`nvimagecodec-cpu`), so that their answers can be checked without a GPU.
 """
 
 import ctypes
@@ -32,23 +32,23 @@ from server.images import resampling
 from server.images.preprocess import Window
 
 Kind = Literal["cuda", "cpu"]
-"""As ONNX Runtime calls devices."""
+"""Devices, by ONNX Runtime's names."""
 
 MAX_PIXELS = 2**24
-"""Larger photos are left to Pillow, which halves them while it decodes and needs no floating-point copy."""
+"""Larger photos are left to Pillow, which halves them while decoding and needs no floating-point copy."""
 MAX_BATCH_PIXELS = 2**26
-"""Photos are added to a batch while it has fewer: with those of the last, some 300 MB of the GPU's memory."""
+"""Photos are added to a batch until it has this many pixels: including the last photo, some 300 MB of GPU memory."""
 LARGE_PIXELS = 2**21
-"""What resampling a larger photo needs is given back after it: ONNX Runtime would keep it for ever."""
+"""After resampling a larger photo, its memory is freed, which ONNX Runtime would otherwise keep for ever."""
 
 _TRAILER_BYTES = 64
-"""What may follow the end of a picture."""
+"""Most bytes that may follow the end of a picture."""
 _NEEDLESS = {*range(0xE1, 0xEE), 0xEF, 0xFE}
-"""Segments that say nothing of the pixels: all of applications' but JFIF's and Adobe's, and comments."""
+"""Segments that do not affect the pixels: comments, and application segments other than JFIF's and Adobe's."""
 _PICTURE = {0xE0, 0xEE, 0xC4, 0xDB, 0xDD, 0xC0, 0xC1, 0xC2}
-"""Those that do: JFIF's, Adobe's, tables, and frames that are Huffman-coded, baseline or progressive."""
+"""Segments that do: JFIF's and Adobe's, tables, and Huffman-coded frames, baseline or progressive."""
 _NEITHER_SCAN_NOR_TABLE = re.compile(rb"\xff+[^\x00\xff\xc4\xd0-\xd7\xd9-\xdb\xdd\xfe]")
-"""What makes another picture begin behind the first scan, or anything else that readers may take in their own ways."""
+"""Markers after the first scan that begin another picture, or that decoders may interpret differently."""
 
 log = logging.getLogger(__name__)
 
@@ -62,20 +62,20 @@ class _Photo(NamedTuple):
 
 
 class NvImageCodec:
-    """Decodes in one thread, which owns a stream of the GPU; any number of others wait for it."""
+    """Decodes in one thread, which owns a CUDA stream; any number of other threads wait for it."""
 
     def __init__(self, kind: Kind, threads: int, count: Callable[[str], None] = lambda _: None) -> None:
         """Open the decoder and both graphs.
 
         Args:
-            kind: of the device.
-            threads: of the CPU, for what nvImageCodec does there.
-            count: told "done" or "refused" of each photo that it was given to decode.
+            kind: the device.
+            threads: CPU threads that nvImageCodec may use.
+            count: called with "done" or "refused" for each photo given to the decoder.
 
         Raises:
             ImportError: nvImageCodec is not installed.
-            RuntimeError: it decodes nothing here.
-            Exception: whatever CUDA or ONNX Runtime report.
+            RuntimeError: nvImageCodec cannot decode here.
+            Exception: any error of CUDA or ONNX Runtime.
         """
         self._codec = nvimgcodec = _import_quietly()
         self._kind = kind
@@ -88,10 +88,10 @@ class NvImageCodec:
             device_id=0 if kind == "cuda" else nvimgcodec.NVIMGCODEC_DEVICE_CPU_ONLY,
             max_num_cpu_threads=threads,
             backends=backends,
-            options=":fancy_upsampling=1",  # as libjpeg does it for Pillow
+            options=":fancy_upsampling=1",  # as libjpeg does for Pillow
         )
         self._params = nvimgcodec.DecodeParams(
-            apply_exif_orientation=False,  # the crops are turned: they are smaller
+            apply_exif_orientation=False,  # the crops are turned instead, as they are smaller
             color_spec=nvimgcodec.ColorSpec.SRGB,
             sample_format=nvimgcodec.SampleFormat.P_RGB,
         )
@@ -118,7 +118,7 @@ class NvImageCodec:
         return crops
 
     def _warm_up(self) -> None:
-        """Decode a picture and resample it in every way, so that no request pays for a first time."""
+        """Decode a picture and resample it with each interpolation, so that no request pays for first use."""
         size = (64, 64)
         window = Window((0, 0, 64, 64), (32, 32), 0, 0, mirrored=False)
         stream = io.BytesIO()
@@ -137,14 +137,14 @@ class NvImageCodec:
         if self._kind == "cpu":
             return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         on_cuda = {
-            "user_compute_stream": str(self._stream),  # the decoder's, which it then need not wait for
+            "user_compute_stream": str(self._stream),  # the decoder's own, so that no synchronisation is needed
             "use_tf32": "0",
             "arena_extend_strategy": "kSameAsRequested",
         }
         providers = [("CUDAExecutionProvider", on_cuda), "CPUExecutionProvider"]
         ort.preload_dlls()  # as the backend does
         session = ort.InferenceSession(graph, options, providers=providers, enable_fallback=0)
-        if session.get_providers()[0] != "CUDAExecutionProvider":  # left out with no more than a line of its log
+        if session.get_providers()[0] != "CUDAExecutionProvider":  # ONNX Runtime only logs that it left CUDA out
             raise RuntimeError("this ONNX Runtime cannot use CUDA (docs/guides/providers.md)")
         return session
 
@@ -167,10 +167,10 @@ class NvImageCodec:
                     photo.crops.set_result(None)
 
     def _decode(self, photos: Sequence[_Photo]) -> None:
-        """Set the crops of what can be decoded.
+        """Decode photos, and set the crops of those that could be decoded.
 
         Raises:
-            DeviceLostError: nothing can any more, in this process.
+            DeviceLostError: this process cannot use the device any more.
         """
         streams = [self._codec.CodeStream(photo.data) for photo in photos]
         pictures = self._decoder.decode(streams, params=self._params, cuda_stream=self._stream)
@@ -189,7 +189,7 @@ class NvImageCodec:
 
     def _resampled(self, photo: _Photo, picture: Any) -> list[NDArray[np.uint8]]:
         address = _address(picture.__cuda_array_interface__ if self._kind == "cuda" else picture.__array_interface__)
-        _, row_bytes, _ = picture.strides  # which may be longer than the row
+        _, row_bytes, _ = picture.strides  # may be more than the row's pixels
         shape = 3, photo.size[1], row_bytes
         session, crops = self._sessions[photo.interpolation], []
         options = self._shrinking if prod(photo.size) > LARGE_PIXELS else None
@@ -210,9 +210,9 @@ class NvImageCodec:
 
 
 def _import_quietly() -> Any:
-    """Its C libraries write lines of their own, which are no log: that codecs nobody asks for are not there.
+    """Import nvImageCodec without the lines that its C libraries print about codecs that they lack.
 
-    With verbosity 0 they are quiet later, when they refuse photos.
+    Verbosity 0 also keeps them quiet later, when they refuse photos.
     """
     os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")
     sys.stderr.flush()
@@ -227,22 +227,22 @@ def _import_quietly() -> Any:
 
 
 def _address(interface: Mapping[str, Any]) -> int:
-    """Where a picture lies, by its array interface.
+    """Address of a picture, from its array interface.
 
-    nvImageCodec 0.9 holds one reference to the number too many: 32 bytes for each photo, for ever.
+    nvImageCodec 0.9 leaks one reference to the number, 32 bytes for each photo; this drops it.
     """
     pair = interface["data"]
     address: int = pair[0]
-    if sys.getrefcount(address) > 3:  # those of the pair, of `address` and of this call
+    if sys.getrefcount(address) > 3:  # more references than those of the pair, of `address` and of this call
         ctypes.pythonapi.Py_DecRef(ctypes.py_object(address))
     return address
 
 
 def _plain(data: bytes, image: JpegImageFile) -> bytes | None:
-    """The photo without what does not concern its pixels, where all decoders understand the same by it; else None.
+    """The photo without its metadata, if all decoders read its pixels alike; None if they may not.
 
-    That is: grey or YCbCr, of a moderate size, one picture, complete, and nothing between its segments. nvImageCodec
-    would print whatever it finds odd in metadata.
+    They do if it is grey or YCbCr, of moderate size, complete, a single picture, and without junk between its segments.
+    Metadata is removed because nvImageCodec prints anything odd that it finds there.
     """
     components = [component for component, *_ in image.layer]
     usual = image.mode == "L" or (image.mode == "RGB" and components in ([1, 2, 3], [0, 1, 2]))

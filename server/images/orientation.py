@@ -1,4 +1,4 @@
-"""How a stored picture is to be turned: by its EXIF data alone, as browsers do; XMP may say something else."""
+"""Reads a picture's orientation from its EXIF data alone, as browsers do; XMP may contradict it."""
 
 import struct
 from contextlib import suppress
@@ -11,15 +11,15 @@ _SHORT = 3
 
 
 def orientation(exif: bytes | None) -> int:
-    """EXIF orientation (CIPA DC-008, tag 0x0112), 1 to 8; 1 where there is none, or `exif` cannot be read.
+    """EXIF orientation (CIPA DC-008, tag 0x0112), 1 to 8; 1 if it is missing, or `exif` cannot be read.
 
-    It must be of the type that the standard gives it: browsers take no notice of any other.
+    A tag that does not have the standard's type is ignored, as browsers do.
     """
     data = (exif or b"").removeprefix(EXIF_HEAD)
     order = _ORDERS.get(data[:4])
     if order is None:
         return 1
-    with suppress(struct.error):  # malformed metadata is no reason to refuse a picture
+    with suppress(struct.error):  # a picture with malformed metadata is accepted
         (at,) = struct.unpack_from(f"{order}L", data, 4)
         (count,) = struct.unpack_from(f"{order}H", data, at)
         entry = struct.Struct(f"{order}HHLH")
@@ -31,5 +31,5 @@ def orientation(exif: bytes | None) -> int:
 
 
 def exif(value: int) -> bytes:
-    """The shortest EXIF data, without its head, that says so."""
+    """The shortest EXIF data, without its head, with this orientation."""
     return b"MM\0*" + struct.pack(">LHHHLHHL", 8, 1, ExifTags.Base.Orientation, _SHORT, 1, value, 0, 0)

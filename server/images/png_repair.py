@@ -1,4 +1,4 @@
-"""PNG pictures that Pillow does not open, or shows wrongly, though no bit of their pixels is missing."""
+"""Repairs PNG pictures that Pillow refuses, or shows wrongly, although all their pixels are there."""
 
 import io
 import struct
@@ -18,16 +18,16 @@ from server.images.preprocess import rgb
 _MAGIC = b"\x89PNG\r\n\x1a\n"
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _TRANSPARENT_BYTES = {0: 2, 2: 6, 3: 1}
-"""The least that tRNS has, by colour type: a grey level, a colour, or the palette's first alpha."""
+"""Least length of a tRNS chunk, by colour type: a grey level, a colour, or the palette's first alpha."""
 _TRUE_COLOUR_OR_GREY = (0, 2)
 _PALETTE = 3
 _PADDING = bytes(16)
 _COMPRESSED = (b"iCCP", b"iTXt", b"zTXt")
 _MAX_CHUNKS = 12_500
-"""A quarter of the reads that a decoder is allowed, which are four a chunk."""
+"""A quarter of `bounds.MAX_READS`, as a chunk takes four reads."""
 _PIECE_BYTES = 2**20
 _HOSTILE_BYTES = 2**15
-"""From fewer no colour profile or text unpacks to more than the mebibyte that Pillow allows."""
+"""No honest colour profile or text of fewer bytes unpacks to more than the mebibyte that Pillow allows."""
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 """Left, top, and distances across and down of each pass (PNG specification, 8.2)."""
 
@@ -48,11 +48,11 @@ class _Header(NamedTuple):
     interlaced: int
 
     def row_bytes(self, width: int) -> int:
-        """Of one row, with the byte that names its filter."""
+        """Bytes of one row, including the byte that names its filter."""
         return 1 + (width * self.depth * _CHANNELS.get(self.colour, 1) + 7) // 8
 
     def passes(self) -> list[tuple[int, int]]:
-        """Columns and rows of each pass; of what is not interlaced there is one."""
+        """Columns and rows of each pass; a picture that is not interlaced has one pass."""
         if not self.interlaced:
             return [(self.width, self.height)]
         sizes = [
@@ -62,18 +62,18 @@ class _Header(NamedTuple):
 
 
 class Mended(NamedTuple):
-    """A picture without metadata, and how much of it there is."""
+    """A picture without metadata, and the share of it that the file contains."""
 
     data: bytes
     share: float  # of its rows, 0 to 1
 
 
 def check(data: bytes, max_pixels: int) -> None:
-    """Refuse what decoders understand in different ways: Pillow takes the last of several, others the first or none.
+    """Refuse files that decoders read differently: of several headers, Pillow takes the last, others the first or none.
 
     Raises:
-        ServiceError: BROKEN_IMAGE, there are several headers or palettes, or a palette that is needed has no colours;
-            or rows are missing, though zeros stand in their place, which may be unpacked, too.
+        ServiceError: BROKEN_IMAGE, there are several headers or palettes, or a needed palette has no colours; or rows
+            are missing and zeros fill the file, which could also be unpacked.
     """
     before = _before_pixels(data)
     palettes = [length for kind, length in before if kind == b"PLTE"]
@@ -87,7 +87,7 @@ def check(data: bytes, max_pixels: int) -> None:
 
 
 def _before_pixels(data: bytes) -> list[tuple[bytes, int]]:
-    """Kind and length of each chunk before the first of pixels."""
+    """Kind and length of each chunk before the first IDAT."""
     at = len(_MAGIC)
     found: list[tuple[bytes, int]] = []
     while len(found) < _MAX_CHUNKS and (kind := data[at + 4 : at + 8]) not in (b"IDAT", b""):
@@ -98,10 +98,9 @@ def _before_pixels(data: bytes) -> list[tuple[bytes, int]]:
 
 
 def is_bomb(error: Exception, data: bytes) -> bool:
-    """Whether Pillow refused to unpack metadata, which are not damaged then, but hostile: little unpacks
-    to much.
+    """Whether Pillow's error means hostile metadata, of which few bytes unpack to many.
 
-    What is merely large, as colour profiles of printers are, is left out like other metadata.
+    Metadata that is merely large, such as a printer's colour profile, is left out like other metadata.
     """
     if not isinstance(error, ValueError) or "too large" not in str(error):
         return isinstance(error, ValueError) and "memory" in str(error)
@@ -109,11 +108,11 @@ def is_bomb(error: Exception, data: bytes) -> bool:
 
 
 def without_metadata(data: bytes, max_pixels: int) -> Mended | None:
-    """Nothing but what tells the pixels and how they are turned; None: even that cannot be found.
+    """The picture reduced to its pixels and their orientation; None: these cannot be found.
 
-    Ancillary chunks are left out, with the exception of a tRNS that is as it must be (of a damaged one browsers, too,
-    take no notice), and so is the palette that a picture of true colour suggests. A missing end is put there.
-    Rows are not counted of pictures of more than `max_pixels`.
+    Ancillary chunks are left out, except a valid tRNS (browsers ignore an invalid one, too), and so is the palette that
+    a true-colour picture suggests. A missing end is added. The rows of pictures larger than `max_pixels` are not
+    counted.
     """
     header: _Header | None = None
     palette, transparent, turned = b"", b"", 1
@@ -146,9 +145,9 @@ def without_metadata(data: bytes, max_pixels: int) -> Mended | None:
 
 
 def _measured(header: _Header, packed: bytes) -> tuple[bytes, float]:
-    """The rows with their checksum made right, if they are all there, and how much there is of them."""
+    """The compressed rows, with a correct checksum if they are complete, and the share of them that is there."""
     wanted = sum(rows * header.row_bytes(columns) for columns, rows in header.passes())
-    inflating, found, checksum = zlib.decompressobj(-zlib.MAX_WBITS), 0, 1  # behind zlib's own two bytes
+    inflating, found, checksum = zlib.decompressobj(-zlib.MAX_WBITS), 0, 1  # raw deflate, after zlib's two-byte header
     rest = packed[2:]
     try:
         while not inflating.eof and found <= wanted and (piece := inflating.decompress(rest, _PIECE_BYTES)):
@@ -156,7 +155,7 @@ def _measured(header: _Header, packed: bytes) -> tuple[bytes, float]:
             checksum = zlib.adler32(piece, checksum)
             rest = inflating.unconsumed_tail
     except zlib.error:
-        return packed, 1.0  # damaged, and not for want of an end: whoever decodes it says so
+        return packed, 1.0  # damaged, not truncated: the decoder will report it
     if inflating.eof:
         packed = packed[: len(packed) - len(inflating.unused_data)] + checksum.to_bytes(4, "big")
     return packed, min(1.0, found / wanted)
@@ -178,16 +177,16 @@ def _written(kind: bytes, body: bytes) -> bytes:
 
 
 def with_transparency(image: PngImageFile, data: bytes) -> Image.Image:
-    """A loaded picture with what its file `data` says to be transparent.
+    """Correct the transparency of a loaded picture; `data` is its file.
 
-    Pillow compares what is left of a sample in 8 bits with a colour in the file's depth. What is the same in the upper
-    8 of 16 bits need not be the same colour.
+    Pillow compares samples reduced to 8 bits with a transparent colour of the file's depth. Moreover, 16-bit samples
+    with equal upper 8 bits may be different colours.
     """
     colour = image.info.get("transparency")
     depth, kind = data[24], data[25]
     if kind == _PALETTE and colour is not None:
         kinds = [each for each, _ in _before_pixels(data)]
-        if kinds.index(b"tRNS") < kinds.index(b"PLTE"):  # browsers take no notice of it
+        if kinds.index(b"tRNS") < kinds.index(b"PLTE"):  # browsers ignore such a tRNS
             del image.info["transparency"]
     if colour is None or kind not in _TRUE_COLOUR_OR_GREY or depth in (1, 8):
         return image
@@ -199,7 +198,7 @@ def with_transparency(image: PngImageFile, data: bytes) -> Image.Image:
         visible = np.asarray(image) != colour
     else:
         lower = PngImageFile(io.BytesIO(data))
-        lower.tile = [lower.tile[0]._replace(args="RGB;16L")]  # which takes the second byte of each sample
+        lower.tile = [lower.tile[0]._replace(args="RGB;16L")]  # reads the second byte of each sample
         lower.load()
         parts = np.asarray(image), np.asarray(lower)
         visible = np.any(

@@ -1,4 +1,4 @@
-"""From a decoded image of any size and mode to the RGB pixels of the network's crop, as torchvision and timm do it."""
+"""Turns a decoded image of any size and mode into the RGB pixels of the network's crop, as torchvision and timm do."""
 
 from math import ceil, floor, nextafter, prod
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from models.manifest import CropCount, Interpolation, Preprocessing
 
 try:
     import cykooz_resizer as simd
-except ImportError:  # it has no wheels for Linux on ARM
+except ImportError:  # there are no wheels for Linux on ARM
     simd = None
 
 Box = tuple[float, float, float, float]
@@ -24,12 +24,12 @@ _FILTERS: dict[Interpolation, Image.Resampling] = {
     "nearest": Image.Resampling.NEAREST,
 }
 _SIMD_FILTERS: dict[Interpolation, str] = {"bilinear": "bilinear", "bicubic": "catmull_rom", "lanczos": "lanczos3"}
-"""The same by cykooz_resizer's names: Pillow's bicubic has a = -0.5 (Keys, 1981), which is Catmull and Rom's spline."""
+"""The same filters by cykooz_resizer's names: Pillow's bicubic has a = -0.5 (Keys, 1981), the Catmull-Rom spline."""
 _SUPPORT = 3
-"""Lanczos reaches three pixels to each side, of the larger of the two pictures; bicubic two, bilinear one."""
+"""Lanczos reaches three pixels to each side (source or target pixels, the larger ones); bicubic two, bilinear one."""
 
 _WHOLE_PIXELS = 2**22
-"""Of an image that is resized whole though only a part of it is wanted: 12 MiB."""
+"""The whole image is resized, although only a part is needed, if the result has at most this many pixels: 12 MiB."""
 
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -40,21 +40,21 @@ _TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF orientation (CIPA DC-008, tag 0x0112) to what turns the stored picture upright; 1 is upright already."""
+"""By EXIF orientation (CIPA DC-008, tag 0x0112), the operation that turns a stored picture upright; 1 already is."""
 _TURNED = {5, 6, 7, 8}
 _MIRRORED_X = {2, 3, 7, 8}
 _MIRRORED_Y = {3, 4, 6, 7}
 
 
 class Window(NamedTuple):
-    """What one crop shows of a stored image."""
+    """The part of a stored image that one crop shows."""
 
     box: Box
-    """The part of the stored image."""
+    """The part, in pixels of the stored image."""
     size: tuple[int, int]
-    """Width and height that it is resampled to, as it is stored."""
+    """Width and height to resample the part to, before it is turned upright."""
     left: int
-    """Where that lies in the crop, once it is upright: above 0 where the crop is larger than the image."""
+    """Position of the upright part in the crop, as `top`; above 0 if the crop is larger than the resized image."""
     top: int
     mirrored: bool
 
@@ -64,8 +64,9 @@ def windows(
 ) -> list[Window]:
     """The parts of a stored image of `size` (width, height) that resizing and cropping keep.
 
-    The crops count from the upright picture's left and top, and the centre rounds half to even: where `orientation`
-    mirrors an axis, the stored picture's odd pixel is on the other side. The boxes leave the crops' own mirroring out.
+    Crops are positioned from the upright picture's left and top, and the centre rounds half to even: if `orientation`
+    mirrors an axis, the odd pixel is on the other side of the stored picture. The boxes do not include the mirroring of
+    the crops themselves.
     """
     turned = orientation in _TURNED
     upright_sides = upright_size(size, orientation)
@@ -73,7 +74,7 @@ def windows(
     height, width = preprocessing.crop
 
     def interval(start: int, length: int, axis: int) -> tuple[float, float]:
-        """Of the stored picture, whose `axis` is the upright one's other where it is turned."""
+        """Start and end in the stored picture of an interval along an `axis` of the upright, resized one."""
         whole, scale = resized[axis], upright_sides[axis] / resized[axis]
         stored_axis = 1 - axis if turned else axis
         if orientation in (_MIRRORED_X, _MIRRORED_Y)[stored_axis]:
@@ -93,7 +94,7 @@ def windows(
 
 
 def resized_as_stored(size: tuple[int, int], preprocessing: Preprocessing, orientation: int) -> tuple[int, int]:
-    """To what width and height a stored image of `size` is resized, were it not cropped."""
+    """Width and height to which a stored image of `size` is resized, before cropping."""
     if orientation in _TURNED:
         height, width = preprocessing.resized((size[1], size[0]))
         return width, height
@@ -101,12 +102,12 @@ def resized_as_stored(size: tuple[int, int], preprocessing: Preprocessing, orien
 
 
 def resample(image: Image.Image, box: Box, size: tuple[int, int], interpolation: Interpolation) -> Image.Image:
-    """The `box` of an RGB image as `size` (width, height) pixels.
+    """Resample the `box` of an RGB image to `size` (width, height).
 
-    Resampling the box alone gives the pixels of resize-then-crop, up to rounding, and needs no memory for the rest; a
-    box of `size` whole pixels passes through unchanged. cykooz_resizer computes what Pillow does, within 2 levels, with
-    the vector instructions of the CPU. Pillow takes either pass first; both round and clip to 8 bits in between, so
-    bicubic and lanczos may differ by some levels at sharp edges.
+    Resampling the box alone gives the same pixels as resize-then-crop, up to rounding, and needs no memory for the
+    rest; a box of `size` whole pixels passes through unchanged. cykooz_resizer agrees with Pillow within 2 levels, and
+    uses the CPU's vector instructions. Pillow may do either pass first; both libraries round and clip to 8 bits in
+    between, so bicubic and lanczos may differ by some levels at sharp edges.
     """
     if interpolation == "nearest":
         return _nearest(image, box, size)
@@ -116,13 +117,13 @@ def resample(image: Image.Image, box: Box, size: tuple[int, int], interpolation:
     width, height = size
     margin = _SUPPORT * max(1.0, (bottom - top) / height)
     first, last = max(0, floor(top - margin)), min(image.height, ceil(bottom + margin))
-    # in two steps: resizing both ways at once, cykooz_resizer 4.0.1 reads beyond images that it enlarges
+    # In two steps: if it resizes both axes at once, cykooz_resizer 4.0.1 reads beyond images that it enlarges.
     narrowed = _resized(image, (width, last - first), (left, first, right, last), interpolation)
     return _resized(narrowed, size, (0, top - first, width, bottom - first), interpolation)
 
 
 def finished(pixels: Image.Image, window: Window, preprocessing: Preprocessing, orientation: int) -> NDArray[np.uint8]:
-    """The crop, uint8[H, W, 3], of what was resampled of a stored image: turned at last, since it has fewer pixels."""
+    """Make the crop, uint8[H, W, 3], from resampled pixels, turned upright only now, as they are fewer."""
     found = np.asarray(upright(pixels, orientation))
     if found.shape[:2] != preprocessing.crop:
         whole = np.full((*preprocessing.crop, 3), preprocessing.fill, np.uint8)
@@ -132,10 +133,10 @@ def finished(pixels: Image.Image, window: Window, preprocessing: Preprocessing, 
 
 
 def _nearest(image: Image.Image, box: Box, size: tuple[int, int]) -> Image.Image:
-    """Those pixels in which the centres of the target's lie.
+    """Take the pixels in which the centres of the target's pixels lie.
 
-    Many lie on the edge of two, where rounding errors decide. Those are Pillow's own where the whole is resized, unless
-    that would be large.
+    Many centres lie on the edge between two pixels, where rounding errors decide. To get Pillow's own, the whole image
+    is resized, unless that would be large.
     """
     left, top, right, bottom = box
     across, down = (right - left) / size[0], (bottom - top) / size[1]
@@ -157,32 +158,32 @@ def _resized(image: Image.Image, size: tuple[int, int], box: Box, interpolation:
 
 
 def _extent(start: float, end: float, limit: int) -> float:
-    """Rounded so that `start` and it together are no more than `limit`, which cykooz_resizer insists on."""
+    """Extent of a box, rounded so that `start` plus extent does not exceed `limit`, as cykooz_resizer demands."""
     extent = min(end, limit) - start
     return extent if start + extent <= limit else nextafter(extent, 0)
 
 
 def upright_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
-    """Width and height of an image whose stored ones are `size`, once it is turned."""
+    """Width and height of a stored image of `size` once it is upright."""
     return (size[1], size[0]) if orientation in _TURNED else size
 
 
 def upright(image: Image.Image, orientation: int) -> Image.Image:
-    """Turn what is stored by its EXIF orientation, 1 to 8."""
+    """Turn a stored image upright by its EXIF orientation, 1 to 8."""
     return image.transpose(_TRANSPOSE[orientation]) if orientation in _TRANSPOSE else image
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """Any mode as RGB.
+    """Convert an image of any mode to RGB.
 
-    Transparent pixels show white, what most viewers and pages put behind a picture; the colour stored under them is
-    arbitrary. Integers wider than 8 bits are taken as 16 bits and divided by 256, where Pillow would clip them. Floats
-    have no agreed range: they are taken as 0 to 255 and clipped, as Pillow does. Colour profiles are ignored, as
-    torchvision does.
+    Transparent pixels become white, which most viewers and pages show behind a picture; the colour stored under them is
+    arbitrary. Integers wider than 8 bits are taken as 16 bits and divided by 256; Pillow would clip them. Floats have
+    no agreed range: they are taken as 0 to 255 and clipped, as Pillow does. Colour profiles are ignored, as torchvision
+    does.
     """
     if image.mode.startswith("I"):
         image = image.convert("I").point(lambda value: value / 256).convert("L")
-    if image.mode == "La":  # Pillow converts premultiplied grey to LA alone
+    if image.mode == "La":  # Pillow converts premultiplied grey only to LA
         image = image.convert("LA")
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), _converted(image, "RGBA"))

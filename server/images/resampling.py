@@ -1,7 +1,7 @@
-"""What Pillow's `Image.resize(size, filter, box)` computes, as an ONNX graph: two products with matrices of weights.
+"""Pillow's `Image.resize(size, filter, box)` as an ONNX graph: two products with matrices of weights.
 
-A GPU makes dense products faster than it could skip their zeros, and no kernel has to be written for it. Weights are
-floats here and 22-bit fractions there: some values are rounded the other way and differ by one.
+A GPU computes dense products faster than it could skip their zeros, and needs no kernel of our own for them. Weights
+are floats here but 22-bit fractions in Pillow, so some values are rounded the other way and differ by one.
 """
 
 import math
@@ -14,14 +14,14 @@ from models.manifest import Interpolation
 from server.images.preprocess import Box
 
 PLANES, PIXELS = "planes", "pixels"
-"""uint8[3, H, S], of which the first W <= S columns are the picture, to uint8[height, width, 3]."""
+"""Input uint8[3, H, S], whose first W <= S columns are the picture, and output uint8[height, width, 3]."""
 
 INTERPOLATIONS: tuple[Interpolation, ...] = ("bilinear", "bicubic")
 """There is a graph for each of these."""
 _REACH: dict[Interpolation, int] = {"bilinear": 1, "bicubic": 2}
-"""How far away pixels have a weight: in source pixels, or in target pixels where those are larger."""
+"""Largest distance at which a pixel has a weight: in source pixels, or in target pixels if those are larger."""
 
-# The weight of a pixel by its distance, counted as above: Resample.c of Pillow, bicubic with a = -0.5.
+# The weight of a pixel by its distance, in the same unit: Resample.c of Pillow, bicubic with a = -0.5.
 _WEIGHTS: dict[Interpolation, str] = {
     "bilinear": """
         hat = Sub (one, distance)
@@ -81,14 +81,14 @@ weights (sources, targets) => (normal)
 
 
 def graph(interpolation: Interpolation) -> bytes:
-    """The model, with the inputs PLANES and those of `inputs`, and the output PIXELS."""
+    """The ONNX model; its inputs are PLANES and those from `inputs`, its output is PIXELS."""
     return onnx.parser.parse_model(_GRAPH % _WEIGHTS[interpolation]).SerializeToString()
 
 
 def inputs(
     size: tuple[int, int], box: Box, target: tuple[int, int], interpolation: Interpolation
 ) -> dict[str, NDArray[np.generic]]:
-    """What the graph needs to know beside the PLANES of a picture to resample its `box`; sizes are width and height."""
+    """The graph's inputs, besides PLANES, for resampling the `box` of a picture; sizes are (width, height)."""
     (width, height), (left, top, right, bottom) = size, box
     first_column, last_column, columns, column_centres = _axis(left, right, width, target[0], _REACH[interpolation])
     first_row, last_row, rows, row_centres = _axis(top, bottom, height, target[1], _REACH[interpolation])
@@ -105,12 +105,12 @@ def inputs(
 def _axis(
     start: float, end: float, length: int, count: int, reach: int
 ) -> tuple[int, int, NDArray[np.float32], NDArray[np.float32]]:
-    """The first pixel that has a weight, the one after the last, and the centres of those and of the target's."""
+    """First pixel with a weight, one past the last, and the centres of these pixels and of the target's."""
     scale = (end - start) / count
     unit = max(scale, 1.0)
     first = max(0, math.floor(start - reach * unit))
     last = min(length, math.ceil(end + reach * unit))
     centres = start + (np.arange(count) + 0.5) * scale
-    # From the first pixel on, so that large photos lose nothing where float32 has few digits left.
+    # Relative to the first pixel, so that float32 stays precise for large photos.
     sources, targets = np.arange(last - first) + 0.5, centres - first
     return first, last, (sources / unit).astype(np.float32), (targets / unit).astype(np.float32)

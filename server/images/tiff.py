@@ -1,4 +1,4 @@
-"""TIFF: which of its many layouts are decoded, and what Pillow does not do for them."""
+"""TIFF: chooses which of its many layouts to decode, and corrects what Pillow gets wrong in them."""
 
 import ctypes
 from contextlib import suppress
@@ -23,11 +23,11 @@ from server.images.tiff_directory import (
     Directory,
 )
 
-with suppress(AttributeError, OSError):  # libtiff would write what it finds wrong among the log's lines
+with suppress(AttributeError, OSError):  # otherwise libtiff prints its errors between the lines of the log
     ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
 
 _COMPRESSIONS = {1, 2, 3, 4, 5, 6, 7, 8, 32771, 32773, 32809, 32946, 34925, 50000}
-"""What libtiff decodes as Pillow brings it."""
+"""Compressions that the libtiff in Pillow's wheels decodes."""
 _COMPRESSION_NAMES = {
     9: "JBIG",
     10: "JBIG",
@@ -53,30 +53,30 @@ _NATIVE = {
     "I;32S": "I;32NS",
     "I;32BS": "I;32NS",
 }
-"""Pillow's names of samples in either byte order: libtiff has turned them into the machine's."""
+"""Pillow's names of samples in either byte order to those in the machine's, to which libtiff converts them."""
 _YCBCR = {SUBSAMPLING: (1, 1), COEFFICIENTS: (0.299, 0.587, 0.114), REFERENCE: (0, 255, 128, 255, 128, 255)}
-"""What Pillow reads by itself, rightly; where SUBSAMPLING is missing, it is (2, 2)."""
+"""Values with which Pillow itself reads YCbCr correctly; a missing SUBSAMPLING means (2, 2)."""
 _MAX_16_BIT = 65_535
 _NEARLY_ALL = 0.99
 _DARK = 16
 
 
 class Prepared(NamedTuple):
-    """A file that Pillow decodes, and whether it is a negative then."""
+    """A file that Pillow decodes, and whether Pillow's result is a negative."""
 
     data: bytes
     negative: bool
 
 
 def prepared(data: bytes) -> Prepared:
-    """What to have Pillow decode.
+    """The file for Pillow to decode.
 
     Raises:
-        ServiceError: NOT_AN_IMAGE, which names the variant that is not decoded; BROKEN_IMAGE, there are too many tags,
-            or some of the picture is nowhere.
+        ServiceError: NOT_AN_IMAGE, which names the unsupported variant; BROKEN_IMAGE, there are too many tags, or no
+            offset for a part of the picture.
         struct.error: the file ends before its first directory does.
     """
-    if data[8:10] == b"CR" or (directory := Directory(data)).camera_file:  # CR2 has a version there
+    if data[8:10] == b"CR" or (directory := Directory(data)).camera_file:  # CR2 has its signature there
         raise unsupported("a camera's raw file (of the kind of DNG, CR2, NEF or ARW)")
     if data.startswith(b"MM\0+"):
         raise unsupported("BigTIFF with its most significant bytes first")
@@ -94,8 +94,8 @@ def prepared(data: bytes) -> Prepared:
 
 
 def opened(image: TiffImageFile, data: bytes) -> None:
-    """Correct what Pillow makes of the tags of a file, `data`, before its image is loaded."""
-    image.info.pop("xmp", None)  # else its orientation would count where there is no tag of it
+    """Correct how Pillow has interpreted the tags of a file, `data`, before the image is loaded."""
+    image.info.pop("xmp", None)  # else Pillow would use its orientation if there is no tag for that
     tags = image.tag_v2
     unusual = tags.get(PHOTOMETRIC) == YCBCR and (
         SUBSAMPLING not in tags or any(tags.get(tag, usual) != usual for tag, usual in _YCBCR.items())
@@ -108,12 +108,12 @@ def opened(image: TiffImageFile, data: bytes) -> None:
             raw, *others = tile.args
             image.tile = [tile._replace(args=(_NATIVE.get(raw, raw), *others))]
     colours = tags.get(COLOUR_MAP)
-    if image.mode in ("P", "PA") and colours and max(colours) < 256:  # of 8 bits, against the specification
+    if image.mode in ("P", "PA") and colours and max(colours) < 256:  # 8-bit colours, against the specification
         image.palette = ImagePalette.raw("RGB;L", bytes(colours))
 
 
 def _leave_to_libtiff(image: TiffImageFile, data: bytes) -> None:
-    """What is not compressed Pillow reads itself, most planes and most of YCbCr wrongly."""
+    """Have libtiff read an uncompressed image: Pillow reads these itself, most planes and most YCbCr wrongly."""
     layout = Directory(data).layout
     if layout.photometric == YCBCR:
         image._mode, raw = "RGB", "RGBX"
@@ -129,10 +129,10 @@ def _leave_to_libtiff(image: TiffImageFile, data: bytes) -> None:
 
 
 def grey(image: Image.Image, *, negative: bool) -> Image.Image:
-    """A loaded picture with samples of at most 8 bits.
+    """Reduce a loaded picture's samples to 8 bits, if they have more.
 
-    Integers of 16 bits are divided by 256. Floats have no agreed range: where nearly all are at most 1, it is 0 to 1,
-    else 0 to 255; the few beyond are clipped.
+    Integers of 16 bits are divided by 256. Floats have no agreed range: if nearly all are at most 1, it is taken to be
+    0 to 1, else 0 to 255; the few beyond are clipped.
 
     Raises:
         ServiceError: NOT_AN_IMAGE, the samples have another range.
@@ -153,7 +153,7 @@ def grey(image: Image.Image, *, negative: bool) -> Image.Image:
 
 
 def _from_floats(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    values = np.nan_to_num(values)  # infinite ones become the largest
+    values = np.nan_to_num(values)  # infinite values become the largest
     if np.mean(values <= 1) >= _NEARLY_ALL:
         return (np.clip(values, 0, 1) * 255 + 0.5).astype(np.uint8)
     if np.mean(values <= 255) < 0.5 or np.mean(values <= _DARK) >= _NEARLY_ALL:

@@ -1,4 +1,4 @@
-"""The tags of a TIFF file, and the layout of the picture that they tell (TIFF 6.0, BigTIFF)."""
+"""The tags of a TIFF file, and the picture's layout that they describe (TIFF 6.0, BigTIFF)."""
 
 import struct
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from server.images.jpeg_repair import frame_size
 
 _MAX_TAGS = 1000
 _MAX_VALUES = 50_000
-"""Numbers in all tags: two a strip or tile, each of which is decoded on its own."""
+"""Most numbers in all tags together: each strip or tile has two, and is decoded on its own."""
 
 _SUBFILE, _OLD_SUBFILE, _WIDTH, _HEIGHT, _SUB_DIRECTORIES, _DNG_VERSION = 254, 255, 256, 257, 330, 50706
 _BITS, COMPRESSION, PHOTOMETRIC, _SAMPLES, PLANAR = 258, 259, 262, 277, 284
@@ -23,9 +23,9 @@ _NEEDED = {
     *(266, 274),  # order of bits, orientation
     *(292, 293, 347, 512, 513, 514, 519, 520, 521, 529, 530, 531, 532),  # of fax, JPEG and YCbCr
 }
-"""Tags that tell the pixels; all others are metadata."""
+"""Tags that affect the pixels; all others are metadata."""
 _INTEGERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
-"""Field types of unsigned numbers, and what `struct` calls them."""
+"""Field types of unsigned numbers, with their `struct` formats."""
 
 _UINT, _INT, _FLOAT = 1, 2, 3
 _FORMATS = {_UINT: "unsigned", _INT: "signed", _FLOAT: "floating-point"}
@@ -44,9 +44,9 @@ _COLOURS = {
     32844: ("LogL", 1),
     32845: ("LogLuv", 3),
 }
-"""Photometric interpretations: name, and samples of a pixel without the extra ones."""
+"""Photometric interpretations: name, and samples per pixel without extra ones."""
 _SENSOR = (32803, 34892)
-"""Those of DNG and TIFF/EP: a sensor's values, by colour filter, or one for each colour already."""
+"""Photometric interpretations of DNG and TIFF/EP: a sensor's raw values, by colour filter or already per colour."""
 _ALPHA = ((), (0,), (1,), (2,))
 _DECODED: Mapping[tuple[int, int, int], tuple[tuple[int, ...], ...]] = {
     **{(grey, _UINT, bits): ((),) for grey in (_WHITE_IS_ZERO, _BLACK_IS_ZERO) for bits in (1, 2, 4, 8, 16)},
@@ -62,12 +62,12 @@ _DECODED: Mapping[tuple[int, int, int], tuple[tuple[int, ...], ...]] = {
     (YCBCR, _UINT, 8): ((),),
     (8, _UINT, 8): ((),),
 }
-"""Photometric interpretation, sample format and bits to what extra samples may follow: 1 and 2 are alpha, 0 anything.
+"""Photometric interpretation, sample format and bits to the extra samples allowed: 1 and 2 are alpha, 0 is unspecified.
 
-Pillow opens more than these, and shows some of them wrongly; tests/server/images/test_tiff.py compares them all."""
+Pillow opens more layouts, but shows some of them wrongly; tests/server/images/test_tiff.py compares them all."""
 _OLD_JPEG, _JPEG = 6, 7
 _JPEG_HEAD_BYTES = 2**12
-"""In which a strip's frame is: it has nothing but tables before it."""
+"""A strip's frame header lies within this many bytes: only tables precede it."""
 
 
 class Layout(NamedTuple):
@@ -75,7 +75,7 @@ class Layout(NamedTuple):
 
     photometric: int
     sample_format: int
-    bits: tuple[int, ...]  # of each sample of a pixel
+    bits: tuple[int, ...]  # of each sample in a pixel
     extras: tuple[int, ...]
     planes: bool
     compressed: bool
@@ -90,9 +90,9 @@ class Layout(NamedTuple):
         if self.planes and extras and not any(extras):
             if not self.compressed:
                 return False
-            extras = ()  # Pillow leaves their planes out
+            extras = ()  # Pillow ignores their planes
         alone = self.photometric == YCBCR and len(self.bits) == 1  # luminance
-        unsaid = self.photometric == _RGB and not extras and len(self.bits) == 4  # taken to be alpha
+        unsaid = self.photometric == _RGB and not extras and len(self.bits) == 4  # the fourth is taken as alpha
         count = len(self.bits) == colours + len(self.extras) or alone or unsaid
         kind = self.photometric, self.sample_format, self.bits[0]
         plane = self.photometric not in (YCBCR, 8) and (not extras or (self.photometric == _RGB and len(extras) == 1))
@@ -100,7 +100,7 @@ class Layout(NamedTuple):
 
     @property
     def negative(self) -> bool:
-        """Whether Pillow leaves white zero."""
+        """Whether Pillow decodes the picture as a negative, in which white is 0."""
         return self.photometric == _WHITE_IS_ZERO and self.bits[0] > 8
 
     def __str__(self) -> str:
@@ -119,10 +119,10 @@ class _Entry(NamedTuple):
 
 
 class Directory:
-    """The tags of the first picture, or of the one at an offset."""
+    """The tags of a TIFF's first picture, or of the one at an offset."""
 
     def __init__(self, data: bytes, at: int | None = None) -> None:
-        """Read them.
+        """Read the tags.
 
         Raises:
             ServiceError: BROKEN_IMAGE, there are too many.
@@ -149,7 +149,7 @@ class Directory:
         bound(values, _MAX_VALUES, "the TIFF image has {} numbers in its tags")
 
     def numbers(self, tag: int) -> tuple[int, ...]:
-        """Unsigned values of a tag; none where it is not there, or not of that type."""
+        """Unsigned values of a tag; empty if it is missing or has another type."""
         entry = self._entries.get(tag)
         if entry is None or entry.kind not in _INTEGERS:
             return ()
@@ -163,12 +163,12 @@ class Directory:
             return ()
 
     def number(self, tag: int, default: int) -> int:
-        """The first of a tag's values."""
+        """First value of a tag."""
         return next(iter(self.numbers(tag)), default)
 
     @property
     def layout(self) -> Layout:
-        """With Pillow's defaults for what the tags leave out."""
+        """The picture's layout, with Pillow's defaults for missing tags."""
         compression = self.number(COMPRESSION, 1)
         photometric = YCBCR if compression == _OLD_JPEG else self.number(PHOTOMETRIC, _WHITE_IS_ZERO)
         usual = 3 if compression in (_OLD_JPEG, _JPEG) and photometric in (_RGB, YCBCR) else 1
@@ -186,7 +186,7 @@ class Directory:
 
     @property
     def camera_file(self) -> bool:
-        """Whether the first picture is but the thumbnail of a sensor's values, or consists of them."""
+        """Whether the first picture is only the thumbnail of a camera's raw file, or has the sensor's raw values."""
         if self._entries.keys() & {_DNG_VERSION} or self.number(PHOTOMETRIC, 0) in _SENSOR:
             return True
         for at in self.numbers(_SUB_DIRECTORIES)[:8]:
@@ -198,7 +198,7 @@ class Directory:
 
     @property
     def has_whole_jpegs(self) -> bool:
-        """Whether strips or tiles that are JPEG are large enough: libtiff leaves the rest of the picture as it was."""
+        """Whether JPEG strips or tiles are as large as the tags say: if not, libtiff does not fill the rest."""
         if self.number(COMPRESSION, 1) != _JPEG or self.layout.planes:
             return True
         width, height = self.number(_WIDTH, 0), self.number(_HEIGHT, 0)
@@ -213,9 +213,9 @@ class Directory:
 
     @property
     def share_of_parts(self) -> float:
-        """How many of the picture's strips or tiles are said to be somewhere, 0 to 1.
+        """Share of the picture's strips or tiles that have an offset, 0 to 1.
 
-        Pillow leaves black what none is named for, and reads one at 0 from the file's header.
+        Pillow leaves a part without an offset black, and reads one with offset 0 from the file's header.
         """
         width, height = self.number(_WIDTH, 0), self.number(_HEIGHT, 0)
         across, down = self.number(_TILE_WIDTH, 0), self.number(_TILE_HEIGHT, 0)
@@ -223,20 +223,20 @@ class Directory:
             across, down = width, self.number(_STRIP_ROWS, height)
         offsets = self.numbers(_STRIP_OFFSETS) or self.numbers(_TILE_OFFSETS)
         if not (offsets and across and down):
-            return 1.0  # an old JPEG, or none that can be read
+            return 1.0  # an old-style JPEG, or an unreadable file
         wanted = -(-width // across) * -(-height // down) * (len(self.layout.bits) if self.layout.planes else 1)
         return min(1.0, sum(map(bool, offsets)) / max(1, wanted))
 
     @property
     def share(self) -> float:
-        """How much of the strips or tiles is in the file, 0 to 1; 0 where nothing is said of them."""
+        """Share of the bytes of strips or tiles that the file contains, 0 to 1; 0 if the tags do not list them."""
         offsets = self.numbers(_STRIP_OFFSETS) or self.numbers(_TILE_OFFSETS)
         counts = self.numbers(_STRIP_BYTES) or self.numbers(_TILE_BYTES)
         there = [max(0, min(count, len(self._data) - at)) for at, count in zip(offsets, counts, strict=False)]
         return sum(there) / max(1, sum(counts))
 
     def without_metadata(self) -> bytes:
-        """The file with another directory behind it, which has nothing but what tells the pixels."""
+        """The file with a new directory appended, which has only the tags that affect the pixels."""
         data = self._data + bytes(len(self._data) % 2)
         kept = [entry.whole for tag, entry in sorted(self._entries.items()) if tag in _NEEDED]
         word, short, first = ("Q", "Q", 8) if self._big else ("I", "H", 4)
@@ -245,7 +245,7 @@ class Directory:
         return data[:first] + offset + data[first + len(offset) :] + directory
 
     def black_is_zero(self) -> bytes:
-        """The file, if it said so."""
+        """The file, changed to declare that black is 0."""
         entry = self._entries.get(PHOTOMETRIC)
         if entry is None or entry.kind not in _INTEGERS:
             return self._data

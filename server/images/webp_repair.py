@@ -1,4 +1,4 @@
-"""WebP pictures that Pillow does not open, or shows wrongly, though no bit of their pixels is missing."""
+"""Repairs WebP pictures that Pillow refuses, or shows wrongly, although all their pixels are there."""
 
 import struct
 from collections.abc import Iterator
@@ -12,9 +12,9 @@ _MAX_CHUNKS = 1000
 
 
 def without_metadata(data: bytes) -> bytes | None:
-    """The picture, or an animation's whole frames, and how it is turned; None: not even that is there.
+    """The picture, or an animation's complete frames, and the orientation; None: there is no picture.
 
-    Sizes are written anew, so what follows the last whole chunk does not matter.
+    Sizes are computed anew, so anything after the last complete chunk is dropped.
     """
     head, kept, turned = b"", [], 1
     for kind, body in _chunks(data):
@@ -36,12 +36,12 @@ def without_metadata(data: bytes) -> bytes | None:
 
 
 def length(data: bytes) -> int:
-    """Of the file, in bytes, as it says."""
+    """Length of the file in bytes, according to its header."""
     return 8 + int.from_bytes(data[4:8], "little")
 
 
 def covered(data: bytes) -> tuple[int, int, int, int] | None:
-    """Left, top, right and bottom of an animation's first frame; None: it is no animation."""
+    """Left, top, right and bottom of an animation's first frame; None: this is not an animation."""
     if data[12:16] != b"VP8X" or not data[20:21] or not data[20] & _ANIMATED:
         return None
     for kind, body in _chunks(data):
@@ -52,7 +52,7 @@ def covered(data: bytes) -> tuple[int, int, int, int] | None:
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The whole ones."""
+    """Kind and body of each complete chunk."""
     at = 12
     for _ in range(_MAX_CHUNKS):
         kind, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")

@@ -1,1 +1,1 @@
-"""The serving core under all transports: what a request is, who answers it, and the one place that counts it."""
+"""The serving core, which all transports share: it plans requests, has models answer them, and counts them."""

@@ -1,4 +1,4 @@
-"""How many bytes of uploads are in memory at one time."""
+"""Limits the bytes of uploads that are in memory at one time."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ from server.errors import Code, ServiceError
 
 
 class Buffers:
-    """Counts the uploads of one process; each alone and all together have a limit."""
+    """Counts the bytes of one process's uploads; each upload has a limit, and all together have one."""
 
     def __init__(self, max_body_bytes: int, max_buffered_bytes: int) -> None:
         self._max_body_bytes = max_body_bytes
@@ -15,11 +15,11 @@ class Buffers:
         self._buffered_bytes = 0
 
     def add(self, size: int) -> None:
-        """Count `size` bytes more, or fewer where it is negative. Follow it by `check`."""
+        """Add `size` bytes to the count, or remove them if it is negative. Call `check` afterwards."""
         self._buffered_bytes += size
 
     def check(self, size: int) -> None:
-        """Refuse an upload that has `size` bytes by now.
+        """Refuse an upload of which `size` bytes have arrived.
 
         Raises:
             ServiceError: BODY_TOO_LARGE, or QUEUE_FULL if all uploads together take too much memory.
@@ -31,7 +31,7 @@ class Buffers:
 
     @contextmanager
     def held(self, size: int) -> Generator[None]:
-        """Count `size` bytes that are there already until the block ends.
+        """Count `size` bytes, already in memory, until the block ends.
 
         Raises:
             ServiceError: as `check`.

@@ -7,37 +7,37 @@ from collections import OrderedDict
 from server.engine.classes import Classes
 
 IN_THREAD_BYTES = 128 * 1024
-"""More than so many bytes, about 0.1 ms, are hashed beside the event loop."""
+"""Larger images, which take over 0.1 ms to hash, are hashed in a thread, not in the event loop."""
 
 Key = tuple[bytes, tuple[str, ...], int, int, float | None, bool]
-"""All that an answer depends on: the image's digest, the ids of the models asked, which change with their files and
-settings, before them a cascade's fingerprint, top_k, crops, coverage and reject."""
+"""Everything that an answer depends on: the image's digest; a cascade's fingerprint and the ids of the models, which
+change with their files and settings; top_k, crops, coverage and reject."""
 
 
 class Cache:
     """The most recently used answers of one HTTP worker, at most `entries`; each takes up to 2 KiB."""
 
     def __init__(self, entries: int) -> None:
-        """0: nothing is remembered."""
+        """With 0 entries, nothing is cached."""
         self._entries = entries
         self._classes: OrderedDict[Key, Classes] = OrderedDict()
 
     def __bool__(self) -> bool:
-        """Whether anything is ever remembered."""
+        """Whether the cache can hold anything."""
         return self._entries > 0
 
     def __len__(self) -> int:
         return len(self._classes)
 
     def get(self, key: Key) -> Classes | None:
-        """What was put there, if it is still remembered."""
+        """The cached answer; None: there is none."""
         classes = self._classes.get(key)
         if classes is not None:
             self._classes.move_to_end(key)
         return classes
 
     def put(self, key: Key, classes: Classes) -> None:
-        """Remember the classes, not how long they took; forget what was not asked for the longest, if need be."""
+        """Cache the classes, without their times; evict the least recently used answer if the cache is full."""
         self._classes[key] = classes._replace(
             decode_wait_s=0.0, decode_s=0.0, queue_s=0.0, inference_s=0.0, batch_size=0
         )

@@ -1,6 +1,6 @@
-"""Requests for one model that another answers, to show that it can: its canary.
+"""Canaries: candidates that answer a share of another model's requests, to prove that they can replace it.
 
-What a canary cannot answer, the model that was asked for answers; its client does not notice.
+If a canary cannot answer a request, the model that the request names answers it; the client does not notice.
 """
 
 import time
@@ -15,7 +15,7 @@ from server.serving.shares import Rests, Shares
 from server.settings import Settings
 
 REST_S = 60.0
-"""How long a canary that has failed gets no more requests from the HTTP worker that saw it."""
+"""How long the HTTP worker that saw a canary fail sends it no more requests."""
 _HARMFUL = frozenset({Code.ENGINE_CRASHED, Code.INFERENCE_FAILED})
 _CANNOT = _HARMFUL | {
     Code.ENGINE_UNAVAILABLE,
@@ -27,11 +27,11 @@ _CANNOT = _HARMFUL | {
     Code.NOT_CALIBRATED,
     Code.INVALID_PARAMETER,
 }
-"""Failures that are the canary's, or may be; the others would be the main model's as well."""
+"""Failures that may be the canary's fault; any other would fail with the main model, too."""
 
 
 class Canaries:
-    """Says which of one process's requests a canary answers. It belongs to one event loop."""
+    """Chooses which of one process's requests a canary answers. It belongs to one event loop."""
 
     def __init__(self, settings: Settings, classifier: Classifier, metrics: Metrics) -> None:
         self._settings = settings
@@ -41,9 +41,9 @@ class Canaries:
         self._rests = Rests()
 
     def chosen(self, plan: Plan, image: Image) -> Plan:
-        """The plan by which a request is answered: the canary's for its share of those that name no version.
+        """The plan for answering a request: the canary's, for its share of the requests that name no version.
 
-        To be asked once for each request, when all of it is there; `image` is one of its images.
+        Call it once for each request, after all of it has arrived; `image` is one of its images.
         """
         canary = plan.catalogue.candidates.canaries.get(plan.entry.name)
         if canary is None or plan.ask.version is not None or not self._shares.takes(canary.name, canary.share):
@@ -53,15 +53,15 @@ class Canaries:
         return found or plan
 
     def why_idle(self, canary: Candidate, plan: Plan) -> str | None:
-        """Why it can answer nothing that is meant for the model of this plan; None: it can, for all that is known."""
+        """Why the canary cannot answer requests for the model of this plan; None: as far as is known, it can."""
         if not self._classifier.has(canary.model.id):
-            return "no inference engine that is there has it"
+            return "no running inference engine has it"
         if len(canary.model.manifest.labels) != len(plan.entry.labels):
-            return f"it has {len(canary.model.manifest.labels)} classes, and {canary.main} has {len(plan.entry.labels)}"
+            return f"it has {len(canary.model.manifest.labels)} classes, but {canary.main} has {len(plan.entry.labels)}"
         return self._rests.reason(canary.model.id, time.monotonic())
 
     def passes_back(self, plan: Plan, error: ServiceError) -> bool:
-        """Whether the main model is to answer after this failure; only of a plan that has one."""
+        """Whether the main model must answer after this failure of a canary's plan."""
         if error.code not in _CANNOT:
             return False
         canary = plan.members[0]
@@ -72,14 +72,14 @@ class Canaries:
         return True
 
     def _plan(self, canary: Candidate, plan: Plan, image: Image) -> Plan | None:
-        """By which the canary answers; None: it cannot."""
+        """The canary's plan for the same request; None: the canary cannot answer it."""
         if self.why_idle(canary, plan):
             return None
         if not isinstance(image, bytes) and image.shape != canary.model.manifest.input_shape:
             return None
         try:
             found = Plan.of(plan.ask._replace(model=canary.name), plan.catalogue, self._settings)
-        except ServiceError:  # without features, or not calibrated
+        except ServiceError:  # the canary lacks features, or is not calibrated
             return None
         return found._replace(priority=plan.priority, timeout_s=plan.timeout_s, instead=plan)
 

@@ -1,6 +1,6 @@
-"""The way of an image down a cascade: each member is asked where the one before it was not sure, and there is time.
+"""Answers images with a cascade: the next member is asked if the one before was not sure, and there is time.
 
-What follows an answer is decided in `Descent`, which knows neither clock nor engine; `descend` carries it out.
+`Descent` decides what to do after each answer, without clock or engine; `descend` carries it out.
 """
 
 import time
@@ -18,27 +18,27 @@ from server.serving.classifier import Classifier
 from server.serving.plan import AskedStage, Plan
 
 TRY_EVERY = 16
-"""Of so many images for which no time is left by what was learned, the next member is asked for one all the same: what
-was slow once may not be any more. It has an answer in any case."""
+"""One in this many images that seem to have no time left for the next member asks it all the same, since that may have
+become faster. If it is too late, the answer so far is given."""
 MOST_MODELS = 1000
-"""Whose pace is remembered."""
+"""Most models whose pace is remembered."""
 
 
 class Pace:
-    """How long members take that are asked after another, by what they took lately. It belongs to one event loop."""
+    """Predicts how long later members of cascades take, from recent answers. It belongs to one event loop."""
 
     def __init__(self) -> None:
-        self._learned: dict[str, Admission] = {}  # by the model's id; with one place it is TCP's prediction
+        self._learned: dict[str, Admission] = {}  # by model id; with one place, this is TCP's prediction
         self._skipped = 0
 
     def learn(self, model: str, seconds: float) -> None:
-        """A model took so long from question to answer."""
+        """Note how long a model took from question to answer."""
         if model not in self._learned and len(self._learned) >= MOST_MODELS:
             del self._learned[next(iter(self._learned))]
         self._learned.setdefault(model, Admission(1)).observe(1, seconds)
 
     def allows(self, models: Sequence[Model], within_s: float) -> bool:
-        """Whether all these can be asked, one after another, `within_s`."""
+        """Whether these models can probably answer, one after another, `within_s`."""
         known = (self._learned.get(model.id) for model in models)
         if within_s > 0 and sum(each.predict_s(1) for each in known if each) <= within_s:
             return True
@@ -47,26 +47,26 @@ class Pace:
 
 
 class Descent:
-    """What is asked about one image, and whose answer is given. No model is asked twice."""
+    """Decides what to ask about one image, and whose answer to give. It asks no model twice."""
 
     def __init__(self, plan: Plan, pace: Pace, deadline_s: float) -> None:
         self._plan = plan
         self._pace = pace
         self._deadline_s = deadline_s
         self._stage = 0
-        self._said: dict[str, list[Classes]] = {}  # by the model's id, about every crop
-        self._asked_s: float | None = None  # when the newest question was asked; None of the first
-        self._queue_s = self._inference_s = self._decode_wait_s = self._decode_s = 0.0  # of all questions together
+        self._said: dict[str, list[Classes]] = {}  # by model id: its answers about every crop
+        self._asked_s: float | None = None  # when the newest question was asked; None for the first
+        self._queue_s = self._inference_s = self._decode_wait_s = self._decode_s = 0.0  # totals over all questions
         self._batch_size = 0
         self.question: Question | None = self._ask(plan.stages[0].models[0])
-        """What is to be asked now; None: there is an answer."""
+        """The question to ask now; None: `answer` is final."""
         self.answer: Classes | None = None
-        """The newest: whoever gave it."""
+        """The newest member's answer."""
         self.passed_on: list[str] = []
-        """Names of the members that were not sure, and others were asked."""
+        """Names of the members that were not sure, so that another was asked."""
 
     def told(self, answers: list[Classes], now_s: float) -> None:
-        """The question is answered, about each crop."""
+        """Take the answers to the question, one for each crop, and decide what comes next."""
         asked = self._now_asked()
         if self._asked_s is not None:
             self._pace.learn(asked.id, now_s - self._asked_s)
@@ -82,11 +82,11 @@ class Descent:
                 return
 
     def failed(self, error: ServiceError, now_s: float) -> bool:
-        """The question is not answered; whether the answer that is there is given instead, as time was too short."""
+        """Note that the question failed; returns whether to give the answer so far, as only time was lacking."""
         late = now_s >= self._deadline_s or error.code is Code.DEADLINE_EXCEEDED
         if self.answer is None or not (late or error.code is Code.OVERLOADED):
             return False
-        if late and self._asked_s is not None:  # twice as long, until it is known better, as in TCP (RFC 6298, 5.5)
+        if late and self._asked_s is not None:  # back off: assume twice as long, as TCP does (RFC 6298, 5.5)
             self._pace.learn(self._now_asked().id, 2 * (now_s - self._asked_s))
         self.passed_on.pop()
         self.answer = self.answer._replace(cut_short=True)
@@ -98,7 +98,7 @@ class Descent:
         return self.question.model
 
     def _ask(self, model: Model) -> Question:
-        """In full where more than the best classes matter: to means, to the entropy, to who asks for all."""
+        """Ask for all classes if more than the best ones matter: for a mean, the entropy, or a client who wants all."""
         stages, top_k = self._plan.stages[self._stage :], self._plan.ask.top_k
         in_full = any(model in stage.models and self._is_mean(stage) for stage in stages)
         if in_full or top_k is None or (stages[0].rule and stages[0].rule.kind == "entropy"):
@@ -119,7 +119,7 @@ class Descent:
         self._batch_size = max(self._batch_size, *(answer.batch_size for answer in answers))
 
     def _ends_with(self, stage: AskedStage, now_s: float) -> bool:
-        """The members of a stage have all answered; whether that is the answer."""
+        """Compute the answer of a stage whose models have all answered; returns whether it is final."""
         activation = stage.models[0].manifest.activation
         said = [answer for model in stage.models for answer in self._said[model.id]]
         whole = said[0] if said[0].indices.size else average(said, None, activation)
@@ -148,10 +148,10 @@ class Descent:
 async def descend(
     plan: Plan, image: Image, deadline_s: float, classifier: Classifier, pace: Pace, metrics: Metrics
 ) -> Classes:
-    """Ask a cascade's members about one image, each that reads images as the one before it about the same pixels.
+    """Ask a cascade's members about one image. It is decoded again only for members with other preprocessing.
 
     Raises:
-        ServiceError: the first member has no answer, or a later one fails for another reason than time.
+        ServiceError: the first member failed, or a later one failed for another reason than lack of time.
     """
     descent = Descent(plan, pace, deadline_s)
     asked: Question

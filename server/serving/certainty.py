@@ -1,4 +1,4 @@
-"""What a calibrated model says of how sure it is: prediction sets, and whether an image is of any of its classes."""
+"""Prediction sets of calibrated models, and their judgement whether an image belongs to any of their classes."""
 
 import numpy as np
 
@@ -9,21 +9,21 @@ from server.errors import Code, ServiceError
 
 
 def check(entry: Entry, coverage: float | None, *, reject: bool, crops: CropCount) -> None:
-    """Refuse what a model cannot say.
+    """Refuse a request that the model's calibration cannot answer.
 
     Raises:
-        ServiceError: NOT_CALIBRATED, or INVALID_PARAMETER where it was calibrated for something else.
+        ServiceError: NOT_CALIBRATED, or INVALID_PARAMETER if the calibration does not cover the request.
     """
     if not isinstance(entry, Manifest):
         detail = (
-            f"{entry.name} is several networks, of which no two are calibrated together: leave out coverage and reject,"
-            " or name one of them that is calibrated"
+            f"{entry.name} combines several networks, which are never calibrated together: leave out coverage and"
+            " reject, or name one of them that is calibrated"
         )
         raise ServiceError(Code.NOT_CALIBRATED, detail)
     known = entry.confidence
     if known is None or (coverage is not None and not known.sets) or (reject and not known.unknown):
         detail = (
-            f"{entry.name} version {entry.version} is not calibrated, so nobody knows how sure it may be: python"
+            f"{entry.name} version {entry.version} is not calibrated, so its certainty is unknown: python"
             f" export/calibrate.py {entry.name} --images FOLDER publishes a version that is"
         )
         raise ServiceError(Code.NOT_CALIBRATED, detail)
@@ -39,9 +39,9 @@ def check(entry: Entry, coverage: float | None, *, reject: bool, crops: CropCoun
 
 
 def judged(answer: Classes, found: Manifest, coverage: float | None, *, reject: bool, include: Extras) -> Classes:
-    """What a calibrated model says, of an answer that has the logits of all classes.
+    """Complete an answer that has the logits of all classes by what the model's calibration says about them.
 
-    Its classes are the set that holds the true one with the probability asked for, or those of the answer.
+    With `coverage`, its classes become the set that contains the true class with that probability.
     """
     if found.confidence is None:
         raise TypeError(f"{found.name} is not calibrated")

@@ -1,4 +1,4 @@
-"""What the serving core needs of an engine, wherever that runs: in a process of its own, or in this one."""
+"""The interface that the serving core needs of an engine, whether that runs in this process or in another."""
 
 import math
 from collections.abc import Sequence
@@ -16,21 +16,21 @@ class Classifier(Protocol):
 
     @property
     def connected(self) -> bool:
-        """An engine is there."""
+        """Whether any engine is up."""
 
     @property
     def away(self) -> Sequence[int]:
-        """The numbers of the engines that are not."""
+        """The numbers of the engines that are down."""
 
     def has(self, model: str) -> bool:
-        """An engine that is there has the model with this id."""
+        """Whether an engine that is up has the model with this id."""
 
     def check_admission(self, permits: int = 1, within_s: float = math.inf) -> None:
-        """Refuse at once, before anything is spent on a request, what could not be admitted now.
+        """Refuse a request that could not be admitted now, before any work is spent on it.
 
         Raises:
             ServiceError: ENGINE_UNAVAILABLE, QUEUE_FULL, OVERLOADED if the answer would take longer than `within_s`,
-                or INVALID_PARAMETER if so many permits could never be had.
+                or INVALID_PARAMETER if there are never that many permits.
         """
 
     async def classify(
@@ -47,12 +47,12 @@ class Classifier(Protocol):
     ) -> list[Classes]:
         """Classify each crop of one image before `deadline_s` of the monotonic clock; each takes a permit.
 
-        `top_k` None asks for the logits of all classes, which averages need. While `follow` has another question about
-        the same pixels, it is asked in the same places; the last answers are returned. Features and activation maps are
-        included only of models whose manifest has them.
+        `top_k` None asks for the logits of all classes, which averages need. While `follow` returns another question
+        about the same pixels, it is asked with the same permits; the last answers are returned. Features and activation
+        maps are included only for models whose manifest has them.
 
-        Cancelling the call gives the work up: what has not started never will.
+        Cancelling the call abandons the work: any part that has not started never will.
 
         Raises:
-            ServiceError: not admitted, not an image, too late, or the engine's own failure.
+            ServiceError: the image was not admitted, is not an image, or took too long, or the engine failed.
         """

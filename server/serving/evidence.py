@@ -1,4 +1,4 @@
-"""What all processes have counted of the candidates: what an operator replaces one model by another on."""
+"""Counts about the candidates, over all processes: the evidence for an operator who decides to replace a model."""
 
 from collections import defaultdict
 from typing import NamedTuple
@@ -10,38 +10,38 @@ from server.serving.plan import Ask, Plan
 from server.serving.service import Service
 
 Key = tuple[str, ...]
-"""Name and version of the candidate; of a shadow then those of the model whose images it got."""
+"""Name and version of the candidate; for a shadow followed by those of the model that it shadows."""
 
 
 class Compared(NamedTuple):
-    """A shadow and the model whose images it got, in the versions that are served."""
+    """A shadow compared with the model that it shadows, in the versions that are served."""
 
     images: int
     agreed: int
     dropped: int
     failed: int
     timed: int
-    """images whose times are compared"""
+    """Images whose times are compared."""
     seconds: float | None
-    """mean inference of these by the shadow"""
+    """The shadow's mean time of inference for these."""
     main_seconds: float | None
-    """and by the other"""
+    """The main model's."""
 
     @property
     def interval(self) -> Interval:
-        """Of the share of all images like these on which they agree."""
+        """Confidence interval of the share of all such images on which both models agree."""
         return clopper_pearson(self.agreed, self.images)
 
 
 class Answered(NamedTuple):
-    """What a canary has answered, and what it could not."""
+    """How many requests were put to a canary, and how many of its share the main model had to answer instead."""
 
     asked: int
     passed_back: int
 
 
 class Evidence:
-    """All that was counted until it was made; that reads files, so not in an event loop."""
+    """The counts at the time of its construction, which reads files: not for the event loop."""
 
     def __init__(self) -> None:
         self._counts: dict[Key, dict[str, float]] = defaultdict(lambda: defaultdict(float))
@@ -58,7 +58,7 @@ class Evidence:
             self._counts[key][by] += sample.value
 
     def of_shadow(self, shadow: Candidate, main_version: int | None) -> Compared:
-        """Whose main model is served in this version; None: it is not, and nothing is compared."""
+        """Counts of a shadow against this version of its main model; None: none is served, so all counts are 0."""
         found = self._counts[(*_labels(shadow), shadow.main, str(main_version))]
         agreed, timed = int(found["agreed"]), int(found["count shadow"])
         return Compared(
@@ -72,7 +72,7 @@ class Evidence:
         )
 
     def of_canary(self, canary: Candidate) -> Answered:
-        """Since the server started."""
+        """Counts of a canary since the server started."""
         found = self._counts[_labels(canary)]
         return Answered(int(found["asked"]), int(found["passed_back"]))
 
@@ -83,9 +83,9 @@ def _labels(candidate: Candidate) -> tuple[str, str]:
 
 
 def why_idle(service: Service, candidate: Candidate) -> str | None:
-    """Why one of the candidates gets nothing now, as far as this process knows; None: it gets its share.
+    """Why a candidate gets no images or requests now, as far as this process knows; None: it gets its share.
 
-    To be asked in the event loop of the service.
+    Call it in the service's event loop.
     """
     main = service.catalogue.versions.get(candidate.main)
     if not main:

@@ -22,7 +22,7 @@ class Leases:
         return _Lease(self, models)
 
     def take(self, models: Sequence[str]) -> None:
-        """Need these models, until they are given back."""
+        """Hold these models until they are given back."""
         for model in models:
             self._users[model] += 1
 
@@ -46,7 +46,7 @@ class Leases:
 
 
 class _Lease:
-    """Not a generator: each request has one."""
+    """A class instead of a generator, which would be slower: each request has one."""
 
     __slots__ = ("_leases", "_models")
 

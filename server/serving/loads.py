@@ -1,4 +1,4 @@
-"""Which models are loaded, where not all are, and the requests of one process that wait for others to be."""
+"""With `max_loaded` or `memory_budget`: which models are loaded, and the requests that wait for others to load."""
 
 import asyncio
 import math
@@ -14,12 +14,15 @@ State = Literal["loaded", "loading", "unloaded"]
 
 
 class Loads:
-    """What the supervisor says of models, and what it is told of them, by their ids. It belongs to one event loop."""
+    """Knows which models are loaded, and tells the supervisor which ones requests need. It belongs to one event loop.
+
+    Models are named by their ids.
+    """
 
     def __init__(
         self, send: Callable[[Demand], None], running: Callable[[], Iterable[str]], *, most_waiting: int
     ) -> None:
-        """`send` tells the supervisor; `running` are the models that requests are under way for."""
+        """`send` tells the supervisor; `running` returns the models that requests under way hold."""
         self._send = send
         self._running = running
         self._usable: Set[str] = frozenset()
@@ -27,33 +30,36 @@ class Loads:
         self._most_waiting = most_waiting
         self._waiters = 0
         self._waiting: Counter[str] = Counter()
-        self._used: dict[str, None] = {}  # since it was last told, the newest at the end
+        self._used: dict[str, None] = {}  # since the supervisor was last told, the most recent last
         self._told: frozenset[str] = frozenset()
         self._telling = False
 
     def update(self, usable: Set[str], loading: Mapping[str, float]) -> None:
-        """Requests may begin with these from now on; those are being loaded, which takes so many seconds each."""
+        """Note which models new requests may use, and how many seconds each model that is loading will take."""
         self._usable, self._loading = usable, loading
 
     def state(self, models: Iterable[str]) -> State:
-        """Of a model, or of all that one is made of."""
+        """State of a model, given its own id or those of all its members."""
         missing = [model for model in models if model not in self._usable]
         if not missing:
             return "loaded"
         return "loading" if any(one in self._loading or self._waiting[one] for one in missing) else "unloaded"
 
     def begin(self, models: Sequence[str]) -> bool:
-        """Whether a request may: all these are loaded. They stay while it holds a lease on them, taken at once."""
+        """Whether a request may begin, as all these models are loaded. It must take a lease on them at once.
+
+        The models count as used. They stay loaded while the request holds its lease.
+        """
         for model in models:
             self._used.pop(model, None)
             self._used[model] = None
         return all(model in self._usable for model in models)
 
     async def wait(self, models: Sequence[str], change: asyncio.Event, deadline_s: float, *, patient: bool) -> None:
-        """Have these loaded, and wait for a `change`; it may be another one.
+        """Ask for these models, and wait for the next `change`, which need not be theirs.
 
         Raises:
-            ServiceError: QUEUE_FULL unless `patient`, or DEADLINE_EXCEEDED.
+            ServiceError: DEADLINE_EXCEEDED, or QUEUE_FULL unless `patient`.
         """
         if self._waiters >= self._most_waiting and not patient:
             raise ServiceError(Code.QUEUE_FULL, "too many requests wait for models to be loaded; try again later")
@@ -72,7 +78,7 @@ class Loads:
             self._tell_soon()
 
     def tell(self) -> None:
-        """Tell the supervisor what is waited for and was used, if there is anything new."""
+        """Tell the supervisor which models requests wait for and have used, if anything is new."""
         self._telling = False
         waiting = frozenset(model for model, count in self._waiting.items() if count)
         if waiting == self._told and not self._used:
@@ -84,7 +90,7 @@ class Loads:
         self._send(Demand(waiting, used))
 
     def _tell_soon(self) -> None:
-        """Once everybody who was woken has looked: most waits end and begin again."""
+        """Tell the supervisor after all woken requests have run, as most of them begin to wait again at once."""
         if not self._telling:
             self._telling = True
             asyncio.get_running_loop().call_soon(self._tell_if_changed)

@@ -14,9 +14,9 @@ from server.serving.plan import Answer
 
 
 class Outcome:
-    """How one request ends. Until it is known, it is an internal error of no model.
+    """How one request ends. Until that is set, it is an internal error of no model.
 
-    As a context manager it counts the request at the end of the block, by what was set there or the error raised.
+    As a context manager it counts the request at the end of the block, by the code set there or the error raised.
     """
 
     __slots__ = ("_cancelled", "_gone", "_metrics", "_started_s", "code", "model")
@@ -29,7 +29,7 @@ class Outcome:
         cancelled: str = CLIENT_CLOSED,
         gone: type[Exception] | tuple[()] = (),
     ) -> None:
-        """`cancelled` is the code of a request whose task is; `gone` is raised where its client has left."""
+        """`cancelled` is the code for a cancelled request; `gone` is the error that tells that the client has left."""
         self._metrics = metrics
         self._cancelled = cancelled
         self._gone = gone
@@ -38,7 +38,7 @@ class Outcome:
         self.code: str = "internal_error"
 
     def answered(self, answers: Sequence[Answer]) -> None:
-        """It is answered: of each stage the longest of its images counts."""
+        """Note that the request was answered; each stage's time is that of its slowest image."""
         self.model = model = answers[-1].plan.labels
         self.code = "ok"
         total_s = max(answer.total_s for answer in answers)
@@ -79,7 +79,7 @@ class Outcome:
 
 @contextmanager
 def counted_if_refused(metrics: Metrics) -> Generator[Outcome]:
-    """Count a request for several images only if all of it is refused: else each of its images counts itself."""
+    """Count a request for several images only if it is refused as a whole; otherwise each of its images is counted."""
     outcome = Outcome(metrics)
     try:
         yield outcome

@@ -1,4 +1,4 @@
-"""How the images of batches get permits beside single requests: some at a time, and as permits become free."""
+"""Shares permits between the images of batches and single requests."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -6,9 +6,9 @@ from contextlib import asynccontextmanager
 
 
 class Permits:
-    """Half of one process's permits, for the images of all batches together; single requests may take any.
+    """Half of one process's permits, for the images of all batches together; single requests may take any permit.
 
-    So a batch never keeps single requests out, and is never refused for being larger than what is free.
+    So a batch never locks out single requests. Its images wait for permits in turn, however many it has.
     """
 
     def __init__(self, total: int) -> None:
@@ -20,8 +20,8 @@ class Permits:
 
     @asynccontextmanager
     async def taken(self, count: int) -> AsyncGenerator[None]:
-        """Take `count` permits, in turn; more than half of all only while no other image of a batch has any."""
-        async with self._turns:  # who needs many is not overtaken for ever by those who need few
+        """Take `count` permits, in turn. More than half of all are given only while no other image has any."""
+        async with self._turns:  # in turn: images that need few permits must not overtake one that needs many for ever
             while self._taken and self._taken + count > self._limit:
                 await self._change()
             self._taken += count
@@ -32,12 +32,12 @@ class Permits:
             self.changed()
 
     async def retry(self) -> None:
-        """Wait, in turn, until it is worth a new try, single requests having taken all permits."""
+        """After single requests have taken all permits, wait, in turn, until one may be free again."""
         async with self._retries:
             await self._change()
 
     def changed(self) -> None:
-        """There may be a free permit."""
+        """Note that a permit may have become free."""
         self._freed.set()
 
     async def _change(self) -> None:

@@ -1,4 +1,4 @@
-"""What a request is: an ask becomes a plan, and each image by that plan an answer."""
+"""The stages of a request: an `Ask` becomes a `Plan`, and each image becomes an `Answer`."""
 
 import math
 from collections.abc import Sequence
@@ -17,40 +17,40 @@ DEFAULT_TOP_K = 5
 
 
 class Ask(NamedTuple):
-    """What a client wants, whichever transport brought it."""
+    """A client's request, independent of its transport."""
 
     model: str | None = None
-    """None: the default model"""
+    """None: the default model."""
     version: int | None = None
-    """None: the newest"""
+    """None: the newest."""
     top_k: int | None = DEFAULT_TOP_K
-    """None: every class"""
+    """None: every class."""
     crops: CropCount = 1
     priority: Priority | None = None
-    """None: as the model has it"""
+    """None: the model's own."""
     patience_s: float = math.inf
-    """the client waits until then, by the monotonic clock"""
+    """Time, by the monotonic clock, until which the client waits."""
     include: Extras = Extras.NONE
-    """what is wanted besides the classes"""
+    """What to return besides the classes."""
     coverage: float | None = None
-    """the classes wanted are those of a set that holds the true one with this probability, whatever `top_k` is"""
+    """Return a set of classes that contains the true one with this probability, whatever `top_k` is."""
     reject: bool = False
-    """whether it is an image of any of the classes is to be said, too"""
+    """Also return whether the image belongs to any of the classes."""
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether only a calibrated model can answer it."""
+        """Whether only a calibrated model can answer this."""
         return self.reject or self.coverage is not None
 
 
 class AskedStage(NamedTuple):
-    """A member of a cascade, as it is asked."""
+    """A member of a cascade."""
 
     name: str
     models: tuple[Model, ...]
-    """one after another; of an ensemble, several, whose mean is the answer"""
+    """Asked one after another; several for an ensemble, whose answer is their mean."""
     rule: Rule | None
-    """None: its answer is given in any case"""
+    """Decides whether its answer is sure enough; None: its answer is always given."""
 
 
 class Plan(NamedTuple):
@@ -62,16 +62,16 @@ class Plan(NamedTuple):
     members: tuple[Model, ...]
     priority: Priority
     timeout_s: float
-    """what the server gives an answer, from the last byte of the upload"""
+    """The server's time limit for the answer, from the last byte of the upload."""
     max_batch: int
     stages: tuple[AskedStage, ...] = ()
-    """of a cascade, in whose order the members are asked; else all are asked at one time"""
+    """For a cascade, its members, asked in this order; empty for other models, whose members are asked all at once."""
     instead: "Plan | None" = None
-    """of a canary: by which the model that was asked for answers where this one cannot"""
+    """For a canary, the plan of the requested model, which answers if the canary cannot."""
 
     @classmethod
     def of(cls, ask: Ask, catalogue: Catalogue, settings: Settings) -> Self:
-        """Resolve what is asked for.
+        """Resolve an ask against a catalogue.
 
         Raises:
             ServiceError: UNKNOWN_MODEL, MODEL_UNAVAILABLE, UNSUPPORTED_BY_MODEL, NOT_CALIBRATED, INVALID_PARAMETER.
@@ -98,36 +98,36 @@ class Plan(NamedTuple):
 
     @property
     def labels(self) -> Labels:
-        """What it is called in the metrics."""
+        """Name and version of the entry, for the metrics."""
         return self.entry.name, str(self.entry.version)
 
     @property
     def permits(self) -> int:
-        """One for each crop that a member looks at; those of a cascade look one after another."""
+        """Permits that an image needs: one per crop and member; a cascade's members use the same, in turn."""
         return self.ask.crops * (1 if self.stages else len(self.members))
 
     @property
     def averages(self) -> bool:
-        """Whether the answer is a mean over crops or members, which are asked at one time."""
+        """Whether the answer is a mean over crops or members, all asked at once."""
         return self.permits > 1
 
     @property
     def top_k(self) -> int | None:
-        """Classes of the answer, as many as the model ranks; None: every class, which the graph does not rank."""
+        """Number of classes in the answer, at most as many as the model's graph ranks; None: every class."""
         top_k = self.ask.top_k
         return None if top_k is None else min(top_k, self.members[0].manifest.top_k)
 
     @property
     def question(self) -> tuple[int | None, Extras]:
-        """What each member is asked about each crop: how many classes, None: the logits of all, and what else."""
+        """What each member is asked about each crop: the number of classes (None: logits of all), and the extras."""
         ask = self.ask
-        if ask.needs_calibration:  # of one model and one crop
+        if ask.needs_calibration:  # always one model and one crop
             ranked = self.top_k if ask.coverage is None else self.members[0].manifest.top_k
             return ranked, ask.include | Extras.LOGITS
         return None if self.averages else ask.top_k, ask.include
 
     def answer(self, answers: Sequence[Classes]) -> Classes:
-        """What becomes of the members' answers to the question, about all crops."""
+        """Combine the members' answers about all crops into the image's answer."""
         ask, found = self.ask, self.members[0].manifest
         if ask.needs_calibration:
             return certainty.judged(answers[0], found, ask.coverage, reject=ask.reject, include=ask.include)
@@ -137,26 +137,26 @@ class Plan(NamedTuple):
 
     @property
     def random_weights(self) -> bool:
-        """Whether an untrained network has a say, so that the answer means nothing."""
+        """Whether any member is untrained, so that the answer means nothing."""
         return any(member.manifest.weights.random for member in self.members)
 
     def deadline_s(self, received_s: float) -> float:
-        """Of an image whose last byte came at `received_s` of the monotonic clock."""
+        """Deadline, by the monotonic clock, of an image whose last byte arrived at `received_s`."""
         return min(received_s + self.timeout_s, self.ask.patience_s)
 
     def within_s(self, now_s: float) -> float:
-        """What is left until then for an image whose last byte comes now."""
+        """Seconds until the deadline of an image whose last byte arrives at `now_s`."""
         return min(self.timeout_s, self.ask.patience_s - now_s)
 
 
 def _check_include(ask: Ask, entry: Entry) -> None:
-    """Refuse what is not to be had of a model, or of more than one look at an image.
+    """Refuse extras that the entry does not have, or that come only from a single crop.
 
     Raises:
         ServiceError: UNSUPPORTED_BY_MODEL, INVALID_PARAMETER.
     """
     if not isinstance(entry, Manifest):
-        detail = f"{entry.name} is several networks, each with its own logits, features and maps: ask one of them"
+        detail = f"{entry.name} combines several networks, each with its own logits, features and maps: ask one of them"
         raise ServiceError(Code.UNSUPPORTED_BY_MODEL, detail)
     if ask.include & (Extras.FEATURES | Extras.HEATMAP) and entry.features is None:
         detail = (
@@ -170,19 +170,19 @@ def _check_include(ask: Ask, entry: Entry) -> None:
 
 
 class Answer(NamedTuple):
-    """What became of one image."""
+    """The answer about one image."""
 
     plan: Plan
-    """by which it was answered: what is served may have changed since it was asked"""
+    """The plan that produced it: the requested model's, or its canary's."""
     classes: Classes
     total_s: float
-    """since the last byte of the upload"""
+    """Seconds since the last byte of the upload."""
 
     @property
     def box(self) -> tuple[float, float, float, float]:
-        """The part of the photo that the network saw, and activation maps are of; see `Preprocessing.shown`.
+        """The part of the photo that the network saw, which its activation maps cover; see `Preprocessing.shown`.
 
-        Of pixels, which need no decoding, all.
+        If the client sent pixels, this is all of them.
         """
         size, found = self.classes.photo_size, self.plan.members[0].manifest
         if size == (0, 0):
@@ -191,5 +191,5 @@ class Answer(NamedTuple):
 
     @property
     def remembered(self) -> bool:
-        """Whether neither decoder nor engine was needed."""
+        """Whether the answer came from the cache."""
         return self.classes.batch_size == 0

@@ -1,4 +1,4 @@
-"""Several images of one request: all are answered or none is, or each has an outcome of its own."""
+"""Requests for several images: answered all or nothing, or each image with its own outcome."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -11,15 +11,16 @@ from server.serving.service import Service
 
 
 async def classify_all(service: Service, plan: Plan, images: Sequence[Image], received_s: float) -> list[Answer]:
-    """Classify all images at one time. Cancelling the call gives all of them up.
+    """Classify all images at one time. Cancelling the call cancels all of them.
 
     Raises:
-        ServiceError: they cannot be admitted together, or the first failure of one of them.
+        ServiceError: they cannot be admitted together, or one of them failed: the first failure.
     """
     service.shed(len(images) * plan.permits, plan.within_s(received_s))
     plan = service.canaries.chosen(plan, images[0])
     answers = await _classify_all(service, plan, images, received_s)
-    if plan.instead and any(answer.plan.entry.name != plan.entry.name for answer in answers):  # one answers for all
+    # One model must answer for all images: if the canary could not answer one, the main model answers all.
+    if plan.instead and any(answer.plan.entry.name != plan.entry.name for answer in answers):
         return await _classify_all(service, plan.instead, images, received_s)
     return answers
 
@@ -38,12 +39,12 @@ async def _classify_all(service: Service, plan: Plan, images: Sequence[Image], r
 async def classify_each(
     service: Service, plan: Plan, images: Sequence[Callable[[], bytes]], received_s: float
 ) -> list[Answer | ServiceError]:
-    """Classify each image as permits become free, and count each. `images` are read in threads, each in its turn.
+    """Classify each image as permits become free, and count each. Threads read the `images`, each in its turn.
 
-    Cancelling the call gives all of them up.
+    Cancelling the call cancels all of them.
     """
     plan = service.canaries.chosen(plan, b"")
-    # What the engine runs and what it runs next: with more of them, single requests would wait longer for a decoder.
+    # Enough for the engine's current batch and the next; more would make single requests wait longer for a decoder.
     window = asyncio.Semaphore(max(service.settings.decode_threads, 2 * plan.max_batch))
 
     async def classify(read: Callable[[], bytes], outcome: Outcome) -> Answer:

@@ -1,11 +1,11 @@
-"""Images that were answered, asked about once more: of models that may replace the one that answered, unseen.
+"""Shadows: candidates that classify images again after another model has answered them, to compare the two.
 
     answered ─▶ offered ─▶ dropped, or waits ─▶ decoded, run, compared ─▶ agreed or disagreed
                                                         └───────────────▶ failed, or dropped as too late
 
-Nobody waits for a shadow's answer, so it takes nothing that a request might need: its way to the engines has a slot, a
-decoder's thread and connections of its own (`server.engine.background`), and engines run it when nothing else waits.
-What is decided about an image is in `Agenda`, without clock or I/O; `Shadows` carries it out.
+No client waits for a shadow's answer, so it takes nothing that a request might need: it has a slot, a decoder thread
+and connections to the engines of its own (`server.engine.background`), and engines run it when nothing else waits.
+`Agenda` decides about each image, without clock or I/O; `Shadows` carries the decisions out.
 """
 
 import asyncio
@@ -28,29 +28,29 @@ from server.serving.plan import Plan
 from server.serving.shares import Rests, Shares
 
 MOST_IMAGES, MOST_BYTES = 16, 32 * 2**20
-"""That wait in one HTTP worker, compressed; what comes beyond is dropped."""
+"""Most compressed images, and their most bytes, that wait for shadows in one HTTP worker; further ones are dropped."""
 PATIENCE_S = 10.0
-"""An image that is not compared by then is dropped: the server has better things to do."""
+"""An image that is not compared within this time is dropped, as the server is busy."""
 DOWN_REST_S = 60.0
-"""After an engine has ended, whatever of."""
+"""How long all shadows rest after an engine has ended, whatever the reason."""
 CRASH_REST_S = 3600.0
-"""Of a model of which one has: each HTTP worker finds that out for itself, once in this time."""
+"""How long a shadow rests after it crashed an engine. Each HTTP worker finds that out for itself."""
 _LATE = frozenset({Code.DEADLINE_EXCEEDED, Code.ENGINE_UNAVAILABLE, Code.QUEUE_FULL, Code.OVERLOADED})
 
 log = logging.getLogger(__name__)
 
 
 class Fate(Enum):
-    """What becomes of an image that is offered to a shadow."""
+    """What happens to an image that is offered to a shadow."""
 
     NOT_MEANT = auto()
-    """it is not of the shadow's share, or the shadow is idle"""
+    """It is not in the shadow's share, or the shadow is idle."""
     DROPPED = auto()
     WAITS = auto()
 
 
 class Agenda:
-    """What waits for the shadows of one HTTP worker, and who gets what."""
+    """Decides which images the shadows of one HTTP worker get, and counts those that wait."""
 
     def __init__(self) -> None:
         self._shares = Shares()
@@ -59,7 +59,7 @@ class Agenda:
         self._images = self._bytes = 0
 
     def offered(self, shadow: Candidate, size_bytes: int, now_s: float, *, is_loaded: bool) -> Fate:
-        """An image was answered by the model that this one shadows; what waits is to be `taken` later."""
+        """Decide about an image that the shadow's main model has answered; if it waits, call `taken` later."""
         if not self._shares.takes(shadow.name, shadow.share):
             return Fate.NOT_MEANT
         if not is_loaded or self.why_idle(shadow, now_s):
@@ -71,28 +71,28 @@ class Agenda:
         return Fate.WAITS
 
     def taken(self, size_bytes: int) -> None:
-        """One of those that waited does not any more."""
+        """Note that one of the waiting images does not wait any more."""
         self._images -= 1
         self._bytes -= size_bytes
 
     def why_idle(self, shadow: Candidate, now_s: float) -> str | None:
-        """Why it gets nothing now."""
+        """Why a shadow gets no images now; None: it gets its share."""
         if now_s < self._all_rest_until_s:
             return "an inference engine ended in the last minute"
         return self._rests.reason(shadow.model.id, now_s)
 
     def engine_ended(self, now_s: float) -> None:
-        """Whatever it ended of: requests come first, until that is over."""
+        """Have all shadows rest, as an engine has ended: until it is back, requests need the others."""
         self._all_rest_until_s = now_s + DOWN_REST_S
 
     def crashed(self, shadow: Candidate, now_s: float) -> None:
-        """An engine has ended while it ran this model on an image."""
+        """Have this shadow rest, as an engine has crashed while running it."""
         reason = "an inference engine crashed in it less than an hour ago"
         self._rests.begin(shadow.model.id, now_s, CRASH_REST_S, reason)
 
 
 class _Waiting(NamedTuple):
-    """An image, and who answered what about it."""
+    """An image that waits for a shadow, with the main model's answer."""
 
     shadow: Candidate
     image: bytes
@@ -102,10 +102,10 @@ class _Waiting(NamedTuple):
 
 
 class Shadows:
-    """Asks shadows about images, one after another. It belongs to one event loop."""
+    """Has shadows classify images, one after another. It belongs to one event loop."""
 
     def __init__(self, classifier: Classifier, leases: Leases, metrics: Metrics) -> None:
-        """`classifier` is one of their own; `leases` are those of the requests."""
+        """`classifier` is the shadows' own; `leases` are shared with requests."""
         self._classifier = classifier
         self._leases = leases
         self._metrics = metrics
@@ -114,9 +114,10 @@ class Shadows:
         self._working: asyncio.Task[None] | None = None
 
     def offer(self, plan: Plan, image: Image, classes: Classes) -> None:
-        """Take note of an image that was answered. Returns at once, and never raises.
+        """Offer an answered image to its model's shadows. Returns at once, and never raises.
 
-        Ten crops are left out, as their answer is of another kind, and pixels, as they would keep a request in memory.
+        Images with ten crops are skipped, since their answers do not compare, and pixels, since they would keep their
+        request in memory.
         """
         if not isinstance(image, bytes) or plan.ask.crops != 1 or not len(classes.indices):
             return
@@ -137,17 +138,17 @@ class Shadows:
                     assert_never(unknown)
 
     def engine_ended(self) -> None:
-        """An engine is not there any more."""
+        """Note that an engine has ended."""
         self._agenda.engine_ended(time.monotonic())
 
     def why_idle(self, shadow: Candidate) -> str | None:
-        """Why it gets no images now; None: it gets its share."""
+        """Why a shadow gets no images now; None: it gets its share."""
         if not self._classifier.has(shadow.model.id):
-            return "no inference engine that is there has it"
+            return "no running inference engine has it"
         return self._agenda.why_idle(shadow, time.monotonic())
 
     async def _work(self) -> None:
-        """Until nothing waits."""
+        """Classify and compare images until none waits."""
         try:
             while self._waiting:
                 one = self._waiting.popleft()
@@ -158,7 +159,7 @@ class Shadows:
 
     async def _outcome(self, one: _Waiting) -> str:
         shadow, deadline_s = one.shadow, one.offered_s + PATIENCE_S
-        if not self._classifier.has(shadow.model.id):  # it has gone meanwhile
+        if not self._classifier.has(shadow.model.id):  # unloaded meanwhile
             return "dropped"
         if time.monotonic() >= deadline_s or self._agenda.why_idle(shadow, time.monotonic()):
             return "dropped"
@@ -174,7 +175,7 @@ class Shadows:
         except Exception:
             log.exception("%s could not be asked about an image as a shadow", shadow.model.key)
             return "failed"
-        if answer.batch_size == one.classes.batch_size:  # else the times say more of the batches than of the models
+        if answer.batch_size == one.classes.batch_size:  # else the times would compare the batches, not the models
             for model, seconds in (("main", one.classes.inference_s), ("shadow", answer.inference_s)):
                 self._metrics.shadow_inference.labels(*_labels(shadow, one.main), model).observe(seconds)
         its, mains = shadow.model.manifest.labels[answer.indices[0]], one.main.labels[one.classes.indices[0]]

@@ -1,1 +1,1 @@
-"""The Open Inference Protocol, version 2, whatever carries it: `server/http/v2.py` and `server/grpc/` do."""
+"""The Open Inference Protocol, version 2, independent of its transport: `server/http/v2.py` and `server/grpc/`."""

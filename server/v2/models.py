@@ -34,12 +34,12 @@ EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "mo
 
 SHARED_MEMORY = frozenset({"shared_memory_region", "shared_memory_byte_size", "shared_memory_offset"})
 """Parameters of a tensor in registered shared memory, which this server does not support."""
-NO_SHARED_MEMORY = "this server shares no memory with its clients: send tensors in the messages, and have them so"
+NO_SHARED_MEMORY = "this server does not support shared memory: send tensors in the messages, and receive them there"
 
 _STATES: dict[State, Json] = {
     "loaded": {"state": "READY"},
     "loading": {"state": "LOADING"},
-    "unloaded": {"state": "UNAVAILABLE", "reason": "not loaded: the next request for it has it loaded"},
+    "unloaded": {"state": "UNAVAILABLE", "reason": "not loaded: the next request for it loads it"},
 }
 _PLATFORMS = {"onnx": "onnxruntime_onnx", "tensorrt": "tensorrt_plan"}
 _CONFIG_TYPES = {"BYTES": "TYPE_STRING"}
@@ -176,9 +176,7 @@ def check_unload(parameters: Mapping[str, object]) -> None:
     """
     for name, value in parameters.items():
         if name != "unload_dependents" or value is not False:
-            detail = (
-                f"a model is unloaded alone: {name[:100]} is no parameter for that, but for unload_dependents=false"
-            )
+            detail = f"a model is unloaded alone: the only parameter is unload_dependents=false, not {name[:100]}"
             raise ServiceError(Code.INVALID_PARAMETER, detail)
 
 

@@ -120,7 +120,7 @@ def elements_from_list(values: Any) -> list[bytes]:
         return [base64.b64decode(text, validate=True) for text in np.asarray(values, dtype=object).ravel().tolist()]
     except (TypeError, ValueError):
         raise ServiceError(
-            Code.INVALID_REQUEST, "data of BYTES must be strings of Base64 where it is JSON; binary data needs none"
+            Code.INVALID_REQUEST, "data of BYTES in JSON must be strings of Base64; binary data needs no encoding"
         ) from None
 
 

@@ -198,7 +198,7 @@ def test_new_limits_leave_what_was_used(path: Path) -> None:
     keys.replace(read(path))
     account = keys.account(SECRET, "classify")
     account.enter(0.0)
-    with pytest.raises(RefusedError, match="key store has 2"):
+    with pytest.raises(RefusedError, match="key store already has 2"):
         account.enter(0.0)
 
 

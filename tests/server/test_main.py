@@ -34,7 +34,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     ("arguments", "line"),
     [
         (["--port", "70000"], r"python -m server: port: Input should be less than or equal to 65535"),
-        (["--queue-size", "1", "--http-workers", "2"], r"python -m server: .*queue_size 1 leaves some"),
+        (["--queue-size", "1", "--http-workers", "2"], r"python -m server: .*queue_size 1 is below http_workers 2"),
         (["--timeout-ms", "10", "--max-wait-ms", "20"], r"python -m server: .*max_wait_ms 20 is not below timeout_ms"),
     ],
 )
@@ -104,7 +104,7 @@ def test_a_temporary_folder_with_too_long_a_path_is_one_line(tmp_path: Path, mon
 @pytest.mark.parametrize(
     ("room_kib", "line"),  # for one file; the table of what keys have used needs some more
     [
-        (0, r"no folder for sockets and metrics can be made: .*No usable temporary directory.*; set TMPDIR"),
+        (0, r"cannot make a folder for sockets and metrics: .*No usable temporary directory.*; set TMPDIR"),
         (200, r"no room for the use of API keys in \S+: File too large; set TMPDIR"),
         (500, r"no room for metrics in \S+: File too large; set TMPDIR"),
     ],

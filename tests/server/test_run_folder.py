@@ -24,7 +24,7 @@ def test_what_a_killed_server_leaves_is_removed_by_the_next_and_a_living_ones_is
             killed.kill()
         assert len(list(tmp_path.glob(f"{PREFIX}*"))) == 2
         with RunningServer(repository) as third:
-            third.wait_for_line("removed .*, which a killed server has left")
+            third.wait_for_line("removed .*, left by a killed server")
             assert living.classify(red_image(7)).status_code == 200
             assert (kept / OWNER).read_text() == f"{living.process.pid}\n"
             assert third.terminate() == 0

@@ -107,7 +107,7 @@ def test_the_order_of_providers_is_kept(read: Read) -> None:
         (["--models", "../etc"], ["models.0", "pattern"]),
         (["--default-model", "A B"], ["default_model", "pattern"]),
         (["--log-level", "loud"], ["log_level", "'debug', 'info'"]),
-        (["--http-workers", "9", "--queue-size", "8"], ["queue_size 8", "9 HTTP workers"]),
+        (["--http-workers", "9", "--queue-size", "8"], ["queue_size 8", "http_workers 9"]),
     ],
 )
 def test_a_wrong_value_is_one_line_that_names_the_setting(

@@ -58,7 +58,7 @@ def test_a_file_for_vnni_is_refused_by_a_cpu_without_it(tmp_path: Path) -> None:
 
 def test_a_file_that_came_quantised_for_vnni_is_refused_with_what_to_do(tmp_path: Path) -> None:
     found = tiny.write(tmp_path).model_copy(update={"precision": "int8", "needs_vnni": True})
-    with pytest.raises(UnsuitableError, match=r"import its FP32 file by \S*python export/from_onnx\.py"):
+    with pytest.raises(UnsuitableError, match=r"import its FP32 file with \S*python export/from_onnx\.py"):
         load(tmp_path, Model.of(found), Settings(), cpu_flags=lambda: {"sse2", "avx2"})
 
 
@@ -85,7 +85,7 @@ def test_a_model_in_bfloat16_is_refused_by_a_cpu_without_it(tmp_path: Path) -> N
     model = Model.of(found.model_copy(update={"precision": "bf16"}))
     with (
         patch("server.engine.backends.load", return_value=Mock(on_gpu=False)),
-        pytest.raises(UnsuitableError, match=r"bfloat16, which this CPU cannot.*serve tiny, its FP32") as caught,
+        pytest.raises(UnsuitableError, match=r"CPU that multiplies in bfloat16.*serve tiny, its FP32") as caught,
     ):
         load(tmp_path, model, Settings(), cpu_flags=lambda: {"sse2", "avx512_vnni"})
     assert not Refusal.of(caught.value).is_tried_again

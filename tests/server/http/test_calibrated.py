@@ -78,7 +78,7 @@ def test_each_image_of_a_batch_has_its_own(server: RunningServer) -> None:
     [
         ({"model": "tiny", "coverage": 0.9}, 409, "not_calibrated", "calibrate.py tiny --images FOLDER publishes"),
         ({"model": "tiny", "reject": True}, 409, "not_calibrated", "tiny version 1 is not calibrated"),
-        ({"model": "both", "coverage": 0.9}, 409, "not_calibrated", "both is several networks"),
+        ({"model": "both", "coverage": 0.9}, 409, "not_calibrated", "both combines several networks"),
         ({"coverage": 0.9, "crops": 10}, 400, "invalid_parameter", "calibrated for one crop"),
         ({"coverage": 0.995}, 400, "invalid_parameter", "99 images that sure version 1 was calibrated on are enough"),
         ({"coverage": 1}, 400, "invalid_parameter", "coverage: Input should be less than 1"),

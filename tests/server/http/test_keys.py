@@ -344,7 +344,7 @@ def test_pages_of_other_origins_may_if_they_are_named(public: RunningServer, ser
     ("flags", "complaint"),
     [
         (["--api-keys", "README.md"], "README.md: "),
-        (["--tls-certificate", "README.md", "--tls-key", "README.md"], "README.md are no certificate"),
+        (["--tls-certificate", "README.md", "--tls-key", "README.md"], "README.md are not a certificate"),
     ],
 )
 def test_a_server_does_not_start_unprotected(tmp_path: Path, flags: list[str], complaint: str) -> None:

@@ -487,7 +487,7 @@ def test_shared_memory_is_refused_and_not_ignored(server: RunningServer, kind: s
     region = {"key": "/mine", "offset": 0, "byte_size": 64}
     refused = server.client.post(f"/v2/{kind}sharedmemory/region/mine/register", json=region)
     assert (refused.status_code, refused.json()["code"]) == (501, "not_implemented")
-    assert "shares no memory" in refused.json()["error"]
+    assert "does not support shared memory" in refused.json()["error"]
     assert server.client.post(f"/v2/{kind}sharedmemory/unregister").status_code == 200
 
 

@@ -87,7 +87,7 @@ OTHERS = {
     "lossless JPEG": [jpeg(0xC3, 10, 1)],
     "JPEG of 12 bits a sample": [jpeg(0xC1, 12, 1)],
     "JPEG of 2 components": [jpeg(0xC0, 8, 2)],
-    "JPEG that tells its height behind its pixels": [jpeg(0xC0, 8, 1).replace(b"\0\x10\0\x10", b"\0\0\0\x10")],
+    "JPEG that states its height after its pixels": [jpeg(0xC0, 8, 1).replace(b"\0\x10\0\x10", b"\0\0\0\x10")],
     "hierarchical JPEG": [jpeg(0xC5, 8, 1)],
 }
 

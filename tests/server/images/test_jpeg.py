@@ -35,4 +35,4 @@ def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 @without_gpu
 def test_a_process_that_finds_its_gpu_gone_decodes_with_pillow(caplog: pytest.LogCaptureFixture) -> None:
     assert jpeg.start(Settings(decoder="nvimagecodec"), lambda _: None) is None
-    assert "no photo is decoded on the GPU: Pillow does it" in caplog.text
+    assert "the decoder cannot start: Pillow decodes all photos" in caplog.text

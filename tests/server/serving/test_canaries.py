@@ -102,7 +102,7 @@ def test_it_has_as_many_classes_or_is_idle(catalogue: Catalogue, tmp_path: Path)
     world = World()
     assert world.names(other) == ["main"] * 4
     canary, plan = other.candidates.canaries["main"], Plan.of(Ask(), other, SETTINGS)
-    assert world.under_test.why_idle(canary, plan) == "it has 200 classes, and main has 256"
+    assert world.under_test.why_idle(canary, plan) == "it has 200 classes, but main has 256"
     assert world.under_test.why_idle(catalogue.candidates.canaries["main"], plan) is None
 
 
