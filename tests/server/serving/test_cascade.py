@@ -122,7 +122,7 @@ def test_the_entropy_is_that_of_all_classes(catalogue: Catalogue) -> None:
     assert given(descent) == ("first", False, [0])
     descent = descent_of(catalogue, "mixed")
     descent.told(logits([4.0, 0.0, 0.0]), 1.0)
-    assert asked(descent) == ("second", 2)  # the last one
+    assert asked(descent) == ("second", 2)  # the last member always answers
 
 
 def test_who_asks_for_every_class_gets_those_of_whoever_answers(catalogue: Catalogue) -> None:
