@@ -21,7 +21,7 @@ from tests.export.conftest import Exported
 from tests.export.drafts import everything
 
 SPREAD = 2.0
-"""Standard deviation of true classes around the network's best: exp(-d^2 / T) is a normal distribution, T = 2 SPREAD^2."""
+"""Standard deviation of true classes around the network's best: exp(-d^2 / T) is a normal density, T = 2 SPREAD^2."""
 
 
 @pytest.fixture(scope="module")
