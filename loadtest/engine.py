@@ -195,8 +195,8 @@ def table(result: Result) -> str:
     parts = [
         f"# The engine on {best.device}",
         "    python loadtest/engine.py",
-        f"Measured {result.measured}, torch {best.torch}; before it began, {result.load_average:.1f}"
-        f" processes wanted one of {os.cpu_count()} CPUs. Matrix product {peaks}; copy"
+        f"Measured {result.measured}, torch {best.torch}; load average before: {result.load_average:.1f}"
+        f" on {os.cpu_count()} CPUs. Matrix product {peaks}; copy"
         f" {best.copy_gb_per_s:.0f} GB/s. The bound is the roofline of the network's convolutions and matrix"
         " products; `-` where there is no ONNX file to count them in, or no peak for the precision.",
         *(["\n".join(work)] if work else []),

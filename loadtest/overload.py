@@ -237,7 +237,7 @@ def _write(found: Sequence[Overload], options: argparse.Namespace) -> None:
     base.with_suffix(".json").write_text(text + "\n")
     plot = base.with_suffix(".svg")
     plots.save(_panels(found), plot)
-    parts = ["# Overload: what arrives when more comes than can be answered", f"![goodput and latency]({plot.name})"]
+    parts = ["# Overload: more requests than the server can answer", f"![goodput and latency]({plot.name})"]
     parts += [_section(result) for result in found]
     base.with_suffix(".md").write_text("\n\n".join([*parts, LEGEND]) + "\n")
 

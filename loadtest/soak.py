@@ -305,12 +305,12 @@ def _report(outcomes: Outcomes, options: argparse.Namespace) -> int:
     happened = Counter(name for _, name in outcomes.events)
     sizes = [size / 2**20 for _, size in settled] or [float("nan")]
     figures = {
-        "answered as was due": f"{outcomes.answered.total()}: {_listed(outcomes.answered)}",
+        "answered as expected": f"{outcomes.answered.total()}: {_listed(outcomes.answered)}",
         "sent again": f"{outcomes.again.total()}: {_listed(outcomes.again)}",
-        "left by their clients": str(outcomes.left),
-        "done to the server": _listed(happened),
+        "abandoned by their clients": str(outcomes.left),
+        "troubles": _listed(happened),
         "memory (PSS of all processes)": f"{min(sizes):.0f} to {max(sizes):.0f} MiB, median {np.median(sizes):.0f} MiB",
-        "at fault": _listed(outcomes.faults) or "nothing",
+        "faults": _listed(outcomes.faults) or "none",
     }
     title = f"Soak: {options.minutes:g} minutes, {options.rate:g} requests a second, trouble every {options.every:g} s"
     print(title, *(f"{name}: {value}" for name, value in figures.items()), *verdicts, sep="\n")
