@@ -75,7 +75,7 @@ def test_int8_model_is_found_by_what_it_was_made_of(model_repository: Path, tmp_
 
 def test_a_graph_without_a_convolution_is_refused(tmp_path: Path) -> None:
     tiny.write(tmp_path, "red")
-    with pytest.raises(PrepareError, match="no graph of a convolutional network"):
+    with pytest.raises(PrepareError, match="not a graph of a convolutional network"):
         networks.real(tmp_path, "red", tmp_path)
 
 
