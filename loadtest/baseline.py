@@ -4,7 +4,7 @@ Runs the server's own decoding and backend with the server's settings (`SERVER_.
 HTTP, other processes or a queue. The gap between this and a running server is the cost of serving.
 """
 
-import models.missing  # noqa: F401 before what may be missing
+import models.missing  # noqa: F401 before imports that may be missing
 
 # isort: split
 

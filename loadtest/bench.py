@@ -5,7 +5,7 @@ at several numbers of connections, and measures the baseline (`loadtest/baseline
 drift, so compare only figures from the same run. Exits with 1 on any error or wrong answer.
 """
 
-import models.missing  # noqa: F401 before what may be missing
+import models.missing  # noqa: F401 before imports that may be missing
 
 # isort: split
 

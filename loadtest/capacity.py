@@ -6,7 +6,7 @@ percentile and serves all but one in 1,000 requests. The number that CPU time al
 `--check overload.json` first compares the simulation of one machine with what `loadtest/overload.py` measured on it.
 """
 
-import models.missing  # noqa: F401 before what may be missing
+import models.missing  # noqa: F401 before imports that may be missing
 
 # isort: split
 

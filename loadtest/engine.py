@@ -7,7 +7,7 @@ whichever is longer. Pixels are prepared beforehand; only the backend's `run` is
 to docs/measurements/engine-<device>.md and .json.
 """
 
-import models.missing  # noqa: F401 before what may be missing
+import models.missing  # noqa: F401 before imports that may be missing
 
 # isort: split
 

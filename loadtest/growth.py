@@ -8,7 +8,7 @@ beside the file. Machines are noisy, and CPU time per image is steadier than ima
     python loadtest/growth.py --dimensions batch,connections --seconds 3
 """
 
-import models.missing  # noqa: F401 before what may be missing
+import models.missing  # noqa: F401 before imports that may be missing
 
 # isort: split
 

@@ -10,7 +10,7 @@ that LoadGen picks, unchanged, and hands back the class that the server answers.
 Exits with 1 if LoadGen's verdict is INVALID, or a request got no right answer.
 """
 
-import models.missing  # noqa: F401 before what may be missing
+import models.missing  # noqa: F401 before imports that may be missing
 
 # isort: split
 

@@ -12,7 +12,7 @@ load generator shares the machine, so the table also shows how late it was and i
 Exits with 1 on a wrong answer or a lost request.
 """
 
-import models.missing  # noqa: F401 before what may be missing
+import models.missing  # noqa: F401 before imports that may be missing
 
 # isort: split
 

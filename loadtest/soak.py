@@ -7,7 +7,7 @@ server may also refuse a request and say when to retry; such requests are sent a
 broke with a killed worker. Memory must not grow. Exits with 1 if any of this fails.
 """
 
-import models.missing  # noqa: F401 before what may be missing
+import models.missing  # noqa: F401 before imports that may be missing
 
 # isort: split
 

@@ -7,7 +7,7 @@ with the defaults in the same way, and in an open loop at one rate; if it answer
 `--write FILE` writes the settings for `python -m server --env-file FILE`, or for a container's env_file.
 """
 
-import models.missing  # noqa: F401 before what may be missing
+import models.missing  # noqa: F401 before imports that may be missing
 
 # isort: split
 

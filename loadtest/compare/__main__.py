@@ -9,7 +9,7 @@ This server takes its settings from `SERVER_...` in the environment, as usual.
 Writes compare.jsonl (every row), compare.md (tables) and compare-*.svg (plots).
 """
 
-import models.missing  # noqa: F401 before what may be missing
+import models.missing  # noqa: F401 before imports that may be missing
 
 # isort: split
 
