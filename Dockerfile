@@ -1,9 +1,9 @@
-# An image for each part: cpu, the default, and gpu serve; export makes the model; loadtest sends load.
+# One image for each part: cpu (the default) and gpu serve; export makes the model; loadtest sends load.
 #
 #   docker build --target cpu --tag resnet-serving:cpu .
 #
-# Packages lie in layers of their own, which stay as they are until pins change: new code costs seconds. It builds with
-# BuildKit and without, hence no RUN --mount. Docker without BuildKit runs all stages above the target: give it one.
+# Packages have their own layers, which change only with the pins, so that new code takes seconds to build. It builds
+# with BuildKit and without, hence no RUN --mount. Docker without BuildKit runs all stages above the target: name one.
 
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 # CUDA 13 and cuDNN 9, which onnxruntime-gpu is built for.
@@ -12,7 +12,7 @@ ARG CUDA_IMAGE=nvidia/cuda:13.0.2-cudnn-runtime-ubuntu24.04
 FROM ${PYTHON_IMAGE} AS requirements
 WORKDIR /requirements
 COPY constraints.txt pyproject.toml deploy/requirements.py ./
-# More of pyproject.toml's, as --build-arg EXTRAS="openvino"; for the export, EXTRAS="timm".
+# Further extras of pyproject.toml, such as --build-arg EXTRAS="openvino"; for the export, EXTRAS="timm".
 ARG EXTRAS=""
 # hadolint ignore=SC2086
 RUN python requirements.py tracing grpc ${EXTRAS} >cpu.txt \
@@ -28,13 +28,13 @@ COPY export export
 COPY server server
 COPY loadtest loadtest
 COPY deploy/healthcheck.py deploy/pinned.py deploy/
-# As nobody may write there later.
+# Compiled here, because the folder is read-only at run time.
 RUN python -m compileall -q --invalidation-mode unchecked-hash .
 
 FROM ${PYTHON_IMAGE} AS base
 ENV PYTHONPATH=/app PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp \
     PIP_CONSTRAINT=/opt/requirements/constraints.txt PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
-# Volumes that are first mounted on these folders belong to the user, too.
+# New volumes that are mounted on these folders take their owner from them.
 RUN useradd --uid 10001 --user-group --no-create-home serving \
     && install --directory --owner serving --group serving /models /weights
 COPY --from=requirements /requirements/constraints.txt /opt/requirements/
@@ -62,10 +62,10 @@ LABEL org.opencontainers.image.title="resnet-serving" \
 
 FROM base AS export
 COPY --from=requirements /requirements/torch.txt /requirements/export.txt /opt/requirements/
-# The CPU build of torch saves gigabytes; from the package index only where it cannot be had.
+# The CPU build of torch saves gigabytes; the package index's build is used only if it cannot be downloaded.
 RUN pip install --no-deps --index-url https://download.pytorch.org/whl/cpu --retries 0 --timeout 5 \
         --requirement /opt/requirements/torch.txt \
-    || echo "no CPU build of torch can be had: taking the package index's"
+    || echo "the CPU build of torch cannot be downloaded: using the package index's"
 RUN pip install --requirement /opt/requirements/export.txt \
     && python /usr/local/share/licenses/resnet-serving/notices.py >/usr/local/share/licenses/resnet-serving/THIRD_PARTY_NOTICES.txt
 COPY --from=code /app/models models
@@ -101,7 +101,7 @@ COPY --from=requirements /requirements/gpu.txt /opt/requirements/
 RUN pip install --requirement /opt/requirements/gpu.txt \
     && python /usr/local/share/licenses/resnet-serving/notices.py >/usr/local/share/licenses/resnet-serving/THIRD_PARTY_NOTICES.txt
 
-# The base brings CUDA alone, Python comes with its packages: both servers run the same interpreter.
+# The base image has only CUDA; Python is copied with its packages, so both servers run the same interpreter.
 FROM ${CUDA_IMAGE} AS gpu
 ENV PATH=/usr/local/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp
 # hadolint ignore=DL3008

@@ -1,21 +1,21 @@
 # make serve   install, export a model, serve it, classify a first photo
-# make exact IMAGES=FOLDER   its answers at INT8's price, on a CPU with VNNI; then make serve again (docs/guides/cascade.md)
+# make exact IMAGES=FOLDER   the same answers at INT8's cost, on a CPU with VNNI; then make serve again (docs/guides/cascade.md)
 # make test    what CI runs: style, types, tests
 # make bench   images per second and latency beside the machine's baseline
 # make loadtest SCENARIO=spike   steady, ramp, spike, soak, sizes or bad, on a running server; without one, a web page
-# make mlperf  MLPerf's LoadGen puts a server to the test and gives its verdict
+# make mlperf  MLPerf's LoadGen tests a server and gives its verdict
 # make soak MINUTES=30   kills, reloads and bad requests: nothing may be lost, memory may not grow
 # make fuzz    half a million images through the decoder, then 100,000 requests over raw sockets
-# make protobuf   the messages of gRPC, after a change to server/grpc/inference.proto
+# make protobuf   generate the messages of gRPC, after a change to server/grpc/inference.proto
 # make compare this server beside LitServe, BentoML, mosec, Ray Serve, Triton and plain FastAPI (an hour; FLAGS=--help)
-# make audit   ask the Python Package Index for known holes in what is installed
-# make wheels  resolve all pins for each system and Python, with wheels alone (docs/operations/platforms.md)
-# make ray-test   a Ray cluster on this machine, put to the test (docs/measurements/ray.md; some minutes)
-# make programs  clients of Triton, PyTriton and KServe put to a server (docs/guides/programs.md; some minutes)
+# make audit   ask the Python Package Index for known vulnerabilities of the installed packages
+# make wheels  check that all pins have wheels for each system and Python (docs/operations/platforms.md)
+# make ray-test   test a Ray cluster on this machine (docs/measurements/ray.md; some minutes)
+# make programs  run clients of Triton, PyTriton and KServe against a server (docs/guides/programs.md; some minutes)
 # make docs    the pages of docs/ as a site, in site/; strict: a broken link or an orphan fails
 # make help    all targets
 
-# A Python that can make virtual environments: Debian's needs a package for that.
+# A Python that can make virtual environments, for which Debian's needs an extra package.
 SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
 NAMES := python3.11 python3.12 python3.13 python3.14 python3
 CHOSEN := $(PYTHON)
@@ -36,7 +36,7 @@ COMPILED :=
 TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
-# Tests that only compute run beside the others, which mostly wait, and give way to them. Builds of images, and then the load
+# Tests that only compute run beside the others, which mostly wait, at a lower priority. Builds of images, and then the load
 # tests, run beside both.
 EXPORTING := tests/export tests/models tests/docs
 COMPUTING := tests/server/images tests/server/engine/backends \
@@ -61,9 +61,9 @@ model: $(VENV)/export.done
 exact: model
 	@$(BIN)/python export/cascade.py --exact $(MODEL) --images $(IMAGES)
 
-test: export PYTHONDONTWRITEBYTECODE :=  # or each of hundreds of processes compiles what it imports
+test: export PYTHONDONTWRITEBYTECODE :=  # or each of hundreds of processes would compile its imports
 test: COMPILED := --no-compile  # most of what is installed is never imported
-# PyTorch's threads wait actively for those that other tests keep from running.
+# PyTorch's threads spin while they wait for those that other tests keep from running.
 test: export OMP_NUM_THREADS := 1
 test: export EXPORTED := $(CURDIR)/$(VENV)/exported
 test: style
@@ -106,19 +106,19 @@ fuzz: $(VENV)/test.done
 	$(BIN)/python -m tests.fuzz.decoder -runs=500000 -artifact_prefix=.fuzz/ $(FLAGS)
 	$(BIN)/python -m tests.fuzz.surface --requests 100000
 
-protobuf: $(BIN)/python  # in an environment of its own: what it writes is kept, so nobody else needs the compiler
+protobuf: $(BIN)/python  # in its own environment; its output is committed, so nobody else needs the compiler
 	$(BIN)/python -m venv $(VENV)/protobuf
 	$(VENV)/protobuf/bin/pip install --disable-pip-version-check grpcio-tools==1.80.0
 	$(VENV)/protobuf/bin/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. server/grpc/inference.proto
 
-# In an environment of its own; --strict: what the index does not know is a failure, not a pass.
+# In its own environment; --strict: a package that the index does not know is a failure.
 audit: $(VENV)/test.done
 	$(BIN)/python -m venv $(VENV)/audit
 	$(VENV)/audit/bin/pip install --disable-pip-version-check pip-audit==2.10.1
 	$(BIN)/pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//' > $(VENV)/audit/installed.txt
 	$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement $(VENV)/audit/installed.txt
 
-# In an environment of its own; SYSTEMS as uv knows them. ONNX Runtime needs macOS 14.
+# In its own environment; SYSTEMS by uv's names. ONNX Runtime needs macOS 14.
 wheels: export MACOSX_DEPLOYMENT_TARGET := 14.0
 wheels:
 	$(PYTHON) -m venv $(VENV)/wheels
@@ -160,11 +160,11 @@ right-python: $(BIN)/python
 	esac
 
 $(VENV)/export.done: pyproject.toml client/pyproject.toml constraints.txt $(BIN)/python | right-python
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null  # it was interrupted
-	@# Without an NVIDIA GPU the CPU build of torch, which saves gigabytes; from the package index only if that fails.
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null  # after an interrupted installation
+	@# Without an NVIDIA GPU, the CPU build of torch saves gigabytes; if it fails, the package index's build follows below.
 	@nvidia-smi -L >/dev/null 2>&1 || \
 	    $(PIP) --no-deps --index-url $(CPU_WHEELS) --retries 0 --timeout 5 $(TORCH) 2>/dev/null || \
-	    echo "no CPU build of torch can be had: taking the package index's"
+	    echo "the CPU build of torch cannot be downloaded: using the package index's"
 	$(PIP) --editable '.[export]'
 	$(PIP) --editable ./client  # after the server, whose older releases had the command, too
 	@touch $@
@@ -174,7 +174,7 @@ $(VENV)/test.done: $(VENV)/export.done tests/libraries.txt
 	$(PIP) --no-deps --requirement tests/libraries.txt
 	@touch $@
 
-$(VENV)/ray.done: deploy/requirements.py loadtest/compare/rivals/ray.txt pyproject.toml  # in an environment of its own
+$(VENV)/ray.done: deploy/requirements.py loadtest/compare/rivals/ray.txt pyproject.toml  # in its own environment
 	$(BIN)/python -m venv $(VENV)/ray
 	$(BIN)/python deploy/requirements.py >$(VENV)/ray/ours.txt
 	$(VENV)/ray/bin/pip install --disable-pip-version-check -r loadtest/compare/rivals/ray.txt -r $(VENV)/ray/ours.txt \

@@ -1,22 +1,22 @@
-"""What the images' HEALTHCHECK runs: prints what /readyz answers; 0 where the server can answer requests."""
+"""The HEALTHCHECK of the images: prints the answer of /readyz; exits with 0 if the server can answer requests."""
 
 import sys
 from http.client import HTTPConnection, HTTPException
 
 PORT = 8000
 TIMEOUT_S = 4.0
-"""Below the HEALTHCHECK's own, which kills this without a word."""
+"""Shorter than HEALTHCHECK's own timeout, which kills this process without a message."""
 
 
 def main() -> int:
-    """The check, of the port in the first argument if there is one."""
+    """Check PORT, or the port given as the first argument."""
     connection = HTTPConnection("127.0.0.1", int(sys.argv[1]) if sys.argv[1:] else PORT, timeout=TIMEOUT_S)
     try:
         connection.request("GET", "/readyz")
         answer = connection.getresponse()
         print(answer.read().decode())
     except (OSError, HTTPException) as error:
-        print(f"/readyz cannot be asked: {error!r}")
+        print(f"/readyz does not answer: {error!r}")
         return 1
     return 0 if answer.status == 200 else 1
 

@@ -1,7 +1,7 @@
 """Refuses to build a wheel of the server: its packages (models, export, server, loadtest) would hide a user's own.
 
-An editable installation, as `make serve` makes one, adds the clone to one environment and is built. The client is a
-distribution of its own (client/pyproject.toml), with a wheel. Hatchling runs this: pyproject.toml names it.
+Editable installations, such as that of `make serve`, are built: they add the clone to one environment only. The client
+is a distribution of its own (client/pyproject.toml), with a wheel. Hatchling runs this hook; pyproject.toml names it.
 """
 
 import sys
@@ -16,7 +16,7 @@ REFUSAL = (
 
 
 class NoWheel(BuildHookInterface[Any]):
-    """Ends a build with one sentence, unless it is editable."""
+    """Ends a build with REFUSAL, unless it is editable."""
 
     def initialize(self, version: str, _build_data: dict[str, Any]) -> None:
         """Hatchling calls this before it builds; `version` is "standard" or "editable"."""

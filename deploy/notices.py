@@ -1,7 +1,7 @@
-"""Print the licences of what is installed beside this: what an image contains of others.
+"""Print the licences of all installed packages: the third-party software in an image.
 
-`python notices.py`; needs nothing but Python. Each package has the licence that its metadata names, and the texts of
-the licence files that it brought.
+`python notices.py`; needs nothing but Python. Lists for each package the licence that its metadata names, and the texts
+of its licence files.
 """
 
 import re
@@ -15,7 +15,7 @@ LICENCE_FILE = re.compile(
 
 
 def licence(distribution: Distribution) -> str:
-    """By its name, as the metadata has it: an SPDX expression, or what came before those."""
+    """The licence's name from the metadata: an SPDX expression, or an older field."""
     metadata = distribution.metadata
     classified = [line.rpartition(" :: ")[2] for line in metadata.get_all("Classifier", []) if "License ::" in line]
     stated = [*metadata.get_all("License-Expression", []), *classified, *metadata.get_all("License", [])]
@@ -23,7 +23,7 @@ def licence(distribution: Distribution) -> str:
 
 
 def texts(distribution: Distribution) -> Iterable[str]:
-    """Those of its licence files, each once."""
+    """The texts of its licence files, without duplicates."""
     found = [file for file in distribution.files or () if LICENCE_FILE.search(str(file))]
     return dict.fromkeys(file.read_text(encoding="utf-8").strip() for file in found)
 

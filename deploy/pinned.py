@@ -1,7 +1,7 @@
-"""What Kubernetes runs before the server: is the newest version of a model the file that a rollout was made for?
+"""Kubernetes runs this before the server, to check that the newest version of a model is the file of the rollout.
 
-`python -IS pinned.py REPOSITORY MODEL SHA256` prints the digest of its file; 1 where it is another. Without SHA256,
-only where the file is not the one in its manifest. Needs nothing but Python.
+`python -IS pinned.py REPOSITORY MODEL SHA256` prints the digest of the file, and exits with 1 if it is not SHA256, or
+not the one in the manifest. An empty SHA256 is not compared. Needs nothing but Python.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Print pyproject.toml's requirements alone: what images install before the code, which changes more often.
+"""Print the requirements in pyproject.toml, which images install before the code, since that changes more often.
 
 `python requirements.py [EXTRA ...]`, beside pyproject.toml; needs nothing but Python.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 def main() -> int:
     """Print one requirement a line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("extras", nargs="*", metavar="EXTRA", help="those of these extras, too")
+    parser.add_argument("extras", nargs="*", metavar="EXTRA", help="also those of these extras")
     parser.add_argument("--extras-only", action="store_true", help="not those of the server itself")
     parser.add_argument("--without", action="append", default=[], metavar="PACKAGE", help="leave this one out")
     options = parser.parse_args()

@@ -1,1 +1,1 @@
-"""Load on a running server, over HTTP alone: nothing of the server or the models is imported here."""
+"""Load tests. Only a few modules, which measure or simulate parts of the server, import it; the rest use HTTP alone."""

@@ -1,10 +1,10 @@
-"""`python loadtest/baseline.py PHOTOS`: what this machine does with no server around it.
+"""`python loadtest/baseline.py PHOTOS`: how fast this machine decodes and infers with no server around it.
 
-The server's own decoding and backend with its own settings (`SERVER_...` in the environment), but no HTTP, no other
-process and no queue: what a server lacks of this is what it costs.
+Runs the server's own decoding and backend with the server's settings (`SERVER_...` in the environment), but without
+HTTP, other processes or a queue. The gap between this and a running server is the cost of serving.
 """
 
-import models.missing  # noqa: F401 before what may be missing
+import models.missing  # noqa: F401 before imports that may be missing
 
 # isort: split
 
@@ -40,7 +40,7 @@ ROUNDS = 5
 
 Key = tuple[str, int]
 Work = Callable[[], int]
-"""Does something once; returns for how many images."""
+"""Does one piece of work; returns how many images it covered."""
 
 
 class _Sample(NamedTuple):
@@ -64,7 +64,7 @@ def main() -> int:
 
 
 def measure(found: Manifest, backend: Backend, photos: Sequence[bytes], settings: Settings, seconds: float) -> Baseline:
-    """Take about `seconds` for all measurements together.
+    """Measure decoding, inference and single images, in about `seconds` altogether.
 
     Raises:
         ServiceError: a photo cannot be decoded.

@@ -1,11 +1,11 @@
-"""`python loadtest/bench.py`: how much of what this machine can do arrives at the clients of the server.
+"""`python loadtest/bench.py`: what share of this machine's capacity the server delivers to its clients.
 
-Starts the server (set up as always by `SERVER_...` in the environment), drives it in a closed loop with real photos at
-several numbers of connections, and measures the baseline, `loadtest/baseline.py`, before and after each: the machine
-may drift, so only figures of one run are compared. Exits with 1 on any error or wrong answer.
+Starts the server (configured by `SERVER_...` in the environment, as usual), drives it in a closed loop with real photos
+at several numbers of connections, and measures the baseline (`loadtest/baseline.py`) before and after each. Machines
+drift, so compare only figures from the same run. Exits with 1 on any error or wrong answer.
 """
 
-import models.missing  # noqa: F401 before what may be missing
+import models.missing  # noqa: F401 before imports that may be missing
 
 # isort: split
 
@@ -40,12 +40,12 @@ COLUMNS: tables.Columns[Step] = {
     "errors": lambda step: str(step.errors),
 }
 LEGEND = """
-of baseline: share of what decoding and inference without a server could do on this machine
-server, client CPU-ms: CPU time for one image; useful: share of the server's that decoding and inference need
-client, others: share of this machine's CPUs that the client and all but client and server took"""
+of baseline: share of the images/s that decoding and inference alone could reach on this machine
+server, client CPU-ms: CPU time for one image; useful: share of the server's CPU time that decoding and inference need
+client, others: share of this machine's CPUs used by the client, and by everything but client and server"""
 
 Members = Callable[[], Sequence[psutil.Process] | None]
-"""A server's processes; None where they are not known."""
+"""A server's processes; None if they are unknown."""
 
 
 def main() -> int:
@@ -110,7 +110,7 @@ def _baselines_text(baselines: Sequence[Baseline]) -> str:
 
 def _parse() -> argparse.Namespace:
     parser = command.parser("bench.py", __doc__, seconds=10, warm_up=2)
-    parser.add_argument("--url", help="of a server that runs on this machine, such as http://127.0.0.1:8000")
+    parser.add_argument("--url", help="use a server already running on this machine, such as http://127.0.0.1:8000")
     parser.add_argument("--connections", type=numbers(int), default=[1, 8, 32], metavar="N,N,…", help="default 1,8,32")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures here")
     return parser.parse_args()

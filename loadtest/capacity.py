@@ -1,12 +1,12 @@
-"""`python loadtest/capacity.py --per-s 2000 --p99-ms 100 --bench bench.json`: how many machines that takes.
+"""`python loadtest/capacity.py --per-s 2000 --p99-ms 100 --bench bench.json`: how many machines that load needs.
 
-The costs of an image are those that `loadtest/bench.py --json` measured, all of them on one machine of the kind that is
-meant. The number of machines is the least for which a simulation of the real scheduler (`loadtest/simulate.py`) meets
-the 99th percentile and leaves no request without an answer; what the CPUs alone would need is printed beside it.
+The cost of an image comes from `loadtest/bench.py --json`, measured on one machine of the kind to be used. The result
+is the smallest number of machines with which a simulation of the real scheduler (`loadtest/simulate.py`) meets the 99th
+percentile and serves all but one in 1,000 requests. The number that CPU time alone would need is printed beside it.
 `--check overload.json` first compares the simulation of one machine with what `loadtest/overload.py` measured on it.
 """
 
-import models.missing  # noqa: F401 before what may be missing
+import models.missing  # noqa: F401 before imports that may be missing
 
 # isort: split
 
@@ -28,7 +28,7 @@ from server.settings import Settings
 
 MOST_MACHINES = 2000
 MAX_FAILED = 0.001
-"""Share of requests that may be refused or late: a target is no target where many are not served."""
+"""Share of requests that may be refused or late: a latency target means nothing if many requests are not served."""
 SIMULATED_REQUESTS = 40_000
 
 
@@ -44,10 +44,10 @@ def main() -> int:
 
 
 def costs_of(bench: Bench) -> Costs:
-    """What one image costs, out of what `bench.py --json` wrote.
+    """Derive the cost of one image from the output of `bench.py --json`.
 
-    Of several measurements the best counts, since others on the machine only ever slow it down. What the server itself
-    takes beyond decoding and inference is the rest of its CPU time where it was fastest.
+    Takes the best of several measurements, since other programs on the machine only ever slow it down. The server's
+    overhead is its CPU time in its fastest step, less that of decoding and inference.
 
     Raises:
         LoadTestError: the bench could not measure the baseline, or the server's CPU time.
@@ -75,7 +75,7 @@ def costs_of(bench: Bench) -> Costs:
 
 
 def bound_per_s(costs: Costs) -> float:
-    """Images a second that one machine's CPUs, or the device, could do at best."""
+    """Upper bound on one machine's images a second, set by its CPUs or its device."""
     best_ms = min(pace.cpu_ms for pace in costs.inference.values())
     cpus_per_s = 1e3 * costs.cpus / (mean(costs.decode_ms) + costs.overhead_ms + best_ms)
     device_per_s = max(pace.images_per_s for pace in costs.inference.values())
@@ -83,7 +83,7 @@ def bound_per_s(costs: Costs) -> float:
 
 
 def least(meets: Callable[[int], bool], first: int) -> int:
-    """The least number for which `meets` holds, given that it holds for all larger ones; the search begins at `first`.
+    """The smallest number for which `meets` holds, if it holds for all larger ones; the search begins at `first`.
 
     Raises:
         LoadTestError: it holds for none up to MOST_MACHINES.
@@ -91,7 +91,7 @@ def least(meets: Callable[[int], bool], first: int) -> int:
     low, high = 0, first  # too few, and a number to try
     while not meets(high):
         if high >= MOST_MACHINES:
-            raise LoadTestError(f"{MOST_MACHINES} machines do not meet it: even one alone is slower than that")
+            raise LoadTestError(f"even {MOST_MACHINES} machines do not meet it: an idle machine is already too slow")
         low, high = high, min(MOST_MACHINES, max(high + 1, math.ceil(high * 1.25)))
     while high - low > 1:
         middle = (low + high + 1) // 2 if low else max(1, high - max(1, high // 8))
@@ -113,21 +113,21 @@ def _plan(costs: Costs, options: argparse.Namespace) -> None:
         failed = report.refused + report.expired
         milliseconds = f"{1e3 * report.p50_s:9.1f}{1e3 * report.p99_s:9.1f}"
         print(f"{machines:8}{report.busy:7.0%}{milliseconds}{failed:12.2%}", flush=True)
-        stable = machines * bound > options.per_s  # else queues grow for ever, whatever they did while we looked
+        stable = machines * bound > options.per_s  # or queues grow without end, if not in the time simulated
         return stable and failed <= MAX_FAILED and 1e3 * report.p99_s <= options.p99_ms
 
     found = least(meets, max(1, math.ceil(bound_machines / 0.8)))
     print(
         f"\n{found} machines answer {options.per_s:g} requests/s with p99 within {options.p99_ms:g} ms behind a "
         f"{options.balancer} balancer, each {options.per_s / found / bound:.0%} of what it could do; "
-        f"for one to fail unnoticed: {found + 1}"
+        f"to tolerate the loss of one: {found + 1}"
     )
 
 
 def _check(costs: Costs, measured: Overload) -> None:
-    """What the simulation says of one machine beside what was measured on it.
+    """Print the simulation of one machine beside the measurements taken on it.
 
-    The load generator was on it, too: what it and others took is not there for the server.
+    The load generator ran there too, so the CPU time that it and other programs used is not left for the server.
     """
     print(" offered/s     good/s      p50 ms      p99 ms   (measured, simulated)")
     for step in measured.steps:
@@ -153,18 +153,20 @@ def _simulate(
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="capacity.py", description=__doc__)
     measured = parser.add_mutually_exclusive_group(required=True)
-    measured.add_argument("--bench", type=Path, metavar="JSON", help="what bench.py --json wrote")
-    measured.add_argument("--costs", type=Path, metavar="JSON", help="costs by hand, as simulate.py takes them")
-    parser.add_argument("--per-s", type=float, metavar="R", help="requests a second that are to be answered")
+    measured.add_argument("--bench", type=Path, metavar="JSON", help="the output of bench.py --json")
+    measured.add_argument("--costs", type=Path, metavar="JSON", help="costs written by hand, as for simulate.py")
+    parser.add_argument("--per-s", type=float, metavar="R", help="requests a second to plan for")
     parser.add_argument("--p99-ms", type=float, default=100, metavar="MS", help="default 100")
     balancers = get_args(Balancer)
-    parser.add_argument("--balancer", choices=balancers, default="random", help="before the machines (default random)")
     parser.add_argument(
-        "--check", type=Path, metavar="JSON", help="what overload.py --write wrote here: its first server"
+        "--balancer", choices=balancers, default="random", help="how requests are spread (default random)"
+    )
+    parser.add_argument(
+        "--check", type=Path, metavar="JSON", help="the output of overload.py --write on this machine; first server"
     )
     options = parser.parse_args()
     if not (options.per_s or options.check):
-        parser.error("--per-s says for how much, --check against what")
+        parser.error("give --per-s for a plan, or --check to compare with measurements")
     return options
 
 

@@ -1,4 +1,4 @@
-"""What the commands share: how they end, and the options that several of them have."""
+"""Shared by the commands: exit codes, and options that several of them have."""
 
 import argparse
 import signal
@@ -17,12 +17,13 @@ class LoadTestError(Exception):
 
 
 def run(main: Callable[[], int], *expected: type[Exception]) -> int:
-    """The exit code of a command; an error of the outside world, or an `expected` one, is a line and 1, Ctrl-C 130.
+    """Run a command and return its exit code: 1 and a one-line message for foreseen errors, 130 for Ctrl-C.
 
-    A polite kill is treated as Ctrl-C, so that every server that was started is ended.
+    Bad input, I/O errors and `expected` exceptions are foreseen. SIGTERM and SIGHUP are handled like Ctrl-C, so that
+    every server that was started is stopped.
     """
     for polite in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(polite) != signal.SIG_IGN:  # as nohup has it
+        if signal.getsignal(polite) != signal.SIG_IGN:  # nohup ignores SIGHUP: leave it so
             signal.signal(polite, lambda *_: signal.raise_signal(signal.SIGINT))
     foreseen: tuple[type[Exception], ...] = (LoadTestError, OSError, EOFError, ValueError, *expected)
     try:
@@ -44,7 +45,10 @@ def parser(
     model: str | None = None,
     repository: Path = Path("model_repository"),
 ) -> argparse.ArgumentParser:
-    """A parser with the options of a command that loads a server; None leaves an option out, or has no default."""
+    """A parser with the options of a command that loads a server.
+
+    `seconds` or `warm_up` of None leaves the option out; `model` of None leaves the choice to the server.
+    """
     made = argparse.ArgumentParser(prog=prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     text = f"default {repository}"
     made.add_argument("--repository", type=Path, default=repository, metavar="FOLDER", help=text)
@@ -61,19 +65,19 @@ def parser(
 
 
 def numbers(kind: Callable[[str], Number]) -> Callable[[str], list[Number]]:
-    """A parser of numbers, separated by commas."""
+    """A parser for comma-separated numbers."""
 
     def parse(text: str) -> list[Number]:
         try:
             return [kind(part) for part in text.split(",")]
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers, such as 1,2") from None
+            raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers, such as 1,2") from None
 
     return parse
 
 
 def names(known: Sequence[str]) -> Callable[[str], list[str]]:
-    """A parser of some of these names, separated by commas."""
+    """A parser for a comma-separated choice of these names."""
 
     def parse(text: str) -> list[str]:
         wanted = text.split(",")

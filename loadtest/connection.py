@@ -1,6 +1,6 @@
-"""How requests are sent: HTTP/1.1 over keep-alive connections, lean because the client shares the server's CPUs.
+"""A minimal HTTP/1.1 client with keep-alive connections: cheap, because it shares the server's CPUs.
 
-Requests are built once; of a response's head only status, length and `Connection: close` are read.
+Requests are built once; only the status, length and `Connection: close` are read from a response's head.
 """
 
 import asyncio
@@ -13,13 +13,13 @@ from urllib.parse import urlsplit
 
 JPEG = {"Content-Type": "image/jpeg"}
 IDLE_S = 2.0
-"""A connection that was idle for longer is not used again: the server may just be closing it."""
+"""A connection that was idle for longer is not reused: the server may be about to close it."""
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 
 class Response(NamedTuple):
-    """What came back."""
+    """The status and body of a response."""
 
     status: int
     body: bytes
@@ -36,7 +36,7 @@ def request(url: str, body: bytes, headers: Mapping[str, str] = JPEG) -> bytes:
 
 @asynccontextmanager
 async def connect(url: str) -> AsyncGenerator["Connection"]:
-    """A connection for the time of a block."""
+    """A connection, closed when the block ends."""
     connection = await Connection.open(url)
     try:
         yield connection
@@ -53,9 +53,9 @@ class Connection(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         self.closed: asyncio.Future[None] = loop.create_future()
         self.idle_since_s = time.perf_counter()
-        """of the last response"""
+        """when the last response arrived"""
         self._response: asyncio.Future[Response] = loop.create_future()
-        self._response.cancel()  # nobody waits for one
+        self._response.cancel()  # none is awaited yet
         self._received = b""
 
     @classmethod
@@ -71,12 +71,12 @@ class Connection(asyncio.Protocol):
         return connection
 
     async def ask(self, content: bytes) -> Response:
-        """Send a request and wait for its response; where that is cancelled, the connection is of no more use.
+        """Send a request and wait for its response; after a cancellation the connection must not be used again.
 
-        Of a request that was refused early, the body may still be on its way; it goes before the next.
+        If the server refuses a request early, the rest of its body is still sent before the next request.
 
         Raises:
-            OSError: the connection is broken, or what came is no HTTP response with a length.
+            OSError: the connection is broken, or the response is not HTTP with a Content-Length.
         """
         if not self.is_usable:
             raise ConnectionError("the server has closed the connection")
@@ -91,7 +91,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def is_fresh(self) -> bool:
-        """It is usable, and was not idle for so long that the server may just be closing it."""
+        """The connection is usable and has been idle for less than IDLE_S."""
         return self.is_usable and time.perf_counter() - self.idle_since_s < IDLE_S
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -125,6 +125,6 @@ class Connection(asyncio.Protocol):
         self._response.set_result(Response(int(head[9:12]), body))
 
     def _fail(self, error: OSError) -> None:
-        """Tell whoever waits."""
+        """Fail the request that is waiting, if any."""
         if not self._response.done():
             self._response.set_exception(error)

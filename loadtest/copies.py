@@ -1,4 +1,4 @@
-"""Copies of a model under names of their own, for servers that have many."""
+"""Copies of a model under different names, for servers with many models."""
 
 import json
 import tempfile
@@ -13,7 +13,9 @@ MANIFEST = "manifest.json"
 
 @contextmanager
 def made(repository: Path, name: str | None, count: int) -> Generator[tuple[Path, list[str]]]:
-    """A repository of so many copies of a model, or of the only one, and their names; its file is there once.
+    """A temporary repository with `count` copies of a model, and their names; all link to the same model file.
+
+    `name` may be None if the repository has only one model.
 
     Raises:
         LoadTestError: there is no such model, or there are several.

@@ -1,4 +1,4 @@
-"""Coordinate descent over a few candidates, for measurements that are noisy. It knows nothing of what is measured."""
+"""Coordinate descent over a few candidates, for noisy measurements of any kind."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,11 +7,11 @@ from statistics import median
 Candidate = dict[str, str]
 """A value for each name; a name that is missing stands for the default."""
 Measure = Callable[[Candidate], float]
-"""The more, the better; 0 or less: of no use."""
+"""Higher is better; 0 or less: unusable."""
 
 REPEATS = 3
 MARGIN = 0.03
-"""What a challenger must be better by: less is noise, and fewer changes are easier to understand."""
+"""Share by which a challenger must be better: less is noise, and fewer changes are easier to understand."""
 HOPELESS = 0.75
 """Share of the best so far below which a candidate is not measured again."""
 MAX_PASSES = 2
@@ -19,11 +19,11 @@ MAX_PASSES = 2
 
 @dataclass(frozen=True, slots=True)
 class Descent:
-    """How to search."""
+    """A search and its settings."""
 
     measure: Measure
     has_time: Callable[[], bool] = lambda: True
-    """No measurement begins when this is no longer so."""
+    """No measurement starts once this is false."""
     repeats: int = REPEATS
 
     def best(self, axes: Mapping[str, Sequence[str]]) -> Candidate:
@@ -39,13 +39,13 @@ class Descent:
         return best
 
     def _duel(self, incumbent: Candidate, others: Sequence[Candidate]) -> Candidate:
-        """The best of them; they take turns, so that a machine that slows down slows all of them."""
+        """The best of them; they are measured in turns, so that a slowing machine slows all of them."""
         scores: list[list[float]] = [[] for _ in (incumbent, *others)]
         going = list(enumerate([incumbent, *others]))
         for _ in range(self.repeats):
             for at, candidate in going:
                 if not self.has_time():
-                    return incumbent  # half a comparison is none
+                    return incumbent  # an unfinished comparison does not count
                 scores[at].append(self.measure(candidate))
             most = max(median(scores[at]) for at, _ in going)
             going = [(at, one) for at, one in going if at == 0 or median(scores[at]) > HOPELESS * most]

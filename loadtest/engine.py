@@ -1,13 +1,13 @@
-"""`python loadtest/engine.py`: what the engine does of what this device could do, with no server around it.
+"""`python loadtest/engine.py`: how close the engine comes to this device's limits, with no server around it.
 
-Every model of the repository by every backend that can run it here, with the server's own settings (`SERVER_...` in the
-environment), beside a roofline that PyTorch measures on the same device: the time that a batch cannot go below is that
-of its multiplications at the speed of a large matrix product, or of its bytes at the speed of a large copy, whichever
-is longer. Pixels lie ready; what is timed is the `run` of a backend. Writes a table and all figures to
-docs/measurements/engine-<device>.md and .json.
+Runs every model of the repository on every backend that works here, with the server's settings (`SERVER_...` in the
+environment), and compares it with a roofline that PyTorch measures on the same device: a batch takes at least the time
+of its multiplications at the speed of a large matrix product, or of moving its bytes at the speed of a large copy,
+whichever is longer. Pixels are prepared beforehand; only the backend's `run` is timed. Writes a table and all figures
+to docs/measurements/engine-<device>.md and .json.
 """
 
-import models.missing  # noqa: F401 before what may be missing
+import models.missing  # noqa: F401 before imports that may be missing
 
 # isort: split
 
@@ -40,10 +40,10 @@ from server.settings import Settings
 
 CUDA = ("CUDAExecutionProvider", "CPUExecutionProvider")
 LEAST_RUNS = 5
-"""Of each batch size, however long they take."""
+"""Runs of each batch size, however long they take."""
 
 Network = tuple[str, tuple[int, int], int]
-"""What files of one network have in common, whatever their precision and format: architecture, side, classes."""
+"""Identifies a network in any precision and format: architecture, input height and width, number of classes."""
 
 
 class Row(Record):
@@ -53,7 +53,7 @@ class Row(Record):
     version: int
     backend: str
     precision: str
-    """of the file; `tf32` where FP32 was computed so"""
+    """of the file; `tf32` if FP32 was computed as TF32"""
     on_gpu: bool
     batch: int
     images_per_s: float
@@ -62,21 +62,21 @@ class Row(Record):
     p99_ms: float
     runs: int
     bound_images_per_s: float | None
-    """by the roofline; None where there is no ONNX file to count the work in, or no peak for the precision"""
+    """by the roofline; None if there is no ONNX file to count the work in, or no peak for the precision"""
 
 
 class Result(Record):
     """All figures."""
 
     load_average: float
-    """before it began"""
+    """before the measurements"""
     measured: str
     roofline: Roofline
     work: dict[str, Work]
     """by network"""
     rows: list[Row]
     refused: dict[str, str]
-    """by model and backend, why it was not measured"""
+    """why a combination of model and backend was not measured"""
 
 
 def main() -> int:
@@ -86,7 +86,7 @@ def main() -> int:
     everything = _manifests(options.repository, ())
     plain = [found for found in everything if (found.backend, found.precision) == ("onnx", "fp32")]
     work = {_network(found): roofline.count(_read(options.repository, found)) for found in plain}
-    # In a process of its own: what PyTorch takes of the device's memory and threads ends with it.
+    # In a separate process, so that PyTorch's memory on the device and its threads are gone afterwards.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
         best = apart.submit(roofline.measure, options.seconds).result()
     rows: list[Row] = []
@@ -102,9 +102,9 @@ def main() -> int:
             except Exception as error:  # runtimes' errors have no common class
                 refused[f"{found.name}, {title}"] = " ".join(str(error).split())[:300]
                 continue
-            if not changed.tf32 or backend.on_gpu:  # on a CPU there is no other way to compute FP32
+            if not changed.tf32 or backend.on_gpu:  # CPUs have no TF32
                 precision = "tf32" if changed.tf32 else found.precision
-                # a GPU's roofline says nothing of its machine's CPU
+                # a GPU's roofline says nothing about the CPU beside it
                 known = work.get(_network(found)) if backend.on_gpu == best.on_gpu else None
                 for batch in options.batches:
                     bound = known.bound(best, precision, batch, found.file.size_bytes) if known else None
@@ -128,7 +128,7 @@ def main() -> int:
 
 
 def variants(found: Manifest, settings: Settings) -> Iterator[tuple[str, Settings]]:
-    """The ways to run a model that are worth a try here, and what to call each."""
+    """The settings worth trying for a model, each with a title."""
     ways: list[tuple[str, dict[str, Any]]] = [(found.backend, {})]
     if found.backend in ONNX_BACKENDS:
         ways = [(name, {"backend": name}) for name in ONNX_BACKENDS]
@@ -195,8 +195,8 @@ def table(result: Result) -> str:
     parts = [
         f"# The engine on {best.device}",
         "    python loadtest/engine.py",
-        f"Measured {result.measured}, torch {best.torch}; before it began, {result.load_average:.1f}"
-        f" processes wanted one of {os.cpu_count()} CPUs. Matrix product {peaks}; copy"
+        f"Measured {result.measured}, torch {best.torch}; load average before: {result.load_average:.1f}"
+        f" on {os.cpu_count()} CPUs. Matrix product {peaks}; copy"
         f" {best.copy_gb_per_s:.0f} GB/s. The bound is the roofline of the network's convolutions and matrix"
         " products; `-` where there is no ONNX file to count them in, or no peak for the precision.",
         *(["\n".join(work)] if work else []),

@@ -1,14 +1,14 @@
-"""`python loadtest/growth.py`: how throughput, latency, CPU time and memory grow with one thing at a time.
+"""`python loadtest/growth.py`: how throughput, latency, CPU time and memory grow along one dimension at a time.
 
-Each step starts a server, drives it in a closed loop for some seconds and adds a line to a file; steps that are in the
-file already are not measured again, so that a long run can be stopped and gone on with. Then it draws one plot for each
-dimension beside the file. Machines are noisy, and CPU time an image is steadier than images a second: look at both.
+Each step starts a server, drives it in a closed loop for some seconds and appends a line to a file. Steps already in
+the file are skipped, so a long run can be interrupted and resumed. In the end one plot for each dimension is drawn
+beside the file. Machines are noisy, and CPU time per image is steadier than images per second: look at both.
 
     python loadtest/growth.py                                       # everything, into docs/measurements/growth.jsonl
     python loadtest/growth.py --dimensions batch,connections --seconds 3
 """
 
-import models.missing  # noqa: F401 before what may be missing
+import models.missing  # noqa: F401 before imports that may be missing
 
 # isort: split
 
@@ -33,11 +33,11 @@ from models import hints
 
 LARGEST_UPLOAD = str(64 * 2**20)
 FEW, LARGE_PX = 3, 2000
-"""So many photos are enough of those that are at least so wide: they take memory."""
+"""Of photos at least LARGE_PX wide, only FEW are used, to save memory."""
 
 
 class Step(Record):
-    """What one value came to; a line of the file."""
+    """The figures for one value: a line of the file."""
 
     dimension: str
     value: int
@@ -59,27 +59,27 @@ class Step(Record):
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What one step is measured with."""
+    """The server and load of one step."""
 
     connections: int = 32
     settings: Mapping[str, str] = field(default_factory=dict)
     size: tuple[int, int] | None = None
-    """pixels of the photos; None: as they are"""
+    """width and height of the photos in pixels; None: as they are"""
     copies: int = 0
-    """of the model, each under a name of its own, that requests go to in turn; 0: the model itself"""
+    """copies of the model, under different names, that take turns to be asked; 0: the model itself"""
     model: str | None = None
-    """served alone; None: what the options say"""
+    """the only model served; None: the one in the options"""
 
 
 @dataclass(frozen=True, slots=True)
 class Dimension:
-    """One thing that grows."""
+    """One dimension that grows."""
 
     label: str
     values: Sequence[int]
     setup: Callable[[int], Setup]
     weighs: bool = False
-    """memory and time to start are worth a look"""
+    """also plot memory and start-up time"""
 
 
 DIMENSIONS = {
@@ -114,7 +114,7 @@ def main() -> int:
 
 
 def _measure(known: list[Step], options: argparse.Namespace) -> None:
-    """Add what is missing, to `known` and to the file, as soon as each is measured."""
+    """Measure the missing steps, and add each to `known` and to the file at once."""
     done = {(one.dimension, one.value) for one in known}
     wanted = [(name, value) for name in options.dimensions for value in DIMENSIONS[name].values]
     options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -159,7 +159,7 @@ def _step(dimension: str, value: int, setup: Setup, options: argparse.Namespace)
 async def _drive(
     targets: Sequence[Target], images: Sequence[bytes], server: Serving, connections: int, options: argparse.Namespace
 ) -> tuple[Figures, int]:
-    """What was measured, and the bytes of memory that the server has then."""
+    """The figures, and the bytes of memory that the server has afterwards."""
     asked = [await loops.ask_alone(target, images) for target in targets]
     in_turn: list[Photo] = [photo for same in zip(*(sent for _, sent in asked), strict=True) for photo in same]
     figures = Figures.of(
@@ -179,7 +179,7 @@ async def _drive(
 
 @contextmanager
 def _models(setup: Setup, options: argparse.Namespace) -> Generator[tuple[Path, list[str]]]:
-    """A repository, and the models of it to serve and to ask; none: its default."""
+    """A repository, and the names of its models to serve and ask; empty: the default model."""
     name = setup.model or options.model
     if not setup.copies:
         yield options.repository, [name] if name else []

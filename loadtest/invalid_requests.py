@@ -1,10 +1,10 @@
-"""Requests that must be refused, each with the one answer that is right for it."""
+"""Requests that must be refused, each with its one right answer."""
 
 from typing import NamedTuple
 
 
 class InvalidRequest(NamedTuple):
-    """What is sent to `/classify`, and the status and code of the problem document that is due."""
+    """A request to `/classify`, and the status and code of the problem document that it must get."""
 
     name: str
     body: bytes
@@ -14,7 +14,7 @@ class InvalidRequest(NamedTuple):
 
 
 def of(photo: bytes) -> list[InvalidRequest]:
-    """What clients get wrong with a photo."""
+    """Mistakes that clients make, demonstrated on this photo."""
     return [
         InvalidRequest("no image", b"not an image", "", 415, "not_an_image"),
         InvalidRequest("cut off", photo[: len(photo) // 2], "", 422, "broken_image"),

@@ -1,9 +1,9 @@
-"""Load with a web page, or without: `locust -f loadtest/locustfile.py --headless --scenario spike --host URL`.
+"""Load by locust, with or without a web page: `locust -f loadtest/locustfile.py --headless --scenario spike --host URL`
 
-Scenarios are `steady`, `ramp`, `spike`, `soak`, `sizes` and `bad`, by `--scenario` or by the name of their class
-(`locust -f loadtest/locustfile.py Spike`). Without one, users post photos, each as soon as it has its last answer.
+Choose a scenario (`steady`, `ramp`, `spike`, `soak`, `sizes` or `bad`) by `--scenario` or by the name of its class
+(`locust -f loadtest/locustfile.py Spike`). Without one, each user posts a photo as soon as the last one is answered.
 
-Every answer is checked. Each run writes a report, and exits with 1 where a threshold was passed or nothing answered.
+Every answer is checked. Each run writes a report, and exits with 1 if a threshold is exceeded or nothing answers.
 """
 
 import math
@@ -25,15 +25,15 @@ from loadtest.report import Verdict
 from loadtest.sampling import Sample, Sampler
 from loadtest.scenarios import LOST, SCENARIOS, UNSENT, Bad, Phases, Ramp, Scenario, Sizes, Soak, Spike, Steady, Visitor
 
-__all__ = ["Bad", "Ramp", "Sizes", "Soak", "Spike", "Steady", "Visitor"]  # what locust finds here
+__all__ = ["Bad", "Ramp", "Sizes", "Soak", "Spike", "Steady", "Visitor"]  # the users that locust finds
 
 SAMPLE_S = 1.0
 STOP_S = 60.0
-"""What users are given for the answers that are under way when a run ends."""
+"""How long users wait for outstanding answers when a run ends."""
 PERCENTILES = (0.5, 0.95, 0.99)
 
 Moment = tuple[float, float, list[float], Counter[str], Sample]
-"""Second of the run, requests a second, percentiles in ms, errors so far by text, and what the server says."""
+"""Second of the run, requests a second, percentiles in ms, errors so far by text, and a sample of the server."""
 
 
 @events.init_command_line_parser.add_listener
@@ -44,10 +44,10 @@ def _add_arguments(parser: ArgumentParser) -> None:
 
     fixed = {"include_in_web_ui": False}  # read before there is a page
     add("--photos", str(photos.FOLDER), "folder of photos to post", **fixed)
-    text = "what to do; without it, users post photos one after the other"
+    text = "what to send; without it, each user posts one photo after the other"
     add("--scenario", "", text, choices=["", *SCENARIOS], **fixed)
-    add("--rate", 20.0, "requests a second, at the most, of a scenario", type=float)
-    add("--length", 1.0, "times the length of a scenario", type=float)
+    add("--rate", 20.0, "highest requests a second of a scenario", type=float)
+    add("--length", 1.0, "multiplies the length of a scenario", type=float)
     add("--max-p99-ms", 2000.0, "a slower 99th percentile fails the run", type=float)
     add("--max-error-share", None, "a larger share of refusals and wrong answers fails it", type=float)
     add("--max-lost", 0, "more requests without any answer fail it", type=int)
@@ -56,8 +56,8 @@ def _add_arguments(parser: ArgumentParser) -> None:
 
 @events.init.add_listener
 def _set_up(environment: Environment, **_: object) -> None:
-    """Choose the scenario; workers have what their master chooses."""
-    gevent.get_hub().loop.update_now()  # loading took seconds, by which locust's timers would be early
+    """Choose the scenario; workers follow their master."""
+    gevent.get_hub().loop.update_now()  # importing took seconds, and locust's timers would fire that much early
     options: Any = environment.parsed_options
     if isinstance(environment.runner, WorkerRunner):
         environment.stop_timeout = environment.stop_timeout or STOP_S
@@ -77,7 +77,7 @@ def _only(names: list[str]) -> type[Scenario] | None:
 
 
 class _Run:
-    """Watches the runs of one locust process, one after the other, and judges each."""
+    """Watches and judges each run of one locust process."""
 
     def __init__(self, environment: Environment, scenario: type[Scenario] | None) -> None:
         self._environment = environment
@@ -133,7 +133,7 @@ class _Run:
             share = self._scenario.max_error_share if self._scenario else 0.0
         p99_ms = float(total.get_response_time_percentile(0.99)) if total.num_requests else math.nan
         if not self._scenario:
-            p99_ms = min(p99_ms, options.max_p99_ms)  # it is what the users make of it
+            p99_ms = min(p99_ms, options.max_p99_ms)  # not judged: in a closed loop it depends on the number of users
         return [
             Verdict("99th percentile, ms", p99_ms, options.max_p99_ms),
             Verdict("share of errors", round(total.num_failures / max(total.num_requests, 1), 4), share),

@@ -1,8 +1,8 @@
 """Load on a server: a closed loop waits for each answer before it sends the next request, an open loop does not.
 
-A closed loop waits for a slow server and so never overloads it. In an open loop requests come when they come (Poisson),
-and the latency of an answer counts from the moment at which its request was due, so that a late generator cannot hide
-waiting. Every answer is checked.
+A closed loop waits for a slow server and so never overloads it. In an open loop requests arrive at random (Poisson),
+and latency counts from the moment a request was due, so that a late generator cannot hide waiting. Every answer is
+checked.
 """
 
 import asyncio
@@ -19,9 +19,9 @@ from loadtest.connection import JPEG, Connection, connect, request
 from loadtest.responses import Parse, WrongAnswerError
 
 LAST_ANSWERS_S = 60.0
-"""What the server is given for what is under way when a closed loop ends."""
+"""How long outstanding answers are awaited when a closed loop ends."""
 PATIENCE_S = 15.0
-"""How long after its deadline an answer is still waited for; then the request counts as lost."""
+"""How long after its deadline an answer is still awaited; then the request counts as lost."""
 
 Reading = TypeVar("Reading")
 
@@ -36,14 +36,14 @@ class Target(NamedTuple):
 
 @dataclass(slots=True)
 class Photo:
-    """A photo as a whole HTTP request, and what it was first found to show."""
+    """A photo as a complete HTTP request, and the class that the server first gave it."""
 
     request: bytes
     top1: int
 
 
 class Window(NamedTuple, Generic[Reading]):
-    """What was answered between two readings of the caller's meters."""
+    """The answers between two readings of the caller's meters."""
 
     before: Reading
     after: Reading
@@ -51,11 +51,11 @@ class Window(NamedTuple, Generic[Reading]):
     latencies_s: list[float]
     batch_sizes: list[int]
     faults: Counter[str]
-    """Also those of the warm-up and of what was under way at the end."""
+    """Includes those of the warm-up, and of requests still under way at the end."""
 
 
 def poisson(per_s: float, chance: random.Random) -> Iterator[float]:
-    """Seconds from now at which requests are due, without end: the gaps between them are exponential."""
+    """Seconds from now at which requests are due, with exponential gaps, endlessly."""
     at_s = 0.0
     while True:
         at_s += chance.expovariate(per_s)
@@ -63,7 +63,7 @@ def poisson(per_s: float, chance: random.Random) -> Iterator[float]:
 
 
 async def ask_alone(target: Target, images: Iterable[bytes]) -> tuple[str, list[Photo]]:
-    """Send each photo once, alone: what it is found to be must not change under load. Also, the model that answers.
+    """Send each photo once, alone, to learn the class that it must keep under load. Returns the model's name, too.
 
     Raises:
         WrongAnswerError: see `Target.parse`.
@@ -88,10 +88,10 @@ async def closed_loop(
     seconds: float,
     read_meters: Callable[[], Reading],
 ) -> Window[Reading]:
-    """Each connection sends the next photo as soon as it has its last answer; counts those in `seconds` after warm-up.
+    """On each connection, send the next photo as soon as the last is answered; count `seconds` after the warm-up.
 
     Raises:
-        TimeoutError: the last answers do not come.
+        TimeoutError: outstanding answers did not come within LAST_ANSWERS_S.
     """
     latencies_s: list[float] = []
     batch_sizes: list[int] = []
@@ -140,14 +140,14 @@ class Outcomes:
     late_s: list[float] = field(default_factory=list)
     """latencies of right answers after it"""
     refused_s: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    """by code, latencies of errors; only they count from the moment of sending: how soon does the server say no?"""
+    """latencies of errors by code, from sending, unlike the others: how soon does the server refuse?"""
     wrong: int = 0
     lost: int = 0
     """sent, and never answered"""
     unsent: int = 0
-    """no socket was free: the client's bound, not the server's answer"""
+    """no socket was free: a limit of the client, not of the server"""
     lateness_s: list[float] = field(default_factory=list)
-    """by which requests were sent, or a connection for them was opened, after they were due"""
+    """how long after it was due each request was taken up by the generator"""
 
 
 class OpenWindow(NamedTuple, Generic[Reading]):
@@ -159,12 +159,12 @@ class OpenWindow(NamedTuple, Generic[Reading]):
     outcomes: Outcomes
     most_sockets: int
     faults: Counter[str]
-    """Wrong answers and lost connections, also outside the window."""
+    """Wrong answers and lost connections, including those outside the window."""
 
 
 @dataclass(slots=True)
 class OpenLoop:
-    """Sends at a rate over at most `sockets` keep-alive connections; the last one used is used first."""
+    """Sends at a rate over at most `sockets` keep-alive connections; the most recently used is reused first."""
 
     target: Target
     photos: Iterable[Photo]
@@ -173,7 +173,7 @@ class OpenLoop:
     _idle: list[Connection] = field(default_factory=list)
     _open: set[Connection] = field(default_factory=set)
     _opening: set[asyncio.Task[None]] = field(default_factory=set)
-    _waiting: deque[asyncio.Future[Connection]] = field(default_factory=deque)  # each for one that is being opened
+    _waiting: deque[asyncio.Future[Connection]] = field(default_factory=deque)  # one for each connection being opened
     _most: int = 0
     _faults: Counter[str] = field(default_factory=Counter)
 
@@ -189,8 +189,8 @@ class OpenLoop:
     ) -> OpenWindow[Reading]:
         """Run once, and count the requests that are due in the `seconds` after the warm-up.
 
-        Requests go on for `tail_s` after that, if not for a deadline, so that the last that count meet the same load as
-        the first.
+        Requests continue for `tail_s` after that (by default, for one deadline), so that the last counted requests meet
+        the same load as the first.
         """
         counted, others = Outcomes(), Outcomes()
         ends_s = warm_up_s + seconds
@@ -198,7 +198,7 @@ class OpenLoop:
         photos, calls, started_s = cycle(self.photos), list[asyncio.Task[None]](), time.perf_counter()
         reading = asyncio.create_task(_read_twice(read_meters, started_s + warm_up_s, seconds))
         for at_s in takewhile(lambda at_s: at_s < last_s, poisson(per_s, random.Random(seed))):  # noqa: S311
-            # Also where it is late: answers must be read, too.
+            # Even when late: the loop must get to read answers.
             await asyncio.sleep(max(0.0, started_s + at_s - time.perf_counter()))
             outcomes = counted if warm_up_s <= at_s < ends_s else others
             calls.append(asyncio.create_task(self._call(next(photos), started_s + at_s, outcomes)))
@@ -207,7 +207,7 @@ class OpenLoop:
         return OpenWindow(before, after, seconds, counted, self._most, self._faults)
 
     async def _call(self, photo: Photo, due_s: float, outcomes: Outcomes) -> None:
-        """One request, which adds itself to exactly one outcome."""
+        """Send one request, and count it under exactly one outcome."""
         outcomes.due += 1
         outcomes.lateness_s.append(time.perf_counter() - due_s)
         try:
@@ -246,7 +246,9 @@ class OpenLoop:
         (outcomes.good_s if took_s <= self.deadline_s else outcomes.late_s).append(took_s)
 
     async def _take(self) -> Connection | None:
-        """A connection that is free, or the first to be: one is opened. None: to wait would make it late by our doing.
+        """An idle connection, else a new one or the first to become idle; None if all sockets are busy.
+
+        The request does not wait for a socket: that delay would be the client's, not the server's.
 
         Raises:
             OSError: it cannot be opened.
@@ -278,20 +280,20 @@ class OpenLoop:
         self._give(connection)
 
     def _give(self, connection: Connection) -> None:
-        """A connection can be used, for the first time or again."""
+        """Give a new or returned connection to a waiting request, or keep it idle."""
         if self._waiting and connection.is_usable:
             self._waiting.popleft().set_result(connection)
         else:
             self._idle.append(connection)
 
     async def _end(self, calls: Sequence[asyncio.Task[None]]) -> None:
-        """Wait for what is under way; what then has no answer is lost."""
+        """Wait for outstanding requests; those still unanswered then are lost."""
         if calls:
             _, pending = await asyncio.wait(calls, timeout=self.deadline_s + PATIENCE_S)
             self._waiting.clear()
             for call in pending:
                 call.cancel()
-            await asyncio.gather(*calls)  # raises what nobody foresaw
+            await asyncio.gather(*calls)  # raises unexpected errors
         for connection in self._open:
             connection.transport.abort()
         await asyncio.gather(*(connection.closed for connection in self._open), *self._opening)

@@ -1,4 +1,4 @@
-"""The machine under load: its CPU time by who took it, and what it can do without a server."""
+"""The machine under load: who uses its CPU time, and what it can do without a server."""
 
 import os
 import platform
@@ -17,21 +17,21 @@ CPUINFO = Path("/proc/cpuinfo")
 
 
 class Meters(NamedTuple):
-    """CPU-seconds since whatever beginning."""
+    """CPU-seconds since an arbitrary start."""
 
     server: float | None
-    """None: its processes are not known"""
+    """None: its processes are unknown"""
     client: float
     machine: float
     """of all processes"""
 
     def since(self, before: "Meters") -> "Meters":
-        """What was taken between two readings."""
+        """The CPU time used between two readings."""
         server = None if self.server is None else self.server - (before.server or 0.0)
         return Meters(server, self.client - before.client, self.machine - before.machine)
 
     def shares(self, seconds: float) -> Shares:
-        """What this is of the CPUs' time in so many seconds."""
+        """These as shares of the CPU time available in `seconds`."""
         cpu_s = seconds * (psutil.cpu_count() or 1)
         server = others = None
         if self.server is not None:
@@ -41,19 +41,19 @@ class Meters(NamedTuple):
 
 
 def read_meters(server: Iterable[psutil.Process] | None) -> Meters:
-    """CPU time of a server's processes, of this one, and of all; a process that has ended counts nothing."""
+    """CPU time of a server's processes, of this one, and of all; processes that have ended do not count."""
     machine = psutil.cpu_times()
     return Meters(
         None if server is None else sum(_cpu_s(member) for member in server),
         _cpu_s(psutil.Process()),
-        sum(machine) - machine.idle - getattr(machine, "iowait", 0.0),  # which only Linux tells
+        sum(machine) - machine.idle - getattr(machine, "iowait", 0.0),  # only Linux reports iowait
     )
 
 
 def baseline(model: str, repository: Path, photos: Sequence[Path], seconds: float) -> Baseline | None:
-    """What the machine can do now, measured in a process that has nothing of this one's memory and threads.
+    """Measure the baseline now, in a separate process that this one's memory and threads cannot disturb.
 
-    None, and a line on standard error, where it cannot be measured.
+    Returns None, and prints a line to standard error, if it cannot be measured.
     """
     command = [sys.executable, "-m", "loadtest.baseline", "--json", "--model", model, "--seconds", str(seconds)]
     command += ["--repository", str(repository), *map(str, photos)]
@@ -72,7 +72,7 @@ def _cpu_s(process: psutil.Process) -> float:
 
 
 def cpu_name() -> str:
-    """What the machine calls its CPUs."""
+    """The model name of the machine's CPUs."""
     lines: list[str] = []
     with suppress(FileNotFoundError):  # where it is not Linux
         lines = CPUINFO.read_text().splitlines()
@@ -81,5 +81,5 @@ def cpu_name() -> str:
 
 
 def usable_cpus() -> int:
-    """How many CPUs this process may run on: all, where the system keeps no process to certain ones."""
+    """Number of CPUs this process may run on: all of them on systems without CPU affinity."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

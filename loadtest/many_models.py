@@ -1,11 +1,11 @@
-"""`python loadtest/many_models.py`: many models of which few fit.
+"""`python loadtest/many_models.py`: many models, of which only a few fit into memory.
 
-Serves copies of one model under many names, within one budget after another: `all` of them loaded, a number of models,
-or bytes of memory. Clients in a closed loop ask for models at random, by Zipf's law: the n-th name has a chance of
-1/n^s. Printed are: how long the server took to start; how many requests were answered, and found their model loaded;
-how long loads took, and answers; and what memory the engine's models took at most, as the engine measures it and as
-its process has grown since it was ready with the default model alone. Exits with 1 if a request is lost, refused or
-answered wrongly.
+Serves copies of one model under many names, with one budget after another: `all` of them loaded, a number of models,
+or bytes of memory. Clients in a closed loop pick models at random by Zipf's law: the n-th name has a weight of 1/n^s.
+Prints how long the server took to start; how many requests were answered, and which share of them found their model
+loaded; how long loads and answers took; and the peak memory of the engine's models, both as the engine measures it and
+as the growth of its process since it was ready with only the default model. Exits with 1 if a request is lost, refused
+or answered wrongly.
 
     python loadtest/many_models.py --repository FOLDER --model NAME --copies 200 --budgets 20,100MB,all
 """
@@ -35,7 +35,7 @@ from loadtest.results import percentiles_ms
 from loadtest.tables import decimal, percent
 
 DRAWN = 50_000
-"""Requests that are drawn before the loop, which begins anew after them."""
+"""Requests drawn in advance; the loop repeats them."""
 SAMPLE_S = 0.05
 _SAMPLE = re.compile(r"^(\w+)(?:{(.*)})? (\S+)$", re.MULTILINE)
 _BOUND = re.compile(r'le="([^"]+)"')
@@ -72,15 +72,15 @@ COLUMNS: tables.Columns[Row] = {
 
 
 class Metrics(NamedTuple):
-    """What the server has counted."""
+    """The server's counters."""
 
     waits: float
     loads: Mapping[float, float]
-    """that took no longer than so many seconds"""
+    """how many loads took at most this many seconds"""
 
     @classmethod
     def read(cls, url: str) -> "Metrics":
-        """As it is now."""
+        """Read their current values."""
         with urlopen(f"{url}/metrics") as answer:  # noqa: S310
             samples = _SAMPLE.findall(answer.read().decode())
         loads = [(labels, value) for name, labels, value in samples if name == "serving_model_load_seconds_bucket"]
@@ -139,7 +139,7 @@ async def _measure(
 
 
 def _quantile(counts: Mapping[float, float], share: float) -> float:
-    """Of a histogram with buckets up to these bounds, as Prometheus finds it: on a line between two bounds."""
+    """Quantile of a cumulative histogram, interpolated between two bounds as in Prometheus."""
     bounds = sorted(counts)
     at = bisect_left([counts[bound] for bound in bounds], share * max(counts.values(), default=0))
     if not bounds or not counts[bounds[at]]:
@@ -151,7 +151,7 @@ def _quantile(counts: Mapping[float, float], share: float) -> float:
 
 @contextmanager
 def _watched(server: Serving) -> Generator[list[float]]:
-    """The most that the engine's models took by its own measurement, and that its memory grew, until the block ends."""
+    """Peak bytes until the block ends: of the models as the engine measures them, and by the growth of its process."""
     most, over = [0.0, 0.0], threading.Event()
     status = Path(f"/proc/{server.children['engine']}/status")
 

@@ -1,16 +1,16 @@
-"""`python loadtest/mlperf.py`: MLPerf's LoadGen asks a server over HTTP, and says whether the run is valid.
+"""`python loadtest/mlperf.py`: MLPerf's LoadGen tests a server over HTTP, and judges whether the run is valid.
 
-LoadGen decides what is sent and when, measures, and judges. This is the system under test that it asks: it sends the
-photos that LoadGen names, as they are, and hands back the class that is answered. Decoding is the server's.
+LoadGen decides what is sent and when, measures, and judges. This command is its system under test: it posts the photos
+that LoadGen picks, unchanged, and hands back the class that the server answers. The server does the decoding.
 
     python loadtest/mlperf.py --write docs/measurements/mlperf.md
     python loadtest/mlperf.py --url http://127.0.0.1:8000 --scenario Server --target-qps 40 --target-latency-ms 200
     python loadtest/mlperf.py --mode accuracy --photos IMAGES --labels val_map.txt
 
-Exits with 1 where LoadGen's verdict is INVALID, or a request got no right answer.
+Exits with 1 if LoadGen's verdict is INVALID, or a request got no right answer.
 """
 
-import models.missing  # noqa: F401 before what may be missing
+import models.missing  # noqa: F401 before imports that may be missing
 
 # isort: split
 
@@ -50,21 +50,21 @@ METRICS = {
     "Server": ("result_completed_samples_per_sec", "images/s", 1.0),
     "Offline": ("result_samples_per_second", "images/s", 1.0),
 }
-"""By scenario: the key of MLPerf's figure in LoadGen's log, what it is, and its factor."""
+"""By scenario: the key of MLPerf's figure in LoadGen's log, its unit, and the factor that converts it."""
 PERCENTILES = ("50.00", "90.00", "99.00")
-"""As that log writes them."""
+"""As LoadGen's log spells them."""
 MOST_IN_MEMORY = 1024
 """Photos that LoadGen chooses from in performance runs, as MLPerf's own image classification does."""
 PROBE_S = 3.0
-"""How long is tried beforehand what LoadGen wants to be told to expect."""
+"""Length of the closed loop that estimates the rates and latencies which LoadGen needs to know in advance."""
 SERVER_SHARE = 0.5
-"""Of what a closed loop reaches, where nobody says how many images a second are to be sent."""
+"""Share of a closed loop's images a second to send in Server, without --target-qps."""
 OFFLINE_SHARE = 1.5
-"""The same for Offline: too many images only take longer, and too few for the duration are INVALID."""
+"""The same for Offline: too many images only take longer, but too few to fill the duration make the run INVALID."""
 
 
 class Row(NamedTuple):
-    """What LoadGen found in one run."""
+    """LoadGen's result for one run."""
 
     scenario: str
     mode: str
@@ -104,37 +104,37 @@ def main() -> int:
 
 
 class SystemUnderTest:
-    """Sends what LoadGen asks for, over at most so many connections, and tells it of each answer."""
+    """Sends the requests that LoadGen issues, and reports each answer to it."""
 
     def __init__(self, loadgen: ModuleType, target: Target, paths: Sequence[Path]) -> None:
         self.faults: Counter[str] = Counter()
-        """Of requests that got no right answer: LoadGen, which knows no failures, is told of an answer without data."""
+        """Requests that got no right answer, by error. LoadGen knows no failures, so it gets an answer without data."""
         self.answers = 0
         self.known_as: dict[int, set[str]] = {}
-        """By class index, label and WordNet id of each class that was answered."""
+        """Label and WordNet id of each class that was answered, by class index."""
         self._loadgen, self._target, self._paths = loadgen, target, paths
         self._loop = asyncio.get_running_loop()
         self._waiting: asyncio.Queue[tuple[int, int]] = asyncio.Queue()  # LoadGen's id, and the photo's index
         self._requests: dict[int, bytes] = {}
 
     def load(self, indices: Sequence[int]) -> None:
-        """LoadGen's threads: read photos, outside of what is measured."""
+        """Called on LoadGen's threads: read photos, outside the measured time."""
         target = self._target
         self._requests |= {at: request(target.url, self._paths[at].read_bytes(), target.headers) for at in indices}
 
     def unload(self, indices: Sequence[int]) -> None:
-        """LoadGen's threads: they are not needed any more."""
+        """Called on LoadGen's threads: drop photos that are no longer needed."""
         for index in indices:
             del self._requests[index]
 
     def issue(self, samples: Sequence[Any]) -> None:
-        """LoadGen's threads: these are due now."""
+        """Called on LoadGen's threads: queue these requests, which are due now."""
         asked = [(sample.id, sample.index) for sample in samples]
-        with suppress(RuntimeError):  # after Ctrl-C there is no loop
+        with suppress(RuntimeError):  # after Ctrl-C the loop is closed
             self._loop.call_soon_threadsafe(self._enqueue, asked)
 
     async def send(self) -> None:
-        """One connection, opened anew when it has been idle: sends what has waited longest, until it is cancelled."""
+        """Send queued requests, oldest first, over one connection until cancelled; reconnect if it has been idle."""
         connection: Connection | None = None
         try:
             while True:
@@ -208,7 +208,7 @@ async def _all(loadgen: ModuleType, base_url: str, options: argparse.Namespace) 
 async def _test(
     loadgen: ModuleType, system: SystemUnderTest, settings: object, images: int, connections: int, logs: Path
 ) -> None:
-    """One run of LoadGen, in a thread of its own: it returns when all is done, and lets nobody interrupt it."""
+    """Run LoadGen once, in its own thread: it blocks until it is done, and cannot be interrupted."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[None] = loop.create_future()
     output = loadgen.LogOutputSettings()
@@ -229,7 +229,7 @@ async def _test(
         threading.Thread(target=run, daemon=True).start()
         ended, _ = await asyncio.wait([done, *senders], return_when=asyncio.FIRST_COMPLETED)
         for one in ended:
-            await one  # a sender ends only by what nobody foresaw
+            await one  # a sender ends early only by an unexpected error
     finally:
         for sender in senders:
             sender.cancel()
@@ -246,7 +246,7 @@ def _settings(
     settings.min_duration_ms = round(1e3 * options.min_duration_s)
     settings.min_query_count = options.min_queries
     reached = len(latencies_s) / PROBE_S
-    settings.single_stream_expected_latency_ns = round(1e9 * min(latencies_s) / 2)  # fewer queries would not last
+    settings.single_stream_expected_latency_ns = round(1e9 * min(latencies_s) / 2)  # rather too many queries
     settings.offline_expected_qps = options.target_qps or OFFLINE_SHARE * reached
     settings.server_target_qps = options.target_qps or SERVER_SHARE * reached
     settings.server_target_latency_ns = round(1e6 * options.target_latency_ms)
@@ -268,7 +268,7 @@ def _row(scenario: str, mode: str, logs: Path, system: SystemUnderTest, known: S
 
 
 def _details(path: Path) -> dict[str, Any]:
-    """LoadGen's log: each line is a key and its value as JSON, behind a mark."""
+    """LoadGen's log: each line has a key and its value as JSON, after a marker."""
     lines = (line.partition(":::MLLOG ")[2] for line in path.read_text().splitlines())
     return {entry["key"]: entry["value"] for entry in map(json.loads, filter(None, lines))}
 
@@ -277,7 +277,7 @@ def _top1(answers: Sequence[Mapping[str, Any]], known_as: Mapping[int, set[str]]
     """Share of the answers in LoadGen's accuracy log that name the photo's known class.
 
     Raises:
-        LoadTestError: no answer names any photo's class, so they are not named as the model names them.
+        LoadTestError: no answer names any photo's class, so photos and model must name their classes differently.
     """
     found = {answer["qsl_idx"]: _logged(answer["data"]) for answer in answers}
     names = {index: {*known_as.get(index, ()), str(index)} for index in found.values() if index is not None}
@@ -296,7 +296,7 @@ def _known(paths: Sequence[Path], labels: Path | None) -> list[str]:
     """The class of each photo: its index in MLPerf's `val_map.txt`, else the WordNet id in its name, else its folder.
 
     Raises:
-        LoadTestError: a photo is not in the file, or a line of it is something else.
+        LoadTestError: a photo is not in the file, or a line is malformed.
     """
     if labels is None:
         start = [path.name.partition("_")[0] for path in paths]
@@ -351,18 +351,18 @@ def _loadgen() -> ModuleType:
 
 def _parse() -> argparse.Namespace:
     parser = command.parser("mlperf.py", __doc__)
-    parser.add_argument("--url", help="of a server that already runs, such as http://127.0.0.1:8000")
+    parser.add_argument("--url", help="use a server already running, such as http://127.0.0.1:8000")
     parser.add_argument(
         "--scenario", type=names(SCENARIOS), default=SCENARIOS, metavar="NAME,…", help="default all three"
     )
     text = f"{' or '.join(MODES)}, or both (default {MODES[0]})"
     parser.add_argument("--mode", type=names(MODES), default=MODES[:1], metavar="MODE,…", help=text)
-    text = "lines of a photo's name and its class index (val_map.txt); else WordNet ids or folders name the classes"
+    text = "a photo's name and class index in each line (val_map.txt); default: WordNet ids or folders name the classes"
     parser.add_argument("--labels", type=Path, metavar="FILE", help=text)
     text = "of each run, at least (default 60; MLPerf's rules: 600)"
     parser.add_argument("--min-duration-s", type=float, default=60, metavar="S", help=text)
     parser.add_argument("--min-queries", type=int, default=100, metavar="N", help="of each run (default 100)")
-    text = "images a second that Server sends and Offline reckons with; else by what a closed loop reaches beforehand"
+    text = "images a second that Server sends and Offline assumes; default: estimated by a closed loop beforehand"
     parser.add_argument("--target-qps", type=float, metavar="N", help=text)
     text = "that 99 %% of Server's answers must meet (default 100; MLPerf's rules for ResNet-50: 15)"
     parser.add_argument("--target-latency-ms", type=float, default=100, metavar="MS", help=text)
@@ -377,5 +377,5 @@ def _parse() -> argparse.Namespace:
 if __name__ == "__main__":
     code = command.run(main)
     if code == 130:
-        os._exit(code)  # LoadGen's threads cannot be ended, and would go on in an interpreter that is going
+        os._exit(code)  # LoadGen's threads cannot be stopped, and would run on while the interpreter shuts down
     sys.exit(code)

@@ -1,8 +1,8 @@
-"""`python loadtest/overload.py`: what becomes of requests that come faster than a server can answer.
+"""`python loadtest/overload.py`: what happens to requests that come faster than a server can answer.
 
 Measures a server's capacity in a closed loop, then sends at multiples of it in an open loop (Poisson arrivals that do
-not wait for answers) and counts what arrives in time, what is refused and how soon, and what is lost. Load comes from
-this machine, too, so the table says how late the generator was and what it took of the CPUs.
+not wait for answers) and counts the answers in time, the refusals and how soon they came, and the requests lost. The
+load generator shares the machine, so the table also shows how late it was and its share of the CPUs.
 
     python loadtest/overload.py --write docs/measurements/overload
     python loadtest/overload.py --rivals mosec,litserve --write docs/measurements/overload    # on the same network
@@ -12,7 +12,7 @@ this machine, too, so the table says how late the generator was and what it took
 Exits with 1 on a wrong answer or a lost request.
 """
 
-import models.missing  # noqa: F401 before what may be missing
+import models.missing  # noqa: F401 before imports that may be missing
 
 # isort: split
 
@@ -41,9 +41,9 @@ from loadtest.tables import decimal, percent
 
 DEADLINE_HEADER = "X-Request-Timeout"
 OVERDUE = "deadline_exceeded"
-"""The code of requests that were accepted and then gave up."""
+"""The code of requests that were accepted and then missed their deadline."""
 LATE_MS = 20.0
-"""A generator whose 99th percentile is later than this was part of what limited the row."""
+"""If the generator's 99th percentile of lateness exceeds this, it helped to limit the row."""
 
 COLUMNS: tables.Columns[OverloadStep] = {
     "load": lambda step: f"{step.factor:g}x" + ("" if _kept_up(step) else "!"),
@@ -81,9 +81,9 @@ class Server(NamedTuple):
     name: str
     target: Target
     members: Callable[[], Sequence[psutil.Process] | None] = lambda: None
-    """its processes; None where they are not known"""
+    """its processes; None if they are unknown"""
     model: str = ""
-    """where answers do not name it"""
+    """its name, if answers do not give it"""
 
 
 def main() -> int:
@@ -117,8 +117,8 @@ def _ours(options: argparse.Namespace) -> Generator[Server]:
 
 @contextmanager
 def _rival(name: str, model: str, options: argparse.Namespace) -> Generator[Server]:
-    """The same network behind one of those of `loadtest/compare`, in the variant that does better there."""
-    from loadtest.compare import networks, rounds  # which need onnx
+    """The same network behind a rival from `loadtest/compare`, in the variant that does better there."""
+    from loadtest.compare import networks, rounds  # these need onnx
 
     rival = next(server for server in SERVERS if (server.name, server.variant) == (name, "tuned"))
     image = photos.find(options.photos)[0].read_bytes()
@@ -213,7 +213,7 @@ def _errors(outcomes: Outcomes, wanted: Callable[[str], bool]) -> list[float]:
 
 
 def _kept_up(step: OverloadStep) -> bool:
-    """The load was what it should have been."""
+    """The generator sent the load as planned."""
     return step.lateness_p99_ms < LATE_MS and not step.unsent
 
 
@@ -221,7 +221,7 @@ def _read(path: Path) -> list[Overload]:
     """The results in a file that `--write` made.
 
     Raises:
-        LoadTestError: it is something else.
+        LoadTestError: the file holds something else.
     """
     try:
         return results.read(list[Overload], path)
@@ -237,7 +237,7 @@ def _write(found: Sequence[Overload], options: argparse.Namespace) -> None:
     base.with_suffix(".json").write_text(text + "\n")
     plot = base.with_suffix(".svg")
     plots.save(_panels(found), plot)
-    parts = ["# Overload: what arrives when more comes than can be answered", f"![goodput and latency]({plot.name})"]
+    parts = ["# Overload: more requests than the server can answer", f"![goodput and latency]({plot.name})"]
     parts += [_section(result) for result in found]
     base.with_suffix(".md").write_text("\n\n".join([*parts, LEGEND]) + "\n")
 
@@ -286,7 +286,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--deadline-header", action="store_true", help=f"tell the server by {DEADLINE_HEADER}, not by a setting"
     )
-    parser.add_argument("--sockets", type=int, default=512, metavar="N", help="most at one time (default 512)")
+    parser.add_argument("--sockets", type=int, default=512, metavar="N", help="most open at one time (default 512)")
     parser.add_argument("--connections", type=int, default=32, metavar="N", help="of the closed loop (default 32)")
     parser.add_argument("--write", type=Path, metavar="BASE", help="write BASE.json, BASE.md and the plot")
     options = parser.parse_args()

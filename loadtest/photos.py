@@ -1,4 +1,4 @@
-"""The photos that are sent."""
+"""The photos to send."""
 
 from io import BytesIO
 from pathlib import Path
@@ -6,10 +6,10 @@ from pathlib import Path
 from PIL import Image
 
 FOLDER = Path(__file__).parents[1] / "export" / "photos"
-"""Comes with the project; real load is more varied, so give a larger folder where you have one."""
+"""The project's own; real load is more varied, so use a larger folder if you have one."""
 
 FORM_TYPE = "multipart/form-data; boundary=----a-photo----"
-"""Of what `form` makes."""
+"""The Content-Type of what `form` returns."""
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
@@ -33,7 +33,7 @@ def form(photo: bytes) -> bytes:
 
 
 def resized(photo: bytes, width: int, height: int) -> bytes:
-    """A photo as a JPEG of another size; a larger one is a mosaic of it, so that it costs what a real one would."""
+    """A photo as a JPEG of another size; a larger one is tiled from it, so that it costs as much as a real photo."""
     image = Image.open(BytesIO(photo)).convert("RGB")
     if width <= image.width and height <= image.height:
         image = image.resize((width, height))

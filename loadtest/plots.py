@@ -1,4 +1,4 @@
-"""Plots as SVG: the same bytes for the same figures."""
+"""Plots as SVG; the same figures give the same bytes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-mpl.rcParams["svg.hashsalt"] = "resnet-serving"  # else each file has ids of its own
+mpl.rcParams["svg.hashsalt"] = "resnet-serving"  # otherwise each file has random ids
 _SIZE_IN = (5.0, 3.6)
 _LONG_SIZE_IN = (9.0, 2.6)
 
@@ -26,9 +26,9 @@ class Line:
     y: Sequence[float | None]
     style: str = "o-"
     right: bool = False
-    """has its axis on the right"""
+    """belongs to the axis on the right"""
     colour: int | None = None
-    """lines of one colour belong together; None: one of its own"""
+    """index of a colour that lines share; None: its own"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +43,11 @@ class Panel:
     right_label: str = ""
     title: str = ""
     marks: Sequence[tuple[float, str]] = ()
-    """where, and in which colour, something happened"""
+    """x and colour of each event"""
 
 
 def over_time(title: str, lines: Mapping[str, Points], marks: Sequence[tuple[float, str]] = ()) -> Panel:
-    """A long panel."""
+    """A wide panel, with seconds as x."""
     return Panel(
         "seconds", "", [Line(label, *points, style="-") for label, points in lines.items()], title=title, marks=marks
     )
@@ -63,7 +63,7 @@ def save(panels: Sequence[Panel], path: Path) -> None:
 
 
 def svg(panels: Sequence[Panel]) -> str:
-    """Long panels below each other, as an element for a page."""
+    """Wide panels below each other, as an element for a page."""
     figure = Figure(figsize=(_LONG_SIZE_IN[0], _LONG_SIZE_IN[1] * len(panels)), layout="constrained")
     for axes, panel in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
         _draw(axes, panel)

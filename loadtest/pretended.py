@@ -1,8 +1,8 @@
-"""`python -m loadtest.pretended`: the server, on devices that take a set time for a batch and no CPU.
+"""`python -m loadtest.pretended`: the server on simulated devices, which take a fixed time for a batch and no CPU.
 
-For `loadtest/devices.py`, and the backend also for `engine_loop`: what the rest of the server carries, whatever
-computes. PRETENDED_S in the environment says how long a batch takes and how long each of its images adds, in seconds:
-"0.02,0.0025". Answers are made up. Children import this module as well.
+`loadtest/devices.py` uses it, and `engine_loop` its backend, to measure what the rest of the server can carry whatever
+the device. PRETENDED_S in the environment is the seconds that a batch takes and those that each of its images adds,
+such as "0.02,0.0025". Answers are made up. Child processes import this module as well.
 """
 
 import os
@@ -22,11 +22,11 @@ from server.engine.classes import Extras
 from server.settings import Settings
 
 SECONDS = "PRETENDED_S"
-"""The variable."""
+"""The environment variable."""
 
 
 class Pretended:
-    """A device that is asked for one batch at a time."""
+    """A simulated device that runs one batch at a time."""
 
     instances = 1
     on_gpu = False
@@ -35,7 +35,7 @@ class Pretended:
         self._manifest = manifest
         self._batch_s = batch_s
         self._image_s = image_s
-        self._answers = (  # made before, as they are to cost nothing
+        self._answers = (  # prepared here, so that they cost nothing later
             np.full((max_batch, manifest.top_k), 1 / manifest.num_classes, np.float32),
             np.tile(np.arange(manifest.top_k, dtype=np.int32), (max_batch, 1)),
             np.zeros((max_batch, manifest.num_classes), np.float32),
@@ -65,7 +65,7 @@ def _load(manifest: Manifest, content: bytes, settings: Settings) -> Backend:  #
     return cast("Backend", Pretended(manifest, settings.max_batch, batch_s, image_s))
 
 
-if SECONDS in os.environ:  # not where somebody only looks at this
+if SECONDS in os.environ:  # not if it is only imported
     backends.load = _load
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A server to measure: started with all its processes, found again wherever they went, and ended together."""
+"""Start a server to measure, find all its processes, even detached ones, and stop them together."""
 
 import json
 import os
@@ -19,14 +19,14 @@ from loadtest.command import LoadTestError
 
 ROOT = Path(__file__).parents[1]
 STOP_S = 30.0
-"""What a server is given to drain and end by itself."""
+"""Grace period for a server to drain and exit before SIGKILL."""
 POLL_S = 0.02
 _MARK = "LOADTEST_MARK"
 _LOG_TAIL_BYTES = 2000
 
 
 class StartError(LoadTestError):
-    """The server did not start; the message has the end of its log."""
+    """The server did not start, or has ended; the message holds the end of its log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +41,14 @@ class Running:
 
     @property
     def has_ended(self) -> bool:
-        """Nothing of it is left that was started in the foreground."""
+        """Its foreground process has exited."""
         return self.process.poll() is not None
 
     def members(self) -> list[psutil.Process]:
         """All its processes: descendants, and daemons that left the tree but inherited its environment."""
         found: list[psutil.Process] = []
         with suppress(psutil.NoSuchProcess):
-            # once it has ended, its number may be another's
+            # after it has ended, another process may have its id
             found = [] if self.has_ended else tree(psutil.Process(self.process.pid))
         return [*found, *(other for other in psutil.process_iter() if self._is_marked(other) and other not in found)]
 
@@ -57,7 +57,7 @@ class Running:
         return self.log.read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace").strip()
 
     def stop(self) -> None:
-        """Ask it to end, then kill what is left."""
+        """Send SIGTERM, wait for at most STOP_S, then kill what is left."""
         if not self.has_ended:
             self.process.terminate()
             with suppress(subprocess.TimeoutExpired):
@@ -77,14 +77,14 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """A server of this project that has been ready."""
+    """A server of this project that has become ready."""
 
     running: Running
     ready_file: Path
 
     @property
     def url(self) -> str:
-        """Of HTTP."""
+        """Its HTTP address."""
         return str(self._ready()["url"])
 
     def members(self) -> list[psutil.Process]:
@@ -100,7 +100,7 @@ class Serving:
         """What the ready file says.
 
         Raises:
-            StartError: the server has ended, or is none that was ready.
+            StartError: the server has ended.
         """
         try:
             return dict(json.loads(self.ready_file.read_text()))
@@ -119,7 +119,7 @@ def start(
 ) -> Generator[Running]:
     """Run a server, whose home and temporary files are in `folder`, until the block ends.
 
-    Its log goes to a file there, or where it is not `quiet`, to this process's standard error.
+    Its output goes to a log file there; its standard error does too if `quiet`, else to this process's.
     """
     mark = uuid4().hex
     homes = dict.fromkeys(("HOME", "TMPDIR"), str(folder))
@@ -132,7 +132,7 @@ def start(
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT if quiet else None,
-            start_new_session=True,  # Ctrl-C is for us, who then end it in order
+            start_new_session=True,  # Ctrl-C reaches only this process, which then stops it
         )
     running = Running(process, mark, path, started_s)
     try:
@@ -145,9 +145,9 @@ def start(
 def serve(
     *flags: str, environment: Mapping[str, str] | None = None, quiet: bool = False, program: str = "server"
 ) -> Generator[Serving]:
-    """This project's server on a free port, set up as always by `SERVER_...` in the environment, until the block ends.
+    """Run this project's server on a free port until the block ends, configured by `SERVER_...` in the environment.
 
-    `program` is another module that serves as it does.
+    `program` may be another module with the same command line.
 
     Raises:
         StartError: it does not start.
@@ -155,9 +155,9 @@ def serve(
     with tempfile.TemporaryDirectory(prefix="loadtest-", ignore_cleanup_errors=True) as name:
         ready_file = Path(name) / "ready.json"
         command = [sys.executable, "-m", program, "--port", "0", "--ready-file", str(ready_file), *flags]
-        own = {"HOME": str(Path.home()), "TMPDIR": tempfile.gettempdir()}  # runtimes keep what they compile there
+        own = {"HOME": str(Path.home()), "TMPDIR": tempfile.gettempdir()}  # runtimes cache compiled code there
         with start(command, own | dict(environment or {}), Path(name), Path.cwd(), quiet=quiet) as running:
-            while not ready_file.exists():  # however long that takes: one that compiles may take minutes
+            while not ready_file.exists():  # without a time limit: compiling may take minutes
                 if running.has_ended:
                     raise StartError(f"the server did not start:\n{running.log_tail()}")
                 time.sleep(POLL_S)
@@ -172,7 +172,7 @@ def tree(process: psutil.Process) -> list[psutil.Process]:
 def pss_bytes(members: Iterable[psutil.Process]) -> int:
     """Proportional set sizes added up: a page that n processes share counts 1/n for each.
 
-    Only Linux tells them; elsewhere such a page does not count.
+    Only Linux reports them; elsewhere shared pages do not count.
     """
     total = 0
     for member in members:

@@ -1,4 +1,4 @@
-"""What became of a run, as one HTML file that needs nothing else: verdicts, figures, plots."""
+"""The report of a run as one self-contained HTML file: verdicts, figures, plots."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _STYLE = (
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One threshold and what was found."""
+    """One threshold and the measured value."""
 
     what: str
     found: float
@@ -23,7 +23,7 @@ class Verdict:
 
     @property
     def kept(self) -> bool:
-        """Not a number is not kept: nothing was measured."""
+        """Whether the threshold was met; NaN does not meet it, since nothing was measured."""
         return self.found <= self.most
 
     def __str__(self) -> str:
@@ -41,6 +41,6 @@ def html(title: str, verdicts: Sequence[Verdict], figures: Mapping[str, str], pa
 
 
 def write(path: Path, content: str) -> None:
-    """Write a page, and its folder where there is none."""
+    """Write a page, and create its folder if necessary."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content)

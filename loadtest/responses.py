@@ -7,7 +7,7 @@ from typing import NamedTuple
 from loadtest.command import LoadTestError
 
 TOP_K = 5
-"""Classes that the server answers with where a request does not say."""
+"""Classes in an answer, if the request does not say how many."""
 
 _ROUNDING = 1e-5
 
@@ -17,7 +17,7 @@ class WrongAnswerError(LoadTestError):
 
 
 class Answer(NamedTuple):
-    """What is looked at of a right answer."""
+    """The parts of a right answer that load tests use."""
 
     model: str
     top1: int
@@ -25,14 +25,14 @@ class Answer(NamedTuple):
 
 
 Parse = Callable[[int, bytes], Answer]
-"""Status and body to an answer; raises WrongAnswerError."""
+"""Turns status and body into an answer; raises WrongAnswerError."""
 
 
 def parse(status: int, body: bytes) -> Answer:
-    """The answer, if there are TOP_K classes, the most probable first, whose probabilities add up to at most 1.
+    """Parse an answer: TOP_K classes, the most probable first, whose probabilities add up to at most 1.
 
     Raises:
-        WrongAnswerError: they do not, or the status is not 200.
+        WrongAnswerError: the body is not so, or the status is not 200.
     """
     check_status(status, body)
     try:
@@ -46,7 +46,7 @@ def parse(status: int, body: bytes) -> Answer:
 
 
 def check_status(status: int, body: bytes) -> None:
-    """See that it is a success.
+    """Check that the status is 200.
 
     Raises:
         WrongAnswerError: it is not.
@@ -56,10 +56,10 @@ def check_status(status: int, body: bytes) -> None:
 
 
 def check_probabilities(probabilities: Sequence[float]) -> None:
-    """See that there are TOP_K, falling, that add up to at most 1.
+    """Check that there are TOP_K, in descending order, that add up to at most 1.
 
     Raises:
-        WrongAnswerError: it is otherwise.
+        WrongAnswerError: there are not.
     """
     if len(probabilities) != TOP_K:
         raise WrongAnswerError(f"{len(probabilities)} predictions instead of {TOP_K}")
@@ -68,12 +68,12 @@ def check_probabilities(probabilities: Sequence[float]) -> None:
 
 
 def unreadable(body: bytes, error: Exception) -> WrongAnswerError:
-    """Describe an answer that is none."""
+    """The error for a body that is not an answer."""
     return WrongAnswerError(f"not an answer, {error!r}: {body[:200].decode(errors='replace')}")
 
 
 def code(body: bytes) -> str:
-    """The `code` of a problem document; "" where it is none."""
+    """The `code` of a problem document; "" if the body is not one."""
     try:
         return str(json.loads(body)["code"])
     except (ValueError, LookupError, TypeError):

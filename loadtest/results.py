@@ -1,4 +1,4 @@
-"""What the commands measure, as they hand it to each other in files and from processes of their own."""
+"""The measurements that commands pass to each other, in files and between processes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 MOST_FAULTS = 10
-"""Kept of those that differ; each may name its own request."""
+"""How many distinct faults are kept: each request may have its own."""
 
 Kind = TypeVar("Kind")
 Measured = TypeVar("Measured", bound="Record")
@@ -28,7 +28,7 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     def append(self, path: Path) -> None:
-        """Add a line of JSON to a file, so that a run that is interrupted can go on later."""
+        """Add a line of JSON to a file, so that an interrupted run can be resumed."""
         with path.open("a") as file:
             file.write(f"{self.model_dump_json()}\n")
 
@@ -42,7 +42,7 @@ class Pace(Record):
 
 
 class Baseline(Record):
-    """What decoding and inference do on a machine with no server around them (`loadtest/baseline.py`)."""
+    """The speed of decoding and inference on a machine with no server around them (`loadtest/baseline.py`)."""
 
     model: str
     version: int
@@ -54,27 +54,27 @@ class Baseline(Record):
     inference: dict[int, Pace]
     """by images in a batch, pixels ready"""
     images_per_s: float
-    """CPUs over CPU-seconds of decoding and inference, each at its best"""
+    """number of CPUs / CPU-seconds an image of decoding and inference, each at its best"""
     lone_ms: float
     """decode and infer one image, wall time, median over the photos"""
 
     @property
     def cpu_ms(self) -> float:
-        """Of one image."""
+        """CPU time of one image."""
         return 1e3 * self.cpus / self.images_per_s
 
 
 class Shares(Record):
-    """Of the machine's CPUs."""
+    """Shares of the machine's CPUs."""
 
     client_share: float
     server_share: float | None
     others_share: float | None
-    """taken by neither; both None where the server's processes are not known"""
+    """used by neither; both None if the server's processes are unknown"""
 
 
 class Figures(Shares):
-    """A closed loop."""
+    """The figures of a closed loop."""
 
     images: int
     images_per_s: float
@@ -91,10 +91,10 @@ class Figures(Shares):
 
     @classmethod
     def of(cls, window: "Window[Meters]") -> "Figures":
-        """What follows from the answers in a window.
+        """Compute the figures of a window.
 
         Raises:
-            LoadTestError: there were none.
+            LoadTestError: it has no answers.
         """
         images = len(window.latencies_s)
         if not images:
@@ -124,7 +124,7 @@ class Figures(Shares):
 
 
 class Step(Figures):
-    """A closed loop beside the baseline."""
+    """A closed loop compared with the baseline."""
 
     connections: int
     share_of_baseline: float | None
@@ -152,7 +152,7 @@ class Times(Record):
 
     @classmethod
     def of(cls, latencies_s: Sequence[float], seconds: float) -> "Times":
-        """None where nothing happened."""
+        """Percentiles are None if nothing happened."""
         p50_ms, p99_ms = percentiles_ms(latencies_s, 50, 99) if latencies_s else (None, None)
         return cls(per_s=len(latencies_s) / seconds, p50_ms=p50_ms, p99_ms=p99_ms)
 
@@ -163,7 +163,7 @@ class OverloadStep(Shares):
     factor: float
     """of the capacity"""
     offered_per_s: float
-    """that came: Poisson"""
+    """requests actually due in the window, which Poisson arrivals vary"""
     good: Times
     """right and in time"""
     accepted: Times
@@ -184,7 +184,7 @@ class OverloadStep(Shares):
 
 
 class Overload(Record):
-    """One server in what `loadtest/overload.py --write` writes."""
+    """One server's results, as `loadtest/overload.py --write` writes them."""
 
     command: str
     name: str
@@ -196,7 +196,7 @@ class Overload(Record):
     sockets: int
     connections: int
     capacity_per_s: float
-    """in a closed loop of so many connections"""
+    """in a closed loop of `connections`"""
     capacity_afterwards_per_s: float
     steps: list[OverloadStep]
 
@@ -209,10 +209,10 @@ def percentiles_ms(latencies_s: Sequence[float], *percents: float) -> list[float
 
 
 def read(kind: type[Kind], path: Path) -> Kind:
-    """What a command wrote as JSON.
+    """Read what a command wrote as JSON.
 
     Raises:
-        LoadTestError: it is something else.
+        LoadTestError: the file holds something else.
     """
     try:
         return TypeAdapter(kind).validate_json(path.read_bytes())
@@ -221,10 +221,10 @@ def read(kind: type[Kind], path: Path) -> Kind:
 
 
 def read_lines(kind: type[Measured], path: Path) -> list[Measured]:
-    """All that was appended to a file; a last line that was cut off is dropped from it.
+    """Read everything that was appended to a file; an incomplete last line is removed from it.
 
     Raises:
-        LoadTestError: a line is something else.
+        LoadTestError: a line holds something else.
     """
     text = path.read_text() if path.exists() else ""
     whole = text[: text.rfind("\n") + 1]

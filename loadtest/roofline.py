@@ -1,4 +1,4 @@
-"""What a device does at best, measured by PyTorch, and what a network's graph asks of it."""
+"""The peak performance of a device, measured by PyTorch, and the work in a network's graph."""
 
 import math
 import os
@@ -21,7 +21,7 @@ ELEMENT_BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "int8": 1}
 
 @dataclass(frozen=True, slots=True)
 class Roofline:
-    """What the device does at best."""
+    """The peak performance of a device."""
 
     device: str
     on_gpu: bool
@@ -29,19 +29,19 @@ class Roofline:
     tera_flops: dict[str, float]
     """of a large matrix product, by precision; a multiplication and an addition count as two"""
     copy_gb_per_s: float
-    """read and written together"""
+    """bytes read plus bytes written"""
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What one image takes of a network's convolutions and matrix products; all else can be fused into them."""
+    """The work for one image in a network's convolutions and matrix products; all else can be fused into them."""
 
     giga_flops: float
     million_activations: float
     """values that they write; each is also read once"""
 
     def bound(self, roofline: Roofline, precision: str, batch: int, weights_bytes: int) -> float | None:
-        """Images per second that cannot be exceeded; None where the precision has no peak."""
+        """Upper bound on images per second; None if the precision has no measured peak."""
         peak = roofline.tera_flops.get(precision)
         if not peak:
             return None
@@ -50,11 +50,11 @@ class Work:
 
 
 def measure(seconds: float = 1.0) -> Roofline:
-    """Time matrix products in each precision, on a CPU also as convolutions, and copies, larger than any cache.
+    """Time copies larger than any cache, and matrix products in each precision; on a CPU, convolutions too.
 
-    Each for so many seconds.
+    Each is repeated for `seconds`.
     """
-    import torch  # by whoever measures alone
+    import torch  # only measuring needs it
 
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
@@ -67,7 +67,7 @@ def measure(seconds: float = 1.0) -> Roofline:
         return 2 * side**3 / _fastest_s(lambda: torch.mm(left, right, out=out), device, seconds) / 1e12
 
     def convolution_tera_flops() -> float:
-        """By another library: the CPU's for matrices uses half the width of the vectors of some."""
+        """Through another library: on some CPUs the one for matrices uses only half the vector width."""
         batch, channels, width = 4, 256, 56
         images = torch.randn(batch, channels, width, width).to(memory_format=torch.channels_last)
         filters = torch.randn(channels, channels, 3, 3).to(memory_format=torch.channels_last)
@@ -108,7 +108,7 @@ def count(model: bytes) -> Work:
 
 
 def _fastest_s(work: Callable[[], Any], device: "torch.device", seconds: float) -> float:
-    """Of one call, the fastest of many: what else runs on the machine can only slow it."""
+    """Seconds of the fastest of many calls: other programs on the machine can only slow one down."""
     import torch
 
     calls = 10 if device.type == "cuda" else 1

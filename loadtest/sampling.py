@@ -1,4 +1,4 @@
-"""What a server says of itself while it is under load, and, where it runs on this machine, the memory it takes."""
+"""Samples of a server under load: from its metrics and, if it runs on this machine, its memory."""
 
 import re
 from contextlib import suppress
@@ -17,16 +17,16 @@ _TIMEOUT_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One look; what cannot be had is None."""
+    """One sample; None: not available."""
 
     images: float | None
     batches: float | None
     """both since the server's start"""
     pss_bytes: int | None
-    """of all its processes, what they share counted once"""
+    """of all its processes, with shared pages counted once"""
 
     def mean_batch_since(self, before: "Sample") -> float:
-        """Images in a batch between two looks; 0 where there was none."""
+        """Mean images in a batch since an earlier sample; 0 if there was no batch."""
         images = (self.images or 0) - (before.images or 0)
         batches = (self.batches or 0) - (before.batches or 0)
         return images / batches if batches > 0 else 0.0
@@ -34,12 +34,12 @@ class Sample:
 
 @dataclass
 class Sampler:
-    """Looks at the server behind a URL."""
+    """Samples the server behind a URL."""
 
     url: str
 
     def look(self) -> Sample:
-        """One look, some milliseconds of both sides' time."""
+        """Take a sample, which costs both sides some milliseconds."""
         text = ""
         with suppress(OSError), urlopen(f"{self.url.rstrip('/')}/metrics", timeout=_TIMEOUT_S) as answer:  # noqa: S310
             text = answer.read().decode()
@@ -56,7 +56,7 @@ class Sampler:
 
     @cached_property
     def server(self) -> psutil.Process | None:
-        """The supervisor, if it is a process of this machine that this user may look at."""
+        """The supervisor, if it runs on this machine and this user may inspect it."""
         parts = urlsplit(self.url)
         if parts.hostname not in ("127.0.0.1", "localhost", "::1"):
             return None
@@ -69,7 +69,7 @@ class Sampler:
 
 
 def _oldest(process: psutil.Process, port: int) -> psutil.Process:
-    """The first ancestor that has the listening socket, too: of an HTTP worker, the supervisor."""
+    """The topmost ancestor that has the listening socket, too: for an HTTP worker, the supervisor."""
     for ancestor in reversed(process.parents()):
         with suppress(psutil.AccessDenied):
             if any(_listens(one, port) for one in ancestor.net_connections("tcp")):

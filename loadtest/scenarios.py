@@ -1,7 +1,7 @@
-"""Users of locust. Scenarios are open loops: requests come when they come (Poisson), answered or not.
+"""Locust's users. Scenarios are open loops: requests arrive at random (Poisson), answered or not.
 
-One user of a scenario is one request a second on average, so the number of users is the rate, also where several
-locust processes share it.
+Each user of a scenario sends one request a second on average, so the number of users is the rate, even when several
+locust processes share the users.
 """
 
 import random
@@ -19,13 +19,13 @@ from loadtest.invalid_requests import InvalidRequest
 from loadtest.responses import WrongAnswerError
 
 REFUSED = {"overloaded", "queue_full", "engine_unavailable"}
-"""Codes of a server that is busy: counted for themselves."""
+"""Codes of a busy server, each counted separately."""
 LOST = "lost: no answer"
 UNSENT = "unsent: too many are under way"
 MOST_UNDER_WAY = 64
-"""Requests of one user at one time; a rate that needs more is beyond what this process can send."""
+"""Most requests of one user at one time; a rate that needs more is beyond what this process can send."""
 SIDES = (64, 320, 1280, 4000)
-"""Pixels of the longer side, of `Sizes`."""
+"""Longer sides, in pixels, of the photos of `Sizes`."""
 
 _BYTES = "application/octet-stream"
 
@@ -48,18 +48,18 @@ class Poster(FastHttpUser):
     abstract = True
 
     def on_start(self) -> None:
-        """Have the photos in memory."""
+        """Read the photos."""
         self.photos = load(self.environment.parsed_options.photos)
 
     def a_photo(self) -> bytes:
-        """Any of them."""
+        """A random photo."""
         return random.choice(self.photos)  # noqa: S311
 
     def post(self, name: str, body: bytes, content_type: str = _BYTES, invalid: InvalidRequest | None = None) -> None:
-        """Post once; the failure's text is the code of a refusal, LOST, or what is wrong with the answer."""
+        """Post once. The text of a failure is the code of a refusal, LOST, or what is wrong with the answer."""
         path = f"/classify{invalid.query if invalid else ''}"
         headers = {"Content-Type": content_type}
-        data: Any = body  # bytes are fine, though locust declares str alone
+        data: Any = body  # bytes work, though locust declares only str
         with self.client.post(path, name=name, data=data, headers=headers, catch_response=True) as response:
             status, content = response.status_code, response.content or b""
             code = responses.code(content)
@@ -79,7 +79,7 @@ class Poster(FastHttpUser):
 
 
 class Visitor(Poster):
-    """Posts random photos, three as the body for each one in a form, the next as soon as the last is answered."""
+    """Posts a random photo as soon as the last is answered: three as a plain body to every one in a form."""
 
     @task(3)
     def post_body(self) -> None:
@@ -98,25 +98,25 @@ class Scenario(Poster):
     abstract = True
     concurrency = MOST_UNDER_WAY
     phases: ClassVar[Sequence[tuple[float, float]]] = ((60, 1),)
-    """seconds and share of the rate, one after the other"""
+    """seconds and share of the rate, in order"""
     max_error_share: ClassVar[float] = 0.01
 
     def on_start(self) -> None:
-        """Nothing is under way."""
+        """Start with nothing under way."""
         super().on_start()
         self._under_way = Pool(MOST_UNDER_WAY)
 
     def on_stop(self) -> None:
-        """Wait for what is under way: it counts, too."""
+        """Wait for outstanding requests: they count, too."""
         self._under_way.join(self.network_timeout)
 
     def wait_time(self) -> float:
-        """Until the next request: exponential, one second on average."""
+        """Seconds until the next request: exponential, one on average."""
         return random.expovariate(1)
 
     @task
     def arrive(self) -> None:
-        """Send the next one, whatever became of those before."""
+        """Send the next request, whatever became of those before."""
         if self._under_way.full():
             self.environment.events.request.fire(
                 request_type="POST",
@@ -145,7 +145,7 @@ class Ramp(Scenario):
 
 
 class Spike(Scenario):
-    """A fifth of the rate, then all of it at once, then a fifth again; refusals are no failure of the server."""
+    """A fifth of the rate, then suddenly all of it, then a fifth again; refusals do not count against the server."""
 
     phases = ((20, 0.2), (10, 1), (20, 0.2))
     max_error_share = 0.5
@@ -164,7 +164,7 @@ class Soak(Scenario):
             self.send_invalid()
 
     def send_invalid(self) -> None:
-        """Any of them."""
+        """Send a random invalid request."""
         invalid = random.choice(invalid_requests.of(self.a_photo()))  # noqa: S311
         self.post(f"/classify ({invalid.name})", invalid.body, invalid=invalid)
 
@@ -173,12 +173,12 @@ class Sizes(Scenario):
     """Photos of all sizes, from thumbnails to 4,000 pixels."""
 
     def on_start(self) -> None:
-        """Have all sizes in memory, which takes a second, before the first request is due."""
+        """Prepare all sizes, which takes a second, before the first request is due."""
         super().on_start()
         resized(self.photos[0])
 
     def send(self) -> None:
-        """The same photo in any size."""
+        """Send the same photo in a random size."""
         index = random.randrange(len(SIDES))  # noqa: S311
         self.post(f"/classify ({SIDES[index]} pixels)", resized(self.photos[0])[index])
 
@@ -197,9 +197,9 @@ SCENARIOS: dict[str, type[Scenario]] = {one.__name__.lower(): one for one in (St
 
 
 class Phases(LoadTestShape):
-    """The users, and so the rate, of a scenario from second to second."""
+    """The number of users, and so the rate, over the course of a scenario."""
 
-    abstract = True  # or locust would take it for the shape of every run
+    abstract = True  # otherwise locust would shape every run with it
 
     def __init__(self, scenario: type[Scenario], options: Namespace) -> None:
         super().__init__()
@@ -207,7 +207,7 @@ class Phases(LoadTestShape):
         self._options = options
 
     def tick(self) -> tuple[int, float, list[type[User]] | None] | None:
-        """Users now, how many may start a second, and of which class; None: the run is over."""
+        """The number of users now, how many may start a second, and their class; None: the run is over."""
         seconds = self.get_run_time()
         for length_s, share in self._scenario.phases:
             seconds -= length_s * self._options.length

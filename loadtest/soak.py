@@ -1,13 +1,13 @@
-"""`python loadtest/soak.py --minutes 30`: hours of trouble in short, and nothing may be lost.
+"""`python loadtest/soak.py --minutes 30`: constant trouble, through which nothing may be lost.
 
-Starts a server on a copy of a model repository, sends it good and bad requests all the time, and every few seconds
-kills an engine or an HTTP worker, or publishes a version anew and removes the last. Each request must get what it is
-due: the right class, or the problem document of what is wrong with it; while something restarts also a refusal that
-says when to come back, and then it is sent again. The connections of a killed worker break, and what was on them is
-sent again as well. Memory must not grow. Exits with 1 where any of this is not so.
+Starts a server on a copy of a model repository, sends it valid and invalid requests all the time, and every few seconds
+kills an engine or an HTTP worker, or publishes a new version and removes the old one. Each request must get the right
+answer: a photo's class, or the problem document for what is wrong with the request. While something restarts, the
+server may also refuse a request and say when to retry; such requests are sent again, as are those on connections that
+broke with a killed worker. Memory must not grow. Exits with 1 if any of this fails.
 """
 
-import models.missing  # noqa: F401 before what may be missing
+import models.missing  # noqa: F401 before imports that may be missing
 
 # isort: split
 
@@ -43,27 +43,27 @@ from loadtest.responses import WrongAnswerError
 from loadtest.sampling import Sample, Sampler
 
 ATTEMPTS = 20
-"""After so many refusals and broken connections in a row a request is lost."""
+"""A request counts as lost after this many refusals and broken connections."""
 ANSWER_S = 60.0
-"""An answer that does not come in this time, twice the server's own `timeout_ms`, is lost."""
+"""A request counts as lost if no answer comes in this time, which is twice the server's `timeout_ms`."""
 REFUSED_WHILE_RESTARTING = {(503, "engine_unavailable"), (429, "queue_full")}
 MOST_GROWTH = 0.05
-"""Share of the memory after the warm-up that the trend over the whole run may add."""
+"""How much the trend of memory may add between the warm-up and the end, as a share."""
 WARM_UP = 0.15
-"""Share of the run after which caches, pools and arenas have their sizes."""
+"""Share of the run after which caches, pools and arenas have reached their sizes."""
 SAMPLE_S = 2.0
 LEAVER_EVERY = 40
-"""One request in so many is left by its client as soon as it is sent."""
+"""In one of this many requests, the client disconnects as soon as it has sent it."""
 PATIENCE_S = 120.0
 POLL_S = 0.05
 MOST_FAULTS = 20
-"""Kept of those that differ."""
+"""How many distinct faults are kept."""
 COLOURS = {"engine killed": "red", "worker killed": "orange", "reloaded": "green"}
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A request, and the one answer that is right for it: status and code, or the class of a photo."""
+    """A request and its one right answer: status and code, or the class of a photo."""
 
     name: str
     content: bytes
@@ -73,11 +73,11 @@ class Kind:
 
 @dataclass(slots=True)
 class Outcomes:
-    """Counts; nothing here grows with the length of the run but the samples."""
+    """Counts; only samples and events grow with the length of the run."""
 
     answered: Counter[str] = field(default_factory=Counter)
     again: Counter[str] = field(default_factory=Counter)
-    """attempts that were followed by another, by why"""
+    """attempts that were repeated, by reason"""
     left: int = 0
     lost: int = 0
     wrong: int = 0
@@ -86,7 +86,7 @@ class Outcomes:
     events: list[tuple[float, str]] = field(default_factory=list)
 
     def fault(self, text: str) -> None:
-        """Remember what was wrong, the first few of a sort."""
+        """Count a fault; after MOST_FAULTS distinct ones, new ones are ignored."""
         if text in self.faults or len(self.faults) < MOST_FAULTS:
             self.faults[text] += 1
 
@@ -135,7 +135,7 @@ async def _soak(server: Serving, repository: Path, options: argparse.Namespace) 
 
 
 async def _first_answers(url: str, images: Sequence[bytes]) -> list[Kind]:
-    """Every kind of request; what a photo is found to be, alone and undisturbed, must not change."""
+    """Every kind of request. Each photo is sent once, undisturbed, to learn the class that it must keep."""
     learned: list[Kind] = []
     async with connect(url) as connection:
         for image in images:
@@ -151,7 +151,7 @@ async def _first_answers(url: str, images: Sequence[bytes]) -> list[Kind]:
 async def _send(
     url: str, kinds: Sequence[Kind], per_s: float, number: int, outcomes: Outcomes, stop: asyncio.Event
 ) -> None:
-    """One client: a request at a time, each until it has its answer; what is due meanwhile comes late."""
+    """One client: sends one request at a time until it is answered; those that fall due meanwhile are sent late."""
     chance = random.Random(number)  # noqa: S311
     started_s = time.monotonic()
     for due_s in poisson(per_s, random.Random(number)):  # noqa: S311
@@ -168,7 +168,7 @@ async def _send(
 async def _until_answered(url: str, kind: Kind, outcomes: Outcomes) -> None:
     for _ in range(ATTEMPTS):
         try:
-            # A connection of its own, so that workers share the load also after one was restarted.
+            # A new connection for each attempt, so that a restarted worker gets its share of the load.
             async with asyncio.timeout(ANSWER_S), connect(url) as connection:
                 status, body = await connection.ask(kind.content)
         except TimeoutError:
@@ -196,7 +196,7 @@ async def _until_answered(url: str, kind: Kind, outcomes: Outcomes) -> None:
 
 
 def _found(status: int, body: bytes, code: str) -> int | str:
-    """The class that a photo is found to show, the code of a refusal, or what else it is."""
+    """The class of a photo, the code of an error, or what else the answer is."""
     try:
         return responses.parse(status, body).top1
     except WrongAnswerError as error:
@@ -224,7 +224,7 @@ async def _watch(server: Serving, started_s: float, outcomes: Outcomes, stop: as
 
 
 def _troubles(server: Serving, repository: Path, model: str) -> list[tuple[str, Callable[[], None]]]:
-    """What is done in turns; each returns when the server has recovered."""
+    """The kinds of trouble, in order; each returns when the server has recovered."""
     versions = _versions(server, repository, model)
     engines = cycle(sorted(name for name in server.children if name.startswith("engine")))
     return [
@@ -236,7 +236,7 @@ def _troubles(server: Serving, repository: Path, model: str) -> list[tuple[str, 
 
 
 def _kill(server: Serving, name: str) -> None:
-    """SIGKILL to a child; returns when its successor is ready."""
+    """Send SIGKILL to a child, and return when its successor is ready."""
     _wait(server, lambda: name in server.children)
     killed = server.children[name]
     os.kill(killed, signal.SIGKILL)
@@ -256,7 +256,7 @@ def _wait(server: Serving, condition: Callable[[], bool]) -> None:
     """Wait until it holds.
 
     Raises:
-        LoadTestError: it does not, or the server has ended.
+        LoadTestError: it does not within PATIENCE_S, or the server has ended.
     """
     give_up_s = time.monotonic() + PATIENCE_S
     while not condition():
@@ -284,7 +284,7 @@ def _versions(server: Serving, repository: Path, model: str) -> Iterator[None]:
 def growth(seconds: Sequence[float], values: Sequence[float]) -> float:
     """The trend's rise over the whole time as a share of its start: the median of all pairs' slopes (Theil, 1950).
 
-    Restarts, where memory falls and rises again, do not move it. Not a number where there are fewer than two values.
+    Restarts, in which memory falls and rises again, do not affect it. NaN if there are fewer than two values.
     """
     x, y = np.asarray(seconds), np.asarray(values)
     first, second = np.triu_indices(len(x), 1)
@@ -305,12 +305,12 @@ def _report(outcomes: Outcomes, options: argparse.Namespace) -> int:
     happened = Counter(name for _, name in outcomes.events)
     sizes = [size / 2**20 for _, size in settled] or [float("nan")]
     figures = {
-        "answered as was due": f"{outcomes.answered.total()}: {_listed(outcomes.answered)}",
+        "answered as expected": f"{outcomes.answered.total()}: {_listed(outcomes.answered)}",
         "sent again": f"{outcomes.again.total()}: {_listed(outcomes.again)}",
-        "left by their clients": str(outcomes.left),
-        "done to the server": _listed(happened),
+        "abandoned by their clients": str(outcomes.left),
+        "troubles": _listed(happened),
         "memory (PSS of all processes)": f"{min(sizes):.0f} to {max(sizes):.0f} MiB, median {np.median(sizes):.0f} MiB",
-        "at fault": _listed(outcomes.faults) or "nothing",
+        "faults": _listed(outcomes.faults) or "none",
     }
     title = f"Soak: {options.minutes:g} minutes, {options.rate:g} requests a second, trouble every {options.every:g} s"
     print(title, *(f"{name}: {value}" for name, value in figures.items()), *verdicts, sep="\n")
@@ -349,11 +349,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--rate", type=float, default=20, metavar="N", help="requests a second (default 20)")
     parser.add_argument("--connections", type=int, default=16, metavar="N", help="requests at one time (default 16)")
-    parser.add_argument(
-        "--engines", type=int, default=1, metavar="N", help="of the server, killed in turns (default 1)"
-    )
+    parser.add_argument("--engines", type=int, default=1, metavar="N", help="of the server, killed in turn (default 1)")
     parser.add_argument("--every", type=float, default=10, metavar="S", help="seconds between troubles (default 10)")
-    parser.add_argument("--write", type=Path, metavar="FILE", help="FILE.md, FILE.svg and FILE.html")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write FILE.md, FILE.svg and FILE.html")
     return parser.parse_args()
 
 

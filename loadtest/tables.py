@@ -5,7 +5,7 @@ from typing import TypeVar
 
 Row = TypeVar("Row")
 Columns = Mapping[str, Callable[[Row], str]]
-"""Titles, and how each reads its cell from a row."""
+"""Column titles, each with a function that formats its cell of a row."""
 
 
 def line(columns: Columns[Row], row: Row | None) -> str:
@@ -21,16 +21,16 @@ def markdown(columns: Columns[Row], rows: Iterable[Row], texts: int = 0) -> str:
 
 
 def lines(head: Sequence[str], below: Iterable[Sequence[str]]) -> str:
-    """A whole table, with what is below its head; lines may be shorter than that."""
+    """A whole table, from its head and the lines below, which may have fewer cells."""
     full = [head, *([*cells, *[""] * (len(head) - len(cells))] for cells in below)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in full)
 
 
 def percent(share: float | None) -> str:
-    """A share; "-" where it is not known."""
+    """A share; "-" if it is unknown."""
     return "-" if share is None else f"{share:.0%}"
 
 
 def decimal(value: float | None, digits: int = 1) -> str:
-    """A number; "-" where it is not known."""
+    """A number; "-" if it is unknown."""
     return "-" if value is None else f"{value:.{digits}f}"

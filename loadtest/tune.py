@@ -1,13 +1,13 @@
-"""`python -m server tune --p99-ms 100`: the settings with which this machine answers most within a latency.
+"""`python -m server tune --p99-ms 100`: find the settings with which this machine serves most within a latency.
 
 Starts the real server with candidate settings on a free port, one setting after the other, and sends it real photos
-over more and more connections: what counts is the most images a second whose 99th percentile is within the target.
-Candidates take turns, several times, because machines are noisy. In the end the best and the defaults are compared in
-the same way, and in an open loop at one rate; what is not better there either is not taken. `--write FILE` writes the
-settings for `python -m server --env-file FILE`, or for a container's env_file.
+over more and more connections. A candidate's score is the most images a second with a 99th percentile within the
+target. Candidates are measured in turns, several times, because machines are noisy. In the end the best is compared
+with the defaults in the same way, and in an open loop at one rate; if it answers no more than the defaults, they stay.
+`--write FILE` writes the settings for `python -m server --env-file FILE`, or for a container's env_file.
 """
 
-import models.missing  # noqa: F401 before what may be missing
+import models.missing  # noqa: F401 before imports that may be missing
 
 # isort: split
 
@@ -36,25 +36,25 @@ from loadtest.turns import in_turns
 
 CONNECTIONS = (1, 2, 4, 8, 16, 32, 64, 128)
 MISSES = 2
-"""So many numbers of connections in a row that miss the target end the climb: one may be bad luck."""
+"""The climb ends when this many numbers of connections in a row miss the target: one may be bad luck."""
 WARM_UP_S = 0.5
 OPEN_LOAD = 0.8
-"""Of what the best could do: the rate at which best and defaults are compared in an open loop."""
+"""Share of the best's images a second at which best and defaults are compared in an open loop."""
 OPEN_DEADLINE_S = 10.0
 MIN_ANSWERS = 20
-"""A percentile of fewer says nothing."""
+"""Fewer answers make no meaningful percentile."""
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What one start of the server came to."""
+    """The result of one start of the server."""
 
     images_per_s: float
     """at the best number of connections that met the target; 0: none did"""
     p99_ms: float
     connections: int
     trouble: str = ""
-    """why it is of no use"""
+    """why the candidate is unusable"""
 
     def __str__(self) -> str:
         if self.trouble:
@@ -96,7 +96,7 @@ def main() -> int:
 
 
 def _default_model(options: argparse.Namespace, images: Sequence[bytes]) -> str:
-    """The model that answers with no settings.
+    """The server's default model.
 
     Raises:
         StartError: the server does not start.
@@ -106,7 +106,7 @@ def _default_model(options: argparse.Namespace, images: Sequence[bytes]) -> str:
 
 
 def _axes(model: str, options: argparse.Namespace) -> dict[str, list[str]]:
-    """What is tried: first what changes most."""
+    """The values to try for each setting, the most influential settings first."""
     cpus = usable_cpus()
     powers = [1 << n for n in range(cpus.bit_length()) if 1 << n <= cpus]
     names = sorted(path.name for path in options.repository.glob(f"{model}-*") if path.is_dir())
@@ -136,7 +136,7 @@ def _score(candidate: Candidate, images: Sequence[bytes], options: argparse.Name
 
 
 async def _climb(target: Target, images: Sequence[bytes], options: argparse.Namespace) -> Score:
-    """The most images a second within the target, over more and more connections."""
+    """The most images a second within the target, found over more and more connections."""
     _, sent = await loops.ask_alone(target, images)
     best, misses = Score(0.0, math.inf, 0), 0
     for connections in CONNECTIONS:
@@ -155,7 +155,7 @@ async def _climb(target: Target, images: Sequence[bytes], options: argparse.Name
 
 
 async def _closed(target: Target, sent: Sequence[Photo], connections: int, seconds: float) -> tuple[float, float]:
-    """Images a second, and the 99th percentile of the latency in ms: infinite where any answer was not right."""
+    """Images a second, and the 99th percentile of latency in ms: infinite if answers were wrong or too few."""
     window = await loops.closed_loop(target, sent, connections, WARM_UP_S, seconds, lambda: None)
     if window.faults or len(window.latencies_s) < MIN_ANSWERS:
         return 0.0, math.inf
@@ -163,10 +163,12 @@ async def _closed(target: Target, sent: Sequence[Photo], connections: int, secon
 
 
 def _compare(found: Candidate, images: Sequence[bytes], options: argparse.Namespace) -> tuple[str, bool]:
-    """Closed loops in turns, then open loops in turns at one rate: a line for each, and whether `found` answers more.
+    """Compare `found` with the defaults: in closed loops, then in open loops at one rate, always in turns.
+
+    Returns a line for each, and whether `found` answers more in the closed loops.
 
     Raises:
-        LoadTestError: the target is out of reach.
+        LoadTestError: neither meets the target.
     """
     candidates = {"defaults": {}, "found": found} if found else {"defaults": {}}
     scores: dict[str, list[Score]] = {name: [] for name in candidates}
@@ -188,7 +190,7 @@ def _compare(found: Candidate, images: Sequence[bytes], options: argparse.Namesp
 
 
 def _open_p99_ms(candidate: Candidate, images: Sequence[bytes], per_s: float, options: argparse.Namespace) -> float:
-    """Of right answers; infinite where there was any other."""
+    """99th percentile of latency in ms; infinite if any request was not answered rightly and in time."""
 
     async def run(target: Target) -> float:
         _, sent = await loops.ask_alone(target, images)
@@ -202,7 +204,7 @@ def _open_p99_ms(candidate: Candidate, images: Sequence[bytes], per_s: float, op
 
 def _flags(candidate: Candidate, options: argparse.Namespace) -> list[str]:
     model = candidate.get("default_model") or options.model
-    own = [f"--{name.replace('_', '-')}={value}" for name, value in candidate.items()]  # which must be settings
+    own = [f"--{name.replace('_', '-')}={value}" for name, value in candidate.items()]  # names are those of settings
     return ["--repository", str(options.repository), *(["--models", model] if model else []), *own]
 
 

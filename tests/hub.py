@@ -1,6 +1,6 @@
-"""A hub of models on this machine: what huggingface_hub asks of one, answered as the real one answers.
+"""A fake Hugging Face Hub on this machine, which answers huggingface_hub as the real one does.
 
-Small files are sent by themselves, weights from another address that the hub redirects to.
+It sends small files itself, and redirects to another address for weights.
 """
 
 import hashlib
@@ -23,14 +23,14 @@ _LARGE = (".safetensors", ".bin")
 
 @dataclass
 class Hub:
-    """What it holds, and what it was asked."""
+    """The repositories it holds, and the requests it got."""
 
     commits: dict[str, dict[str, dict[str, bytes]]] = field(default_factory=dict)
-    """Repository to commit to file."""
+    """Files by repository and commit."""
     revisions: dict[tuple[str, str], str] = field(default_factory=dict)
-    """Repository and branch or tag to commit."""
+    """Commits by repository and branch or tag."""
     gated: set[str] = field(default_factory=set)
-    """Anyone sees them; only who has TOKEN may have their files."""
+    """Visible to anyone; downloading their files needs TOKEN."""
     private: set[str] = field(default_factory=set)
     requests: list[str] = field(default_factory=list)
     """Method and path."""
@@ -42,7 +42,7 @@ class Hub:
         return f"http://127.0.0.1:{self.port}"
 
     def push(self, repository: str, files: Mapping[str, bytes] | Path, revision: str = "main") -> str:
-        """Add a commit, to which a branch or tag then leads."""
+        """Add a commit, and point a branch or tag at it."""
         if isinstance(files, Path):
             files = {path.name: path.read_bytes() for path in files.iterdir()}
         commits = self.commits.setdefault(repository, {})
@@ -71,7 +71,7 @@ def running() -> Iterator[Hub]:
 
 
 def point_at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What HF_ENDPOINT does to a process that starts."""
+    """Do what HF_ENDPOINT does when a process starts."""
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
     template = url + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
@@ -79,7 +79,7 @@ def point_at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def away(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Neither the cache nor the token of whoever runs the tests."""
+    """Hide the cache and the token of the person who runs the tests."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache / "hub"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(cache / "token"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)

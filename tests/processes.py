@@ -59,7 +59,7 @@ def end(process: "subprocess.Popen[Any]") -> None:
     """Kill the process and its descendants, if any still run; its pipes stay open."""
     if process.pid in _running:
         with suppress(psutil.NoSuchProcess):
-            for other in psutil.Process(process.pid).children(recursive=True):  # also those in sessions of their own
+            for other in psutil.Process(process.pid).children(recursive=True):  # even those in other sessions
                 with suppress(psutil.NoSuchProcess):
                     other.kill()
         _kill(process.pid)
@@ -76,7 +76,7 @@ def end_all() -> None:
 
 @contextmanager
 def started(command: Sequence[str | Path], **options: Any) -> Generator["subprocess.Popen[Any]"]:
-    """Start a process and end it with the block."""
+    """Start a process, and end it when the block ends."""
     with start(command, **options) as process:
         try:
             yield process

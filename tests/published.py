@@ -1,4 +1,4 @@
-"""Models as they lie on the hub: the files that timm and transformers write, written by hand."""
+"""Models as on the hub: files as timm and transformers write them, written by hand."""
 
 import json
 from collections.abc import Mapping
@@ -70,7 +70,7 @@ def folder(path: Path, config: Mapping[str, Any] | str, preprocessor: Mapping[st
 
 
 def timm_config(architecture: str, num_classes: int, **pretrained: object) -> dict[str, Any]:
-    """As `timm.save_for_hf` writes it of a network that somebody has trained."""
+    """As `timm.save_for_hf` writes it for a network that somebody has trained."""
     known = RESNET50_A1["pretrained_cfg"] | {"tag": None, "num_classes": num_classes} | pretrained
     arguments = {"num_classes": num_classes, "in_chans": 3, "global_pool": "avg", "drop_rate": 0.1}
     return {

@@ -25,7 +25,7 @@ def reference_pixels(path: Path, preprocessing: Preprocessing) -> NDArray[np.uin
     """Read an upright, opaque image and preprocess it: uint8[H, W, 3], RGB.
 
     Raises:
-        OSError: it is no image that Pillow can read.
+        OSError: Pillow cannot read it.
     """
     with Image.open(path) as file:
         image = file.convert("RGB")
@@ -69,10 +69,10 @@ def cropped(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint
 def load_network(
     name: str, checkpoint: Path | None = None, weights_dir: Path = Path("weights")
 ) -> tuple[nn.Module, Preprocessing, tuple[Label, ...]]:
-    """Load a network of the zoo, in evaluation mode, with all that is needed to use it.
+    """Load a network of the zoo, in evaluation mode, with its preprocessing and labels.
 
     Raises:
-        ExpectedError: it cannot be had; the message says why.
+        ExpectedError: it cannot be loaded; the message says why.
     """
     recipe = plan(name, checkpoint=checkpoint)
     return recipe.build(recipe.obtain_weights(weights_dir)), recipe.preprocessing, recipe.labels

@@ -1,4 +1,4 @@
-"""The images and what docker compose makes of them, on a real engine. Minutes, most of them for building."""
+"""The images, run by docker compose on a real engine. Takes minutes, mostly to build."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from tests import processes
 from tests.server.running import PATIENCE_S, ROOT, until
 
 ENGINE = ROOT.parent / "shared" / "containers" / "engine.sh"
-"""Starts an engine for a command, on machines that have none."""
+"""Starts a container engine for one command, on machines without one."""
 NO_ENGINE = 69
 PROFILES = ["gpu", "monitoring", "loadtest"]
 PHOTO = (ROOT / "export" / "photos" / "cat.jpg").read_bytes()
@@ -33,7 +33,7 @@ def environment() -> Generator[dict[str, str]]:
         return
     if not ENGINE.exists():
         pytest.skip(f"no container engine answers, and there is no {ENGINE}")
-    # It runs until its input is closed.
+    # It runs until its standard input is closed.
     program = "import json, os, sys; print(json.dumps(dict(os.environ)), flush=True); sys.stdin.read()"
     command = [str(ENGINE), "python3", "-c", program]
     with processes.started(
@@ -55,7 +55,7 @@ def environment() -> Generator[dict[str, str]]:
 
 
 class Project:
-    """A compose project of a name of its own, on free ports, with images that no other has."""
+    """A compose project with its own name, images and free ports."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         free = dict.fromkeys(("PORT", "GPU_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT", "LOCUST_PORT"), "0")
@@ -63,7 +63,7 @@ class Project:
         self.environment = {**environment, **free, "IMAGE": "resnet-serving-test", "COMPOSE_PROJECT_NAME": self.name}
 
     def docker(self, *arguments: str | Path, cwd: Path = ROOT) -> str:
-        """What the command prints; its errors are in the exception where it fails."""
+        """What the command prints; if it fails, the exception holds its errors."""
         command = ["docker", *arguments]
         done = subprocess.run(command, cwd=cwd, env=self.environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
@@ -73,11 +73,11 @@ class Project:
         return self.docker("compose", *arguments)
 
     def client(self, service: str, port: int) -> httpx.Client:
-        """Of a service by the address it is published on now: a restart may change it."""
+        """A client of a service at its current address, which a restart may change."""
         return httpx.Client(base_url=f"http://{self.compose('port', service, str(port)).strip()}", timeout=PATIENCE_S)
 
     def python(self, service: str, program: str) -> str:
-        """What a program prints that runs inside a container that runs."""
+        """What a program prints inside a running container."""
         return self.compose("exec", "--no-tty", service, "python", "-c", program)
 
     def inspect(self, service: str) -> dict[str, Any]:
@@ -89,14 +89,14 @@ class Project:
 
 @pytest.fixture(scope="module")
 def project(environment: dict[str, str]) -> Generator[Project]:
-    """`docker compose up` on a machine that has no model, until the server is healthy."""
+    """`docker compose up` on a machine without a model; returns when the server is healthy."""
     project = Project(environment)
     try:
         project.compose("up", "--build", "--detach", "--wait")
         yield project
     finally:
         project.compose("--profile", "*", "down", "--volumes")
-        for title in ("resnet-serving", "resnet-serving export", "resnet-serving loadtest"):  # of older code
+        for title in ("resnet-serving", "resnet-serving export", "resnet-serving loadtest"):  # images of older code
             project.docker("image", "prune", "--force", "--filter", f"label=org.opencontainers.image.title={title}")
 
 

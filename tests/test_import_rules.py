@@ -1,4 +1,4 @@
-"""Who may import whom. What the layers do not know, they cannot come to depend on."""
+"""Which modules may import which, so that no layer comes to depend on another that it should not know."""
 
 import ast
 import re
@@ -17,14 +17,14 @@ COMMANDS = ("to_onnx", "from_onnx", "to_torch", "verify", "quantize", "calibrate
 NEED_NO_SERVER = {
     f"loadtest.{name}" for name in ("baseline", "engine", "engine_loop", "simulate", "capacity", "pretended")
 }
-"""They measure, simulate or pretend what the server is made of; all else in loadtest loads a server that runs."""
+"""They measure, simulate or replace parts of the server; everything else in loadtest loads a running server."""
 ADVICE = {"models.hints", "models.missing"}
-"""What says what to install."""
+"""Modules that say which packages to install."""
 RUNTIMES = {"onnxruntime", "cuda", "openvino", "tensorrt", "tensorrt_rtx", "torch"}
 
 
 def imports(folder: str, *, but: str | None = None) -> Iterator[tuple[str, str]]:
-    """(file, absolute name) of every import below a folder, also of those inside functions."""
+    """(file, absolute name) of every import below a folder, including those inside functions."""
     for path in sorted((ROOT / folder).rglob("*.py")):
         if but and path.is_relative_to(ROOT / but):
             continue
@@ -38,17 +38,17 @@ def imports(folder: str, *, but: str | None = None) -> Iterator[tuple[str, str]]
 
 
 def offences(folder: str, forbidden: set[str], *, but: str | None = None) -> list[str]:
-    """Imports of modules that are or are in one of `forbidden`."""
+    """Imports of `forbidden` modules, or of modules inside them."""
     return [f"{file} imports {name}" for file, name in imports(folder, but=but) if offends(name, forbidden)]
 
 
 def offends(name: str, forbidden: set[str]) -> bool:
-    """Whether a module is one of `forbidden`, or in one."""
+    """Whether a module is `forbidden`, or inside one that is."""
     return any(f"{name}.".startswith(f"{one}.") for one in forbidden)
 
 
 def module(offence: str) -> str:
-    """Who imports."""
+    """The importing module."""
     return offence.partition(".py imports ")[0].replace("/", ".")
 
 
@@ -86,7 +86,7 @@ def test_commands_of_export_import_first_what_answers_ctrl_c() -> None:
 
 
 def test_commands_read_their_arguments_before_they_load_a_runtime() -> None:
-    heavy = RUNTIMES - {"cuda"} | WEB | {"onnx"}  # CUDA's bindings take no time, and say which GPU there is
+    heavy = RUNTIMES - {"cuda"} | WEB | {"onnx"}  # CUDA's bindings load quickly, and say which GPU there is
     program = "import sys, importlib\n" + "".join(
         f"importlib.import_module('export.{command}')\nprint('{command}', sorted({heavy} & set(sys.modules)))\n"
         for command in COMMANDS
@@ -104,7 +104,7 @@ def test_the_server_reads_manifests_and_what_they_mean_and_knows_nothing_else_of
 
 def test_the_server_knows_neither_export_nor_torch() -> None:
     assert offences("server", OURS - {"server", "models"}) == []
-    assert offences("server", {"onnx"}) == ["server/images/resampling.py imports onnx.parser"]  # where it is asked for
+    assert offences("server", {"onnx"}) == ["server/images/resampling.py imports onnx.parser"]  # only where it is used
     assert offences("server", {"torch", "torchvision"}, but="server/engine/backends/torch.py") == []
 
 
@@ -146,7 +146,7 @@ def test_grpc_is_not_loaded_where_it_is_not_asked_for() -> None:
 def test_only_backends_know_runtimes() -> None:
     found = offences("server", RUNTIMES, but="server/engine/backends")
     assert found == [
-        "server/cuda.py imports cuda.bindings.runtime",  # for them and for who decodes on a GPU
+        "server/cuda.py imports cuda.bindings.runtime",  # for the backends, and for decoding on a GPU
         "server/images/nvimagecodec.py imports onnxruntime",  # for a graph of its own
     ]
 
@@ -194,7 +194,7 @@ def test_what_the_supervisor_decides_by_knows_neither_processes_nor_the_time() -
 @pytest.mark.parametrize("folder", [CLIENT, "loadtest"])
 def test_clients_speak_http_only(folder: str) -> None:
     found = offences(folder, OURS - {Path(folder).name}) + offences("loadtest", NEED_NO_SERVER)
-    found = [line for line in found if not offends(line.split()[-1], ADVICE)]  # of which locust's image has none
+    found = [line for line in found if not offends(line.split()[-1], ADVICE)]  # locust's image has none of these
     assert [line for line in found if module(line) not in NEED_NO_SERVER] == []
 
 
@@ -203,9 +203,9 @@ def test_what_measures_without_a_server_knows_the_engine_and_nothing_of_processe
     known = {"models.manifest", *ADVICE, *(f"server.engine.{name}" for name in engine)}
     known |= {f"server.{name}" for name in ("cpus", "errors", "images", "repository", "settings")}
     more = {
-        # the engine's process, which it measures
+        # it measures the engine's process
         "loadtest.engine_loop": {f"server.{name}" for name in ("control", "engine", "metrics", "placement", "slots")},
-        "loadtest.pretended": {"server.__main__"},  # which it runs
+        "loadtest.pretended": {"server.__main__"},  # it runs this
     }
     found = [line for line in offences("loadtest", OURS - {"loadtest"}) if not offends(line.split()[2], known)]
     assert [line for line in found if not offends(line.split()[2], more.get(module(line), set()))] == []
@@ -240,7 +240,7 @@ def test_the_server_reads_no_clock_that_can_be_set() -> None:
     found = [
         f"{path.relative_to(ROOT)}:{node.lineno}"
         for path in sorted((ROOT / "server").rglob("*.py"))
-        if path.name != "tracing.py"  # OpenTelemetry wants spans in the time of day; nothing waits for it
+        if path.name != "tracing.py"  # OpenTelemetry wants spans in wall-clock time; no wait depends on it
         for node in ast.walk(ast.parse(path.read_bytes()))
         if isinstance(node, ast.Attribute)
         and isinstance(node.value, ast.Name)

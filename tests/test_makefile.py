@@ -1,4 +1,4 @@
-"""How `make` chooses a Python and keeps its environment, with Pythons that only say which they are."""
+"""How `make` chooses a Python and keeps its environment, with fake Pythons that only report their version."""
 
 import os
 import shutil
@@ -34,7 +34,7 @@ def clone(tmp_path: Path) -> Path:
 
 
 def has(clone: Path, name: str, *, version: str = "3.13", suitable: bool = True) -> None:
-    """Put a Python there; one that is not suitable is of another version, or lacks what makes environments."""
+    """Put a Python there; an unsuitable one has another version, or cannot make virtual environments."""
     path = clone / "bin" / name
     path.write_text(PYTHON.format(version=version, suitable="exit 0" if suitable else "exit 1"))
     path.chmod(0o755)

@@ -1,4 +1,4 @@
-"""Every command where only the server's dependencies are installed: it says in one line what it needs, or works."""
+"""With only the server's dependencies installed, every command works, or says in one line what it needs."""
 
 import json
 import re
@@ -40,14 +40,14 @@ for number, (name, *arguments) in enumerate(commands):
 
 
 class Ended(NamedTuple):
-    """What came of a command."""
+    """How a command ended."""
 
     code: int
     errors: str
 
 
 def run(folder: Path, commands: Sequence[Sequence[str]]) -> list[Ended]:
-    """Run commands one after the other in a process to which the modules are not there."""
+    """Run commands one after the other in a process from which the modules are hidden."""
     found = [[str(ROOT / name) if name.endswith(".py") else name, *arguments] for name, *arguments in commands]
     command = [sys.executable, "-c", PROGRAM, json.dumps(HIDDEN), json.dumps(found)]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=PATIENCE_S)

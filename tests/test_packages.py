@@ -1,4 +1,4 @@
-"""What is built of the repository: the client's wheel and sdist, used where nothing else is; no wheel of the server."""
+"""The client's wheel and sdist, built and used where nothing else is installed; the server builds no wheel."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def hatchling(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment in which what builds can be imported, as pip does it."""
+    """The environment variables with which the build backend can be imported, as pip does it."""
     folder = tmp_path_factory.mktemp("hatchling")
     for requirement in CLIENT["build-system"]["requires"]:
         install(folder, requirement)
@@ -28,7 +28,7 @@ def hatchling(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def install(folder: Path, what: str | Path) -> None:
-    """Install into a folder of its own, with what it needs."""
+    """Install a package and its requirements into a folder."""
     command: list[str | Path] = [*PIP, "install", "--quiet", "--no-compile", "--target", folder, what]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
     if "No matching distribution" in done.stderr:

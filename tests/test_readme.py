@@ -13,4 +13,4 @@ def test_every_file_it_links_to_exists() -> None:
 
 
 def test_it_is_read_in_minutes() -> None:
-    assert len(README.splitlines()) <= 140  # settings, errors and the like have pages of their own
+    assert len(README.splitlines()) <= 140  # settings, errors and the like have their own pages

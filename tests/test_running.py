@@ -1,4 +1,4 @@
-"""What the tests start ends: also when a test hangs, when a start fails half-way, and when pytest itself is killed."""
+"""Processes that tests start always end: even if a test hangs, a start fails half-way, or pytest itself is killed."""
 
 import json
 import subprocess
@@ -42,7 +42,7 @@ def test_next():
 
 
 def hanging(folder: Path, limit_s: float) -> tuple[list[str | Path], Path]:
-    """A command that runs a test which hangs, with a server that does, too; and the file with its processes' ids."""
+    """A command that runs a hanging test with a hanging server, and the file with the ids of its processes."""
     test, pids = folder / "test_hanging.py", folder / "pids"
     test.write_text(HANGING.format(limit_s=limit_s, pids=str(pids)))
     options = [

@@ -1,4 +1,4 @@
-"""Nothing that is served or exported is reported to anybody."""
+"""Neither serving nor exporting reports anything to anybody."""
 
 import os
 import subprocess

@@ -58,7 +58,7 @@ def write(
     activation: Activation = "softmax",
     extras: bool = False,
 ) -> Manifest:
-    """Write the model to `repository`; `work` adds so many 256 x 256 matrix products to each batch.
+    """Write the model to `repository`; `work` is the number of 256 x 256 matrix products that it adds to each batch.
 
     `channel` 1 or 2 makes it read green or blue instead of red. `preprocessing` replaces the square centre `crop`.
     With `extras` it has features, the mean colour, and activation maps, one value a pixel: 2 * class * red.

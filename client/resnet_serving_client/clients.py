@@ -188,7 +188,7 @@ def _checked(url: str) -> str:
     except httpx.InvalidURL as error:
         raise NoAnswerError(f"{url}: {error}") from None
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise NoAnswerError(f"{url} is no address: it must be like {DEFAULT_URL}")
+        raise NoAnswerError(f"{url} is not an address: it must look like {DEFAULT_URL}")
     return url
 
 

@@ -17,18 +17,18 @@ from server.settings import Settings
 
 
 class Options(BaseModel):
-    """What a Ray Serve config says below `args`."""
+    """The `args` in a Ray Serve config."""
 
     settings: dict[str, Any] = {}
-    """the server's, by their names in docs/reference/settings.md"""
+    """the server's settings, by their names in docs/reference/settings.md"""
     versions: dict[str, int] = {}
-    """models to serve in this version and no other, by name; the others in all of theirs"""
+    """the only version to serve of a model, by its name; models that are not named here are served in all versions"""
 
 
 @serve.deployment
 @serve.ingress()
 class Classifier:
-    """A replica. Ray starts, watches and ends it; nothing of the server's supervisor is here."""
+    """A replica. Ray starts, watches and ends it, instead of the server's supervisor."""
 
     async def __init__(self, options: Options) -> None:  # type: ignore[misc]  # Ray awaits it, in its event loop
         from deploy.ray.engine import LocalEngine, catalogue_of
@@ -56,23 +56,23 @@ class Classifier:
         self._app = create_app(service)
 
     def __serve_build_asgi_app__(self) -> Any:
-        """What Ray asks for once the replica is there."""
+        """Ray calls this once the replica has started."""
         return self._app
 
     def __del__(self) -> None:
-        """Ray calls it when a replica ends in peace; what one that was killed has left, the next one removes."""
+        """Ray calls this when a replica ends normally; if one is killed, the next removes its files."""
         self._folder.remove()
 
     def check_health(self) -> None:
-        """Ray asks; what raises is replaced."""
+        """Ray calls this regularly, and replaces a replica that raises."""
         if not self._engine.connected:
             raise RuntimeError("the device is lost")
 
 
 def _refuse(_: Change) -> None:
-    raise ServiceError(Code.MODEL_REFUSED, "under Ray, models change by the config: serve deploy")
+    raise ServiceError(Code.MODEL_REFUSED, "under Ray, change models in the config, and run serve deploy")
 
 
 def build(options: Options) -> Any:
-    """What `import_path` names."""
+    """Make the application; `import_path` names this function."""
     return Classifier.bind(options)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on this machine, put to the test beside the plain server; prints JSON.
+"""Tests a Ray cluster of several nodes on this machine, and compares it with the plain server; prints JSON.
 
 `python -m deploy.ray.drill REPOSITORY PHOTO [PHOTO ...]`, where Ray is installed: make ray-test
 """
@@ -36,7 +36,7 @@ APP, DEPLOYMENT = "resnet-serving", "Classifier"
 
 
 def main() -> None:
-    """All of it, with progress on standard error."""
+    """Run all tests, with progress on standard error."""
     repository, photos = sys.argv[1], [Path(path).read_bytes() for path in sys.argv[2:]]
     found: dict[str, Any] = {}
     with cluster_of(nodes=3) as (cluster, nodes):
@@ -81,7 +81,7 @@ def plain_server(repository: str) -> Generator[str]:
 
 @contextmanager
 def cluster_of(nodes: int) -> Generator[tuple[Cluster, list[Any]]]:
-    """A head without CPUs, which has the proxy and the controller, and nodes of one CPU for the replicas."""
+    """A head without CPUs, for the proxy and the controller, and nodes of one CPU for the replicas."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 80 * 2**20})
     workers = [cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20) for _ in range(nodes)]
     cluster.wait_for_nodes()
@@ -100,7 +100,7 @@ def cluster_of(nodes: int) -> Generator[tuple[Cluster, list[Any]]]:
 
 
 def deploy(repository: str, *, replicas: int, most: int, settings: dict[str, Any] | None = None) -> None:
-    """As serve.yaml does it, with less patience."""
+    """Deploy as serve.yaml does, but with shorter delays."""
     scaling = {"min_replicas": replicas, "max_replicas": most, "target_ongoing_requests": 2}
     scaling |= {"upscale_delay_s": 2, "downscale_delay_s": 2, "look_back_period_s": 4, "metrics_interval_s": 1}
     options = Options(settings={"repository": repository, **(settings or {})})
@@ -118,7 +118,7 @@ def deploy(repository: str, *, replicas: int, most: int, settings: dict[str, Any
 
 
 def running() -> int:
-    """Replicas that answer, once nothing else is under way."""
+    """The number of running replicas; -1 while any is in another state."""
     states = serve.status().applications[APP].deployments[DEPLOYMENT].replica_states
     return states.get("RUNNING", 0) if set(states) <= {"RUNNING"} else -1
 
@@ -146,7 +146,7 @@ def answers(url: str, photos: list[bytes]) -> list[tuple[list[int], list[float]]
 
 
 def speed(url: str, photos: list[bytes]) -> dict[str, float]:
-    """Milliseconds of lone requests, their part inside the routes, and requests a second of many clients."""
+    """Milliseconds of lone requests, their part outside the routes, and requests a second of many clients."""
     with Client(url) as asked:
         lone, inside = [], []
         for turn in range(REQUESTS):
@@ -164,7 +164,7 @@ def speed(url: str, photos: list[bytes]) -> dict[str, float]:
 
 
 def under_load(photos: list[bytes], happening: Callable[[], None]) -> dict[str, float]:
-    """What becomes of requests while something happens; `lost` is what retries did not recover."""
+    """Send requests while `happening` runs, and count their outcomes; `lost` ones failed despite retries."""
     over = threading.Event()
     answered, tried_again, lost, slowest_s = 0, 0, 0, 0.0
     lock = threading.Lock()
@@ -210,7 +210,7 @@ def under_load(photos: list[bytes], happening: Callable[[], None]) -> dict[str, 
 
 
 def asked_again(client: Client) -> list[int]:
-    """Counts the attempts that had no good answer, by the hooks of the client's own connections."""
+    """A count of answers other than 200, kept by a hook on the client's connections."""
     count = [0]
 
     def look(response: Any) -> None:
@@ -221,10 +221,10 @@ def asked_again(client: Client) -> list[int]:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    """Return when it holds.
+    """Wait until it holds.
 
     Raises:
-        TimeoutError: it never does.
+        TimeoutError: it does not within PATIENCE_S.
     """
     give_up_s = time.monotonic() + PATIENCE_S
     while not condition():
@@ -234,7 +234,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def say(text: str) -> None:
-    """Progress."""
+    """Print progress."""
     print(f"{time.monotonic():.0f} {text}", file=sys.stderr, flush=True)
 
 

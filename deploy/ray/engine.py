@@ -1,7 +1,7 @@
-"""The engine core inside a Ray replica: what `RemoteEngine` is between processes, without any.
+"""The engine core inside a Ray replica: the counterpart of `RemoteEngine` within one process.
 
-One event loop owns everything here. Batches run in the engine's threads, decoders in those of a pool, and both come
-back by `call_soon_threadsafe`.
+One event loop owns everything here. Batches run in the engine's threads and decoders in those of a pool; both hand
+their results back by `call_soon_threadsafe`.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 
 def catalogue_of(settings: Settings, versions: dict[str, int]) -> Catalogue:
-    """What a replica serves.
+    """The models that a replica serves.
 
     Raises:
         ManifestError: there is no model to serve, or one that was asked for is missing.
@@ -57,25 +57,25 @@ class _Crop(NamedTuple):
     top_k: int | None
     include: Extras
     decode_times_s: tuple[float, float]
-    """the wait for a thread, and decoding"""
+    """waiting for a thread, and decoding"""
     future: asyncio.Future[Classes]
 
 
 class LocalEngine:
-    """Has images classified in this process; a `Classifier`."""
+    """A `Classifier` whose engine runs in this process."""
 
     connected = True
-    """The device answers."""
+    """False once the device is lost."""
     away: Sequence[int] = ()
     """See `Classifier`: this process is the engine."""
 
     def __init__(
         self, settings: Settings, catalogue: Catalogue, metrics: Metrics, count: Callable[[int], None]
     ) -> None:
-        """Load and warm up every model; blocks. `count` is told of each change of the number under way.
+        """Load and warm up every model; blocks. Calls `count` with the number of crops under way when it changes.
 
         Raises:
-            ManifestError: a file is not its manifest's, in its digest or in what it answers.
+            ManifestError: a file has another digest, or gives other answers, than its manifest says.
             Exception: whatever the runtime reports.
         """
         self._metrics = metrics
@@ -161,18 +161,18 @@ class LocalEngine:
         return answers
 
     def close(self) -> None:
-        """Wait for what runs."""
+        """Wait for running work, then release everything."""
         self._decoders.close(wait=True)
         self._engine.close()
 
     def _step(self) -> None:
-        """Whatever can happen now; and again when something is due."""
+        """Advance the engine, and schedule the next step for when something is due."""
         try:
             for outcome in self._engine.step():
                 self._answer(outcome)
         except DeviceLostError:
-            log.exception("this replica is of no more use")
-            self.connected = False  # and Ray starts another
+            log.exception("the device is lost: Ray replaces this replica")
+            self.connected = False
             return
         if self._timer:
             self._timer.cancel()
@@ -188,10 +188,10 @@ class LocalEngine:
     def _answer(self, outcome: Outcome[_Crop]) -> None:
         crop, result = outcome.job.payload, outcome.result
         if crop.future.done():
-            return  # nobody waits any more
+            return  # the request is over
         if isinstance(result, ServiceError):
             crop.future.set_exception(result)
-            crop.future.exception()  # of several crops only the first failure is asked for
+            crop.future.exception()  # mark it as retrieved: of several crops only the first failure is awaited
             return
         self._metrics.inference.labels(*crop.model).observe(result.inference_s)
         decode_wait_s, decode_s = crop.decode_times_s
@@ -202,5 +202,5 @@ class LocalEngine:
         self._tell(self._under_way)
 
     def _call_in_loop(self, function: Callable[[], None]) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the replica ends
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the replica is ending
             self._loop.call_soon_threadsafe(function)

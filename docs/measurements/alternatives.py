@@ -1,4 +1,4 @@
-"""What the server is made of beside what it could be made of instead; prints the tables of alternatives.md.
+"""Compares the libraries and settings that the server uses with alternatives; prints the tables of alternatives.md.
 
     pip install simplejpeg==1.9.0 granian==2.8.7      # neither is used by the server
     python docs/measurements/alternatives.py decode ../shared/data/imagenet-sample
@@ -6,7 +6,7 @@
     python docs/measurements/alternatives.py http ../shared/data/imagenet-sample
     python docs/measurements/alternatives.py upload ../shared/data/imagenet-sample
 
-Variants take turns, so that a noisy machine is as hard on each; CPU time is of all threads and processes.
+Variants are measured in turns, so that noise hits all alike; CPU time is that of all threads and processes.
 """
 
 import argparse
@@ -42,7 +42,7 @@ PREPROCESSING = Preprocessing(resize=256, crop=224, interpolation="bilinear", me
 PHOTOS, ROUNDS, BATCHES, CONNECTIONS, SECONDS = 50, 9, (1, 4, 8), 32, 4.0
 PORT = 18765
 PAUSE_S = 0.1
-"""Before each call: threads of the one before may spin on for a while."""
+"""Pause before each call: threads of the previous one may still spin for a while."""
 Pixels = NDArray[np.uint8]
 
 APP = """
@@ -121,7 +121,7 @@ def _decoders(folder: Path) -> None:
         return out
 
     def simple(data: bytes, *, fast: bool) -> Pixels:
-        """Without orientation, other formats, limits and checks."""
+        """Decode with simplejpeg, without orientation, other formats, limits and checks."""
         picture = Image.fromarray(simplejpeg.decode_jpeg(data, "RGB", fastdct=fast, fastupsample=fast))
         window, *_ = windows(picture.size, PREPROCESSING)
         return np.asarray(resample(picture, window.box, window.size, PREPROCESSING.interpolation))

@@ -2,7 +2,7 @@
 
     python docs/measurements/chart.py docs/measurements/compare.jsonl docs/compare.svg
 
-A bar is the median of the rounds under the largest load. Of each rival the better variant counts, as in compare.md.
+A bar is the median of the rounds under the largest load, for each rival in its better variant, as in compare.md.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from loadtest.compare.servers import OURS, SERVERS
 
 TITLES = {"tiny": "A network that costs nothing", "resnet50": "ResNet-50"}
 VARIANTS = {"onnx": "this server", "int8": "this server, INT8"}
-"""Of this server, those that are drawn: FP32 as the rivals have it, and INT8."""
+"""Variants of this server that are drawn: FP32 as the rivals have it, and INT8."""
 
 WIDTH, LEFT, BAR, STEP, HEAD = 420, 130, 15, 21, 44
 STYLE = """

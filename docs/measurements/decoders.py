@@ -2,7 +2,7 @@
 
     python docs/measurements/decoders.py nvimagecodec PHOTOS --repository model_repository --model efficientnet_lite0
 
-`nvimagecodec-cpu` shows the answers where there is no GPU. Both take turns, so that a noisy machine is as hard on each.
+Without a GPU, `nvimagecodec-cpu` shows the answers. Both are measured in turns, so that noise hits both alike.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def _decoded(data: bytes, preprocessing: Preprocessing, decoder: JpegDecoder | N
 
 
 def _answers(folder: Path, name: str, images: Sequence[bytes], codec: JpegDecoder) -> None:
-    """What becomes of the photos, and what a network makes of that."""
+    """Compare the decoded photos, and a network's answers to them."""
     settings = Settings(max_batch=BATCH)
     (model,) = repository.scan(folder, (name,), name).models.values()
     backend = load(folder, model, settings).backend
@@ -77,7 +77,7 @@ def _answers(folder: Path, name: str, images: Sequence[bytes], codec: JpegDecode
 
 
 def _speed(images: Sequence[bytes], decoders: dict[str, JpegDecoder | None]) -> None:
-    """Images a second, and what the CPUs have to do for one, by the number of threads that call."""
+    """Images a second, and CPU time for an image, by the number of calling threads."""
     preprocessing = Preprocessing(resize=256, crop=224, interpolation="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3)
     print("| threads that call | decoder | images/s | CPU-ms an image |\n| --- | --- | --- | --- |")
     for callers in CALLERS:

@@ -1,7 +1,7 @@
 """`python docs/measurements/dispatch.py`: which engine should get an image. Prints the table of dispatch.md.
 
-A simulation (`loadtest/simulate.py`) of one machine, with several devices whose batches take what is written here, by
-the server's own scheduler, and with CPUs that bind nothing.
+Simulates (`loadtest/simulate.py`) one machine with the server's own scheduler, several devices whose batches take the
+times written here, and CPUs that limit nothing.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from server.engine.scheduler import Limits
 IMAGES_PER_S = {1: 800.0, 8: 5000.0, 32: 10_000.0, 64: 12_000.0}
 """By batch size: about what a data-centre GPU does with a ResNet-50."""
 CPUS = 4096
-"""Far more than anything needs."""
+"""Far more than are needed."""
 REQUESTS = 15_000
 LOADS = (0.02, 0.1, 0.3, 0.6, 0.9)
 

@@ -70,7 +70,7 @@ def _enlarged(paths: list[Path], factor: int) -> Iterator[bytes]:
 
 
 def _decode(data: bytes, margin: float, out: np.ndarray) -> float:
-    """Best of REPEATS, in seconds; the margins take turns on each photo, so that a busy machine slows all alike."""
+    """Best of REPEATS, in seconds; each photo is decoded with the margins in turns, so that noise hits all alike."""
     decode.DRAFT_MARGIN = margin
     times = []
     for _ in range(REPEATS):

@@ -20,7 +20,7 @@ from loadtest.loops import Target
 from loadtest.turns import in_turns
 
 WARM_UP_S = 2.0
-"""As long as a server takes to learn how large batches pay."""
+"""How long a server takes to learn which batch sizes pay."""
 
 
 def main() -> int:

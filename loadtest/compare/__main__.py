@@ -1,15 +1,15 @@
 """`python loadtest/compare`: this server and its rivals at the same work, in one run.
 
-Each server classifies the same photos, sent in a closed loop over keep-alive connections by the same client. The
-networks: a real one, exported with random weights where the repository lacks it, and one of the same shapes that costs
-next to nothing, so that the server is what is left. Rivals are installed into virtual environments of their own, each
-server runs alone, and nothing is left running at the end.
-This server takes its settings, as always, from `SERVER_...` in the environment.
+Each server classifies the same photos, sent in a closed loop over keep-alive connections by the same client. There are
+two networks: a real one, exported with random weights if the repository lacks it, and one with the same shapes that
+costs next to nothing, so that only the cost of the server remains. Each rival is installed into its own virtual
+environment, each server runs alone, and nothing is left running at the end.
+This server takes its settings from `SERVER_...` in the environment, as usual.
 
 Writes compare.jsonl (every row), compare.md (tables) and compare-*.svg (plots).
 """
 
-import models.missing  # noqa: F401 before what may be missing
+import models.missing  # noqa: F401 before imports that may be missing
 
 # isort: split
 
@@ -32,10 +32,10 @@ from loadtest.machine import cpu_name, usable_cpus
 from loadtest.processes import ROOT
 
 SAMPLE = ROOT.parent / "shared" / "data" / "imagenet-sample"
-"""More and more varied photos than the project's own, where they are."""
+"""More photos, and more varied ones, than the project's own; used if present."""
 WORKS = ("real", networks.TINY)
 MOST_PHOTOS = 50
-"""Of a folder."""
+"""How many photos of a folder are used."""
 
 
 def main() -> int:
@@ -79,7 +79,7 @@ def _compare(options: argparse.Namespace, folder: Path) -> int:
 def _measure(
     servers: Sequence[Server], works: Sequence[networks.Work], plan: Plan, known: Sequence[Row], file: Path
 ) -> list[Row]:
-    """Measure what is not known yet; each row is in the file as soon as it is there."""
+    """Measure what is not known yet, and add each row to the file at once."""
     total = len(rounds.runs(servers, works)) * len(plan.connections) * plan.rounds
     found = []
     for row in rounds.measure(servers, works, plan, {row.key for row in known}):
@@ -147,10 +147,10 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--connections", type=numbers(int), default=[1, 8, 32], metavar="N,N,…", help="default 1,8,32")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default 3")
     parser.add_argument(
-        "--baseline-seconds", "--limit-seconds", type=float, default=4, metavar="S", help="of each (default 4)"
+        "--baseline-seconds", "--limit-seconds", type=float, default=4, metavar="S", help="of each baseline (default 4)"
     )
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "measurements", metavar="FOLDER")
-    parser.add_argument("--resume", action="store_true", help="keep the rows that are there, measure the others")
+    parser.add_argument("--resume", action="store_true", help="keep existing rows, and measure the missing ones")
     return parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""The rivals' virtual environments: one for each, since what they need does not go together."""
+"""The rivals' virtual environments: one for each, since their requirements conflict."""
 
 import hashlib
 import os
@@ -21,7 +21,7 @@ class InstallError(LoadTestError):
 
 
 def requirements(rival: str) -> Path:
-    """Every package that a rival runs with, each pinned."""
+    """The file that pins every package of a rival's environment."""
     return RIVALS / f"{rival}.txt"
 
 
@@ -32,7 +32,7 @@ def version(rival: str, package: str) -> str:
 
 
 def ensure(rival: str) -> Path:
-    """The folder with the programs of a rival's environment, made where it is missing or was made of other pins.
+    """The folder with the programs of a rival's environment, which is made if it is missing or its pins have changed.
 
     Raises:
         InstallError: pip fails.
@@ -47,7 +47,7 @@ def ensure(rival: str) -> Path:
         venv.create(environment)
         pip = [sys.executable, "-m", "pip", "--python", str(environment / "bin" / "python")]
         command = [*pip, "install", "--quiet", "--disable-pip-version-check", "--requirement", str(pins)]
-        # a package that PYTHONPATH offers here is not there when the rival runs
+        # pip must not count packages on PYTHONPATH, which the rival will not have
         own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         ended = subprocess.run(command, env=own, stderr=subprocess.PIPE, text=True, check=False)  # noqa: S603
         if ended.returncode:

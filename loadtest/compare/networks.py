@@ -1,4 +1,4 @@
-"""What is run: a model of the repository, and one of the same shapes that costs next to nothing.
+"""The networks that servers run: a model of the repository, and one of the same shapes that costs next to nothing.
 
 Our server gets the complete graph, from uint8 pixels to ranked classes; the rivals get the network alone, from float32
 pixels to logits, cut out of that graph.
@@ -28,20 +28,20 @@ _SPREAD = 5.0
 
 
 class PrepareError(LoadTestError):
-    """A model cannot be had; the message says why."""
+    """A model cannot be prepared; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One network, as each side gets it."""
+    """One network, as our server and the rivals get it."""
 
     name: str
     repository: Path
     """where our server finds `name`"""
     int8: str | None
-    """the same in INT8 for OpenVINO, if the repository has it"""
+    """name of the same network in INT8 for OpenVINO, if the repository has it"""
     cascade: str | None
-    """what asks it only where a quicker one is not sure, if the repository has that"""
+    """name of a cascade that asks it only when a quicker model is not sure, if the repository has one"""
     network: Path
     """what the rivals run: float32[N, 3, H, W] in, float32[N, classes] out"""
     preprocessing: dict[str, Any]
@@ -49,7 +49,7 @@ class Work:
 
 
 def export(repository: Path, name: str, photos: Path) -> None:
-    """See that the repository has the model; one that it lacks gets random weights, and an INT8 file beside it.
+    """Export the model if the repository lacks it, with random weights and an INT8 variant beside it.
 
     Raises:
         PrepareError: a command of `export/` fails.
@@ -58,7 +58,7 @@ def export(repository: Path, name: str, photos: Path) -> None:
         return
     into = ("--repository", str(repository))
     _run("export/to_onnx.py", name, "--random-weights", *into)
-    # Random weights make close races between classes, in which INT8 may well decide otherwise.
+    # With random weights, classes are so close that INT8 may well decide otherwise.
     gate = ("--min-agreement", "0", "--seconds", "0")
     _run("export/quantize.py", name, "--backend", "openvino", "--calibration", str(photos), *gate, *into)
 
@@ -77,7 +77,7 @@ def real(repository: Path, name: str, folder: Path) -> Work:
 
 
 def tiny(repository: Path, like: str, folder: Path) -> Work:
-    """Mean colour to classes, in the shapes of the model `like`: what is left to measure is the server.
+    """A network from mean colour to classes in the shapes of the model `like`, so that only the server has a cost.
 
     Raises:
         PrepareError: as `real`.
@@ -124,7 +124,7 @@ class _Cuts:
         *ranked, logits = [output.name for output in model.graph.output][:3]  # features and maps come after
         first = next((node for node in model.graph.node if node.op_type == "Conv"), None)
         if first is None or len(ranked) != 2:
-            raise PrepareError("this is no graph of a convolutional network that export/to_onnx.py made")
+            raise PrepareError("this is not a graph of a convolutional network made by export/to_onnx.py")
         return cls(model.graph.input[0].name, first.input[0], logits, tuple(ranked))
 
     def extract_network(self, model: ModelProto) -> ModelProto:

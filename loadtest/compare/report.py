@@ -1,4 +1,4 @@
-"""Rows to tables and plots."""
+"""Turns rows into tables and plots."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class Summary:
 
     @property
     def title(self) -> str:
-        """For people; a rival's tuned variant says so."""
+        """The title to show, which marks a rival's tuned variant."""
         return TITLES[self.server, self.variant] + (", no spinning" if self.variant == "tuned" else "")
 
     @property
@@ -36,7 +36,7 @@ class Summary:
         return self.median("images_per_s")
 
     def median(self, name: str) -> float:
-        """Of a figure, over the rounds."""
+        """Median of a figure over the rounds."""
         return float(median(getattr(one, name) for one in self.measured))
 
 
@@ -49,7 +49,7 @@ class Part:
     baseline: Around | None
     """medians"""
     others_share: float
-    """of the machine's CPUs, taken by neither server nor client; median"""
+    """of the machine's CPUs, used by neither server nor client; median"""
     failures: Sequence[str]
 
     @property
@@ -58,7 +58,7 @@ class Part:
         return sorted({summary.connections for summary in self.summaries})
 
     def best(self, load: int) -> list[Summary]:
-        """Each rival by its best variant, ours by all, the fastest first."""
+        """The best variant of each rival and all variants of ours, the fastest first."""
         fastest_first = sorted(
             (summary for summary in self.summaries if summary.connections == load), key=lambda one: -one.pace
         )
@@ -184,7 +184,7 @@ def _variants(part: Part) -> str:
 
 
 def _shortly(failure: str) -> str:
-    """What happened and how the log ends."""
+    """What happened, and the last line of the log."""
     first, *_, last = [*failure.splitlines(), ""]
     return f"{first} … {last}".rstrip(" …")
 

@@ -1,4 +1,4 @@
-"""Rounds in which every server runs once, alone: started, asked, loaded, ended. Before and after each, the baseline."""
+"""Rounds in which every server runs once, alone. The baseline is measured before and after each."""
 
 import asyncio
 import json
@@ -30,9 +30,9 @@ from loadtest.results import Baseline, Figures
 from loadtest.turns import in_turns
 
 START_S = 180.0
-"""What a server is given until its first right answer."""
+"""Time limit for a server to start and give its first right answer."""
 ANSWER_S = 20.0
-"""What a server is given for one answer while it starts."""
+"""Time limit for one answer while a server starts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def runs(servers: Sequence[Server], works: Sequence[Work]) -> list[tuple[Work, S
 def measure(servers: Sequence[Server], works: Sequence[Work], plan: Plan, done: Set[Key]) -> Iterator[Row]:
     """Measure what is not done yet, in turns."""
     references = {work.name: _reference(work, plan.photos) for work in works}
-    before: tuple[str, Baseline | None] = "", None  # of which work
+    before: tuple[str, Baseline | None] = "", None  # the work, and its last baseline
     for number, (work, server) in in_turns(runs(servers, works), plan.rounds):
         key = Key(work.name, server.name, server.variant, 0, number)
         loads = [load for load in plan.connections if key._replace(connections=load) not in done]
@@ -90,7 +90,7 @@ def measure(servers: Sequence[Server], works: Sequence[Work], plan: Plan, done: 
 
 
 def _reference(work: Work, photos: Sequence[Path]) -> list[int]:
-    """The best class of each photo by what the rivals run, without a server."""
+    """The best class of each photo, computed by the rivals' code without a server."""
     described = json.dumps({"network": str(work.network), "tuned": True, **work.preprocessing})
     command = [sys.executable, "-m", "loadtest.compare.rivals.work", *map(str, photos)]
     environment = {**os.environ, "COMPARE_WORK": described}
@@ -123,7 +123,7 @@ def _run(
 
 @contextmanager
 def serving(server: Server, work: Work) -> Generator[tuple[Running, Target]]:
-    """A server that starts, and where it will answer.
+    """Start a server, and say where it will answer.
 
     Raises:
         InstallError: a rival cannot be installed.
@@ -131,7 +131,7 @@ def serving(server: Server, work: Work) -> Generator[tuple[Running, Target]]:
     port = _free_port()
     command, variables = server.command(work, port)
     variables["PYTHONPATH"] = str(ROOT)
-    # a short path: Ray's sockets have room for some forty letters more
+    # a short path: in the paths of its sockets, Ray leaves room for only some forty characters of it
     with (
         tempfile.TemporaryDirectory(prefix="compare-", ignore_cleanup_errors=True) as folder,
         processes.start(command, variables, Path(folder)) as running,
@@ -165,10 +165,10 @@ async def _started(running: Running, target: Target, reference: Sequence[int], p
 
 
 async def first_answer(running: Running, target: Target, content: bytes) -> None:
-    """Wait until a server that starts has answered.
+    """Wait for the first answer of a server that is starting.
 
     Raises:
-        StartError: it ended, or takes too long.
+        StartError: it ended, or took longer than START_S.
     """
     give_up_s = time.monotonic() + START_S
     while True:

@@ -1,4 +1,4 @@
-"""What was measured, a line of JSON for each server, round and number of connections, so that a run can go on later."""
+"""The measurements: a line of JSON for each server, round and number of connections, so that a run can be resumed."""
 
 from collections.abc import Iterable
 from datetime import datetime
@@ -9,7 +9,7 @@ from loadtest.results import Figures, Record, read_lines
 
 
 class Key(NamedTuple):
-    """What a row is about."""
+    """Identifies a row."""
 
     work: str
     server: str
@@ -27,7 +27,7 @@ class Around(Record):
 
 
 class Measured(Figures):
-    """One server under one load; errors are of all kinds, among them answers other than the first to the same photo."""
+    """One server under one load; errors include answers that differ from the first one to the same photo."""
 
     memory_mb: float
     """of all its processes, proportional set sizes"""
@@ -39,7 +39,7 @@ class Measured(Figures):
 
 
 class Row(Record):
-    """Either what was measured or why nothing was."""
+    """Either a measurement, or why there is none."""
 
     work: str
     server: str
@@ -47,7 +47,7 @@ class Row(Record):
     connections: int
     round: int
     run: datetime
-    """when the command was begun: rows of different runs are not side by side"""
+    """when the command was started: rows of different runs were not measured side by side"""
     seconds: float
     baseline: Around | None
     measured: Measured | None = None
@@ -55,15 +55,15 @@ class Row(Record):
 
     @property
     def key(self) -> Key:
-        """What it is about."""
+        """Its identity."""
         return Key(self.work, self.server, self.variant, self.connections, self.round)
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of a file that measured something; what failed is to be tried again."""
+    """The rows of a file that hold a measurement; failures are to be tried again."""
     return [row for row in read_lines(Row, path) if row.measured]
 
 
 def write(path: Path, rows: Iterable[Row]) -> None:
-    """Begin a file with some rows."""
+    """Start a file with some rows."""
     path.write_text("".join(f"{row.model_dump_json()}\n" for row in rows))

@@ -1,4 +1,4 @@
-"""Every server that is compared: how it is started, asked and understood."""
+"""The servers to compare: how to start each, send it requests and read its answers."""
 
 import json
 import sys
@@ -44,7 +44,7 @@ class Server:
         return self.name == OURS
 
     def command(self, work: "Work", port: int) -> tuple[list[str], dict[str, str]]:
-        """What to run with which environment variables.
+        """The command that starts it, and its environment variables.
 
         Raises:
             InstallError: a rival cannot be installed.
@@ -63,7 +63,7 @@ class Server:
         return Target(f"http://127.0.0.1:{port}{self.path}", self.headers, self.parse)
 
     def can_run(self, work: "Work") -> bool:
-        """There is a model for it."""
+        """The work has a model for this variant."""
         return self._model(work) is not None
 
     def _model(self, work: "Work") -> str | None:
@@ -71,7 +71,7 @@ class Server:
 
 
 def _parse_json(status: int, body: bytes) -> Answer:
-    """An answer as `rivals.work.answers` makes it. How large a batch was, no rival says."""
+    """Parse an answer made by `rivals.work.answers`. No rival reports the size of its batches."""
     responses.check_status(status, body)
     try:
         content = json.loads(body)
@@ -82,7 +82,7 @@ def _parse_json(status: int, body: bytes) -> Answer:
 
 
 def _parse_triton(status: int, body: bytes) -> Answer:
-    """A JSON head and the tensors after it: int32[5], float32[5]."""
+    """Parse a JSON head and the tensors after it: int32[5], float32[5]."""
     responses.check_status(status, body)
     try:
         _, end = json.JSONDecoder().raw_decode(body.decode("latin-1"))

@@ -1,4 +1,4 @@
-"""Something that speaks HTTP and is not the service."""
+"""An HTTP server that is not the service."""
 
 import threading
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ class _Quiet(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def web(tmp_path: Path) -> Iterator[str]:
-    """Where the files of the test's folder are served."""
+    """The address at which the files of the test's folder are served."""
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=tmp_path)) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()

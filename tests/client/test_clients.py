@@ -1,4 +1,4 @@
-"""Both clients against real servers, also ones that are full, refuse, or die."""
+"""Both clients against real servers, including servers that are full, refuse, or die."""
 
 import asyncio
 import socket
@@ -70,7 +70,7 @@ def one_connection(repository: Path) -> Iterator[RunningServer]:
 
 @pytest.fixture(scope="module")
 def hasty(repository: Path) -> Iterator[GatedServer]:
-    """Gives up what takes more than some hundredths of a second."""
+    """Gives up on requests after 50 ms."""
     with GatedServer(repository, timeout_ms=50) as running:
         yield running
 
@@ -127,7 +127,7 @@ def test_a_failure_has_its_code(call: Call, hasty: GatedServer) -> None:
 
 @contextmanager
 def occupied(server: GatedServer) -> Generator[Callable[[], None]]:
-    """While the only place of a server is taken by somebody else, or until what is given is called."""
+    """Another client holds the server's only place until the block ends or the yielded function is called."""
     with ThreadPoolExecutor(1) as aside, server.hold(1) as let_go:
         accepted = aside.submit(server.classify, red_image(1))
         until(lambda: server.pending() == 1)

@@ -1,4 +1,4 @@
-"""The client without what else lies in its repository; `tests/test_packages.py` builds its wheel."""
+"""The client without the rest of its repository; `tests/test_packages.py` builds its wheel."""
 
 import ast
 import json
@@ -31,7 +31,7 @@ def test_it_needs_httpx_and_tqdm_alone() -> None:
     assert [line.partition(">")[0] for line in project["dependencies"]] == ["httpx", "tqdm"]
     imported = set()
     for path in (CLIENT / "resnet_serving_client").glob("*.py"):
-        for node in ast.parse(path.read_bytes()).body:  # not those inside functions, which an extra needs
+        for node in ast.parse(path.read_bytes()).body:  # not those inside functions, which need extras
             if isinstance(node, ast.Import):
                 imported |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom):

@@ -1,4 +1,4 @@
-"""What an answer without success means, whoever gave it."""
+"""What an unsuccessful answer means, from the service or from anything in between."""
 
 import httpx
 import pytest

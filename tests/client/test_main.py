@@ -36,7 +36,7 @@ def seeing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Images 1.png to 20.png, of those classes, and one that is none."""
+    """Images 01.png to 20.png, of classes 1 to 20, and a broken one."""
     for red in range(1, 21):
         (tmp_path / f"{red:02}.png").write_bytes(red_image(red))
     (tmp_path / "broken.png").write_bytes(red_image(1)[:-30])
@@ -101,12 +101,12 @@ def test_standard_input_is_an_image(server: RunningServer) -> None:
 
 
 def test_an_address_is_an_image(server: RunningServer) -> None:
-    done = classify(server, f"{server.url}/static/icon.svg")  # downloaded, and then found to be none
+    done = classify(server, f"{server.url}/static/icon.svg")  # it is downloaded, but is not an image
     assert (done.returncode, "(not_an_image)" in done.stderr) == (1, True)
 
 
 def all_of(terminal: BinaryIO) -> bytes:
-    """What is written to it until nobody can write any more, which is an error to Linux."""
+    """Everything written to it until its other end is closed, which Linux reports as an error."""
     read = b""
     with suppress(OSError):
         while part := terminal.read(1 << 16):

@@ -1,4 +1,4 @@
-"""What names stand for, and what cannot be had."""
+"""Which images a name stands for, and which cannot be read."""
 
 import asyncio
 from pathlib import Path
@@ -12,7 +12,7 @@ from resnet_serving_client.sources import SourceError
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Images at two depths, and what is none."""
+    """Images at two depths, and a file that is not one."""
     for name in ("b.jpg", "a.PNG", "notes.txt", "deeper/c.webp", "deeper/d.jpg", "folder.jpg/e.gif", "x[1].jpg"):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""What can be said of the Dockerfile without building it: `tests/test_containers.py` builds."""
+"""Checks of the Dockerfile without building it; `tests/test_containers.py` builds."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""What tells a container engine whether the server can answer requests."""
+"""The check that tells a container engine whether the server can answer requests."""
 
 import socket
 import subprocess

@@ -1,7 +1,7 @@
-"""The manifests: as kubectl's kustomize builds them, against Kubernetes' own schemas, and against what the server is.
+"""The manifests, as kubectl's kustomize builds them, checked against Kubernetes' own schemas and against the server.
 
-No cluster is needed. `CRDS=FOLDER` has custom resources checked by the definitions in FOLDER/*.yaml as well, such as
-`kubectl get crd --output yaml` writes them; without it only by the models of them that there are packages of.
+No cluster is needed. With `CRDS=FOLDER`, custom resources are also checked against the definitions in FOLDER/*.yaml, as
+written by `kubectl get crd --output yaml`; without it, only against the models in Python packages.
 """
 
 import math
@@ -28,7 +28,7 @@ from tests.server.running import ROOT, RunningServer, red_image, until
 
 KUBERNETES = ROOT / "deploy" / "kubernetes"
 VERSION = "1.31"
-"""The oldest that all this is for."""
+"""The oldest supported version."""
 CUSTOM: dict[str, Any] = {
     "ScaledObject": ScaledObject,
     "ServiceMonitor": ServiceMonitor,
@@ -37,7 +37,7 @@ CUSTOM: dict[str, Any] = {
 BUILDS = ("overlays/cpu", "overlays/gpu", "kserve")
 UNITS = {"": 1, "m": 1e-3, "Mi": 2**20, "Gi": 2**30}
 PROCESSES_BYTES = 512 * 2**20
-"""Of the supervisor, two HTTP workers and the engine with a model, of which a ResNet-152 has 240 MB."""
+"""Memory of the supervisor, two HTTP workers and the engine with a model (a ResNet-152 has 240 MB)."""
 
 Manifest = dict[str, Any]
 
@@ -78,12 +78,12 @@ def server(folder: str) -> Manifest:
 
 
 def environment(folder: str) -> dict[str, str]:
-    """The settings it has, by their names in the environment."""
+    """The server's settings, by their names in the environment."""
     return {one["name"]: one["value"] for one in server(folder)["env"] if one["name"].startswith("SERVER_")}
 
 
 def settings(folder: str) -> Settings:
-    """As the server has them in its pod."""
+    """The settings as the server reads them in its pod."""
     cpus = math.ceil(amount(server(folder)["resources"]["limits"]["cpu"]))
     given = {name.removeprefix("SERVER_").lower(): value for name, value in environment(folder).items()}
     given["models"] = "tiny"
@@ -92,13 +92,13 @@ def settings(folder: str) -> Settings:
 
 
 def amount(quantity: str) -> float:
-    """Of Kubernetes' notation."""
+    """The number that a quantity in Kubernetes' notation stands for."""
     number, unit = re.fullmatch(r"([\d.]+)(\w*)", quantity).groups()  # type: ignore[union-attr]
     return float(number) * UNITS[unit]
 
 
 def volume_bytes(folder: str, mounted_at: str) -> float:
-    """Of a volume in memory."""
+    """The size of a volume in memory."""
     (name,) = (one["name"] for one in server(folder)["volumeMounts"] if one["mountPath"] == mounted_at)
     (volume,) = (one["emptyDir"] for one in pod(folder)["volumes"] if one["name"] == name)
     assert volume["medium"] == "Memory"
@@ -106,7 +106,7 @@ def volume_bytes(folder: str, mounted_at: str) -> float:
 
 
 def closed(schema: Any) -> Any:
-    """The same schema, where fields that it does not know are errors: a cluster would drop them without a word."""
+    """The same schema, but unknown fields are errors: a cluster would drop them silently."""
     if isinstance(schema, list):
         return [closed(one) for one in schema]
     if not isinstance(schema, dict):
@@ -123,7 +123,7 @@ def closed(schema: Any) -> Any:
 def test_every_object_follows_its_schema(found: Manifest) -> None:
     if model := CUSTOM.get(found["kind"]):
         known = model.model_validate(found).model_dump(mode="json", by_alias=True, exclude_unset=True)
-        assert known == found  # nothing that the definition does not know
+        assert known == found  # no field is unknown to the definition
     elif found["kind"] not in ("InferenceService", "ServingRuntime"):
         kubernetes_validate.validate(found, VERSION, strict=True)
 
@@ -205,7 +205,7 @@ def test_the_worst_that_a_server_may_hold_fits_its_memory_and_its_threads_their_
     volumes = volume_bytes(folder, "/dev/shm") + volume_bytes(folder, "/tmp")
     worst = found.http_workers * (found.max_buffered_bytes + found.decode_threads * PIXEL_BYTES * found.max_pixels)
     assert amount(resources["limits"]["memory"]) >= volumes + worst + PROCESSES_BYTES
-    assert amount(resources["limits"]["cpu"]) % 1 == 0  # threads are rounded up: a part of a CPU would be throttled
+    assert amount(resources["limits"]["cpu"]) % 1 == 0  # threads are rounded up: a fraction would throttle them
     assert {**resources["limits"], **resources["requests"]} == resources["limits"]
     assert not {"SERVER_INFERENCE_THREADS", "SERVER_DECODE_THREADS"} & set(environment(folder))
 
@@ -232,7 +232,7 @@ def test_everything_selects_the_servers(folder: str) -> None:
     assert the(folder, "Service")["spec"]["selector"] == labels
     monitored = the(folder, "ServiceMonitor")["spec"]["selector"]["matchLabels"]
     assert monitored.items() <= the(folder, "Service")["metadata"]["labels"].items()
-    job = the(folder, "Service")["metadata"]["name"]  # which the Prometheus operator calls it
+    job = the(folder, "Service")["metadata"]["name"]  # the Prometheus operator names the job after it
     assert f'job="{job}"' in (ROOT / "deploy" / "monitoring" / "alerts.yml").read_text()
 
 

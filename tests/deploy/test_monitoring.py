@@ -29,7 +29,7 @@ EXPRESSIONS = [
 ]
 EXPOSED = re.compile(r"# TYPE (serving_\w+?)(?:_total)? ")
 SCRAPES = 3
-"""A rate needs two; one more, as the first may come while Prometheus starts."""
+"""A rate needs two; one more, as the first may fall into Prometheus's start."""
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Generator[tuple[Running
 def prometheus(
     promtool: str, servers: tuple[RunningServer, RunningServer], tmp_path_factory: pytest.TempPathFactory
 ) -> Generator[httpx.Client]:
-    """A Prometheus that has scraped both; its configuration is ours, but for the addresses and the interval."""
+    """A Prometheus that has scraped both, with our configuration except for addresses and interval."""
     assert promtool
     folder = tmp_path_factory.mktemp("prometheus")
     targets = [server.url.removeprefix("http://") for server in servers]
@@ -84,7 +84,7 @@ def prometheus(
 
 
 def ask(client: httpx.Client, expression: str) -> list[Any]:
-    """The series that an expression has now."""
+    """The series that an expression yields now."""
     answer = client.get("/api/v1/query", params={"query": expression}).json()
     assert answer["status"] == "success", answer
     result: list[Any] = answer["data"]["result"]
@@ -132,7 +132,7 @@ def test_every_alert_looks_at_data_that_there_is(prometheus: httpx.Client) -> No
     rules = {rule["name"]: rule["query"] for group in groups for rule in group["rules"]}
     assert rules
     for name, expression in rules.items():
-        compared, found = re.subn(r"(==|>) ([\d.]+)$", r"\1 bool \2", expression)  # also where it does not hold
+        compared, found = re.subn(r"(==|>) ([\d.]+)$", r"\1 bool \2", expression)  # `bool`: a value in any case
         assert found == 1, name
         assert ask(prometheus, compared), name
 
@@ -153,14 +153,14 @@ def test_the_dashboard_shows_every_metric_of_gpus() -> None:
 
 
 def test_the_dashboard_is_one_by_grafanas_own_schema() -> None:
-    """Its library keeps what the schema has and no more, so what it gives back is all that Grafana understands."""
+    """Grafana's library drops whatever its schema lacks, so what it gives back is all that Grafana understands."""
     plugins.register_default_plugins()
     read = Dashboard.from_json(json.loads(json.dumps(DASHBOARD)))
     assert _without(json.loads(json.dumps(read, cls=JSONEncoder)), DASHBOARD) == []
 
 
 def _without(back: Any, written: Any, path: str = "") -> list[str]:
-    """What is written and does not come back the same, by its path."""
+    """The paths of what was written but does not come back the same."""
     if isinstance(written, dict) and isinstance(back, dict):
         return [one for key, value in written.items() for one in _without(back.get(key), value, f"{path}.{key}")]
     if isinstance(written, list) and isinstance(back, list) and len(written) == len(back):

@@ -1,4 +1,4 @@
-"""What `deploy/notices.py` says of what is installed."""
+"""What `deploy/notices.py` prints about the installed packages."""
 
 import subprocess
 import sys
@@ -19,4 +19,4 @@ def test_every_package_is_named_with_its_licence_and_texts() -> None:
     ):
         assert f"{name} {distribution(name).version}: {licence}" in printed
     assert "Permission is hereby granted, free of charge" in printed
-    assert "LIBJPEG" in printed.upper()  # what Pillow's wheel contains of others
+    assert "LIBJPEG" in printed.upper()  # bundled in Pillow's wheel

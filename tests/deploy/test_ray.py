@@ -1,4 +1,4 @@
-"""The routes under Ray Serve: for real where Ray's environment is (`make ray-test`), its parts everywhere."""
+"""The routes under Ray Serve: as a whole if Ray is installed (`make ray-test`), in parts everywhere."""
 
 import asyncio
 import json
@@ -39,7 +39,7 @@ def test_the_config_sets_what_are_settings() -> None:
 
 
 def _classified(folder: Path, images: list[bytes], within_s: float, **settings: Any) -> list[Any]:
-    """What an engine says to images at one time: the best class and its batch, or the code of the error."""
+    """The engine's answers to images sent at once: the best class and its batch, or the code of the error."""
     metrics.use_directory(folder, ["replica"])
     from deploy.ray.engine import LocalEngine
 
@@ -70,7 +70,7 @@ def _told(answer: list[Classes] | BaseException) -> Any:
 
 
 def classified(folder: Path, images: list[bytes], within_s: float = 60, **settings: Any) -> list[Any]:
-    """In a process of its own, as metrics are of a process."""
+    """The same in a separate process, since metrics belong to a process."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         return process.submit(_classified, folder, images, within_s, **settings).result()
 
@@ -102,7 +102,7 @@ def test_a_full_replica_refuses_at_once_and_a_late_answer_is_none(tmp_path: Path
 
 
 def _cascaded(folder: Path, images: list[bytes], crops: CropCount) -> list[tuple[int, str]]:
-    """The best class of each image and who said so, by the cascade `both`, with places for one image."""
+    """The best class of each image by the cascade `both`, and the member that answered, with room for one image."""
     metrics.use_directory(folder, ["replica"])
     from deploy.ray.engine import LocalEngine
     from server.serving.cascade import Pace, descend

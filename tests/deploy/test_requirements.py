@@ -1,4 +1,4 @@
-"""What images install before the code."""
+"""The packages that images install before the code."""
 
 import subprocess
 import sys

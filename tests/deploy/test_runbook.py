@@ -1,4 +1,4 @@
-"""Whoever an alert wakes finds what to do."""
+"""Every alert leads to a section of the runbook that says what to do."""
 
 import re
 from typing import Any

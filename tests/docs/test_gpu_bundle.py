@@ -44,7 +44,7 @@ def test_folders_that_come_one_by_one_in_any_order_give_whole_files(tmp_path: Pa
         shutil.copytree(folder, there / folder.name)
         whole, damaged = bundle.unpack(there, target)
         assert not damaged
-        shutil.rmtree(there)  # as where each call replaces what the last one brought
+        shutil.rmtree(there)  # as if each call replaced what the last one brought
     assert {str(path.relative_to(target)) for path in whole} == set(files)
     assert all((target / name).read_bytes() == path.read_bytes() for name, path in files.items())
     assert {path.name for path in target.rglob("*")} == {"small", "folder", "large", "last"}

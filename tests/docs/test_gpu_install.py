@@ -1,4 +1,4 @@
-"""What a machine has stays, and what it lacks comes beside it."""
+"""Packages that a machine has stay in place, and missing ones are installed beside them."""
 
 import subprocess
 import zipfile

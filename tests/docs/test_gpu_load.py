@@ -1,4 +1,4 @@
-"""What the parts measure with: a server whose processes are told apart, and senders that share a window."""
+"""The tools of the GPU measurements: a server with identified processes, and senders that share a window."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""The parts are run in order of value, each ends, and none that has its result is run again."""
+"""Parts are run in order of value, each ends, and none that has a result is run again."""
 
 import json
 import subprocess
@@ -138,7 +138,7 @@ def test_results_and_logs_are_where_they_are_wanted_after_every_part(run: Run) -
     assert sorted(path.name for path in run.results.iterdir()) == [
         gpu.LOGS,
         gpu.RESULTS,
-    ]  # few files: not every machine gives many back
+    ]  # few files: some machines return only a few
 
 
 def test_the_summary_names_the_checks_that_failed() -> None:

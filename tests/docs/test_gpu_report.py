@@ -1,4 +1,4 @@
-"""Results become tables, and what stands between them and the goal is said."""
+"""Results become tables, with what is still missing to reach the goal."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What is collected for the machine is what pyproject.toml and constraints.txt say, and nothing stands twice."""
+"""The wheels collected for the machine are those in pyproject.toml and constraints.txt, each listed once."""
 
 import tomllib
 from pathlib import Path
@@ -59,7 +59,7 @@ def test_what_the_first_call_needs_of_the_data_comes_first(tmp_path: Path) -> No
         "shared/data/imagenet-sample/a.JPEG",
         "shared/weights/cifar10/resnet32-1.th",
     ]
-    assert Requirement("torch").name in wheels.THERE  # which is far too large to travel
+    assert Requirement("torch").name in wheels.THERE  # far too large to send
 
 
 def test_plugins_that_pytests_settings_need_come_along() -> None:

@@ -1,4 +1,4 @@
-"""Pages that anything names, such as a help text or an error's detail, exist."""
+"""Every page that a text names, such as a help text or an error's detail, exists."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ ROOT = Path(__file__).parents[2]
 NAMED = re.compile(r"(?<![\w/.-])docs/[\w./-]+\.(?:md|py|sh|svg|jsonl|json)(?:#[\w-]+)?")
 FOLDERS = ("models", "export", "server", "client", "loadtest", "deploy", "docs", "tests")
 RECORDS = ROOT / "docs" / "measurements"
-"""What commands printed when they were measured stays as it was."""
+"""Recorded output of commands, which stays as it was."""
 
 
 def texts() -> list[Path]:
@@ -19,7 +19,7 @@ def texts() -> list[Path]:
 
 
 def anchors(page: Path) -> set[str]:
-    """Those of a page's headings, as GitHub and MyST make them."""
+    """The anchors of a page's headings, as GitHub and MyST make them."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 

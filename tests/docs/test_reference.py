@@ -18,7 +18,7 @@ GENERATED = ("settings", "errors", "metrics", "commands", "http")
 
 @pytest.fixture(scope="module")
 def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `python -m docs.reference` makes of the code as it is."""
+    """The output of `python -m docs.reference` for the current code."""
     folder = tmp_path_factory.mktemp("reference")
     subprocess.run([sys.executable, "-m", "docs.reference", folder], cwd=ROOT, check=True, timeout=120)
     return folder

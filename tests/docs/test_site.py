@@ -1,4 +1,4 @@
-"""The pages of docs/ as a site: complete, without a broken link, and nothing in it is loaded from elsewhere."""
+"""The pages of docs/ as a site: complete, without broken links, and loading nothing from elsewhere."""
 
 import re
 import shutil
@@ -14,7 +14,7 @@ LOADED = re.compile(
     r"""|<link\b(?=[^>]*\brel=["']?(?:stylesheet|preload|icon|preconnect|dns-prefetch))[^>]*\bhref=["']?(?:https?:)?//"""
     r"""|@import\s|url\(\s*["']?(?:https?:)?//"""
 )
-"""What a browser fetches from another host; links to follow are none of it."""
+"""What a browser would fetch from another host by itself; links are not included."""
 
 
 def build(source: Path, target: Path) -> subprocess.CompletedProcess[str]:

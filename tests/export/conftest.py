@@ -1,4 +1,4 @@
-"""Fixtures of the export's tests: one small network with untrained parameters, exported once in this process."""
+"""Fixtures of the export's tests: a small untrained network, exported once in this process."""
 
 from dataclasses import dataclass
 from functools import partial

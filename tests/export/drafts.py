@@ -1,4 +1,4 @@
-"""Models that are to be published, and what a repository has."""
+"""Models to publish, and the contents of a repository."""
 
 import hashlib
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""ONNX files as people have them, each with a small network whose parameters are random."""
+"""ONNX files like those that people have, each with a small network with random parameters."""
 
 import warnings
 from collections.abc import Sequence
@@ -43,12 +43,12 @@ class Small(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         features = self.features(pixels)
-        scores: Tensor = self.last(features.view(features.shape[0], -1))  # of a frozen batch: its size is written down
+        scores: Tensor = self.last(features.view(features.shape[0], -1))  # a frozen batch's size becomes a constant
         return scores
 
 
 class Tokens(nn.Module):
-    """A transformer's way with images: patches beside a class token, which attend to each other."""
+    """A vision transformer: patches and a class token, which attend to each other."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class Tokens(nn.Module):
 
 
 class Averaged(nn.Module):
-    """The mean of two networks' probabilities: no softmax ends it."""
+    """The mean of two networks' probabilities, which does not end in a softmax."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class Averaged(nn.Module):
 
 
 class Pixels(nn.Module):
-    """Normalises by itself: uint8[N, H, W, 3] comes in."""
+    """Normalises its input itself: uint8[N, H, W, 3]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class Pixels(nn.Module):
 
 
 class WithFeatures(nn.Module):
-    """Gives what the last layer sees, too."""
+    """Also outputs the input of its last layer."""
 
     def __init__(self, *, flat: bool) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ def script(
     example: Tensor | None = None,
     **options: Any,
 ) -> Path:
-    """Export by way of TorchScript, as PyTorch did for years; `batch` None: the dimensions `free` are free."""
+    """Export through TorchScript, as PyTorch did for years; `batch` None: the dimensions `free` are free."""
     if example is None:
         example = torch.zeros(batch or 1, 3, SIDE, SIDE)
     names = {name: {0: "batch_size"} for name in outputs} | {inputs[0]: {axis: f"axis_{axis}" for axis in free}}
@@ -152,7 +152,7 @@ def export(path: Path, network: nn.Module, *, batch: int | None = None, **option
 
 
 def zoo(path: Path) -> Path:
-    """As `resnet50-v1-12` of the ONNX model zoo: parameters are among the inputs, a free batch is called N."""
+    """Like `resnet50-v1-12` of the ONNX model zoo: parameters are among the inputs, a free batch is called N."""
     outputs = ("resnetv17_dense0_fwd",)
     script(path, Small(), opset=12, inputs=("data",), outputs=outputs, keep_initializers_as_inputs=True)
     model = onnx.load(path)
@@ -165,7 +165,7 @@ def zoo(path: Path) -> Path:
 
 
 def keras(path: Path) -> Path:
-    """As tf2onnx writes a network of Keras: NHWC with a transpose first, a mean and a product last, softmax inside."""
+    """A Keras network as tf2onnx writes it: NHWC with a transpose first, a mean and a product last, softmax inside."""
     random = np.random.default_rng(0)
     text = f"""
         <ir_version: 8, opset_import: ["" : 15], producer_name: "tf2onnx", producer_version: "1.16.1">
@@ -200,7 +200,7 @@ def keras(path: Path) -> Path:
 
 
 def with_function(path: Path) -> Path:
-    """Its layers and its softmax are in a function, as some exporters keep modules."""
+    """Layers and softmax are in a function, as some exporters keep modules."""
     model = parser.parse_model(f"""
         <ir_version: 8, opset_import: ["" : 17, "theirs" : 1]>
         network (float[n, 3, {SIDE}, {SIDE}] pixels) => (float[n, 3] probabilities) {{
@@ -217,7 +217,7 @@ def with_function(path: Path) -> Path:
 
 
 def detector(path: Path) -> Path:
-    """Boxes, and for each of them scores and a class."""
+    """A detector: boxes, and for each of them scores and a class."""
     model = parser.parse_model(f"""
         <ir_version: 8, opset_import: ["" : 15]>
         detector (float[n, 3, {SIDE}, {SIDE}] images)

@@ -1,4 +1,4 @@
-"""The gate judges by what the images prove, not by what was seen alone."""
+"""The gate judges by what the images prove statistically, not by the observed share alone."""
 
 import pytest
 
@@ -8,13 +8,13 @@ from export.agreement import Verdict, in_percent, judge
 @pytest.mark.parametrize(
     ("agreeing", "images", "wanted", "verdict"),
     [
-        (123, 125, 0.99, "undecided"),  # 98.4 % seen; it may be 94.3 or 99.8
-        (125, 125, 0.99, "undecided"),  # all of few: 97.1 % is what they prove
+        (123, 125, 0.99, "undecided"),  # 98.4 % observed; the true share may be 94.3 to 99.8
+        (125, 125, 0.99, "undecided"),  # all agree, but so few prove only 97.1 %
         (250, 250, 0.99, "accepted"),
         (990, 1000, 0.99, "accepted"),
         (989, 1000, 0.99, "undecided"),
         (975, 1000, 0.99, "refused"),
-        (10, 10, 1.0, "undecided"),  # no number of images proves that there is no other
+        (10, 10, 1.0, "undecided"),  # no number of images can prove 100 %
         (999, 1000, 1.0, "refused"),
         (1, 2, 0.0, "accepted"),
     ],

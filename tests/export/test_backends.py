@@ -12,7 +12,7 @@ from tests.export.conftest import Exported
 
 
 def options_of(backend: object) -> tuple[int, str]:
-    """Threads, and how long they spin, of a session."""
+    """A session's number of threads, and how long they spin."""
     options = backend._session.get_session_options()  # type: ignore[attr-defined]
     return options.intra_op_num_threads, options.get_session_config_entry("session.intra_op.spin_duration_us")
 

@@ -10,7 +10,7 @@ from models.manifest import LOGITS_NAME
 from tests.export.conftest import Exported
 
 LARGEST = 7
-"""Weights of four bits, so that rounding shows."""
+"""Four-bit weights, so that rounding shows."""
 
 
 def rounded(model: onnx.ModelProto) -> bytes:

@@ -21,12 +21,12 @@ from tests.export.conftest import Exported
 from tests.export.drafts import everything
 
 SPREAD = 2.0
-"""Of the true classes around those that the network is sure of: exp(-d^2 / T) is a normal distribution of T = 2 d^2."""
+"""Standard deviation of true classes around the network's best: exp(-d^2 / T) is a normal density, T = 2 SPREAD^2."""
 
 
 @pytest.fixture(scope="module")
 def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with images of 400 classes that are nearly known, with black images, and a repository with version 2."""
+    """A folder with 400 images whose classes are nearly known, black images, and a repository with version 2."""
     folder = tmp_path_factory.mktemp("calibrated")
     random = np.random.default_rng(7)
     for at in range(400):
@@ -147,7 +147,7 @@ def test_a_calibrated_model_is_calibrated_anew_from_what_it_was(calibrated: Path
 def test_one_that_is_no_better_is_refused_and_may_have_sets_without_a_temperature(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The classes are as probable as the network says, so that a temperature that is fitted on 20 images is off."""
+    """The network's probabilities are right, so a temperature fitted on only 20 images makes them worse."""
     random = np.random.default_rng(7)
     distances = np.arange(-3, 4)
     probable = np.exp(-(distances**2.0))

@@ -1,4 +1,4 @@
-"""Cascades as they are made: of trained networks, and of networks that see one colour each."""
+"""Making cascades of trained networks, and of networks that each see one colour."""
 
 import shutil
 from collections import Counter
@@ -16,12 +16,12 @@ from tests.server.running import RunningServer
 
 @pytest.fixture(scope="module")
 def repository(cifar_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The four trained networks, where others may be added."""
+    """A repository with the four trained networks, to which others may be added."""
     return Path(shutil.copytree(cifar_repository, tmp_path_factory.mktemp("cascade") / "repository"))
 
 
 def some_of(shared: Path, folder: Path, every: int) -> Path:
-    """A folder with every so many of the CIFAR test images, by their class."""
+    """A folder with every `every`-th of the CIFAR test images, by class."""
     for path in sorted((shared / "data" / "cifar10-test").rglob("*.jpg"))[::every]:
         (folder / path.parent.name).mkdir(parents=True, exist_ok=True)
         (folder / path.parent.name / path.name).symlink_to(path)
@@ -51,7 +51,7 @@ def test_depth_has_the_accuracy_of_an_ensemble_that_few_images_reach(
     assert abs(written.accuracy.top1 - written.reference_accuracy.top1) <= 3  # as many as may differ
     assert written.members[0].answered > 0.5
     assert written.members[-1].answered < 0.35
-    paths = sorted(images.rglob("*.jpg"))[1::2]  # those that the figures are from
+    paths = sorted(images.rglob("*.jpg"))[1::2]  # the images that the figures come from
     with RunningServer(repository, models="deep") as server:
         answers = [answer.json() for answer in server.classify_all([path.read_bytes() for path in paths], 4)]
     assert not any(answer["cut_short"] for answer in answers)
@@ -81,14 +81,14 @@ def test_an_exact_cascade_makes_its_first_member_and_uses_no_image_twice(
     assert first.conversion.calibration.images == 34
     capsys.readouterr()
     assert cascade.main(command) == 0
-    assert "calibrate" not in capsys.readouterr().out  # both are there
+    assert "calibrate" not in capsys.readouterr().out  # both exist already
     assert len(list((repository / "cifar_resnet20-exact").iterdir())) == 1
 
 
 def paint(folder: Path, *colours: tuple[int, int], between: int | None = None) -> Path:
-    """Images of so much red and green, in all but some columns: there they have one level more red.
+    """Images of these levels of red and green, but with one level more red in some of their 32 columns.
 
-    In `between` columns of 32; if not given, in 0 to 9, each time one more: who looks at red is less and less sure.
+    In `between` columns; by default in 0 to 9, one more with each image, so that a model of red is less and less sure.
     """
     folder.mkdir(exist_ok=True)
     for number, (red, green) in enumerate(colours, len(list(folder.iterdir()))):
@@ -100,7 +100,7 @@ def paint(folder: Path, *colours: tuple[int, int], between: int | None = None) -
 
 @pytest.fixture
 def tinies(tmp_path: Path) -> Path:
-    """Models that see `red` and `green`."""
+    """Models `red` and `green`, which see one colour each."""
     tiny.write(tmp_path / "repository", "red")
     tiny.write(tmp_path / "repository", "green", channel=1)
     return tmp_path / "repository"
@@ -119,7 +119,7 @@ def test_a_rule_that_separates_right_from_wrong_is_found_and_few_images_prove_li
     assert make(tinies, images) == 0, capsys.readouterr().err
     first, last = read(tinies, "both").members
     assert first.rule
-    assert 0.5 < first.answered <= 0.8  # no more than are right, and not many fewer
+    assert 0.5 < first.answered <= 0.8  # at most as many as are right, and not many fewer
     assert first.answered + last.answered == 1
     assert first.top1_agreement.share == 0.8
     printed = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Every file that `../shared/cases/export/mk_cases.py` writes comes in, or gets one sentence that says what it is."""
+"""Every file of `../shared/cases/export/mk_cases.py` is accepted, or refused in one sentence that says what it is."""
 
 import re
 import runpy
@@ -57,21 +57,21 @@ OPTIONS = {
     "classes21k.pth": ("--num-classes", "21841"),
     "grey.pth": ("--num-classes", "10", "--channels", "grey", "--mean", "0.5", "--std", "0.25"),
 }
-"""What such a file needs said; without an entry, that there are ten classes."""
+"""The flags that a file needs; without an entry, those for ten classes."""
 
 
 class ReadyError(Exception):
-    """The network has its parameters: the export itself is others' test."""
+    """The network has its parameters, which is all that these tests need; others test the export itself."""
 
 
 @pytest.fixture(scope="module")
 def cases(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The files, of a ResNet-18 that is an eighth as wide, which takes a sixtieth of the time and of the disk."""
+    """The files, made with a ResNet-18 an eighth as wide, which takes a sixtieth of the time and disk space."""
     script = shared / "cases" / "export" / "mk_cases.py"
     folder = tmp_path_factory.mktemp("cases")
     known = sys.modules.keys() - ()
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what torch deprecates, and people have
+        warnings.simplefilter("ignore")  # about forms that torch deprecates but people have
         narrow = replace(architectures.ARCHITECTURES["resnet18"], width=8)
         patch.setitem(architectures.ARCHITECTURES, "resnet18", narrow)
         patch.setenv("PROJECT", str(ROOT))

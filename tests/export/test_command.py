@@ -1,4 +1,4 @@
-"""What all commands of the export tell before they work, and when they are interrupted."""
+"""What all commands of the export print before they start, and when they are interrupted."""
 
 import errno
 import os
@@ -56,7 +56,7 @@ def interrupt() -> None:
 
 
 def be_told_otherwise() -> None:
-    """As an extension does whose import is interrupted, and the backend that needs it."""
+    """Fail like a backend that needs an extension whose import was interrupted."""
     try:
         interrupt()
     except KeyboardInterrupt as cause:

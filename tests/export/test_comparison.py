@@ -30,7 +30,7 @@ def test_a_single_class_is_sure_far_from_one_half() -> None:
 
 
 def test_same_answers_agree_in_everything() -> None:
-    same = Answers(LOGITS + 5, "softmax")  # softmax sees no constant
+    same = Answers(LOGITS + 5, "softmax")  # a constant does not change the softmax
     assert same.top1_agreement(Answers(LOGITS, "softmax")) == 1
     assert same.divergences(Answers(LOGITS, "softmax")).mean() == pytest.approx(0, abs=1e-12)
 
@@ -48,7 +48,7 @@ def test_accuracy_is_in_percent() -> None:
 
 
 def test_crops_vote_by_their_mean_probability() -> None:
-    # One crop is sure of class 1; two lean to class 0, with larger logits all the same.
+    # One crop is sure of class 1; two lean to class 0, although with larger logits.
     crops = Answers(np.array([[[10, 9.9], [10, 9.9], [0, 9]]], np.float32), "softmax")
     assert crops.accuracy(np.array([0]), crops=1).top1 == 100
     assert crops.accuracy(np.array([1]), crops=3).top1 == 100

@@ -15,7 +15,7 @@ MEMBERS = [f"cifar_resnet{depth}" for depth in (20, 32, 44, 56)]
 
 @pytest.fixture(scope="module")
 def repository(cifar_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The four trained networks, where an ensemble may be added."""
+    """A repository with the four trained networks, to which an ensemble may be added."""
     return Path(shutil.copytree(cifar_repository, tmp_path_factory.mktemp("ensemble") / "repository"))
 
 
@@ -34,7 +34,7 @@ def test_an_ensemble_of_trained_networks_beats_its_best_member_and_serves_what_i
         answers = server.classify_all([path.read_bytes() for path in paths], 8)
     labels = [answer.json()["predictions"][0]["label"] for answer in answers]
     right = np.mean([label == path.parent.name for label, path in zip(labels, paths, strict=True)])
-    assert abs(100 * right - written.accuracy.top1) < 5  # a quarter of the images: 250, so about 2.2 % deviation
+    assert abs(100 * right - written.accuracy.top1) < 5  # 250 images, a quarter: standard deviation 2.2 %
 
 
 def test_the_same_ensemble_twice_is_one_version(repository: Path, tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_probabilities_of_different_kinds_have_no_mean(tmp_path: Path, capsys: p
 
 
 def test_a_member_that_sees_other_pixels_makes_another_ensemble(tmp_path: Path) -> None:
-    """Though its file has the same bytes: how images are resized is not in it."""
+    """Although its file has the same bytes, since it does not contain how images are resized."""
     for version in (1, 2):
         known = tiny.write(tmp_path, "a", version)
         path = tmp_path / "a" / str(version) / manifest.FILE_NAME

@@ -1,4 +1,4 @@
-"""An export is held against the logits of somebody's own model."""
+"""An export is compared with the logits of a user's own model."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ PATHS = image_paths(PHOTOS)
 
 
 def own_logits(exported: Exported, **changes: object) -> NDArray[np.float64]:
-    """What whoever trained the network computes with Pillow and PyTorch."""
+    """The logits that the network's author computes with Pillow and PyTorch."""
     preprocessing = Preprocessing.model_validate(exported.recipe.preprocessing.model_dump() | changes)
     pixels = np.stack([reference_pixels(path, preprocessing) for path in PATHS])
     return reference_logits(exported.network, pixels, preprocessing).astype(np.float64)

@@ -1,4 +1,4 @@
-"""Files that people have, made into models: each answers as the file itself does in ONNX Runtime."""
+"""People's own ONNX files, made into models: each answers as the file itself does in ONNX Runtime."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,7 +34,7 @@ Make = Callable[[Path], Path]
 
 @pytest.fixture(scope="module", autouse=True)
 def frames() -> Iterator[None]:
-    """What surrounds a network is exported once for all that want the same."""
+    """Export the graph around a network only once for all tests that need the same."""
     known: dict[tuple[object, ...], onnx.ModelProto] = {}
     original = splice.frame
 
@@ -53,7 +53,7 @@ def run(path: Path, root: Path, *arguments: str, name: str = NAME) -> int:
 
 
 def scores(path: Path, pixels: NDArray[np.generic], *, frozen: int | None = None) -> NDArray[np.float64]:
-    """What a file answers by itself, as it was given: float64[N, classes]."""
+    """The unchanged file's own answers: float64[N, classes]."""
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
     size = frozen or len(pixels)
     parts = [
@@ -71,7 +71,7 @@ def normalised(kind: "type[np.generic]" = np.float32, *, layout: str = "nchw") -
 
 
 def served(root: Path, name: str = NAME) -> tuple[Manifest, Outputs]:
-    """The model, and what the server's backend answers by it."""
+    """The model, and the answers that the server's backend computes with it."""
     found = repository.get(root, name)
     return found, backends.load(found, repository.read(root, found)).run(list(IMAGES))
 
@@ -187,7 +187,7 @@ def test_same_again_is_recognised_and_other_preprocessing_is_another_version(
 
 
 def frozen_inside(path: Path) -> Path:
-    """Says that its batch is free, and has its size written down inside."""
+    """Declares its batch free, but contains its size as a constant."""
     script(path, Small(), batch=1)
     model = onnx.load(path)
     for value in (*model.graph.input, *model.graph.output):
@@ -198,7 +198,7 @@ def frozen_inside(path: Path) -> Path:
 
 
 def first_of_one(path: Path) -> Path:
-    """Takes the first image of a batch of one, as some converters do, and keeps its dimension."""
+    """Takes the first image of a batch of one, as some converters do, and keeps the batch dimension."""
     script(path, Small(), batch=1)
     model = onnx.load(path)
     first = onnx.helper.make_node("Gather", ["input", "zero"], ["gathered"], axis=0)
@@ -267,7 +267,7 @@ def test_keras_file_is_nhwc_with_a_softmax_inside(tmp_path: Path, capsys: pytest
     probabilities = scores(path, normalised(layout="nhwc"))
     assert outputs.probabilities == pytest.approx(ranked(probabilities), abs=1e-5)
     assert not np.allclose(outputs.logits.sum(1), 1)
-    # On the way to them nothing is transposed twice, and the last layer is one operator, which quantisation knows.
+    # No transpose undoes another, and the last layer is a single operator that quantisation knows.
     complete = onnx.load_from_string(repository.read(tmp_path, found))
     network = Extractor(complete).extract_model([complete.graph.input[0].name], [LOGITS_NAME])
     operators = [node.op_type for node in network.graph.node]
@@ -367,7 +367,7 @@ def test_softmax_within_a_function_is_left_there(tmp_path: Path, capsys: pytest.
 
 def test_softmax_on_maps_is_found_before_they_are_flattened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     layers = (nn.Conv2d(3, CLASSES, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Softmax(1), nn.Flatten())
-    path = script(tmp_path / "theirs.onnx", nn.Sequential(*layers), opset=12)  # before 13, softmax flattened by itself
+    path = script(tmp_path / "theirs.onnx", nn.Sequential(*layers), opset=12)  # before 13, softmax flattened its input
     assert run(path, tmp_path) == 0
     assert "the logits before its softmax" in capsys.readouterr().out
     assert served(tmp_path)[1].probabilities == pytest.approx(ranked(scores(path, normalised())), abs=1e-5)
@@ -410,7 +410,7 @@ def test_one_of_several_outputs_is_chosen_by_name(tmp_path: Path, capsys: pytest
 
 
 def test_a_value_inside_can_be_the_input(tmp_path: Path) -> None:
-    """Where a file prepares its images itself, and not as the server does."""
+    """For a file that preprocesses its images itself, in another way than the server."""
     path = script(tmp_path / "theirs.onnx", Pixels(), example=torch.zeros(1, SIDE, SIDE, 3, dtype=torch.uint8))
     graph = onnx.load(path).graph
     first = next(node for node in graph.node if node.op_type == "Conv")
@@ -422,7 +422,7 @@ def test_a_value_inside_can_be_the_input(tmp_path: Path) -> None:
 
 
 def refused(path: Path, root: Path, captured: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The line that says why a file is no model."""
+    """The line that says why a file is refused."""
     before = everything(root)
     captured.readouterr()
     assert run(path, root, *arguments) == 1
@@ -571,7 +571,7 @@ def test_what_does_not_go_with_the_file_is_refused(
 def test_file_that_was_tampered_with_while_it_was_completed_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The gate compares with the file as it came."""
+    """The gate compares with the original file."""
     original = splice.complete
 
     def shift(*arguments: object) -> bytes:
@@ -586,12 +586,12 @@ def test_file_that_was_tampered_with_while_it_was_completed_is_noticed(
     assert "logits differ from theirs.onnx's by" in refused(path, tmp_path, capsys)
 
 
-# What else there is for models does its work on an imported one.
+# Everything else that works on models works on imported ones.
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository with models of files of Keras, of a transformer whose batch was frozen, and in lower precision."""
+    """A repository with models from Keras, from a transformer with a frozen batch, and in lower precisions."""
     root = tmp_path_factory.mktemp("imported")
     assert run(onnx_files.keras(root / "keras.onnx"), root) == 0
     assert run(script(root / "tokens.onnx", Tokens(), batch=1), root, name="tokens") == 0

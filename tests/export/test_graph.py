@@ -69,7 +69,7 @@ def test_any_batch_size_runs(exported: Exported, batch: int) -> None:
 
 
 def test_grey_is_pillows() -> None:
-    """Of a million of the 17 million colours, white among them: the largest sum that float32 has to hold."""
+    """For a million of the 17 million colours, including white: the largest sum that float32 has to hold."""
     colours = np.random.default_rng(0).integers(0, 256, (1000, 1000, 3), np.uint8)
     colours[0] = 255
     seen = CompleteGraph(nn.Identity(), GREY, 1).channels(torch.from_numpy(colours).permute(2, 0, 1)[None].float())
@@ -81,7 +81,7 @@ def test_grey_is_pillows() -> None:
 def test_channels_and_activation_are_in_the_graph(
     exported: Exported, runtime: Runtime, channels: ChannelOrder, classes: int, activation: Activation
 ) -> None:
-    """Of images that are wider than high."""
+    """For images that are wider than high."""
     count = 1 if channels == "grey" else 3
     network = nn.Sequential(nn.Conv2d(count, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
     mean, std = (0.3, 0.5, 0.6)[:count], (0.2, 0.3, 0.4)[:count]

@@ -1,4 +1,4 @@
-"""Where a network ends in global average pooling and one linear layer, however it is written; and where it does not."""
+"""Recognising networks that end in global average pooling and one linear layer, however it is written."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -47,7 +47,7 @@ OTHERS: dict[str, Sequence[onnx.NodeProto]] = {
 
 
 def more(nodes: Sequence[onnx.NodeProto], shape: Sequence[int]) -> bytes:
-    """A graph that ends so, from the last feature map on, with whatever else it can answer."""
+    """A graph with these last nodes after the last feature map, and all the extras it can output."""
     *rest, last = nodes
     ending = onnx.NodeProto()
     ending.CopyFrom(last)

@@ -18,7 +18,7 @@ from tests.export.conftest import describe, export, truth
 
 
 def give_statistics(network: nn.Module) -> None:
-    """Statistics, scales and shifts as training leaves them: with those of an untrained network folding is trivial."""
+    """Set statistics, scales and shifts as training leaves them; an untrained network's make folding trivial."""
     generator = torch.Generator().manual_seed(0)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -30,7 +30,7 @@ def give_statistics(network: nn.Module) -> None:
 
 
 def small(recipe: Recipe, side: int) -> Recipe:
-    """The same for images of fewer pixels; of 80, 5 are left before the last stage: an odd number to halve."""
+    """The same for smaller images; 80 pixels become 5 before the last stage, which then halves an odd number."""
     cropped = recipe.preprocessing.model_dump() | {"resize": 96, "crop": side}
     return replace(recipe, preprocessing=Preprocessing.model_validate(cropped))
 
@@ -43,7 +43,7 @@ def small(recipe: Recipe, side: int) -> Recipe:
         ("resnet18", "C", None, {"Conv": 25, "Relu": 17, "Add": 9}),
         ("resnet50", None, "1x1", {"Conv": 53, "Relu": 49, "Add": 17}),
         ("plain18", None, None, {"Conv": 17, "Relu": 17, "Add": 1}),
-        # A batch norm after a sum has no convolution to be folded into.
+        # A batch norm after a sum cannot be folded into a convolution.
         ("preresnet18", None, None, {"Conv": 20, "Relu": 17, "Add": 9, "BatchNormalization": 8}),
         ("preresnet50", None, "1x1", {"Conv": 53, "Relu": 49, "Add": 17, "BatchNormalization": 16}),
         ("cifar_preresnet164", None, None, {"Conv": 166, "Relu": 163, "Add": 55, "BatchNormalization": 54}),

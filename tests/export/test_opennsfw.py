@@ -1,7 +1,7 @@
-"""A network that somebody trained and published as an ONNX file, from the file to answers over HTTP.
+"""A third party's trained network, published as an ONNX file, from the file to answers over HTTP.
 
-Yahoo's open_nsfw is a ResNet-50 of half the width, trained with Caffe: BGR, means of 104, 117 and 123. The package has
-tf2onnx's file of it, and preprocessing and inference of its own, which know nothing of this project.
+Yahoo's open_nsfw is a ResNet-50 of half the width, trained with Caffe: BGR, means of 104, 117 and 123. The package
+contains it as converted by tf2onnx, with preprocessing and inference independent of this project.
 """
 
 from pathlib import Path
@@ -32,5 +32,5 @@ def test_trained_file_of_others_answers_over_http_as_its_own_package_does(
             photo = path.read_bytes()
             predictions = server.client.post("/classify", content=photo).json()["predictions"]
             found = {prediction["label"]: prediction["probability"] for prediction in predictions}
-            # Of some 1e-4 to 1e-2; RGB in place of BGR makes two of the three two to four times as large, or as small.
+            # Values of some 1e-4 to 1e-2; RGB instead of BGR would change two of the three by a factor of two to four.
             assert found["nsfw"] == pytest.approx(package.classify(photo).nsfw, rel=0.1, abs=1e-6)

@@ -18,7 +18,7 @@ def read(line: str) -> Stated:
 
 
 def over(line: str, base: Preprocessing = BASE) -> dict[str, Any]:
-    """What is stated makes other than the base."""
+    """The fields in which stated options differ from the base."""
     found, known = read(line).over(base).model_dump(), base.model_dump()
     return {name: value for name, value in found.items() if value != known[name]}
 
@@ -26,7 +26,7 @@ def over(line: str, base: Preprocessing = BASE) -> dict[str, Any]:
 def test_nothing_stated_changes_nothing() -> None:
     assert read("resnet50") == NOTHING
     assert NOTHING.over(BASE) == BASE
-    assert read("--activation sigmoid").over(BASE) == BASE  # which is no preprocessing
+    assert read("--activation sigmoid").over(BASE) == BASE  # not part of preprocessing
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def check(
     preprocessing: Preprocessing | None = None,
     photos: NDArray[np.uint8] | None = None,
 ) -> Parity:
-    """Put what was exported to the gate, or something else in place of a part of it."""
+    """Run the gate on the export, with any part of it replaced."""
     expected = truth(network or exported.network, preprocessing or exported.recipe.preprocessing)
     content = exported.model if model is None else model
     images, head = exported.photos if photos is None else photos, last_layer.head(exported.model)

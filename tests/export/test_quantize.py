@@ -47,7 +47,7 @@ def few(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def root(cifar_repository: Path, tmp_path: Path) -> Path:
-    """A repository with nothing but a trained cifar_resnet20."""
+    """A repository that contains only a trained cifar_resnet20."""
     shutil.copytree(cifar_repository / NAME, tmp_path / NAME)
     return tmp_path
 
@@ -57,7 +57,7 @@ LAX = ("--method", "minmax", "--min-agreement", "95")
 
 @pytest.fixture(scope="module")
 def quantised(cifar_repository: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with an INT8 file that a lax gate let in."""
+    """The same with an INT8 file that a lenient gate accepted."""
     root = tmp_path_factory.mktemp("quantised")
     shutil.copytree(cifar_repository / NAME, root / NAME)
     before = everything(root / NAME)
@@ -85,7 +85,7 @@ def test_int8_model_enters_under_its_own_name_with_all_that_was_measured(quantis
         "minmax",
         this_machine(),
     )
-    assert made.images == 200  # each half in turn, by the file that was calibrated on the other
+    assert made.images == 200  # each half, evaluated with the file calibrated on the other
     assert 0.95 <= made.top1_agreement < 1
     assert made.agreement_interval == clopper_pearson(round(made.top1_agreement * 200), 200)
     assert (made.min_agreement, made.verdict) == (0.95, "accepted")

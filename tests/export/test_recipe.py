@@ -132,7 +132,7 @@ def test_network_that_takes_means_of_2x2_pixels_needs_a_crop_that_it_can_halve()
     assert plan("resnetaa50", random=True, stated=Stated(crop=(224, 320), resize=320)).preprocessing.crop == (224, 320)
     with pytest.raises(RecipeError, match="multiples of 32"):
         plan("resnetaa50", random=True, stated=Stated(crop=(288, 240), resize=320))
-    with pytest.raises(RecipeError, match="no bottlenecks"):  # that have a stride
+    with pytest.raises(RecipeError, match="no bottlenecks"):  # whose stride could move
         plan("resnetaa50", random=True, stride_in="1x1")
 
 
@@ -194,7 +194,7 @@ def test_labels_file_that_is_none_is_refused(tmp_path: Path) -> None:
 
 
 def test_weights_of_ones_own_are_not_taken_for_torchvisions_second(checkpoint_of_seven: Path) -> None:
-    """Whose resize of 232 was tuned for them alone; what others train sees 256."""
+    """torchvision tuned its resize of 232 for its second weights; other people's networks see 256."""
     assert plan("resnet50").preprocessing.resize == 232
     own = plan("resnet50", checkpoint=checkpoint_of_seven).preprocessing
     assert own == plan("resnet50@v1").preprocessing

@@ -78,7 +78,7 @@ def test_full_disk_is_said_and_leaves_what_there_was(tmp_path: Path) -> None:
     first = repository.publish(tmp_path, draft(0), MODEL)
     before = everything(tmp_path)
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, unlimited[1]))  # to a writer it is the same: it gets half way
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, unlimited[1]))  # like a full disk, it fails half-way
     try:
         with pytest.raises(RepositoryError, match="cannot be written: File too large"):
             repository.publish(tmp_path, draft(1), bytes(2**17))

@@ -24,7 +24,7 @@ LABELS = (
 
 
 def served(data: bytes, preprocessing: Preprocessing, crops: CropCount) -> NDArray[np.uint8]:
-    """What the server makes of an upload."""
+    """The crops that the server makes of an upload."""
     outs = np.zeros((crops, *preprocessing.crop, 3), np.uint8)
     decode(data, preprocessing, list(outs), max_pixels=Settings().max_pixels)
     return outs
@@ -32,7 +32,7 @@ def served(data: bytes, preprocessing: Preprocessing, crops: CropCount) -> NDArr
 
 @pytest.fixture(scope="module")
 def as_people_have_them(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One photo in each position that phones store, large enough to be halved by the decoder; a drawing on nothing."""
+    """A photo in each orientation that phones store, large enough for the decoder to halve; a transparent drawing."""
     folder = tmp_path_factory.mktemp("photos")
     with Image.open(PHOTOS / "cat.jpg") as cat:
         upright = cat.convert("RGB").resize((1200, 900))
@@ -69,7 +69,7 @@ def test_photos_are_upright_and_what_is_transparent_is_white(as_people_have_them
     assert read["drawing.png"][0, 0].tolist() == [255, 255, 255]
     assert read["drawing.png"][112, 112].tolist() == [200, 30, 30]
     for orientation in TURNED_FROM_UPRIGHT:
-        assert np.abs(read[f"turned-{orientation}.jpg"] - read["turned-1.jpg"]).mean() < 1  # of JPEG itself
+        assert np.abs(read[f"turned-{orientation}.jpg"] - read["turned-1.jpg"]).mean() < 1  # JPEG's own error
 
 
 @pytest.mark.parametrize("crops", CROPS)
@@ -78,7 +78,7 @@ def test_centre_crop_is_nearly_the_references(crops: CropCount) -> None:
     paths = image_paths(PHOTOS)
     for path, images in zip(paths, pixels(paths, preprocessing, crops), strict=True):
         error = np.abs(images[0].astype(int) - reference_pixels(path, preprocessing))
-        assert error.mean() < 0.2, path  # resampled by vector instructions, rounded between two passes
+        assert error.mean() < 0.2, path  # vector instructions, with rounding between the two passes
 
 
 def test_ten_crops_are_centre_corners_and_their_mirrors(tmp_path: Path) -> None:

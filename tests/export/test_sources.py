@@ -1,4 +1,4 @@
-"""Models of the hub and of folders come into the repository as their own libraries run them."""
+"""Models from the hub and from folders are imported so that they answer as in their own libraries."""
 
 import json
 import sys
@@ -42,7 +42,7 @@ SMALL: Mapping[str, Any] = {
     "embedding_size": 16,
     "id2label": {"0": "cat", "1": "coffee", "2": "rocket"},
 }
-"""That network, as transformers describe it."""
+"""That network, as transformers describes it."""
 ONE: Mapping[str, Any] = {**SMALL, "id2label": {"0": "cat"}}
 SIDE_64 = {**CONVNEXT, "size": {"shortest_edge": 64}}
 
@@ -89,7 +89,7 @@ def test_model_of_the_hub_is_exported_once_and_found_again_without_the_hub(
     }
     assert known.parity is not None
 
-    # Another process, in which the variables of the hub count.
+    # Another process, in which the hub's environment variables take effect.
     done = run_to_onnx(*arguments, env={"HF_ENDPOINT": hub_server.url, "HF_HUB_CACHE": str(tmp_path / "hf" / "hub")})
     again = "tiny_resnet.v1 is already exported as version 1"
     assert (done.returncode, done.stderr) == (0, "")
@@ -168,7 +168,7 @@ def test_pickle_is_read_where_it_is_asked_for(tmp_path: Path) -> None:
 
 
 def sharded(state: Mapping[str, torch.Tensor]) -> dict[str, bytes]:
-    """Parameters in two files, and the index of them."""
+    """The parameters in two files, and their index."""
     found, parts = dict(files()), [dict(list(state.items())[half::2]) for half in (0, 1)]
     del found["model.safetensors"]
     names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
@@ -271,7 +271,7 @@ def test_config_decides_nothing_but_the_network(tmp_path: Path) -> None:
 
 
 def photos_with_logits(network: nn.Module, processor: Any, path: Path) -> None:
-    """Photos, each with what a library's own pipeline computes of it beside it."""
+    """Photos, with the logits of the library's own pipeline beside each."""
     path.mkdir()
     for photo in image_paths(PHOTOS):
         with Image.open(photo) as image:
@@ -322,7 +322,7 @@ def test_timms_network_answers_as_timm(tmp_path: Path, capsys: pytest.CaptureFix
 def test_network_that_the_file_fits_but_is_another_is_noticed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Anti-aliasing has no parameters, as in timm's resnetaa50 and resnetblur50: only what it answers tells of it."""
+    """Anti-aliasing has no parameters, as in timm's resnetaa50 and resnetblur50: only the answers reveal it."""
     theirs = networks.build(replace(TINY, anti_aliasing="mean"), 3)
     theirs.load_state_dict(tiny_state())
     source = str(write(tmp_path / "mine", files()))

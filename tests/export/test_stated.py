@@ -1,6 +1,6 @@
-"""A network of somebody's own, as they state it, on its way to every kind of file and every route of the server.
+"""A user's own network, described by flags, exported to every kind of file and served by every route.
 
-It sees grey images of 24 x 40 that are padded, and has one logit: nothing of it is as the zoo's networks are.
+It sees padded grey images of 24 x 40 and has one logit: it resembles the zoo's networks in nothing.
 """
 
 import re
@@ -38,7 +38,7 @@ STATED = [
     *("--channels", "grey", "--mean", "0.45", "--std", "0.25"),
 ]
 FILES = {"mine": 1e-3, "mine-fp16": 1e-2, "mine-int8": 0.1, "mine-torch": 1e-3}
-"""And by how much their probabilities may differ from PyTorch's."""
+"""How much the probabilities of each file may differ from PyTorch's."""
 CAT = PHOTOS / "cat.jpg"
 
 
@@ -46,7 +46,7 @@ CAT = PHOTOS / "cat.jpg"
 def network() -> nn.Module:
     found = networks.build("cifar_resnet20", 1)
     networks.see_grey(found)
-    found.get_submodule("fc").get_parameter("weight").data *= 40  # so that probabilities are no toss-up
+    found.get_submodule("fc").get_parameter("weight").data *= 40  # so that probabilities are not all near one half
     return found
 
 
@@ -83,7 +83,7 @@ def test_an_engine_is_built_of_it(root: Path, capsys: pytest.CaptureFixture[str]
     assert to_trt.main(arguments) == 0, capsys.readouterr().err
     found = manifest.read(root / "mine-rtx-fp16-sm89" / "1")
     assert (found.preprocessing, found.activation) == (HOW, "sigmoid")
-    shutil.rmtree(root / found.name)  # which no CPU serves
+    shutil.rmtree(root / found.name)  # no CPU can serve it
 
 
 def test_verify_compares_it_on_both_runtimes(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,7 +106,7 @@ def test_every_file_answers_as_pytorch_and_pillow_do(server: RunningServer, netw
         probability = expected(network, reference_pixels(photo, HOW)[np.newaxis])
         assert prediction["probability"] == pytest.approx(probability, abs=FILES[name] + 5e-3), (
             photo
-        )  # resampled at once
+        )  # the server resamples in one step
         assert 0.01 < prediction["probability"] < 0.99
 
 
@@ -146,7 +146,7 @@ def test_the_list_of_models_tells_it(server: RunningServer) -> None:
 def test_what_is_assumed_of_ones_own_weights_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And what is stated is not, nor anything of the zoo's weights."""
+    """But not what the flags state, nor anything about the zoo's own weights."""
     torch.save(networks.build("cifar_resnet20", 10).state_dict(), tmp_path / "mine.pth")
     monkeypatch.setattr("export.command.add_export", lambda *_, **__: None)
     own = ["cifar_resnet20", "--weights", str(tmp_path / "mine.pth")]
@@ -166,7 +166,7 @@ def test_what_is_assumed_of_ones_own_weights_is_said(
 def test_what_is_stated_is_not_said_of_another_network(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Where no network is named and the default is out of reach, one that is installed is exported in its place."""
+    """If no network is named and the default cannot be downloaded, an installed one is exported instead."""
     asked: list[str] = []
 
     def unreachable(network: str, _: object) -> None:
@@ -202,7 +202,7 @@ def test_weights_that_see_grey_are_told_before_the_export(network: nn.Module, tm
 
 
 def test_weights_of_three_channels_may_have_been_trained_on_grey(tmp_path: Path) -> None:
-    """As three equal channels: the answer is the same."""
+    """They saw three equal channels, so the answer is the same."""
     colour = networks.build("cifar_resnet20", 10)
     torch.save(colour.state_dict(), tmp_path / "mine.pth")
     stated = Stated(channels="grey", mean=(0.5,), std=(0.25,))

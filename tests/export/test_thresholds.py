@@ -1,4 +1,4 @@
-"""When a cascade's members are sure enough, on answers that are made up."""
+"""When a cascade's members are sure enough, with made-up answers."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def test_so_many_wrong_answers_are_given_as_are_allowed_less_a_standard_deviatio
     limits = cheapest(asked, allowed=0.006)
     assert limits is not None
     assert pass_on(asked, limits).right.sum() == IMAGES - 4  # 4 + 2 <= 6
-    assert limits == [pytest.approx(0.1505)]  # between the fifth of the surest and the image above it
+    assert limits == [pytest.approx(0.1505)]  # between the fifth-surest wrong answer and the image above it
 
 
 def test_where_none_is_allowed_the_threshold_is_beyond_the_surest_wrong_answer() -> None:

@@ -135,7 +135,7 @@ def test_same_export_again_is_recognised(model_repository: Path) -> None:
 def test_official_weights_are_downloaded_and_exported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # As its home would serve it; only the file's name is not torchvision's, whose digest no other file has.
+    # As torchvision would serve it, except for the file's name: it contains a digest that no other file has.
     home = tmp_path / "home"
     home.mkdir()
     torch.save(networks.build("resnet18", 1000, seed=1).state_dict(), home / "weights")

@@ -27,7 +27,7 @@ def test_program_passes_the_gate_and_is_served(
     assert str(Path(__file__).parents[2]).encode() not in content
     images = np.random.default_rng(0).integers(0, 256, (3, *known.input_shape), np.uint8)
     served = backends.load(known, content, Settings()).run(list(images))
-    with torch.inference_mode():  # as whoever has PyTorch and nothing of ours runs it
+    with torch.inference_mode():  # as anybody with only PyTorch can run it
         _, _, logits, features, maps = torch.export.load(io.BytesIO(content)).module()(torch.from_numpy(images))
     np.testing.assert_allclose(served.logits, logits.numpy(), rtol=0, atol=0.1 if suffix else 1e-4)
     assert (known.features, known.activation_maps, served.features) == (64, (8, 8), None)
@@ -46,7 +46,7 @@ def test_program_that_is_not_the_network_stays_out_of_the_repository(
     faithful = program.to_program
 
     class Forgetful(torch.nn.Module):
-        """Takes red for blue."""
+        """Swaps red and blue."""
 
         def __init__(self, complete: torch.nn.Module) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""Engines are really built here, ahead of time for RTX GPUs; what runs them is tested where there is one."""
+"""Engines are really built here, ahead of time for RTX GPUs; running them is tested only on such a GPU."""
 
 import hashlib
 import signal
@@ -31,7 +31,7 @@ RTX4090 = Gpu("NVIDIA GeForce RTX 4090", "sm89")
 
 
 def publish(root: Path, name: str, model: bytes, precision: Literal["fp32", "int8"] = "fp32") -> Manifest:
-    """Add an untrained network's ONNX file, in whatever precision, without the comparison with PyTorch."""
+    """Add an untrained network's ONNX file, in any precision, without comparing it with PyTorch."""
     recipe = plan(name, random=True)
     made = Conversion(
         source=name,
@@ -76,7 +76,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         recipe = plan(name, random=True)
         model = export(recipe, recipe.build(None))
         publish(root, name, model)
-        if name != DEEP:  # which takes a minute
+        if name != DEEP:  # quantising it takes a minute
             images = np.random.default_rng(0).integers(0, 256, (4, *recipe.preprocessing.crop, 3), np.uint8)
             publish(root, name, quantization.Calibrated(model, images).quantize("gpu", "minmax"), "int8")
     return root
@@ -84,7 +84,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def build(root: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Manifest]:
-    """Run the command and read what it added, its newest engine."""
+    """Run the command, and read the newest engine, which it added."""
 
     def run(network: str, *arguments: str) -> Manifest:
         assert to_trt.main([network, *arguments, "--repository", str(root)]) == 0, capsys.readouterr().err
@@ -263,7 +263,7 @@ def test_network_that_overflows_half_precision_builds_no_engine(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     proto = onnx.load(root / SMALL / "1" / "model.onnx")
-    for tensor in proto.graph.initializer:  # activations a thousandfold, logits as before
+    for tensor in proto.graph.initializer:  # much larger activations, logits as before
         factor = {"network.conv1.weight": 1e5, "network.fc.weight": 1e-5}.get(tensor.name)
         if factor:
             tensor.CopyFrom(numpy_helper.from_array((numpy_helper.to_array(tensor) * np.float32(factor)), tensor.name))

@@ -25,7 +25,7 @@ def test_both_runtimes_answer_alike_on_real_photos(model_repository: Path, capsy
     assert other.top1_agreement == 1
     assert (
         0 < other.max_logit_error < 1e-4
-    )  # of logits up to 15; both compute in float32, also where bfloat16 is faster
+    )  # of logits up to 15; both compute in float32, even where bfloat16 is faster
     assert (
         reference.size_bytes
         == other.size_bytes
@@ -44,7 +44,7 @@ def test_accuracy_is_reported_for_each_number_of_crops(
     report = run(capsys, *arguments, "--crops", "1,10", "--seconds", "0")
     (line,) = report.lines
     assert report.images == 1000
-    # The figure of test_accuracy.py. Here the ten crops are the image and its mirror: there is nothing to crop.
+    # The figure of test_accuracy.py. There is nothing to crop, so the ten crops are the image and its mirror image.
     assert line.accuracy[1].top1 == pytest.approx(80.4, abs=0.2)
     assert line.accuracy[10].top1 == pytest.approx(82.5, abs=0.2)
     assert line.images_per_s == {}

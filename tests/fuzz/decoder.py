@@ -27,7 +27,7 @@ from tests.fuzz.seeds import seeds
 
 LIMITS = ("-timeout=20", "-rss_limit_mb=400", "-max_len=8192", "-print_final_stats=1")
 MAX_PIXELS = 2**16
-"""Small, so that a run is about parsing; that large images are refused has tests of its own."""
+"""Small, so that a run exercises parsing; other tests check that large images are refused."""
 _PREPROCESSING = Preprocessing(resize=32, crop=32, interpolation="bilinear", mean=(0, 0, 0), std=(1, 1, 1))
 _PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -42,14 +42,14 @@ def one_input(data: bytes) -> None:
 
 
 def mutated(data: bytes, max_size: int, seed: int) -> bytes:
-    """What libFuzzer makes of it; every other PNG gets right checksums, else few would be read past the first chunk."""
+    """libFuzzer's mutation; half of all PNGs get right checksums, since few others are read past the first chunk."""
     found: bytes = atheris.Mutate(data, max_size)
     right = found.startswith(_PNG) and random.Random(seed).random() < 0.5
     return with_checksums(found)[:max_size] if right else found
 
 
 def with_checksums(data: bytes) -> bytes:
-    """A PNG with the CRC of each chunk made right (PNG specification, 5.3)."""
+    """A PNG with the CRC of each chunk corrected (PNG specification, 5.3)."""
     fixed, at = bytearray(data), len(_PNG)
     while at + 12 <= len(fixed):
         (length,) = struct.unpack_from(">I", fixed, at)

@@ -1,4 +1,4 @@
-"""Real images to begin with: small, of every format, and of the ways to write it that take other code."""
+"""Real images to begin with: small, in every format and every variant that is decoded by different code."""
 
 import io
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from server.images.decode import FORMATS
 
 
 def seeds(side: int = 24) -> dict[str, bytes]:
-    """A file for each, by name: a cut of a photo, about a kilobyte each."""
+    """The files by name: each a crop of a photo, about a kilobyte."""
     pillow_heif.register_heif_opener()  # to write it
     with Image.open("export/photos/cat.jpg") as photo:
         cut = ImageOps.fit(photo.convert("RGB"), (side, side))

@@ -1,8 +1,8 @@
 """Fuzzing of the HTTP surface: `python -m tests.fuzz.surface --requests 200000`.
 
-Mutated requests go over raw sockets to a real server. No answer may be 500, none may keep its connection for ever, no
-process may end, none may grow, and in the end the server still knows what is red. What goes wrong is printed with the
-bytes that were sent; the same seed sends the same bytes again.
+Mutated requests go over raw sockets to a real server. No answer may be 500, no connection may stay open for ever, no
+process may end or grow, and in the end the server must still classify a red image. Whatever goes wrong is printed with
+the bytes that were sent; the same seed sends the same bytes again.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from tests.server.running import RunningServer, red_image, until
 
 CONNECTIONS = 200
 TIMEOUT_MS = 300
-"""For heads and bodies that never end, which is what becomes of many."""
+"""For heads and bodies that never end, which many mutations cause."""
 HANG_S = 30.0
 ALLOWED_GROWTH_BYTES = 24 * 2**20
 WARM_UP = 0.2
@@ -37,7 +37,7 @@ _TOKENS = (
 
 
 def requests() -> list[bytes]:
-    """One of every sort that is answered."""
+    """One valid request of every kind."""
     image = red_image(77)
     form = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + image + b"\r\n--b--\r\n"
     pixels = {"name": "image", "shape": [1, 32, 32, 3], "datatype": "UINT8", "data": [7] * 3072}
@@ -90,7 +90,7 @@ def mutated(data: bytes, others: list[bytes], chance: random.Random) -> bytes:
 
 
 async def send(server: RunningServer, count: int, seed: int) -> tuple[Counter[str], list[str]]:
-    """What became of `count` requests, and what must not have."""
+    """Send `count` requests; returns their outcomes, and the faults among them."""
     chance, seeds = random.Random(seed), requests()
     outcomes: Counter[str] = Counter()
     faults: list[str] = []

@@ -11,7 +11,7 @@ INPUTS = 8_000
 
 
 def fuzz(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    # By way of a shell: a process begins with the peak memory of the one that started it, and pytest's is large.
+    # Through a shell: a process inherits the peak memory of its parent, and pytest's is large.
     command = ["sh", "-c", '"$@"; exit $?', "sh", sys.executable, "-m", "tests.fuzz.decoder", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 

@@ -1,4 +1,4 @@
-"""The commands, run as a person does, but in this process: to start an interpreter takes longer than most tests do."""
+"""Runs commands as a person does, but in this process: starting an interpreter takes longer than most tests."""
 
 import runpy
 import signal
@@ -22,7 +22,7 @@ def run(script: str, *arguments: str | Path) -> CompletedProcess[str]:
 
 
 def call(main: Callable[[], int], *arguments: str | Path) -> CompletedProcess[str]:
-    """The same of a command whose module a test has changed."""
+    """The same for a command whose module a test has patched."""
     return _ended(["command", *map(str, arguments)], lambda: sys.exit(command.run(main)))
 
 

@@ -17,7 +17,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def server_url(tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
-    """A real server on a free port, of a model that costs nothing."""
+    """A real server on a free port, with a model that costs next to nothing."""
     repository = tmp_path_factory.mktemp("served")
     tiny.write(repository)
     with processes.serve("--repository", str(repository), "--http-workers", "1", quiet=True) as server:

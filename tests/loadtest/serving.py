@@ -9,7 +9,7 @@ from itertools import count
 
 
 def answer(top1: int) -> bytes:
-    """What a right answer looks like."""
+    """A right answer."""
     predictions = [{"class_id": top1 + rank, "probability": 0.1} for rank in range(5)]
     return json.dumps({"model": "none", "predictions": predictions, "batch_size": 1}).encode()
 

@@ -59,7 +59,7 @@ def step(images_per_s: float, server_cpu_ms: float, mean_batch: float) -> Step:
 
 
 def overload(shares: Sequence[tuple[float, float | None]]) -> Overload:
-    """The same load each time, beside a client and others that took these shares."""
+    """Steps of the same load; the client and others used these shares of the CPUs."""
     never = Times(per_s=0, p50_ms=None, p99_ms=None)
     right = Times(per_s=90, p50_ms=1, p99_ms=2)
     steps = [
@@ -148,7 +148,7 @@ def test_what_the_generator_took_is_not_there_for_the_server_that_is_simulated(t
     simulated = [float(row[2]) for row in rows]
     assert [float(row[1]) for row in rows] == [90, 90, 90]
     assert simulated[0] > simulated[1] > 150
-    assert simulated[2] == pytest.approx(100, rel=0.05)  # CPU-seconds a second, of which an image takes 0.01
+    assert simulated[2] == pytest.approx(100, rel=0.05)  # one CPU left, and 0.01 CPU-seconds an image
 
 
 def test_a_bench_without_baselines_is_one_line(tmp_path: Path) -> None:

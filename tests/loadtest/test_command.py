@@ -10,7 +10,7 @@ from loadtest.command import LoadTestError
 
 @pytest.fixture(autouse=True)
 def _handlers() -> Generator[None]:
-    """A command handles signals for the whole process."""
+    """Restore signal handlers, which a command changes for the whole process."""
     before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP)}
     yield
     for one, handler in before.items():

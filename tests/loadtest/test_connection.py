@@ -14,7 +14,7 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 @contextmanager
 def answering(*connections: Sequence[bytes]) -> Generator[str]:
-    """A server that sends, on each connection, these bytes for one read after the other, and then closes it."""
+    """A server that answers each read of a connection with the next of these bytes, and then closes it."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(PATIENCE_S)
 

@@ -17,7 +17,7 @@ def locust(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(autouse=True)
 def reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where reports go."""
+    """The folder that reports go to."""
     folder = tmp_path / "reports"
     monkeypatch.setitem(os.environ, "LOCUST_REPORTS", str(folder))
     return folder

@@ -15,7 +15,7 @@ FULL = (429, b'{"code": "queue_full"}')
 
 
 def send(base_url: str, per_s: float, *, deadline_s: float, sockets: int = 64) -> OpenWindow[int]:
-    """About half of `per_s` requests in half a second; they go on for another deadline."""
+    """Count requests for half a second at `per_s`; sending goes on for another deadline."""
     url = f"{base_url}/classify"
     photo = Photo(request(url, b"photo"), top1=7)
     readings = count()

@@ -1,4 +1,4 @@
-"""What the load test asks of a machine, also of one that tells less than Linux does."""
+"""What load tests read of a machine, even one that reports less than Linux does."""
 
 import os
 from pathlib import Path

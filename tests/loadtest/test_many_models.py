@@ -1,4 +1,4 @@
-"""Many models of which few fit, measured."""
+"""Measuring many models, of which only a few fit into memory."""
 
 from pathlib import Path
 

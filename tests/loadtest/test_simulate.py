@@ -1,4 +1,4 @@
-"""The simulation, where theory knows the answer, and where only the real scheduler gives it."""
+"""The simulation, against queueing theory and against what only the real scheduler does."""
 
 import json
 import math
@@ -12,13 +12,13 @@ from loadtest.simulate import Balancer, Costs, Dispatch, Inference, Report, Shap
 from server.engine.scheduler import Limits, Scheduler
 from tests.loadtest import commands
 
-NOTHING = 1e-6  # milliseconds: a cost that is as good as none
+NOTHING = 1e-6  # milliseconds: practically free
 SERVICE_S = 0.01
 ENDLESS = Limits(max_batch=1, max_wait_s=0.0, queue_size=10**9)
 
 
 def device(images_per_s: float, limits: Limits = ENDLESS, timeout_s: float = 1e9) -> tuple[Costs, Shape]:
-    """All the work is one inference of 1 / `images_per_s` seconds for each image, in batches of whatever size."""
+    """The only cost is inference, of 1 / `images_per_s` seconds for each image in batches of any size."""
     sizes = {size: Inference(images_per_s=images_per_s, cpu_ms=0) for size in (1, limits.max_batch)}
     return Costs(cpus=64, decode_ms=(NOTHING,), inference=sizes), Shape(limits, timeout_s, 64)
 

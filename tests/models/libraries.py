@@ -1,6 +1,6 @@
-"""Other people's networks, as their own libraries define them, to hold ours against.
+"""Other people's networks, as their own libraries define them, to compare ours with.
 
-The libraries are installed without what they need for anything else: there are stand-ins here for what they import.
+The libraries are installed without their dependencies: this module has stand-ins for what they import.
 """
 
 import importlib
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 
 def timm() -> ModuleType:
-    """timm; in the place of torchvision, which it imports for images and data sets, are names without a meaning."""
+    """timm, with meaningless names in place of torchvision, which it imports for images and data sets."""
     modules = [
         _module("torchvision"),
         _module("torchvision.datasets"),
@@ -36,7 +36,7 @@ def transformers() -> ModuleType:
 
 
 def mmpretrain(backbone: str) -> ModuleType:
-    """A module of MMPretrain's backbones; layers that it has of MMCV and MMEngine are built here."""
+    """A module of MMPretrain's backbones; the layers that it takes from MMCV and MMEngine are built here."""
     found = importlib.util.find_spec("mmpretrain")
     if found is None or found.origin is None:
         pytest.skip("mmpretrain is not installed")
@@ -84,7 +84,7 @@ class _BaseModule(nn.Module):
 
 
 class _ConvModule(nn.Sequential):
-    """A convolution, and the norm and activation that are asked for, under MMCV's names."""
+    """A convolution, with the norm and activation that were asked for, under MMCV's names."""
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ def _module(name: str, path: Path | None = None, **content: object) -> ModuleTyp
 
 
 def _imported(name: str, stand_ins: list[ModuleType]) -> ModuleType:
-    """Import a library while others have stand-ins, which nobody else finds."""
+    """Import a library with stand-ins for others, which nothing else sees."""
     with pytest.MonkeyPatch.context() as patch:
         for module in stand_ins:
             patch.setitem(sys.modules, module.__name__, module)
@@ -130,7 +130,7 @@ def _imported(name: str, stand_ins: list[ModuleType]) -> ModuleType:
 
 @contextmanager
 def without_initialisation() -> Iterator[None]:
-    """Where all parameters are set anyhow: the libraries' own random ones take most of the time."""
+    """Skip random initialisation, which takes most of the time, where all parameters are overwritten anyway."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("kaiming_normal_", "kaiming_uniform_", "trunc_normal_", "uniform_", "normal_"):
             patch.setattr(nn.init, name, lambda tensor, *_args, **_kwargs: tensor)

@@ -1,4 +1,4 @@
-"""What a cascade's manifest says, and how sure an answer is."""
+"""What a cascade's manifest may say, and how sure an answer is."""
 
 import math
 from pathlib import Path
@@ -21,7 +21,7 @@ from tests import tiny
         ("entropy", [0.5, 0.5, 0.0], "softmax", -math.log(2)),
         ("entropy", [0.5, 0.5], "sigmoid", -2 * math.log(2)),  # two classes, each as likely as not
         ("entropy", [1.0, 0.0], "sigmoid", 0.0),
-        # of one class, yes and no
+        # one class, yes or no
         ("margin", [0.3], "sigmoid", 0.4),
         ("probability", [0.3], "sigmoid", 0.7),
         ("entropy", [0.5], "sigmoid", -math.log(2)),

@@ -231,7 +231,7 @@ def test_head_outside_the_backbone_is_refused_by_name(trained: dict[str, Tensor]
 
 
 class Runs:
-    """Code that a checkpoint has called when it is unpickled."""
+    """Makes a checkpoint call code when it is unpickled."""
 
     def __init__(self, *call: Any) -> None:
         self._call = call
@@ -242,7 +242,7 @@ class Runs:
 
 
 class Options(dict[str, object]):
-    """Of a training script: a mapping of its own, with attributes."""
+    """A training script's own mapping type for its options."""
 
 
 def options() -> Options:
@@ -270,7 +270,7 @@ def test_what_lies_beside_the_parameters_does_not_matter(
         range(3),
     ]
     if zipped:
-        beside.append(nn.CrossEntropyLoss())  # before there were zip files, torch kept the code of modules
+        beside.append(nn.CrossEntropyLoss())  # before its zip format, torch stored the source of modules
     path = tmp_path / "weights.pth"
     content = {"epoch": 3, "params": beside[5], "model": trained, "config": dict(enumerate(beside))}
     torch.save(content, path, _use_new_zipfile_serialization=zipped)

@@ -53,8 +53,8 @@ def test_sets_hold_the_true_class_as_often_as_asked_for(method: SetMethod, cover
         sets = sets_of(of_true(probabilities[:50], true[:50], method), method)
         held = confidence.in_set(probabilities[50:], sets, coverage)[np.arange(200), true[50:]]
         covered.append(held.mean())
-    # A calibration's coverage is Beta distributed, and what 200 images show of it binomial: 5 standard deviations of
-    # the mean of 200 such figures, of which fewer than one in 3 million is off by more.
+    # A calibration's coverage is Beta distributed, and its estimate from 200 images binomial. These are 5 standard
+    # deviations of the mean of 200 such estimates: less than one mean in 3 million is off by more.
     spread = 5 * (coverage * (1 - coverage) * (1 / 52 + 1 / 200) / 200) ** 0.5
     assert np.mean(covered) >= coverage - spread
     if coverage > 0.5:  # at most 1 / (n + 1) more, where less than the best class is not enough

@@ -1,4 +1,4 @@
-"""What a command says of invalid input."""
+"""What a command prints about invalid input."""
 
 import pytest
 from pydantic import BaseModel, ValidationError, model_validator

@@ -1,4 +1,4 @@
-"""What people bring that is no checkpoint, or of no network that can be exported: one sentence says what it is."""
+"""Files that are not checkpoints, or not of exportable networks: one sentence says what each is."""
 
 import io
 import pickle

@@ -1,4 +1,4 @@
-"""What messages tell people to run, in a clone and in an image."""
+"""The commands that messages tell people to run, in a clone and in an image."""
 
 import ast
 import re
@@ -15,19 +15,19 @@ from models import hints
 
 PROJECT: dict[str, Any] = tomllib.loads((hints.ROOT / "pyproject.toml").read_text())["project"]
 OF_NO_EXTRA = {"tensorrt"}
-"""Only data-centre GPUs need it; messages of its own say so."""
+"""Only data-centre GPUs need it; other messages say so."""
 
 
 @pytest.fixture
 def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with code alone, as in an image."""
+    """A folder that contains only code, as in an image."""
     monkeypatch.setattr(hints, "ROOT", tmp_path)
     return tmp_path
 
 
 @pytest.fixture
 def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A clone with a space in its name, whose environment runs."""
+    """A clone with a space in its name, whose environment is active."""
     root = tmp_path / "a clone"
     (root / "export").mkdir(parents=True)
     for name in ("pyproject.toml", "export/to_onnx.py"):
@@ -70,7 +70,7 @@ def test_in_an_image_it_is_said_how_to_build_another() -> None:
 
 
 def imported() -> Iterator[str]:
-    """The first names of all modules that this code imports, but what runs in environments of its own."""
+    """The top-level names of all modules that this code imports, except code that runs in separate environments."""
     for package in hints.PACKAGES:
         for path in (hints.ROOT / package).rglob("*.py"):
             if "rivals" in path.parts:
@@ -88,7 +88,7 @@ def compared(name: str) -> str:
 
 
 def installed_by(requirements: Iterable[str]) -> set[str]:
-    """The distributions that come with some."""
+    """The distributions that these requirements install."""
     found: set[str] = set()
     left = list(requirements)
     while left:
@@ -100,7 +100,7 @@ def installed_by(requirements: Iterable[str]) -> set[str]:
             found.add(name)
             try:
                 left += [each for each in metadata.requires(name) or () if "extra ==" not in each]
-            except metadata.PackageNotFoundError:  # of another platform
+            except metadata.PackageNotFoundError:  # a package for another platform
                 continue
     return found
 

@@ -63,7 +63,7 @@ def test_what_was_fetched_is_there_without_the_hub(hub_server: Hub, how: str, mo
         assert place.commit == commit
         assert [place.has(name) for name in (*FILES, "pytorch_model.bin")] == [True, True, False]
         assert place.file("model.safetensors").read_bytes() == FILES["model.safetensors"]
-    assert len(hub_server.requests) == asked + (2 if how == "down" else 0)  # who has the branch, who has the commit
+    assert len(hub_server.requests) == asked + (2 if how == "down" else 0)  # the branch and the commit were looked up
 
 
 def nowhere() -> str:

@@ -1,4 +1,4 @@
-"""What so many trials prove, against tables."""
+"""What a number of trials proves, compared with published tables."""
 
 import pytest
 

@@ -50,7 +50,7 @@ def test_what_does_not_go_together_is_refused(changes: dict[str, Any], mistake: 
         # short side to 256, the long one truncated: 256 * 375 / 500 = 341.33
         ({}, (500, 375), (341, 256), (58, 16)),
         ({"crop": (224, 192)}, (375, 500), (256, 341), (32, 58)),
-        # squashed to the crop; or to the crop enlarged, of which the centre is taken
+        # squashed to the crop, or to a larger size of which the centre is taken
         ({"crop_mode": "squash", "resize": 224}, (500, 375), (224, 224), (0, 0)),
         ({"crop_mode": "squash", "crop": (256, 128)}, (500, 375), (128, 256), (0, 0)),
         ({"crop_mode": "squash", "crop": (192, 96)}, (500, 375), (128, 256), (16, 32)),
@@ -71,7 +71,7 @@ def test_image_is_resized_by_the_crop_mode(
 
 
 def test_ten_crops_of_what_is_filled_lie_where_the_image_is() -> None:
-    """On the side where it is larger than the crop in its corners, on the other in the middle."""
+    """In the dimension where the image is larger than the crop they lie in its corners, in the other in the middle."""
     found = preprocessing(crop_mode="pad", resize=256)
     crops = found.crops((256, 192), 10)
     assert crops[:5] == (Crop(16, -16), Crop(0, -16), Crop(32, -16), Crop(0, -16), Crop(32, -16))

@@ -1,4 +1,4 @@
-"""Networks of other libraries compute with our definition, under their own names, what they compute with theirs."""
+"""With other libraries' parameters, under their names, our networks compute the same as theirs."""
 
 from dataclasses import replace
 from typing import Any
@@ -16,7 +16,7 @@ NUM_CLASSES = 10
 
 
 class Logits(nn.Module):
-    """transformers' network, which answers with a record."""
+    """Takes the logits out of the record that a network of transformers returns."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class WithHead(nn.Module):
 
 
 def images(*, side: int = 80) -> Tensor:
-    """Two that no network takes for the same. 80 pixels are 5 before the last stage, which shows what borders do."""
+    """Two clearly different images. 80 pixels become 5 before the last stage, which shows how borders are treated."""
     pixels = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
     return pixels * torch.tensor([1.0, 4.0]).view(2, 1, 1, 1)
 
@@ -61,7 +61,7 @@ def shapes(state: dict[str, Tensor]) -> dict[str, torch.Size]:
 
 @pytest.mark.parametrize(
     "name",
-    # Depths that torchvision has not.
+    # Depths that torchvision does not have.
     [
         "resnet10t",
         "resnet14t",
@@ -95,7 +95,7 @@ def test_every_variant_has_the_layers_that_timm_gives_it() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    # Each thing that is varied, in both kinds of block where it is not the same.
+    # Every variation, in both kinds of block if it differs between them.
     [
         "resnet10t",
         "resnet50s",
@@ -117,11 +117,11 @@ def test_one_block_of_each_stage_computes_what_timms_do(name: str) -> None:
     with libraries.without_initialisation():
         theirs = libraries.timm().create_model(name, layers=shallow.depths, num_classes=NUM_CLASSES)
         ours = ResNet(shallow, NUM_CLASSES)
-    in_file = dict(sorted(libraries.trained(theirs).items()))  # as safetensors has them
+    in_file = dict(sorted(libraries.trained(theirs).items()))  # in the order of safetensors
     state = names.to_ours(in_file)
     assert checkpoint.num_classes(state) == NUM_CLASSES
     ours.load_state_dict(state)
-    # A mean of 2x2 pixels leaves one of five out, where timm's shortcut does not.
+    # Of five pixels, a mean of 2x2 leaves one out, but timm's shortcut does not.
     assert_same_logits(ours, theirs, images(side=64) if shallow.anti_aliasing == "mean" else images())
 
 
@@ -131,7 +131,7 @@ def test_bit_computes_what_timms_does() -> None:
         theirs = libraries.timm().create_model(name, num_classes=NUM_CLASSES)
         ours = networks.build(name, NUM_CLASSES)
     ours.load_state_dict(names.to_ours(libraries.trained(theirs)))
-    # Its group norms magnify what is rounded: timm's own logits are as far from those in float64.
+    # Its group norms magnify rounding: timm's own logits are as far from those in float64.
     assert_same_logits(ours, theirs, images(), tolerance=5e-5)
 
 

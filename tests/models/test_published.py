@@ -1,4 +1,4 @@
-"""What published models say of themselves, and what is made of it."""
+"""How the configuration files of published models are understood."""
 
 import json
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ def of_transformers(path: Path, preprocessor: Mapping[str, Any]) -> Preprocessin
 def test_timms_best_resnet_is_understood(tmp_path: Path) -> None:
     found = read(tmp_path, RESNET50_A1)
     assert found.network == Ours("resnet50", ARCHITECTURES["resnet50"])
-    # floor(224 / 0.95); at the size for training, as timm does where none is asked for
+    # floor(224 / 0.95); at the training size, which is timm's default
     assert found.preprocessing == IMAGENET_256.model_copy(update={"resize": 235})
     assert (found.activation, found.named, found.labels) == ("softmax", True, labels.imagenet())
 
@@ -207,7 +207,7 @@ def test_network_that_we_do_not_define_is_timms(
         (timm_config("resnet18", 1000), None),
         (timm_config("resnet18", 1000, tag="a1_in1k"), list(labels.imagenet())),
         (timm_config("resnet18", 21843, tag="goog_in21k"), None),
-        # As timm wrote it before 2022: one level.
+        # As timm wrote it before 2022: without nesting.
         ({"architecture": "resnet18", "num_classes": 1, "labels": ["cat"]}, [Label(label="cat")]),
         ({**RESNET_50, "id2label": {"1": "dog", "0": "cat"}}, [Label(label="cat"), Label(label="dog")]),
         ({**RESNET_50, "id2label": {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"}}, None),
@@ -285,8 +285,8 @@ def test_pixels_are_those_of_transformers(processor: str, arguments: dict[str, A
     theirs.save_pretrained(tmp_path)
     found = of_transformers(tmp_path, json.loads((tmp_path / "preprocessor_config.json").read_text()))
     assert isinstance(found, Preprocessing)
-    # No JPEG, which is decoded at half its size here. Of 480 x 320 no crop cuts off an odd number of pixels, of which
-    # transformers leave the smaller half at the left, torchvision and we the even one.
+    # Not a JPEG, which would be decoded at half its size. No crop of 480 x 320 cuts off an odd number of pixels, of
+    # which transformers cuts the smaller half on the left, and torchvision and this project the even one.
     photo = tmp_path / "photo.png"
     with Image.open(PHOTOS / "espresso.jpg") as image:
         image.save(photo)

@@ -25,8 +25,8 @@ PUBLISHED = {
 }
 # Table 6 of arXiv:1512.03385, in millions.
 PUBLISHED_CIFAR_MILLIONS = {20: 0.27, 32: 0.46, 44: 0.66, 56: 0.85, 110: 1.7, 1202: 19.4}
-# pytorchcv 0.0.74, models/preresnet.py and preresnet_cifar.py (weight_count). Its first block has a batch norm of its
-# own: on ImageNet behind the stem's, so 64 scales and 64 shifts more than the paper's; on CIFAR in place of the stem's.
+# pytorchcv 0.0.74, models/preresnet.py and preresnet_cifar.py (weight_count). Its first block has its own batch norm:
+# on ImageNet after the stem's, so 64 scales and 64 shifts more than the paper's; on CIFAR instead of the stem's.
 PUBLISHED_PRE_ACTIVATION = {
     "preresnet18": 11_687_848 - 128,
     "preresnet34": 21_796_008 - 128,
@@ -194,7 +194,7 @@ def test_plain_network_is_a_chain() -> None:
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         first, second = network(images)
-    assert torch.equal(first, second)  # nothing passes by a layer that says nothing
+    assert torch.equal(first, second)  # no shortcut bypasses a layer whose output is zero
 
 
 def test_shortcut_a_subsamples_and_pads_channels_on_both_sides() -> None:
@@ -223,7 +223,7 @@ def test_every_shortcut_runs_in_every_family(architecture: str, shortcut: Shortc
 DEEP = ("cifar_resnet1202", "cifar_preresnet1001", "preresnet200", "cifar_preresnet110", "plain34")
 
 
-# timm's: test_names; deep ones: below
+# test_names has timm's; deep ones are below
 @pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name not in TIMM and name not in DEEP])
 def test_every_network_maps_images_to_logits(architecture: str) -> None:
     side = 32 if ARCHITECTURES[architecture].cifar else 224

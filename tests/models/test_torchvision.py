@@ -1,4 +1,4 @@
-"""Where torchvision is installed, every network that it has too is held against its own."""
+"""If torchvision is installed, every network that it also has is compared with its own."""
 
 import importlib
 from types import ModuleType
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.torchvision
 def torchvision_models() -> ModuleType:
     try:
         return importlib.import_module("torchvision.models")
-    except (ImportError, RuntimeError) as error:  # RuntimeError: it is there, but for another torch
+    except (ImportError, RuntimeError) as error:  # RuntimeError: it is installed, but for another torch
         pytest.skip(f"torchvision cannot be imported: {error}")
 
 

@@ -19,7 +19,7 @@ FILE = OfficialWeights(f"network-{hashlib.sha256(CONTENT).hexdigest()[:8]}.pth")
 
 @dataclass
 class Origin:
-    """A real HTTP server with one file, and what it is to do wrong."""
+    """A real HTTP server with one file, and the faults that it simulates."""
 
     content: bytes = CONTENT
     cut_after: int | None = None
@@ -140,7 +140,7 @@ def test_unreachable_is_known_without_waiting_for_an_answer(
     host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(MIRROR_VARIABLE, f"http://{host}")
-    monkeypatch.setattr(weights, "CONNECT_TIMEOUT_S", 1e6)  # which nobody waits for
+    monkeypatch.setattr(weights, "CONNECT_TIMEOUT_S", 1e6)  # no test waits for it
     with pytest.raises(UnreachableError, match="cannot be reached"):
         obtain(FILE, tmp_path)
     assert files(tmp_path) == []

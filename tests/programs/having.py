@@ -1,4 +1,4 @@
-"""Where programs of others are, which this project does not depend on: each is installed, fetched, or said to lack."""
+"""Locates third-party programs that this project does not depend on: installs or fetches each, or skips the test."""
 
 import hashlib
 import os
@@ -16,14 +16,14 @@ EXAMPLES = (
     "https://raw.githubusercontent.com/triton-inference-server/client/58a44caa0dce77303115302e6dbdf64626b2b093/"
     "src/python/examples"
 )
-"""Of Triton's clients: in no package, and not ours to hand on."""
+"""Examples of Triton's clients: they are in no package, and not ours to distribute."""
 FETCH_S = 20.0
 DEBIAN = ("libc6", "libstdc++6", "libgcc-s1", "libssl3t64", "zlib1g", "libzstd1")
-"""What perf_analyzer is linked with."""
+"""The libraries that perf_analyzer is linked with."""
 
 
 def python(name: str) -> Path:
-    """Of the environment that `make programs` makes from NAME.txt."""
+    """The Python of the environment that `make programs` makes from NAME.txt."""
     found = FOLDER / name / "bin" / "python"
     if not found.exists():
         pytest.skip(f"{name} is not there: make programs installs it")
@@ -31,7 +31,7 @@ def python(name: str) -> Path:
 
 
 def node(package: str, program: str) -> Path:
-    """A program of a package of npm's, "name@version", which is installed once."""
+    """A program of an npm package, "name@version", which is installed once."""
     folder = FOLDER / "npm" / package.replace("/", "+")
     found = folder / "node_modules" / ".bin" / program
     if not found.exists():
@@ -61,7 +61,7 @@ def example(name: str, sha256: str) -> Path:
 
 
 def perf_analyzer() -> list[str | Path]:
-    """How to run it: as it is, or with the libraries of Debian 13 where this machine's are older."""
+    """The command to run it: with Debian 13's libraries if this machine's are older."""
     program = python("perf_analyzer").with_name("perf_analyzer")
     program.chmod(0o755)
     command: list[str | Path] = [program]
@@ -83,7 +83,7 @@ def _runs(command: list[str | Path]) -> bool:
 
 
 def _unpack_debian(folder: Path) -> None:
-    """The libraries of Debian 13 below a folder, by the `apt` of an older Debian, from the mirror that it uses."""
+    """Unpack Debian 13's libraries below a folder, with an older Debian's `apt` and from the mirror that it uses."""
     lines = [
         line
         for path in Path("/etc/apt/sources.list.d").glob("*.sources")

@@ -1,4 +1,4 @@
-"""What KServe's SDK answers about a red and a redder image; run by its environment's Python.
+"""Prints the answers that KServe's SDK gets for a red and a redder image; run by its environment's Python.
 
 Arguments: the URL of HTTP, the address of gRPC, and the images' files.
 """

@@ -1,4 +1,4 @@
-"""What PyTriton's clients answer about a red and a redder image; run by its environment's Python.
+"""Prints the answers that PyTriton's clients get for a red and a redder image; run by its environment's Python.
 
 Arguments: the addresses of HTTP and gRPC, and the images' files.
 """

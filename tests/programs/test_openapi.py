@@ -1,4 +1,4 @@
-"""Programs that read the OpenAPI document of a running server, and what they make of it: `make programs`."""
+"""Third-party programs that read the OpenAPI document of a running server: `make programs`."""
 
 import os
 import shutil

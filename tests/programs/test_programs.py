@@ -1,4 +1,4 @@
-"""Programs of others, as they are, against a real server: `make programs`."""
+"""Unmodified third-party programs against a real server: `make programs`."""
 
 import base64
 import json
@@ -96,7 +96,7 @@ def test_perf_analyzer(
     protocol: str,
     options: tuple[str, ...],
 ) -> None:
-    element = struct.pack("<I", len(red_image(9))) + red_image(9)  # BYTES as they lie in a message
+    element = struct.pack("<I", len(red_image(9))) + red_image(9)  # BYTES as in a message
     data = tmp_path / "data.json"
     data.write_text(json.dumps({"data": [{"encoded": {"b64": base64.b64encode(element).decode()}}]}))
     url = server.grpc_address if protocol == "grpc" else address(server)
@@ -109,7 +109,7 @@ def test_perf_analyzer(
         if (found := re.search(rf"{name}: (\d+)", report))
     )
     batch = 4 if "-b" in options else 1
-    assert abs(inferences - requests * batch) <= 2 * batch, report  # it asks while a request is under way
+    assert abs(inferences - requests * batch) <= 2 * batch, report  # it reads the count while a request is under way
     latency = re.search(r"Avg request latency: (\d+) usec \(overhead (\d+) usec \+ queue (\d+)", report)
     assert latency, report
     assert int(latency[1]) > int(latency[2])

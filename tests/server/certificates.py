@@ -6,7 +6,7 @@ import trustme
 
 
 def written(folder: Path, kind: trustme.KeyType = trustme.KeyType.ECDSA) -> tuple[Path, Path]:
-    """A new certificate, with its authority's behind it, so that its file can be trusted; and its key."""
+    """A new certificate, followed by its authority's so that clients can trust the file; and its key."""
     authority = trustme.CA()
     issued = authority.issue_cert("localhost", "127.0.0.1", key_type=kind)
     certificate, key = folder / "certificate.pem", folder / "key.pem"

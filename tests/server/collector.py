@@ -16,7 +16,7 @@ from tests.server.running import until
 
 
 class Collector:
-    """Keeps all spans that are sent to its `endpoint`, and the resources that they are of."""
+    """Keeps all spans that are sent to its `endpoint`, and their resources."""
 
     def __init__(self) -> None:
         self.spans: list[Span] = []
@@ -54,14 +54,14 @@ class Collector:
         self._server.server_close()
 
     def take(self, request: ExportTraceServiceRequest) -> None:
-        """What one export holds."""
+        """Keep the spans and resources of one export."""
         for each in request.resource_spans:
             self.resources.append({pair.key: pair.value.string_value for pair in each.resource.attributes})
             for scope in each.scope_spans:
                 self.spans.extend(scope.spans)
 
     def trace(self, trace_id: str, spans: int) -> list[Span]:
-        """The spans of one trace by the time they start, once that many are there."""
+        """The spans of one trace in the order of their starts, once that many have arrived."""
 
         def found() -> list[Span]:
             return [span for span in self.spans if span.trace_id.hex() == trace_id]

@@ -1,9 +1,9 @@
 """`python -m tests.server.gated`: the server, but a batch does not run while the test holds one of its images.
 
-The test says which by locked files below GATES: one for each class of `tests.tiny`, one for each model by its name,
-and one for all that reads the repository. Images of warm-ups are black: class 0. A batch is as large as it can be: the
-scheduler does not learn, on a busy machine, that large ones are slow.
-Children import this module as well, so it imports no more than the server itself.
+The test holds them by locking files in the folder GATES: one for each class of `tests.tiny`, one for each model by its
+name, and one for reading the repository. Warm-up images are black, which is class 0. Batches are as large as possible:
+the scheduler is kept from learning, on a busy machine, that large ones are slow.
+Child processes import this module as well, so it imports no more than the server itself.
 """
 
 import fcntl
@@ -26,9 +26,9 @@ from server.repository import Catalogue
 from server.settings import Settings
 
 GATES = "GATES"
-"""The variable that names the folder."""
+"""The environment variable that names the folder."""
 REPOSITORY = "repository"
-"""The gate before whatever reads the repository, which hangs while it is held."""
+"""The gate for reading the repository: while a test holds it, reading hangs."""
 
 
 class _Gated:
@@ -78,7 +78,7 @@ def _observe_nothing(_: Scheduler[Any], model: Hashable, size: int, seconds: flo
     pass
 
 
-if GATES in os.environ:  # not where pytest only looks at this
+if GATES in os.environ:  # not if pytest only imports this
     backends.load = _load_gated
     Scheduler.observe = _observe_nothing  # type: ignore[method-assign, assignment]
     repository.signature, repository.scan = _signature_gated, _scan_gated

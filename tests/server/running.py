@@ -52,7 +52,7 @@ def until(condition: Callable[[], bool]) -> None:
     """Return when the condition holds.
 
     Raises:
-        TimeoutError: it never does.
+        TimeoutError: it does not within PATIENCE_S.
     """
     give_up = time.monotonic() + PATIENCE_S
     while not condition():
@@ -64,7 +64,7 @@ def until(condition: Callable[[], bool]) -> None:
 def run_server(*arguments: object) -> tuple[int, str]:
     """Run a server that does not start; returns its exit code and standard error."""
     command = [sys.executable, "-m", "server", *map(str, arguments)]
-    with TemporaryDirectory() as folder:  # else the server reports what killed servers of other tests left behind
+    with TemporaryDirectory() as folder:  # else it reports what killed servers of other tests left behind
         variables = {"TMPDIR": folder, **os.environ}
         done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=PATIENCE_S)
     return done.returncode, done.stderr.strip()
@@ -262,7 +262,7 @@ class RunningServer:
         return self.process.wait(PATIENCE_S)
 
     def kill(self) -> None:
-        """Send SIGKILL to the supervisor; all its children must notice and end."""
+        """Send SIGKILL to the supervisor, and check that all its children notice and end."""
         self.process.kill()
         self.process.wait()
         self._reader.join(PATIENCE_S)

@@ -1,4 +1,4 @@
-"""Which models are candidates for which, by what the repository says."""
+"""Which models the repository makes candidates for which others."""
 
 import json
 from pathlib import Path
@@ -78,7 +78,7 @@ def test_a_model_that_is_there_and_not_served_leaves_its_candidate_idle(tmp_path
     found = scan(tmp_path)
     assert "new" in found.versions
     assert (found.candidates.shadows, [*found.candidates.by_key]) == ({}, [ModelKey("new", 1)])
-    assert scan(tmp_path, names=("new",)).candidates.by_key  # also where it is left out
+    assert scan(tmp_path, names=("new",)).candidates.by_key  # even if it is not served
     catalogue = scan(tmp_path, names=("main", "new")).without({"main"})
     assert catalogue.candidates.by_key
 

@@ -1,4 +1,4 @@
-"""A child process as the supervisor has it."""
+"""A child process, from the supervisor's side."""
 
 import time
 from collections.abc import Generator
@@ -11,7 +11,7 @@ from tests.server.running import PATIENCE_S
 
 
 def main(control: Connection) -> None:
-    """Say what comes until "be deaf" does, and then hear nothing more."""
+    """Echo every message until "be deaf", and then read no more."""
     while (message := control.recv()) != "be deaf":
         control.send(message)
     time.sleep(3600)
@@ -47,4 +47,4 @@ def test_a_child_ends_when_it_is_hung_up_on_and_has_heard_all_before() -> None:
             heard.append(child.hear())
         assert heard == list(range(100))
         child.stop()
-        assert child.process.exitcode == 1  # its `recv` met the end, and nobody caught that
+        assert child.process.exitcode == 1  # its `recv` raised EOFError, which nothing caught

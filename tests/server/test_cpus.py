@@ -14,7 +14,7 @@ V1_OWN = "12:pids:/docker/abc\n4:cpu,cpuacct:/docker/abc\n1:name=systemd:/docker
 
 
 def quota(folder: Path, own: str, files: Mapping[str, str]) -> float:
-    """The quota where the process is in the groups of `own`, and these files are all there is."""
+    """The quota of a process in the groups of `own`, if these are the only files."""
     for name, content in files.items():
         path = folder / "cgroup" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,6 +122,6 @@ def test_cpus_are_told_by_node_with_those_of_one_core_side_by_side(tmp_path: Pat
         assert cpus.nodes(root) == ((0, 4, 1, 5), (2, 6, 3, 7))
     with mock.patch("os.sched_getaffinity", return_value={1, 2}):
         assert cpus.nodes(root) == ((1,), (2,))
-    with mock.patch("os.sched_getaffinity", return_value={1, 9}):  # of no node: nothing is known of them
+    with mock.patch("os.sched_getaffinity", return_value={1, 9}):  # a CPU of no node: the nodes are unknown
         assert cpus.nodes(root) == ((1, 9),)
         assert cpus.nodes(tmp_path / "none") == ((1, 9),)

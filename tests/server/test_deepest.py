@@ -1,4 +1,4 @@
-"""The deepest network of the papers goes all the way: exported by the real command and served; an image is answered."""
+"""The deepest network of the papers, exported by the real command and served, classifies an image."""
 
 from pathlib import Path
 

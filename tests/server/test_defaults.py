@@ -1,4 +1,4 @@
-"""Defaults of libraries and what is done here: docs/reference/defaults.md, compared with the objects that serve."""
+"""docs/reference/defaults.md, on library defaults and our choices, compared with the objects that really serve."""
 
 import asyncio
 import inspect
@@ -62,7 +62,7 @@ def table(section: str) -> dict[str, Row]:
 
 
 def text(value: object) -> str:
-    """As the page has it."""
+    """A value as the page writes it."""
     if isinstance(value, Enum):
         return value.name
     if isinstance(value, type):
@@ -71,7 +71,7 @@ def text(value: object) -> str:
 
 
 def compare(section: str, live: Mapping[str, object], defaults: Mapping[str, object], *, whole: bool = True) -> None:
-    """Every one of `live` is on the page, and is what that says; `whole`: and so is what the page names."""
+    """Check that the page has every item of `live`, with its value; with `whole`, that it has no others."""
     rows = table(section)
     assert set(live) - set(rows) == set(), "not decided in docs/reference/defaults.md"
     if whole:
@@ -125,7 +125,7 @@ def test_sockets() -> None:
             "SO_KEEPALIVE": one.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE),
             "SO_REUSEADDR": listener.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR),
             "SO_REUSEPORT": listener.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT),
-            # tcpi_sacked of struct tcp_info, which for a listening socket is how many may wait
+            # tcpi_sacked of struct tcp_info: for a listening socket, its backlog
             "backlog": struct.unpack_from("I", listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104), 28)[0],
         }
         writer.close()
@@ -180,7 +180,7 @@ def test_fastapi_and_httpx(library: type[Any], monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_pillow() -> None:
-    assert decode  # which sets some
+    assert decode  # importing it sets some
     modules = {
         "Image": Image,
         "ImageFile": ImageFile,
@@ -254,7 +254,7 @@ def test_metrics(server: RunningServer) -> None:
 
 
 HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
-"""The beginning of HTTP/2, with empty settings (RFC 9113, 3.4)."""
+"""The preface of HTTP/2, with empty settings (RFC 9113, 3.4)."""
 
 
 def test_grpc(server: RunningServer) -> None:

@@ -1,4 +1,4 @@
-"""Limits of open files, set for real in processes of their own."""
+"""Limits on open files, really set, in separate processes."""
 
 import subprocess
 import sys
@@ -27,9 +27,9 @@ def provided(soft: int, hard: int, wanted: int) -> subprocess.CompletedProcess[s
 @pytest.mark.parametrize(
     ("soft", "hard", "wanted", "expected"),
     [
-        (300, 4000, 1024, (1024, 2304, 4000)),  # raised to what is needed, and no further
+        (300, 4000, 1024, (1024, 2304, 4000)),  # raised only as far as needed
         (4000, 4000, 1024, (1024, 4000, 4000)),  # never lowered
-        (300, 456, 1024, (100, 456, 456)),  # as many connections as there is room for
+        (300, 456, 1024, (100, 456, 456)),  # only as many connections as fit
     ],
 )
 def test_connections_have_their_open_files(soft: int, hard: int, wanted: int, expected: tuple[int, int, int]) -> None:

@@ -17,7 +17,7 @@ from tests.server.running import PATIENCE_S, ROOT
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A good model, one whose file is another, and one without a usable manifest."""
+    """A good model, one with another file than its manifest's, and one without a usable manifest."""
     folder = tmp_path_factory.mktemp("repository")
     tiny.write(folder)
     tiny.write(folder, "tampered")
@@ -28,7 +28,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Doctor:
-    """Runs it in this process, which has loaded what it loads."""
+    """Runs it in this process, which has already imported what it needs."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         self._monkeypatch = monkeypatch
@@ -88,7 +88,7 @@ def test_the_text_is_for_people(repository: Path) -> None:
 def test_what_would_stop_the_server_is_named_with_what_to_do(
     doctor: Doctor, repository: Path, tmp_path: Path, flags: list[str], what: str, advice: str
 ) -> None:
-    if "--queue-size" in flags:  # larger than what any machine has for it
+    if "--queue-size" in flags:  # larger than the memory of any machine
         tiny.write(tmp_path, crop=4096)
         repository = tmp_path
     report = doctor.report(1, "--repository", repository, *flags)

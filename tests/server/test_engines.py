@@ -1,4 +1,4 @@
-"""Two engine processes behind the same slots: what one loses another answers."""
+"""Two engine processes behind the same slots: if one crashes, the other answers its requests."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from tests.server.running import GatedServer, RunningServer, red_image, top1, un
 
 ENGINES = ("engine-0", "engine-1")
 WARM_UP = 0
-"""The class of the images that an engine runs before it is ready: while that is held, none is."""
+"""The class of warm-up images: while a test holds it, no engine becomes ready."""
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(repository: Path) -> Generator[GatedServer]:
-    """With a model on both, one image a batch, and one that only the second engine has."""
+    """Runs one image a batch; both engines have `everywhere`, only the second has `second`."""
     tiny.write(repository, "everywhere")
     tiny.write(repository, "second")
     (repository / "second" / "serving.json").write_text('{"devices": [1]}')
@@ -33,7 +33,7 @@ def server(repository: Path) -> Generator[GatedServer]:
 
 
 def kill(server: RunningServer, engine: str) -> None:
-    """And wait until that has been noticed."""
+    """Kill an engine, and wait until the server has noticed."""
     os.kill(server.pid(engine), signal.SIGKILL)
     until(lambda: engine in server.client.get("/readyz").text)
 
@@ -55,7 +55,7 @@ def test_each_engine_keeps_to_its_cpus_and_both_work(server: GatedServer) -> Non
     before = [images_of(server, name) for name in ENGINES]
     reds = [red % 255 + 1 for red in range(100)]
     with ThreadPoolExecutor(1) as aside:
-        with server.hold(1):  # the first goes to one of them, and the others past it
+        with server.hold(1):  # the first occupies one engine, and the others go to the other
             answers = aside.submit(server.classify_all, [red_image(red) for red in reds], 8)
             until(lambda: server.pending() > 1)
         assert [top1(answer) for answer in answers.result()] == reds

@@ -1,8 +1,8 @@
 """Every network of the papers goes the whole way: PyTorch, parity gate, repository, server, answer.
 
-So does one that only timm has; what varies in the others is exported in test_networks, and held against timm's own in
-test_names. A stage has at most two blocks, but for `WHOLE`: a third would be the second once more, and the time of an
-export grows with the square of their number. As many as the papers say they are in tests/models/test_resnet.py.
+So does one that only timm has; test_networks exports the variations in timm's others, and test_names compares them with
+timm. A stage has at most two blocks, except in `WHOLE`: a third would repeat the second, and the time of an export
+grows with the square of their number. tests/models/test_resnet.py has as many blocks as the papers.
 """
 
 import shutil
@@ -25,13 +25,13 @@ SERVED_ELSEWHERE = {
     "efficientnet_lite0",  # with its trained weights, as are the four CIFAR networks: test_real_photos
     *(f"cifar_resnet{depth}" for depth in (20, 32, 44, 56)),
     "cifar_preresnet1001",  # test_deepest
-    "cifar_resnet1202",  # like it, and takes as long again
+    "cifar_resnet1202",  # like the one above, and takes as long again
 }
 TIMMS = TIMM.keys() - {"resnet10t"}
 NAMES = sorted({entry.architecture for entry in zoo.NETWORKS.values()} - SERVED_ELSEWHERE - TIMMS)
 WHOLE = {"resnet50", "resnet152"}  # as are the four CIFAR networks, EfficientNet-Lite0, and the deepest of all
 SIDE = 64
-"""Pixels: fewer than these networks are made for, and the same layers: a tenth of the arithmetic."""
+"""Pixels: fewer than these networks are made for; the same layers with a tenth of the arithmetic."""
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Generator[RunningServer]:
-    """One for all networks, which come and go."""
+    """One server for all networks, which come and go."""
     tiny.write(folder, crop=SIDE)
     with RunningServer(folder) as running:
         yield running

@@ -1,4 +1,4 @@
-"""Faults that are made on purpose in real processes; more of them in test_promises, test_reload and test_memory.
+"""Faults injected into real processes; more of them in test_promises, test_reload and test_memory.
 
 docs/operations/promises.md lists them all.
 """
@@ -39,7 +39,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def kill_engines(server: RunningServer) -> None:
-    """All at one time, and wait until the successors are ready."""
+    """Kill all engines at once, and wait until their successors are ready."""
     old = {name: server.pid(name) for name in server.engines}
     for pid in old.values():
         os.kill(pid, signal.SIGKILL)
@@ -52,7 +52,7 @@ def connect(server: RunningServer) -> socket.socket:
 
 
 def answer_of(connection: socket.socket) -> int:
-    """The class in the answer that comes next; the server closes the connection after it."""
+    """The class in the next answer, after which the server closes the connection."""
     body = b"".join(iter(lambda: connection.recv(65536), b"")).partition(b"\r\n\r\n")[2]
     return top1(httpx.Response(200, content=body))
 
@@ -117,8 +117,8 @@ def test_a_killed_http_worker_breaks_its_own_connections_only(tmp_path: Path) ->
             let_go()
             found = [one.result() for one in asked]
             assert {red for red, one in zip(reds, found, strict=True) if one is not None} == {*found} - {None}
-            until(lambda: server.pending() == 0)  # of what it had, too
-            again = list(pool.map(ask, reds))  # also its slots are free again
+            until(lambda: server.pending() == 0)  # including its own
+            again = list(pool.map(ask, reds))  # its slots are free again, too
         assert all(one in (red, None) for red, one in zip(reds, found, strict=True))
         assert again == reds
 
@@ -141,7 +141,7 @@ def test_processes_that_were_all_stopped_for_longer_than_one_may_hang_just_go_on
         tree = server.tree()
         for process in tree:
             process.suspend()
-        time.sleep(5.5)  # that is what is tried here
+        time.sleep(5.5)  # longer than the supervisor lets a process be silent
         for process in tree:
             process.resume()
         assert top1(server.classify(red_image(9))) == 9
@@ -163,11 +163,11 @@ def test_an_engine_without_memory_for_a_model_goes_on_with_those_it_has(tmp_path
         assert server.classify(red_image(7)).json()["version"] == 1
         assert server.metric("serving_refused_models", cause="not_now") == 1
         engine.rlimit(resource.RLIMIT_AS, (most, most))
-        until(lambda: server.classify(red_image(7)).json()["version"] == 2)  # and nobody had asked for it
+        until(lambda: server.classify(red_image(7)).json()["version"] == 2)  # without anybody asking for it
 
 
 def publish_large(aside: Path, repository: Path, version: int) -> None:
-    """A version whose file is larger than the engine has room for."""
+    """Publish a version whose file is larger than the engine's memory."""
     found = tiny.write(aside, "tiny", version)
     folder = aside / "tiny" / str(version)
     model = onnx.load(folder / found.file.name)
@@ -207,5 +207,5 @@ def test_a_clock_that_jumps_is_not_noticed(tmp_path: Path, monkeypatch: pytest.M
 
 
 def server_year(server: RunningServer) -> str:
-    """By the server's own clock."""
+    """The year by the server's own clock."""
     return server.client.get("/livez").headers["Date"].split()[3]

@@ -1,4 +1,4 @@
-"""No request opens a file by a name of its own: whatever it names, only what the server itself chose is opened."""
+"""No request chooses which files are opened: whatever it names, the server opens only files of its own choice."""
 
 import http.client
 import json
@@ -32,7 +32,7 @@ sys.addaudithook(note)
 """
 """Python imports `sitecustomize` first of all, in the supervisor and in each of its children."""
 CANARY = "smuggled"
-"""A model that could be served, beside the repository. No request says its name but those here."""
+"""A servable model outside the repository. Only requests of these tests name it."""
 PARTS = st.sampled_from(
     [
         *("..", ".", "", "~root", "/etc/passwd", "file:///etc/passwd", "C:\\", "%2e%2e", "\0", "a" * 300, "é", "1"),
@@ -40,7 +40,7 @@ PARTS = st.sampled_from(
     ]
 )
 NAMES = st.tuples(PARTS, st.lists(PARTS, max_size=3)).map(lambda parts: "/".join([parts[0], *parts[1], CANARY]))
-"""Each ends with the canary, so that none is a model that there is."""
+"""Each ends with the canary, so that none names a model in the repository."""
 PATHS = [
     ("GET", "/v2/models/{}"),
     ("GET", "/v2/models/{}/config"),
@@ -61,7 +61,7 @@ PATHS = [
 
 
 class Watched:
-    """A server of which every file is known that it opens."""
+    """A server that logs every file that it opens."""
 
     def __init__(self, server: RunningServer, log: Path, own: list[Path]) -> None:
         address = urlsplit(server.url)
@@ -72,7 +72,7 @@ class Watched:
         self.server = server
 
     def status(self, method: str, path: str, body: bytes) -> int:
-        """Of a request whose path is sent as it is."""
+        """The status of a request whose path is sent unchanged."""
         with closing(http.client.HTTPConnection(*self._address, timeout=PATIENCE_S)) as connection:
             connection.request(method, path, body)
             return connection.getresponse().status
@@ -82,7 +82,7 @@ class Watched:
         return {json.loads(line) for line in self._log.read_text().splitlines()}
 
     def foreign(self) -> set[str]:
-        """Those since the start that are neither below what the server has as its own nor where Python imports from."""
+        """Those since the start that belong neither to the server nor to Python's imports."""
         opened = self._log.read_text()[self._started :].splitlines()
         paths = {
             path for path in map(json.loads, opened) if not path.isdecimal() and path not in {*sys.path, str(ROOT)}

@@ -1,4 +1,4 @@
-"""Which processes are started, killed and waited for; by numbers, without any process."""
+"""Which processes are started, killed and waited for, decided without any real process."""
 
 import math
 
@@ -26,7 +26,7 @@ STALL_S, DELAY_S, TIMEOUT_S = 60.0, 5.0, 30.0
 
 
 class Simulated:
-    """A fleet whose processes start at once; the clock stands still unless it is moved."""
+    """A fleet whose processes start at once, and whose clock only `after` advances."""
 
     def __init__(self, *engines: str) -> None:
         self.now_s = 1000.0
@@ -40,8 +40,8 @@ class Simulated:
         )
 
     def after(self, seconds: float) -> list[Action]:
-        """What is due then; those that run have just been heard, and what is to be started has been."""
-        while seconds > 0:  # as often as the clock is looked at
+        """The actions due then; running processes keep reporting, and processes to be started have been."""
+        while seconds > 0:  # in the steps in which the supervisor looks at its clock
             step_s = min(seconds, CHECK_S)
             seconds -= step_s
             self.now_s += step_s
@@ -65,14 +65,14 @@ class Simulated:
                 self.fleet.connected(name)
 
     def started(self) -> "Simulated":
-        """Ready, and known to be."""
+        """The same fleet, once all are ready and announced."""
         self.after(0)
         self.ready(*WORKERS, ENGINE)
         assert self.after(0) == [Announce()]
         return self
 
     def crash(self, name: str) -> float:
-        """The wait before its restart."""
+        """Let a process crash; returns the wait before its restart."""
         delay_s = self.fleet.ended(name, self.now_s)
         assert delay_s is not None
         return delay_s
@@ -268,7 +268,7 @@ def test_an_engine_that_never_starts_is_done_without_where_there_are_others() ->
         assert Announce() not in simulated.after(simulated.crash("engine-1"))
     delay_s = simulated.crash("engine-1")
     assert simulated.after(0) == [Announce()]
-    assert simulated.after(delay_s) == [StartProcess("engine-1")]  # it is tried all the same
+    assert simulated.after(delay_s) == [StartProcess("engine-1")]  # it is still retried
 
 
 def test_where_no_engine_starts_the_server_does_not_either() -> None:

@@ -1,4 +1,4 @@
-"""What is told of GPUs."""
+"""What the server reports about GPUs."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def test_without_a_gpu_nothing_watches_and_nothing_is_told(tmp_path: Path) -> No
 
 
 class Library:
-    """NVIDIA's, with GPUs by their ids; those that are divided have slices in the ids' place, None is lost."""
+    """A fake of NVIDIA's library, with GPUs by id; a list: a divided GPU's slices; None: a lost GPU."""
 
     class NVMLError(Exception):
         pass

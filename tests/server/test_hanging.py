@@ -1,4 +1,4 @@
-"""What hangs holds up nobody: files that cannot be read, a log that nobody reads."""
+"""Things that hang, such as a file that cannot be read or a log that nobody reads, hold up nothing else."""
 
 import logging
 import os
@@ -59,7 +59,7 @@ def test_a_repository_that_hangs_keeps_nobody_from_anything_else(tmp_path: Path)
 
 @contextmanager
 def being_read(path: Path) -> Generator[None]:
-    """Put a pipe in a file's place, from which whoever reads it gets nothing; until the block ends."""
+    """Until the block ends, replace a file by a pipe, on which reading blocks."""
     kept = path.rename(path.with_name("kept"))
     os.mkfifo(path)
     ends: list[int] = []

@@ -1,4 +1,4 @@
-"""The file of API keys, and what a key may do."""
+"""The file of API keys, and what each key may do."""
 
 import hashlib
 import math
@@ -57,7 +57,7 @@ def test_a_line_that_is_wrong_is_named(path: Path, content: str, complaint: str)
     path.write_text(content)
     with pytest.raises(KeysError, match=complaint) as raised:
         read(path)
-    assert "rsk_" not in str(raised.value)  # a key that was put where its hash belongs stays out of logs
+    assert "rsk_" not in str(raised.value)  # a key in the place of its hash must not get into logs
 
 
 def known(path: Path, content: str, worker: int = 0) -> Keys:
@@ -161,7 +161,7 @@ def test_a_higher_rate_counts_from_then_on(path: Path) -> None:
 
 
 def tokens(entered_s: list[float], now_s: float, rate: float, burst: int) -> float:
-    """What a bucket holds that was full at the beginning."""
+    """The tokens left in a bucket that was full at the beginning."""
     left, counted_s = float(burst), 0.0
     for at_s in entered_s:
         left = min(burst, left + (at_s - counted_s) * rate) - 1

@@ -1,4 +1,4 @@
-"""The ports of a server, taken and let go."""
+"""How a server opens and releases its ports."""
 
 import socket
 from concurrent.futures import ThreadPoolExecutor

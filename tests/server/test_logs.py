@@ -27,14 +27,14 @@ def server(tmp_path: Path) -> Iterator[RunningServer]:
 
 
 def warning(line: int, created_s: float) -> logging.LogRecord:
-    """One that a line of code gives at some time."""
+    """A record made by a line of code at some time."""
     record = logging.LogRecord("name", logging.WARNING, "file.py", line, "text", None, None)
     record.created = created_s
     return record
 
 
 def run(program: str) -> list[dict[str, Any]]:
-    """What a process of its own logs as JSON."""
+    """What a program logs as JSON in a separate process."""
     done = subprocess.run(
         [sys.executable, "-c", f"import logging\nfrom server import logs\nlogs.configure('info', 'json')\n{program}"],
         cwd=ROOT,

@@ -1,4 +1,4 @@
-"""What `python -m server` says and returns where it cannot start: one line, and what to do."""
+"""What `python -m server` prints and returns if it cannot start: one line that says what to do."""
 
 import re
 import socket
@@ -18,7 +18,7 @@ from tests.server.running import PATIENCE_S, ROOT, run_changed, run_server, run_
 
 @pytest.fixture
 def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """What `python -m server` prints of wrong settings, which it exits with 2 for, in this process."""
+    """What `python -m server` prints about wrong settings before it exits with 2, run in this process."""
 
     def run(*arguments: str | Path) -> str:
         monkeypatch.setattr(sys, "argv", ["python -m server", *map(str, arguments)])
@@ -102,7 +102,7 @@ def test_a_temporary_folder_with_too_long_a_path_is_one_line(tmp_path: Path, mon
 
 
 @pytest.mark.parametrize(
-    ("room_kib", "line"),  # for one file; the table of what keys have used needs some more
+    ("room_kib", "line"),  # for one file; the table of API keys' use needs more
     [
         (0, r"cannot make a folder for sockets and metrics: .*No usable temporary directory.*; set TMPDIR"),
         (200, r"no room for the use of API keys in \S+: File too large; set TMPDIR"),

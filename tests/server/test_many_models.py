@@ -1,4 +1,4 @@
-"""More models than are loaded, in real processes: requests have loaded what they name, and none of them is lost."""
+"""More models than may be loaded, in real processes: a request has its model loaded, and no request is lost."""
 
 import os
 import random
@@ -20,7 +20,7 @@ NAMES = "abcdefgh"
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One of them pinned, one that cannot be loaded, and an ensemble and a cascade of others."""
+    """Models of which one is pinned and one cannot be loaded, and an ensemble and a cascade of others."""
     folder = tmp_path_factory.mktemp("repository")
     found = {name: tiny.write(folder, name, extras=name == "e") for name in NAMES}
     tiny.write_ensemble(folder, "pair", [found["f"], found["g"]])
@@ -33,7 +33,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(repository: Path) -> Iterator[GatedServer]:
-    """Has three of the models loaded at one time, of which `a` always is."""
+    """Has at most three models loaded at one time, always including `a`."""
     with GatedServer(repository, max_loaded=3, default_model="b", stall_timeout_ms=5000, instances=2) as running:
         yield running
 
@@ -104,7 +104,7 @@ def test_who_gives_a_load_too_little_time_is_told_when_to_come_back(server: Gate
         )
         assert (answer.status_code, answer.json()["code"]) == (504, "deadline_exceeded")
         assert int(answer.headers["Retry-After"]) >= 1
-    until(lambda: states(server)["d"] == "loaded")  # for when he does
+    until(lambda: states(server)["d"] == "loaded")  # for when the client retries
 
 
 def test_a_model_does_not_go_while_a_request_of_it_runs(server: GatedServer) -> None:
@@ -152,7 +152,7 @@ def test_a_load_that_hangs_holds_up_no_other(server: GatedServer) -> None:
         assert top1(waits.result()) == 2
         refused = hangs.result()
         assert (refused.status_code, refused.json()["code"]) == (503, "model_unavailable")
-    until(lambda: states(server).get("f") == "loaded")  # what was given up is welcome
+    until(lambda: states(server).get("f") == "loaded")  # a load that was given up on is still used
     assert top1(server.classify(red_image(1), model="f")) == 1
 
 

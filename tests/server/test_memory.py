@@ -1,4 +1,4 @@
-"""Memory: what a model takes, and that it does not grow with the number of requests."""
+"""Memory: how much a model takes, and that it does not grow with the number of requests."""
 
 import asyncio
 import hashlib
@@ -18,17 +18,17 @@ from tests.server.running import RunningServer, red_image, until
 
 WARM_UP, REQUESTS = 8_000, 10_000
 ROUNDS = 3
-"""A leak grows in each of them. Arenas that reach their size late, on a busy machine, do so once."""
+"""A leak grows in every round; arenas that reach their size late, on a busy machine, grow in only one."""
 CONNECTIONS = 16
 ALLOWED_GROWTH_BYTES = 6 * 2**20
-"""For all processes together; a leak of one small object of 600 bytes a request would be as much."""
+"""For all processes together: as much as a leak of 600 bytes for each request."""
 
 
 BALLAST_BYTES = 160 * 2**20
 
 
 def write_heavy(repository: Path) -> None:
-    """The tiny model with parameters of BALLAST_BYTES, of which it looks one up for each batch."""
+    """Write the tiny model with parameters of BALLAST_BYTES, of which it looks one up for each batch."""
     found = tiny.write(repository, "heavy")
     folder = repository / "heavy" / "1"
     model = onnx.load(folder / found.file.name)
@@ -66,14 +66,14 @@ def test_an_engine_holds_a_models_parameters_once(tmp_path: Path) -> None:
 
 
 def resident_bytes(server: RunningServer) -> int:
-    """Private memory of all processes: what they share, such as the slots, would be counted several times."""
+    """Private memory of all processes: shared memory, such as the slots, would be counted several times."""
     return sum(process.memory_full_info().uss for process in server.tree())
 
 
 async def post_all(url: str, bodies: list[bytes], count: int) -> dict[int, int]:
-    """Post `bodies` in turn, `count` requests in all over keep-alive connections: how many had each status.
+    """Post `bodies` in turn, `count` requests in all, over keep-alive connections; returns how many got each status.
 
-    Every 50th connection leaves in the middle of its request, without reading the answer.
+    Every 50th time the client disconnects in the middle of a request, without reading the answer.
     """
     address = urlsplit(url)
     statuses: dict[int, int] = {}

@@ -1,4 +1,4 @@
-"""What engine and HTTP workers are told while models change, in which order, and when who asked is answered."""
+"""What engine and HTTP workers are told while models change, in which order, and when callers get their answer."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ WORKERS = ("http-0", "http-1")
 
 
 class Simulated:
-    """Two HTTP workers and an engine that serve what is in a folder; what they are told is noted in short."""
+    """Two HTTP workers and an engine that serve a folder; `steps` abbreviates what they are told."""
 
     def __init__(self, folder: Path, *names: str) -> None:
         for name in names:
@@ -63,7 +63,7 @@ def test_the_engine_loads_then_all_workers_serve_then_who_asked_is_told(tmp_path
     simulated.loaded("b")
     assert simulated.steps() == ["serve a b as 1"]
     control.serving("http-0", 1)
-    assert simulated.steps() == []  # who asked may connect to the other
+    assert simulated.steps() == []  # the caller may connect to the other worker
     control.serving("http-1", 1)
     assert simulated.steps() == ["http-0: 7 done"]
     assert simulated.steps() == []

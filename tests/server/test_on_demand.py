@@ -1,4 +1,4 @@
-"""What is loaded and what goes where not all models are to be loaded, and what the HTTP workers are told of it."""
+"""Which models are loaded and unloaded if not all fit, and what the HTTP workers are told."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ NO_MEMORY = Refusal(Cause.NOT_NOW, "no memory")
 
 
 class Simulated:
-    """HTTP workers, and engines that load what they are told when the test says so; models are named in short."""
+    """HTTP workers, and engines whose loads end when the test says so; models have short names."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Simulated:
         return [model_id for model_id, its in self.ids.items() if its == name][-1]
 
     def start(self, engine: int = 0) -> str:
-        """Start an engine; the models that it is started with."""
+        """Start an engine; returns the models that it starts with."""
         self.loaded[engine] = [self.ids[model.id] for model in self.control.start_engine(engine)]
         self.control.engine_ready(
             engine, {}, self.now_s, {self.id_of(name): self.measured(engine, name) for name in self.loaded[engine]}
@@ -76,7 +76,7 @@ class Simulated:
         return Measured(1.0, self.bytes.get(name, 0), sum(self.bytes.get(each, 0) for each in self.loaded[engine]))
 
     def steps(self) -> str:
-        """What is told until nothing follows; every worker obeys at once, and says so while it `drains`."""
+        """All steps until none follow; every worker obeys at once, and says so if it `drains`."""
         said: list[str] = []
         while steps := self.control.steps():
             for step in steps:
@@ -100,13 +100,13 @@ class Simulated:
                 said.append(f"{number} {error.code if error else 'done'}")
 
     def ask(self, *names: str, used: Iterable[str] = (), worker: str = WORKER) -> str:
-        """Requests to a worker wait for these, and were for those; what is told then."""
+        """Requests to a worker wait for `names`, and others were for `used`; returns the steps that follow."""
         ids = frozenset(map(self.id_of, names))
         self.control.demanded(worker, Demand(ids, tuple(map(self.id_of, used))))
         return self.steps()
 
     def end_load(self, name: str, refusal: Refusal | None = None, engine: int = 0) -> str:
-        """An engine has loaded a model, or refused it; what is told then."""
+        """An engine has loaded a model, or refused it; returns the steps that follow."""
         model_id = self.id_of(name)
         if refusal is None:
             self.loaded[engine].append(name)
@@ -182,9 +182,9 @@ def test_what_goes_is_not_let_go_of_while_a_request_needs_it(tmp_path: Path) -> 
     simulated.ask("d")
     simulated.drains = False
     assert simulated.end_load("d") == ""
-    assert simulated.usable == "b c d"  # no request begins with a any more
+    assert simulated.usable == "b c d"  # no new request gets a
     assert simulated.ask("a", used="d") == ""
-    assert simulated.usable == "a c d"  # and so it need not go
+    assert simulated.usable == "a c d"  # so it need not be unloaded
     simulated.control.drained(WORKER, simulated.control.serve.generation)
     assert simulated.steps() == "unload b"
 
@@ -206,7 +206,7 @@ def test_who_waits_longest_is_next_and_nobody_waits_for_ever(tmp_path: Path) -> 
     assert simulated.ask("d", used="a") == "load d"
     assert simulated.ask("d", "b", used="a") == ""
     assert simulated.end_load("d") == "unload a"
-    assert simulated.ask("d", "b", "a") == ""  # some have not heard yet that d is there
+    assert simulated.ask("d", "b", "a") == ""  # some workers do not know yet that d is loaded
     assert simulated.usable == "d"
     assert simulated.ask("b", "a", used="d") == "load b"
     assert simulated.ask("b", "a", "d") == ""
@@ -223,7 +223,7 @@ def test_a_load_that_fails_takes_no_good_model_down(tmp_path: Path) -> None:
     with pytest.raises(ServiceError) as refused:
         simulated.control.served.resolve("d", None)
     assert refused.value.code is Code.UNKNOWN_MODEL
-    assert simulated.ask("d") == ""  # for good
+    assert simulated.ask("d") == ""  # it is refused for good
 
 
 def test_what_was_refused_for_now_may_be_asked_for_again_after_a_while(tmp_path: Path) -> None:
@@ -325,7 +325,7 @@ def test_a_load_that_hangs_is_given_up_for_others_to_be_loaded_and_counts_if_it_
     (refusal,) = simulated.control.served.refused.values()
     assert refusal == Refusal(Cause.NOT_NOW, "it was not loaded within 60 s")
     assert simulated.control.retry(1061)
-    assert simulated.end_load("c") == "unload a"  # b is not loaded once more: it still is
+    assert simulated.end_load("c") == "unload a"  # b is not loaded again: it still is loaded
     simulated.ask("b", used="c")
     assert simulated.end_load("b") == "unload c"
 
@@ -352,7 +352,7 @@ def test_a_version_that_changes_is_served_as_it_was_until_its_change_is_loaded(t
     assert (simulated.usable, simulated.control.serve.usable != before) == ("a", True)
     (tmp_path / "a/1/manifest.json").write_text("{")
     simulated.scan()
-    assert simulated.usable == "a"  # a broken change takes nothing down
+    assert simulated.usable == "a"  # a broken change stops nothing that is served
 
 
 def test_what_leaves_the_repository_is_let_go(tmp_path: Path) -> None:
@@ -385,7 +385,7 @@ def test_several_engines_have_the_same_and_one_of_them_loads_it_first(tmp_path: 
 
 
 def in_memory(folder: Path, names: str, budget_mb: int, mb: int = 20, **measured_mb: int) -> Simulated:
-    """Models with files of so many MB, that turn out to take so many once they are loaded."""
+    """Models with files of `mb` MB, that turn out to take `measured_mb` MB once they are loaded."""
     for name in names:
         write(folder, name, size_bytes=mb * MB)
     simulated = Simulated(folder, "", Budget(None, budget_mb * MB))
@@ -427,7 +427,7 @@ def test_a_model_that_turns_out_too_large_is_let_go_of_and_refused(tmp_path: Pat
 
 def test_a_guess_keeps_nothing_out_that_could_have_room(tmp_path: Path) -> None:
     simulated = in_memory(tmp_path, "ab", 50, a=45, b=30)
-    simulated.have("a", "b")  # b might take 45 as well, by all that is known
+    simulated.have("a", "b")  # for all it knows, b might take 45 as well
     assert simulated.usable == "b"
 
 

@@ -1,4 +1,4 @@
-"""Which engine owns what, by numbers of CPUs and names of GPUs."""
+"""Which CPUs and GPUs each engine owns."""
 
 import os
 from unittest import mock
@@ -13,7 +13,7 @@ GPUS = ("GPU-a", "GPU-b")
 
 
 def machine(*nodes: int, granted: int | None = None, gpus: tuple[str, ...] = ()) -> Machine:
-    """With so many CPUs in each node, numbered from 0 on."""
+    """A machine with these numbers of CPUs in its nodes, numbered from 0."""
     firsts = [sum(nodes[:at]) for at in range(len(nodes))]
     cpus = tuple(tuple(range(first, first + count)) for first, count in zip(firsts, nodes, strict=True))
     return Machine(cpus, sum(nodes) if granted is None else granted, gpus)

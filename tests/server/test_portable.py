@@ -1,4 +1,4 @@
-"""The server with all taken away that only Linux has: its own part of what other systems are."""
+"""The server without anything that only Linux has: a stand-in for other systems."""
 
 import os
 import resource
@@ -41,11 +41,11 @@ sys.addaudithook(refuse)
 from server import portable
 portable.LINUX = False
 """
-"""What each Python process runs first, those that others start as well."""
+"""Every Python process runs this first, including children."""
 
 
 class ServerElsewhere(RunningServer):
-    """A server whose processes find nothing that only Linux has."""
+    """A server from whose processes Linux's own features are hidden."""
 
     def environment(self) -> Mapping[str, str]:
         (self._folder / "sitecustomize.py").write_text(ELSEWHERE)
@@ -53,7 +53,7 @@ class ServerElsewhere(RunningServer):
 
 
 def open_by(process: psutil.Process) -> set[str]:
-    """What its descriptors and its memory are of."""
+    """The files behind its descriptors and its memory maps."""
     links = [link.readlink() for link in Path(f"/proc/{process.pid}/fd").iterdir()]
     maps = Path(f"/proc/{process.pid}/maps").read_text().splitlines()
     return {*map(str, links), *(line.partition("/")[2] for line in maps)}
@@ -64,7 +64,7 @@ def test_a_server_without_what_only_linux_has_keeps_its_promises(tmp_path: Path)
     with ServerElsewhere(tmp_path, http_workers=2, engines=2) as server:
         assert top1(server.classify(red_image(1))) == 1
         engine = psutil.Process(server.pid("engine-0"))
-        assert engine.ppid() == server.process.pid  # no fork of a fork server
+        assert engine.ppid() == server.process.pid  # not forked by a fork server
         found = open_by(engine)
         assert not [each for each in found if "eventpoll" in each or "eventfd" in each or "dev/shm" in each]
         assert engine.cpu_affinity() == psutil.Process().cpu_affinity()
@@ -104,7 +104,7 @@ def test_a_bell_may_ring_as_often_as_it_likes(monkeypatch: pytest.MonkeyPatch, *
     if not has_eventfd:
         monkeypatch.delattr(os, "eventfd")
     bell = portable.Bell()
-    for _ in range(20_000):  # more than a pipe takes
+    for _ in range(20_000):  # more than fit into a pipe
         bell.ring()
     while select.select([bell], [], [], 0)[0]:
         bell.silence()

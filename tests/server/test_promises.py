@@ -30,14 +30,14 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository with a model whose batches cost something, so that some are under way when others come."""
+    """A repository with a model whose batches take time, so that some are under way when others come."""
     repository = tmp_path_factory.mktemp("quick")
     tiny.write(repository, work=100)
     return repository
 
 
 def fork_server_of(server: RunningServer) -> psutil.Process:
-    """The process whose forks the others are."""
+    """The process that forks the other children."""
     parent = psutil.Process(server.pid("engine")).parent()
     assert parent
     return parent
@@ -63,7 +63,7 @@ def test_what_could_only_be_answered_too_late_is_refused_before_it_costs_anythin
             first, sent_s = aside.submit(server.classify, red_image(1)), time.monotonic()
             until(lambda: time.monotonic() > sent_s + 0.5)
             let_go()
-            assert top1(first.result()) == 1  # now it knows how long one takes
+            assert top1(first.result()) == 1  # now the server knows how long an image takes
         with server.hold(2, 3, 4, 5) as let_go:
             answers = aside.submit(server.classify_all, [red_image(red) for red in (2, 3, 4, 5)], 4)
             until(lambda: server.pending() == 4)
@@ -182,7 +182,7 @@ def test_sigterm_answers_what_was_accepted_then_ends_and_leaves_nothing(
         children = server.tree()
         maps = Path(f"/proc/{server.pid('engine')}/maps").read_text().splitlines()
         (slots,) = (mapped for mapped in maps if "/dev/shm/" in mapped)
-        assert slots.endswith("(deleted)")  # so whatever ends the processes, it ends with them
+        assert slots.endswith("(deleted)")  # so it disappears with the processes, however they end
         assert list(tmp_path.iterdir())
         answers = aside.submit(server.classify_all, [red_image(red) for red in (1, 2, 3)], 3)
         until(lambda: server.pending() == 3)
@@ -215,7 +215,7 @@ class StartingServer(GatedServer):
 
 @contextmanager
 def starting(repository: Path, folder: Path) -> Generator[tuple[GatedServer, Callable[[], None]]]:
-    """A server whose engine does not end its warm-up before what comes with it is called."""
+    """A server whose engine does not end its warm-up before the yielded function is called."""
     gates = Gates(folder)
     with gates.hold(0) as let_go, StartingServer(repository, gates=gates) as server:
         yield server, let_go
@@ -225,7 +225,7 @@ def starting(repository: Path, folder: Path) -> Generator[tuple[GatedServer, Cal
 
 
 def child_of(server: RunningServer, name: str) -> psutil.Process:
-    """The first process of that name, also before the server is ready."""
+    """The first process of that name, even before the server is ready."""
     found: list[psutil.Process] = []
 
     def look() -> bool:

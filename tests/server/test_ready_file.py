@@ -1,4 +1,4 @@
-"""The file that tells where a server that is ready listens."""
+"""The file that says where a ready server listens."""
 
 import json
 import os
@@ -44,10 +44,10 @@ def test_a_volume_that_hangs_keeps_nobody_from_anything_else(tmp_path: Path) -> 
     tiny.write(tmp_path / "repository")
     with RunningServer(tmp_path / "repository", ready_file=tmp_path / "ready.json") as server:
         old, lines = server.pid("engine"), len(server.lines)
-        os.mkfifo(tmp_path / "ready.json.new")  # who opens it waits for a reader
+        os.mkfifo(tmp_path / "ready.json.new")  # opening it blocks until there is a reader
         psutil.Process(old).kill()
         server.wait_for_line("engine is ready", lines)
-        assert server.pid("engine") == old  # nothing newer was said
+        assert server.pid("engine") == old  # the file was not updated
         assert top1(server.classify(red_image(7))) == 7
         assert server.terminate() == 0
 

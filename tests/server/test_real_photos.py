@@ -22,7 +22,7 @@ def served_top5(repository: Path, model: str, paths: list[Path]) -> NDArray[np.i
 
 
 def reference_top1(model: str, checkpoint: Path | None, paths: list[Path]) -> NDArray[np.int64]:
-    """What plain Pillow and PyTorch make of the same files: int64[len(paths)]."""
+    """The best classes of the same files by plain Pillow and PyTorch: int64[len(paths)]."""
     network, preprocessing, _ = load_network(model, checkpoint)
     images = np.stack([reference_pixels(path, preprocessing) for path in paths])
     batches = np.split(images, range(BATCH, len(images), BATCH))
@@ -43,7 +43,7 @@ def test_imagenet_photos_get_the_top1_of_pytorch_and_the_right_class_in_five(
     assert (served == truth[:, None]).any(1).mean() >= 0.97
 
 
-# All images once: what each depth makes of them without a server is in tests/export/test_accuracy.py.
+# All images for one depth only: tests/export/test_accuracy.py has the accuracy of each without a server.
 @pytest.mark.parametrize(("depth", "step"), [(20, 1), (32, 5), (44, 5), (56, 5)])
 def test_cifar_images_score_what_pytorch_scores(shared: Path, cifar_repository: Path, depth: int, step: int) -> None:
     (checkpoint,) = (shared / "weights" / "cifar10").glob(f"resnet{depth}-*.th")

@@ -1,4 +1,4 @@
-"""What cannot be served for now is served again, on real processes, and nobody helps."""
+"""Models that cannot be served for now are served again without anybody's help, in real processes."""
 
 import errno
 from collections.abc import Iterator
@@ -39,7 +39,7 @@ def test_an_error_tells_whether_it_may_pass(error: Exception, cause: Cause) -> N
 
 @contextmanager
 def away(path: Path, instead: str) -> Iterator[None]:
-    """While open, a file cannot be read in a way that stops root, too."""
+    """Until the block ends, make a file unreadable, even for root."""
     kept = path.rename(path.parent / "kept")
     if instead == "folder":
         path.mkdir()

@@ -25,7 +25,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(repository: Path) -> Iterator[RunningServer]:
-    """Serves `repository`, where each test has a model of its own beside `tiny`."""
+    """Serves `repository`, where each test has its own model beside `tiny`."""
     tiny.write(repository)
     tiny.write(repository, "slow", work=50)
     tiny.write(repository, "growing")
@@ -126,7 +126,7 @@ def test_the_memory_of_an_unloaded_model_is_given_back(model_repository: Path, t
         engine = psutil.Process(server.pid("engine"))
         before = engine.memory_full_info().uss
         assert server.client.post("/v2/repository/models/efficientnet_lite0/unload").status_code == 200
-        until(lambda: before - engine.memory_full_info().uss > 50 * 2**20)  # with its buffers it has some 150 MiB
+        until(lambda: before - engine.memory_full_info().uss > 50 * 2**20)  # it takes some 150 MiB with its buffers
 
 
 def test_a_model_that_was_loaded_on_request_and_is_gone_holds_up_no_other(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_who_is_told_that_a_model_is_loaded_finds_it_whichever_worker_answers(tm
 
 
 def is_connected(worker: psutil.Process) -> bool:
-    """A client keeps a connection to it."""
+    """Whether a client keeps a connection to it."""
     return any(one.status == psutil.CONN_ESTABLISHED for one in worker.net_connections("tcp"))
 
 

@@ -22,7 +22,7 @@ def resolved(catalogue: Catalogue, name: str | None = None, version: int | None 
 
 
 def unknown(catalogue: Catalogue, name: str | None = None, version: int | None = None) -> str:
-    """What a client is told who asks for what there is not."""
+    """What a client is told that asks for a model that is not there."""
     with pytest.raises(ServiceError) as refused:
         catalogue.resolve(name, version)
     assert refused.value.code is Code.UNKNOWN_MODEL
@@ -248,7 +248,7 @@ def test_a_model_has_settings_of_its_own(tmp_path: Path) -> None:
     found = after.models[ModelKey("a", 1)]
     assert Settings(max_batch=5, queue_size=7).of(found.settings) == Settings(max_batch=3, queue_size=7)
     assert after.settings(found.manifest).priority == "low"
-    assert found.id != before.models[ModelKey("a", 1)].id  # so that it is loaded anew
+    assert found.id != before.models[ModelKey("a", 1)].id  # so that it is loaded again
     assert "serving.json: max_batch" in after.refused[ModelKey("b", 1)].reason
 
 
@@ -306,7 +306,7 @@ def test_a_repository_that_is_never_to_be_looked_at_is_not(tmp_path: Path) -> No
     watch = Watch(tmp_path, (), every_s=0, now_s=0)
     tiny.write(tmp_path, "b")
     assert watch.look(1e9) is None
-    assert set(watch.scan().versions) == {"a", "b"}  # unless somebody asks
+    assert set(watch.scan().versions) == {"a", "b"}  # only on request
 
 
 def test_of_models_that_were_asked_for_later_none_must_be_there(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What is loaded, served and let go while the repository changes."""
+"""Which models are loaded, served and unloaded while the repository changes."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -193,7 +193,7 @@ def test_a_default_model_that_was_found_is_another_one_only_while_it_is_gone(tmp
     text = (tmp_path / "a/1/manifest.json").read_text()
     (tmp_path / "a/1/manifest.json").write_text("{")
     rollout.scanned(repository.scan(tmp_path))
-    assert rollout.served.default_model == "a"  # which is served on
+    assert rollout.served.default_model == "a"  # it is still served
     (tmp_path / "a/1/manifest.json").write_text(text)
     (tmp_path / "a").rename(tmp_path / ".a")
     rollout.scanned(repository.scan(tmp_path))
@@ -229,7 +229,7 @@ def test_a_model_that_engines_die_of_is_refused(tmp_path: Path) -> None:
     rollout.engine_ready(0, {}, NOW_S)
     assert served(rollout) == {"a1"}
     assert rollout.outcome("a") == broken("2 inference engines died while they loaded it")
-    assert not rollout.retry(1e9)  # it would take the other down
+    assert not rollout.retry(1e9)  # it would crash the engine, and with it the other model
 
 
 def test_what_is_refused_for_now_is_loaded_again_later_and_later(tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_what_is_refused_for_now_is_loaded_again_later_and_later(tmp_path: Path)
         while not rollout.retry(now_s):
             now_s += 0.5
         waits_s.append(now_s - since_s)
-        assert rollout.served.refused == {ModelKey("a", 1): away}  # also while it is tried
+        assert rollout.served.refused == {ModelKey("a", 1): away}  # even during a retry
         assert [model.id for model in rollout.take_missing(0)] == [a]
         rollout.loaded(0, a, away, now_s)
     assert waits_s == [1, 2, 4, 8, 16, 32, 60, 60, 60]
@@ -281,7 +281,7 @@ def test_a_model_that_was_loaded_once_is_tried_again_though_engines_died_of_it(t
     for _ in range(2):
         rollout.engine_lost(0, NOW_S + 1)
         started_with = rollout.start_engine(0)
-    assert started_with == []  # the engine is for the others now
+    assert started_with == []  # the engine starts without it, for the others
     rollout.engine_ready(0, {}, NOW_S + 1)
     assert not rollout.retry(NOW_S + 2)
     assert rollout.retry(NOW_S + 3)

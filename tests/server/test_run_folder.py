@@ -1,4 +1,4 @@
-"""The folder of a run, and those that killed servers have left."""
+"""The folder of a run, and the folders that killed servers left behind."""
 
 from pathlib import Path
 

@@ -103,7 +103,7 @@ def test_the_order_of_providers_is_kept(read: Read) -> None:
         (["--timeout-ms", "0"], ["timeout_ms", "greater than 0"]),
         (["--timeout-ms", "inf"], ["timeout_ms"]),
         (["--port", "65536"], ["port"]),
-        (["--host", ""], ["host", "at least 1 character"]),  # of `--host "$HOST"`; it would be every address
+        (["--host", ""], ["host", "at least 1 character"]),  # `--host "$HOST"` without HOST; else every address
         (["--models", "../etc"], ["models.0", "pattern"]),
         (["--default-model", "A B"], ["default_model", "pattern"]),
         (["--log-level", "loud"], ["log_level", "'debug', 'info'"]),

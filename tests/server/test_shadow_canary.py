@@ -1,4 +1,4 @@
-"""Shadows and canaries in real processes: what they take from requests (nothing), and what is told of them."""
+"""Shadows and canaries in real processes: requests do not suffer from them, and the server reports how they do."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def write(repository: Path, name: str, settings: dict[str, Any] | None = None, *
 
 
 def described(server: RunningServer, name: str) -> dict[str, Any]:
-    """What `GET /models` says of one."""
+    """What `GET /models` says about a model."""
     models = server.client.get("/models").raise_for_status().json()["models"]
     found: dict[str, Any] = next(model for model in models if model["name"] == name)
     return found
@@ -78,13 +78,13 @@ def test_shadows_get_their_share_and_who_asks_is_told_how_often_they_agree(serve
     assert (alike["agreed"], alike["dropped"], alike["failed"]) == (10, 0, 0)
     assert alike["agreement"] == pytest.approx({"share": 1.0, "low": 0.025**0.1, "high": 1.0})
     assert unlike["agreement"] == pytest.approx({"share": 0.0, "low": 0.0, "high": 1 - 0.025**0.2})
-    assert alike["timed_images"] >= 6  # those of the batch may have run together
+    assert alike["timed_images"] >= 6  # some of the batch's may have run together
     assert min(alike["inference_ms"], alike["inference_ms_of_main"]) > 0
     labels = {"model": "alike", "version": "1", "main": "watched", "main_version": "1"}
     assert server.metric("serving_shadow_images_total", **labels, outcome="agreed") == 10
     assert server.metric("serving_shadow_images_total", **labels) == 10
     assert server.metric("serving_shadow_inference_seconds_count", **labels, by="main") == alike["timed_images"]
-    assert server.metric("serving_requests_total", model="alike") == 0  # nobody has asked it
+    assert server.metric("serving_requests_total", model="alike") == 0  # no client asked for it
     assert described(server, "watched")["shadow"] is None
 
 
@@ -149,7 +149,7 @@ def test_what_a_canary_cannot_answer_the_main_model_does(server: RunningServer, 
 
 @pytest.fixture(scope="module")
 def apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatedServer]:
-    """`new` shadows every image of `main`, and each has an engine of its own; there is place for one request."""
+    """`new` shadows every image of `main`, each on its own engine; there is room for one request."""
     repository = tmp_path_factory.mktemp("apart")
     write(repository, "main", {"devices": [0]})
     write(repository, "new", {"shadow_of": "main", "share": 1, "devices": [1]})
@@ -160,7 +160,7 @@ def apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatedServer]:
 def test_shadows_that_hang_take_nothing_from_requests_and_what_is_too_much_is_dropped(apart: GatedServer) -> None:
     count = MOST_IMAGES + 4
     with apart.hold("new") as release:
-        assert answerers(apart, count, "main") == ["main"] * count  # each had the only place there is
+        assert answerers(apart, count, "main") == ["main"] * count  # each had the only place
         assert apart.pending() == 0
         until(lambda: described(apart, "new")["shadow"]["dropped"] == count - MOST_IMAGES - 1)
         release()
@@ -188,7 +188,7 @@ def test_several_http_workers_count_together(tmp_path: Path) -> None:
     write(tmp_path, "main")
     write(tmp_path, "new", {"shadow_of": "main", "share": 1})
     with RunningServer(tmp_path, http_workers=2, default_model="main") as server:
-        for _ in range(12):  # each over a connection of its own, so to either
+        for _ in range(12):  # each over a new connection, to either worker
             httpx.post(f"{server.url}/classify", content=red_image(7)).raise_for_status()
         until(lambda: described(server, "new")["shadow"]["agreed"] == 12)
 
@@ -208,7 +208,7 @@ def test_a_canary_is_promoted_and_rolled_back_under_load_and_no_request_is_lost(
                     done.append((red, answer["predictions"][0]["class_id"], by))
 
         def only(*wanted: tuple[str, int]) -> bool:
-            """Whether who answered last are these."""
+            """Whether the latest answers came from exactly these."""
             return {by for _, _, by in done[-40:]} == set(wanted)
 
         with ThreadPoolExecutor(4) as clients:
@@ -235,7 +235,7 @@ def test_a_canary_is_promoted_and_rolled_back_under_load_and_no_request_is_lost(
 
 
 def publish_as(version: Path, place: Path) -> None:
-    """What docs/guides/rollout.md does: the same file under another name and number, in one step."""
+    """Publish the same file under another name and number in one step, as docs/guides/rollout.md does."""
     aside = shutil.copytree(version, place.with_name(f".{place.name}"))
     path = aside / "manifest.json"
     found = json.loads(path.read_bytes())

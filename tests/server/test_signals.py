@@ -1,4 +1,4 @@
-"""SIGHUP: have files read again; one that is ignored stays so."""
+"""SIGHUP makes the server read its files again; an ignored SIGHUP stays ignored."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ def test_sighup_has_everything_read_again_and_ends_nothing(tmp_path: Path) -> No
         tiny.publish(repository, 2)
         server.process.send_signal(signal.SIGHUP)
         server.wait_for_line("serving tiny version 1, tiny version 2")
-        server.wait_for_line("API keys: known")  # which have not changed
+        server.wait_for_line("API keys: known")  # unchanged
         assert {name: server.pid(name) for name in pids} == pids
         assert server.terminate() == 0
 
@@ -38,7 +38,7 @@ def test_sighup_has_what_was_refused_tried_again(tmp_path: Path) -> None:
 
 def test_an_ignored_sighup_stays_ignored(tmp_path: Path) -> None:
     tiny.write(tmp_path)
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does, for what it starts
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does for its command
     try:
         server = RunningServer(tmp_path)
     finally:

@@ -1,4 +1,4 @@
-"""Traces, in the SDK's own memory and as a collector gets them from a running server."""
+"""Traces, in the SDK's memory and as a collector receives them from a running server."""
 
 import os
 import socket
@@ -181,7 +181,7 @@ def test_the_open_inference_protocol_is_traced_over_rest_and_grpc(server: Runnin
 
 def test_what_was_answered_before_the_end_is_sent_before_the_end(repository: Path) -> None:
     with Collector() as collector, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint)  # and no setting
+        patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint)  # instead of a setting
         patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "3600000")
         with RunningServer(repository) as server:
             trace_id = server.classify(red_image(7)).headers["traceresponse"].split("-")[1]

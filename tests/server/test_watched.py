@@ -53,5 +53,5 @@ def test_rights_are_looked_at_too(tmp_path: Path) -> None:
     watched = Watched(read, path)
     written_ns = path.stat().st_ctime_ns
     while path.stat().st_ctime_ns == written_ns:  # the clock of some file systems has coarse ticks
-        path.chmod(0o600)  # as whoever renews a certificate may do after writing it
+        path.chmod(0o600)  # as programs that renew certificates may do after writing one
     assert watched.look()

@@ -1,6 +1,6 @@
-"""The rivals, each as its own documentation would have it. A file runs in the virtual environment of its own name.txt.
+"""The rivals, each written as its documentation recommends. NAME.py runs in the virtual environment of NAME.txt.
 
-All take a JPEG and answer with `{"classes": [5 numbers], "probabilities": [5 numbers]}`, or with what their protocol
-makes of that. What is not the framework is in `work`. A new one needs its file, its pins (`pip freeze`) and a line in
+All take a JPEG and answer with `{"classes": [5 numbers], "probabilities": [5 numbers]}`, or its equivalent in their
+protocol. Everything but the framework is in `work`. A new rival needs its file, its pins (`pip freeze`) and a line in
 `loadtest.compare.servers`.
 """

@@ -1,7 +1,7 @@
-"""BentoML: services that decode before one with a batchable API, which is its way to decode beside inference.
+"""BentoML: services that decode, in front of one with a batchable API: its way to decode in parallel with inference.
 
-`max_latency_ms` is no wait but a limit, beyond which requests are refused; how long to wait for a batch, BentoML finds
-out by itself.
+`max_latency_ms` is not a wait but a limit, beyond which requests are refused; BentoML itself works out how long to wait
+for a batch.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ QUIET = {"access": {"enabled": False}}
 
 @bentoml.service(workers=1, traffic={"timeout": TIMEOUT_S}, logging=QUIET)
 class Infer:
-    """Batches."""
+    """Runs the network on batches."""
 
     def __init__(self) -> None:
         self.network = work.Network()
@@ -32,13 +32,13 @@ class Infer:
 
 @bentoml.service(workers=work.CPUS, threads=4, traffic={"timeout": TIMEOUT_S}, logging=QUIET)
 class Classifier:
-    """One photo at a time."""
+    """Decodes one photo at a time."""
 
     infer = bentoml.depends(Infer)
 
     @bentoml.api(route="/predict")
     def predict(self, photo: Image, /) -> dict[str, Any]:
-        """Decode, and ask for the answer."""
+        """Decode, and have the network run."""
         pixels: NDArray[np.float32] = work.pixels_of(photo)
         answer: dict[str, Any] = self.infer.infer(pixels[np.newaxis])[0]
         return answer

@@ -14,7 +14,7 @@ from loadtest.compare.rivals import work
 
 
 async def body(request: Request) -> bytes:
-    """LitServe would take the body for JSON."""
+    """Read the body, which LitServe would take for JSON."""
     return await request.body()
 
 
@@ -22,12 +22,12 @@ class Classifier(litserve.LitAPI):
     """The steps in LitServe's order."""
 
     def setup(self, device: str) -> None:  # noqa: ARG002
-        """Once in each worker."""
+        """LitServe calls this once in each worker."""
         self.network = work.Network()
         self.decoders = ThreadPoolExecutor(work.CPUS)
 
     def decode_request(self, request: Annotated[bytes, Depends(body)]) -> bytes:
-        """Not here, where images are decoded one after the other."""
+        """Pass on: here images would be decoded one after the other."""
         return request
 
     def batch(self, inputs: Sequence[bytes]) -> NDArray[np.float32]:

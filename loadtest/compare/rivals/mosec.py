@@ -12,10 +12,10 @@ from loadtest.compare.rivals import work
 
 
 class Decode(mosec.Worker):
-    """One photo at a time."""
+    """Decodes one photo at a time."""
 
     def deserialize(self, data: bytes) -> bytes:
-        """The body is the photo, no JSON."""
+        """The body is the photo, not JSON."""
         return data
 
     def forward(self, data: bytes) -> NDArray[np.float32]:
@@ -24,7 +24,7 @@ class Decode(mosec.Worker):
 
 
 class Infer(mosec.Worker):
-    """Batches."""
+    """Runs the network on batches."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Ray Serve: one replica that decodes in threads, and batches for a thread of its own, so that its loop stays free."""
+"""Ray Serve: one replica that decodes in threads and runs batches in another, so that its event loop stays free."""
 
 import asyncio
 import os
@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse
 from loadtest.compare.rivals import work
 
 OBJECT_STORE_BYTES = 80 * 2**20
-"""Nearly the least it accepts: nothing is put there."""
+"""Close to the least that Ray accepts: nothing is stored there."""
 
 
 @serve.deployment(num_replicas=1, max_ongoing_requests=64)

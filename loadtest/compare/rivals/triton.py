@@ -15,7 +15,7 @@ from loadtest.compare.rivals import work
 
 
 class Classifier:
-    """What PyTriton calls with batches of bytes[N, 1]."""
+    """PyTriton calls this with batches of bytes[N, 1]."""
 
     def __init__(self) -> None:
         self.network = work.Network()
@@ -29,7 +29,7 @@ class Classifier:
 
 
 def main() -> None:
-    """Serve until SIGTERM, which PyTriton itself would leave its shared memory behind at."""
+    """Serve until SIGTERM; without a handler for it, PyTriton would leave its shared memory behind."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     port = int(os.environ["PORT"])
     config = TritonConfig(

@@ -1,7 +1,7 @@
-"""The work that all rivals do, as their users write it: Pillow, NumPy and ONNX Runtime. Only the framework differs.
+"""The work that all rivals do, as users would write it: Pillow, NumPy and ONNX Runtime. Only the framework differs.
 
-`COMPARE_WORK` in the environment says what to do, as JSON: `network` (path of an ONNX file), `tuned`, and what the
-manifest calls preprocessing. Nothing else of ours is imported, since this runs in the rivals' virtual environments.
+`COMPARE_WORK` in the environment says what to do, as JSON: `network` (path of an ONNX file), `tuned`, and the
+manifest's preprocessing. This imports nothing else of ours, since it runs in the rivals' virtual environments.
 
 As a command, it prints the answers to the photos whose paths it is given: the reference for all servers.
 """
@@ -39,7 +39,7 @@ def pixels(photo: bytes) -> NDArray[np.float32]:
 
 
 def pixels_of(image: Image.Image) -> NDArray[np.float32]:
-    """As `pixels`, where the framework has opened the image already."""
+    """As `pixels`, for an image that the framework has opened already."""
     resize, (height, width) = _work["resize"], _work["crop"]
     rgb = image.convert("RGB")
     short = min(rgb.size)
@@ -76,7 +76,7 @@ def top_k(logits: Logits) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
 
 
 def answers(logits: Logits) -> list[dict[str, Any]]:
-    """For each image, what a client gets."""
+    """The answer to the client for each image."""
     pairs = zip(*(array.tolist() for array in top_k(logits)), strict=True)
     return [{"classes": classes, "probabilities": probabilities} for classes, probabilities in pairs]
 

@@ -1,4 +1,4 @@
-"""What runs have measured, and one that failed."""
+"""Results of made-up runs, one of which failed."""
 
 from datetime import UTC, datetime
 

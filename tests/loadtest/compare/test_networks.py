@@ -18,7 +18,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (3, 224, 224, 3), np.uint8)
 
 
 def run_complete(work: Work) -> list[NDArray[np.float32]]:
-    """What our server's graph makes of IMAGES."""
+    """The outputs of our server's graph for IMAGES."""
     folder = work.repository / work.name / "1"
     content = manifest.read_model_file(folder, manifest.read(folder))
     outputs: list[NDArray[np.float32]] = ort.InferenceSession(content).run(OUTPUT_NAMES, {INPUT_NAME: IMAGES})
@@ -26,7 +26,7 @@ def run_complete(work: Work) -> list[NDArray[np.float32]]:
 
 
 def run_network(work: Work) -> NDArray[np.float32]:
-    """The logits that a rival gets, who normalises by himself."""
+    """The logits that a rival gets, which normalises the pixels itself."""
     session = ort.InferenceSession(work.network)
     normalised = (IMAGES / 255 - work.preprocessing["mean"]) / work.preprocessing["std"]
     pixels = normalised.transpose(0, 3, 1, 2).astype(np.float32)
@@ -75,7 +75,7 @@ def test_int8_model_is_found_by_what_it_was_made_of(model_repository: Path, tmp_
 
 def test_a_graph_without_a_convolution_is_refused(tmp_path: Path) -> None:
     tiny.write(tmp_path, "red")
-    with pytest.raises(PrepareError, match="no graph of a convolutional network"):
+    with pytest.raises(PrepareError, match="not a graph of a convolutional network"):
         networks.real(tmp_path, "red", tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Who is let in, and what is predicted of the time it takes."""
+"""Which requests are admitted, and how long each is predicted to take."""
 
 import pytest
 from hypothesis import given

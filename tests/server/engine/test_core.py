@@ -1,4 +1,4 @@
-"""The engine core with backends that end when the test says so, and a clock that stands still."""
+"""The engine core, with backends whose batches end when the test says so, and a clock that only the test moves."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -71,7 +71,7 @@ def answer_to(images: Sequence[NDArray[np.uint8]]) -> Outputs:
 
 
 class Bench:
-    """An engine with one model, "m", and all that is needed to drive it step by step."""
+    """An engine with one model, "m", which a test drives step by step."""
 
     def __init__(self, limits: Limits | None = None, instances: int = 1) -> None:
         self.now_s = 0.0
@@ -99,7 +99,7 @@ class Bench:
             self.engine.submit("m", Job(job_id, self.now_s, deadline_s, picture, quarantined))
 
     def step(self) -> dict[int, int | Code]:
-        """The outcomes by job: its class, or why there is none."""
+        """The outcome of each job: its class, or the code of its error."""
         return {int(str(outcome.job.id)): self.meaning(outcome) for outcome in self.engine.step()}
 
     @staticmethod
@@ -108,7 +108,7 @@ class Bench:
         return result.code if isinstance(result, ServiceError) else int(result.indices[0])
 
     def started(self) -> Running:
-        """The next batch that is in the backend."""
+        """The next batch that the backend has started."""
         return self.backend.started.get(timeout=PATIENCE_S)
 
     def end(self, running: Running, error: BaseException | None = None, answer: Outputs | None = None) -> None:
@@ -120,7 +120,7 @@ class Bench:
         self.woken.get(timeout=PATIENCE_S)
 
     def close(self) -> None:
-        """Let all threads go, whatever the test left running."""
+        """End all threads, whatever the test left running."""
         waiter = threading.Thread(target=self.engine.close)
         waiter.start()
         while waiter.is_alive():
@@ -286,7 +286,7 @@ def test_a_model_that_is_taken_away_fails_what_waits_and_ends_what_runs(make_ben
     running = bench.started()
     failed = bench.engine.remove_model("m")
     assert [(outcome.job.id, bench.meaning(outcome)) for outcome in failed] == [(2, Code.ENGINE_UNAVAILABLE)]
-    assert not bench.backend.closed  # its memory is in use
+    assert not bench.backend.closed  # its batch still runs
     bench.end(running)
     assert bench.step() == {1: 1}
     assert bench.backend.closed
@@ -412,7 +412,7 @@ def test_close_waits_for_running_batches(make_bench: MakeBench) -> None:
 
 
 class Interleaving(RuleBasedStateMachine):
-    """Any order of submissions, cancellations, endings and time: every job ends once, in one way."""
+    """In any order of submissions, cancellations, endings and time, every job ends exactly once."""
 
     @initialize(
         instances=st.integers(1, 3),
@@ -477,7 +477,7 @@ class Interleaving(RuleBasedStateMachine):
                 assert self.deadline_s[job_id] <= self.bench.now_s
                 self.waiting.remove(job_id)
             self.end(job_id, meaning)
-        assert not self.finished  # all that had finished was collected
+        assert not self.finished  # all finished batches were collected
         for together in self.bench.told[told_before:]:
             assert all(self.deadline_s[job_id] > self.bench.now_s for job_id in together)
             for job_id in together:

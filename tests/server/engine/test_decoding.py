@@ -1,4 +1,4 @@
-"""Threads that decode."""
+"""The threads that decode."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Which engine gets an image, by numbers; the workers' common table is an array."""
+"""Which engine gets an image, with an array in place of the table that workers share."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ MODELS = frozenset({"a", "b"})
 
 
 def engines(count: int = 2, *, workers: int = 1, row: int = 0) -> Engines:
-    """All of them up."""
+    """Engines that are all up."""
     return up(Engines(np.zeros((workers, count)), row), count)
 
 
@@ -20,7 +20,7 @@ def up(found: Engines, count: int) -> Engines:
 
 
 def submit(found: Engines, count: int, model: str = "a") -> list[int]:
-    """Where so many images go, none of which is answered meanwhile."""
+    """The engines that get `count` images, of which none is answered meanwhile."""
     chosen = []
     for _ in range(count):
         engine = found.choose(model)
@@ -52,7 +52,7 @@ def test_of_busy_ones_that_could_take_it_into_their_next_batch_the_first_to_be_c
     for engine in range(2):
         for _ in range(8):
             found.learn(engine, "a", 8, 0.008)
-    assert submit(found, 6) == [0, 1] * 3  # and not where the last batch has only just begun
+    assert submit(found, 6) == [0, 1] * 3  # not where the last batch has only just begun
     found.end(0, 0.001)
     assert submit(found, 1) == [0]
 
@@ -86,7 +86,7 @@ def test_what_is_slow_is_given_less_and_is_tried_again_some_time() -> None:
         lone.learn(engine, "a", 1, 0.001)
         tries.append(engine)
     assert tries[0] == 1
-    assert 0 in tries  # it is as fast as the other by now, which only trying could tell
+    assert 0 in tries  # it may be as fast as the other by now, which only a try can show
 
 
 def test_an_engine_that_is_gone_or_lacks_the_model_gets_nothing() -> None:
@@ -100,7 +100,7 @@ def test_an_engine_that_is_gone_or_lacks_the_model_gets_nothing() -> None:
     assert not found.expects("b")
     assert (found.expects("a"), found.away, found.any_up, found.expected) == (True, [1], True, True)
     found.up(1, MODELS)
-    assert submit(found, 1) == [1]  # what it had is forgotten
+    assert submit(found, 1) == [1]  # its former load is forgotten
 
 
 def test_what_is_to_go_is_still_submitted_for_who_has_begun_and_not_had_by_anybody_else() -> None:

@@ -1,4 +1,4 @@
-"""What models take of an engine's memory."""
+"""How much of an engine's memory models take."""
 
 from pathlib import Path
 

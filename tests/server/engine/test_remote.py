@@ -1,4 +1,4 @@
-"""The HTTP worker's side of the engine, with a real socket, real shared memory, and an engine that the test plays."""
+"""The HTTP worker's side of the engine, with a real socket, real shared memory, and a fake engine."""
 
 import asyncio
 import contextlib
@@ -38,7 +38,7 @@ NO_IMAGE = 255
 
 
 class PlayedEngine:
-    """The engine's end of the socket: the test decides what it says."""
+    """The engine's end of the socket; the test decides what it sends."""
 
     def __init__(self, address: str, slots: Slots) -> None:
         self.address = address
@@ -56,7 +56,7 @@ class PlayedEngine:
         return self._channel
 
     def close(self) -> None:
-        """What a crash leaves of it: nothing."""
+        """Close everything, as a crash does."""
         self.channel.close()
         self._listener.close()
 
@@ -74,7 +74,7 @@ class PlayedEngine:
         return self._waiting.popleft()
 
     async def arrived(self) -> list[Submit | Cancel]:
-        """What has arrived, and what happens to do so within a moment: more may be on its way."""
+        """The requests that have arrived, or do so within a moment; more may be on their way."""
         requests = []
         with contextlib.suppress(TimeoutError):
             while True:
@@ -106,7 +106,7 @@ class PlayedEngine:
         return Answer(request.id, np.ones(1, np.float32).tobytes(), classes.tobytes(), b"", 0.25, 0.5, 3)
 
     def start(self, *requests: Submit) -> None:
-        """Run them: if the engine dies now, it dies of them."""
+        """Mark them as running: if the engine dies now, they are held responsible."""
         self._slots.running[[request.slot for request in requests]] = True
 
     def pixel(self, request: Submit) -> int:
@@ -168,7 +168,7 @@ class Bench:
         return asyncio.create_task(alone())
 
     def classify_crops(self, image: int) -> "asyncio.Task[list[Classes]]":
-        """All ten crops, and the logits of each."""
+        """Classify with all ten crops, and the logits of each."""
         deadline_s = time.monotonic() + FOREVER_S
         return asyncio.create_task(self.remote.classify(bytes([image]), self.model, None, deadline_s, crops=10))
 
@@ -184,7 +184,7 @@ class Bench:
 async def until(condition: Callable[[], bool]) -> None:
     """Let the loop turn until the condition holds."""
     async with asyncio.timeout(PATIENCE_S):
-        while not condition():  # noqa: ASYNC110 the client has no event for it: a slot that is free again tells nobody
+        while not condition():  # noqa: ASYNC110 the client has no event for a slot that is free again
             await asyncio.sleep(0)
 
 
@@ -199,7 +199,7 @@ async def failure_of(classifying: Awaitable[object]) -> Code:
 
 
 async def hears_nothing_of_the_past(engine: PlayedEngine, bench: Bench) -> None:
-    """What it hears first is a new request, though requests arrive in the order in which they were sent."""
+    """Check that the engine gets nothing older than a new request; they arrive in the order of sending."""
     new = bench.classify(200)
     request = await engine.submitted()
     assert engine.pixel(request) == 200
@@ -208,7 +208,7 @@ async def hears_nothing_of_the_past(engine: PlayedEngine, bench: Bench) -> None:
 
 
 async def leave(classifying: "asyncio.Task[Any]") -> None:
-    """The client of this request goes."""
+    """Disconnect the client of this request."""
     classifying.cancel()
     with pytest.raises(asyncio.CancelledError):
         await classifying
@@ -225,7 +225,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 def play_with(
     manifest: Manifest, scenario: Callable[[Bench], Coroutine[Any, Any, None]], slots: int = 2, threads: int = 2
 ) -> None:
-    """Run a scenario in the event loop that the server uses; nothing may be left under way at its end."""
+    """Run a scenario in the server's kind of event loop; nothing may be under way at its end."""
 
     async def scene(folder: Path) -> None:
         bench = Bench(manifest, slots, threads, folder)
@@ -340,7 +340,7 @@ def test_one_failed_crop_fails_the_request_and_frees_all_its_slots(play: Play) -
 
 def test_an_average_ranks_by_the_mean_probability() -> None:
     def answer(*probabilities: float) -> Classes:
-        logits = np.log(np.array(probabilities, np.float32)) + 100  # softmax does not mind
+        logits = np.log(np.array(probabilities, np.float32)) + 100  # a constant does not change the softmax
         nothing = np.empty(0, np.float32)
         return Classes(nothing, nothing.astype(np.int32), logits, 2.0, 3.0, 4, 0.5, 1.0)
 
@@ -608,7 +608,7 @@ def test_an_answer_that_was_sent_before_the_engine_died_is_not_lost(play: Play) 
         classifying = bench.classify(1)
         request = await first.submitted()
         first.start(request)
-        await first.answer(request)  # it has arrived, and the event loop has not turned since
+        await first.answer(request)  # it has arrived, but the event loop has not read it yet
         bench.engine_down()
         second = bench.engine_up()
         assert await class_of(classifying) == 1
@@ -643,7 +643,7 @@ def test_what_waits_for_an_engine_that_then_is_given_up_is_told_so(play: Play) -
         classifying = bench.classify(1)
         await engine.submitted()
         bench.engine_down(recovering=True)
-        bench.remote.engine_down(0, recovering=False)  # the new one crashed while it loaded
+        bench.remote.engine_down(0, recovering=False)  # the new one crashed while loading
         assert await failure_of(classifying) is Code.ENGINE_UNAVAILABLE
 
     play(scenario)
@@ -753,7 +753,7 @@ ACTIONS = st.lists(
 
 
 class Chaos:
-    """Plays any sequence of events, and knows what may come of each request."""
+    """Plays any sequence of events, and knows which outcomes each request may have."""
 
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
@@ -819,11 +819,11 @@ class Chaos:
                 del self.held[request.id]
                 self.running.discard(request.id)
             await engine.reply(*replies)
-            # Read by the client, so that it is clear what a crash that comes next leaves unanswered.
+            # Wait until the client has read them, so that it is known what a later crash leaves unanswered.
             await until(lambda: not any(request.id in self.bench.remote._futures for request in some))
 
     async def end(self) -> None:
-        """Let everything come to its end, and look at it."""
+        """Let every request end, and check its outcome."""
         for gate in self.bench.gates.values():
             gate.set()
         await self.act("up", 0)

@@ -1,4 +1,4 @@
-"""The scheduler against its promises: single situations first, then any sequence against a naive model of it."""
+"""The scheduler's promises: single situations first, then any sequence of calls, compared with a naive model."""
 
 from itertools import count, takewhile
 
@@ -144,7 +144,7 @@ def test_a_batch_shrinks_until_it_meets_the_earliest_deadline() -> None:
     scheduler = scheduler_of(*(job(name, deadline_s=10.0) for name in "abcdefg"))
     observe(scheduler, {1: 4.0, 2: 4.0, 4: 4.0, 8: 6.5})
     assert taken(scheduler, 4.0) == "abcd"  # all seven count as eight: until 10.5; four: until 8
-    assert taken(scheduler, 9.5) == "e"  # too late for it, probably: it is tried
+    assert taken(scheduler, 9.5) == "e"  # probably too late, but it is tried
 
 
 def test_only_deadlines_in_the_batch_shrink_it() -> None:
@@ -171,7 +171,7 @@ def test_latency_is_learned_for_each_bucket_and_new_measurements_weigh_a_fifth()
         ({1: 1.0, 2: 1.1, 4: 1.2, 8: 1.3}, ["abcdefg"]),  # a GPU: seven cost what eight do, and four cost more each
         ({1: 1.0, 2: 1.9, 4: 4.1, 8: 8.5}, ["ab", "cd", "ef", "g"]),  # a CPU whose caches hold two
         ({1: 1.0, 2: 2.1, 4: 4.4, 8: 9.0}, ["a", "b", "c", "d", "e", "f", "g"]),
-        ({1: 1.0, 2: 2.0, 4: 4.0, 8: 7.0}, ["abcdefg"]),  # of those that cost the same, the most
+        ({1: 1.0, 2: 2.0, 4: 4.0, 8: 7.0}, ["abcdefg"]),  # the largest of the sizes that cost the same
     ],
 )
 def test_a_batch_has_the_size_that_costs_least_for_each_image(latency_s: dict[int, float], batches: list[str]) -> None:
@@ -288,7 +288,7 @@ FREE = st.sampled_from([0.0, 1 / 3, 1 / 2, 2 / 3, 1.0])
 
 
 class Schedule(RuleBasedStateMachine):
-    """Any sequence of calls, watched by a naive model. All times are whole seconds: no rounding anywhere."""
+    """Any sequence of calls, checked by a naive model. All times are whole seconds, so nothing is rounded."""
 
     @initialize(models=st.lists(st.tuples(LIMITS, COSTS, SHARES), min_size=1, max_size=3))
     def start(self, models: list[tuple[Limits, list[int], float]]) -> None:
@@ -297,11 +297,11 @@ class Schedule(RuleBasedStateMachine):
         self.ended: set[object] = set()
         self.limits = [limits for limits, _, _ in models]
         self.shares = [share for _, _, share in models]
-        self.true_s = [costs for _, costs, _ in models]  # of each size of batch; it always takes as long
+        self.true_s = [costs for _, costs, _ in models]  # of each size of batch; constant
         self.known: list[dict[int, float]] = [{} for _ in models]
         self.batches = [0 for _ in models]
         self.waiting: list[list[Job[None]]] = [[] for _ in models]
-        self.deadlines: list[list[float]] = [[] for _ in models]  # of all jobs, also of those that are gone
+        self.deadlines: list[list[float]] = [[] for _ in models]  # of all jobs, including those that are gone
         self.scheduler: Scheduler[None] = Scheduler()
         for model, limits in enumerate(self.limits):
             self.scheduler.add_model(model, limits, self.shares[model])
@@ -374,7 +374,7 @@ class Schedule(RuleBasedStateMachine):
         assert len(self.scheduler) == 0
 
     def take_now(self, free: float) -> bool:
-        """Take, check all that is promised of it, and say whether anything left."""
+        """Take a batch, check every promise about it, and return whether anything left the queue."""
         decided = self.scheduler.take(self.now_s, free=free)
         dead = [one for queue in self.waiting for one in queue if one.deadline_s <= self.now_s]
         assert list(decided.expired) == dead
@@ -424,7 +424,7 @@ class Schedule(RuleBasedStateMachine):
         return self.now_s + self.predicted(model, size) <= deadline_s
 
     def due(self, model: int, *, early: bool = False) -> bool:
-        """The model's next batch must start; or may, for the sake of a deadline of a job that has left (`early`)."""
+        """Whether the model's next batch must start; `early`: or may, for the deadline of a job that has left."""
         queue, limits = self.waiting[model], self.limits[model]
         if not queue:
             return False

@@ -1,4 +1,4 @@
-"""The life of requests, event by event, with numbers for clocks and slots and nothing real around it."""
+"""The life of requests, event by event, with numbers as time and slots, and nothing real around it."""
 
 from collections.abc import Sequence
 
@@ -142,7 +142,7 @@ def test_where_one_crash_is_enough_it_runs_alone_and_is_not_tried_again() -> Non
     assert code_of(ended) == Code.ENGINE_CRASHED
     (ticket,) = admit(tickets)
     decoded = tickets.decoded([ticket], Decoded(1.0, 4.0), 4.0)
-    assert (decoded, ticket.state) == ([], State.WAITING)  # for the next engine, as what no engine has run
+    assert (decoded, ticket.state) == ([], State.WAITING)  # for the next engine, like a ticket that no engine has run
 
 
 def test_an_engine_that_is_not_to_come_back_soon_ends_all_that_waits_and_refuses_the_rest() -> None:
@@ -182,7 +182,7 @@ def test_only_the_pace_of_an_engine_that_was_there_all_the_time_is_learned() -> 
     tickets.engine_up(0, MODELS, 50.0)
     tickets.replied(answer(waited), 51.0)
     admit(tickets, now_s=51.0)
-    tickets.check(1, 0.1)  # nothing is known of its pace
+    tickets.check(1, 0.1)  # its pace is unknown
     (quick,) = admit(tickets, now_s=51.0)
     decode(tickets, [quick], 51.5)
     tickets.replied(answer(quick), 52.0)
@@ -192,7 +192,7 @@ def test_only_the_pace_of_an_engine_that_was_there_all_the_time_is_learned() -> 
 
 
 def kept(tickets: Tickets, crops: int = 1, *, now_s: float = 0.5) -> list[Ticket]:
-    """Tickets that have an answer, and keep their pixels."""
+    """Tickets that have their answer but keep their pixels."""
     admitted = admit(tickets, crops, now_s=now_s)
     for ticket in admitted:
         ticket.kept = True
@@ -222,7 +222,7 @@ def test_the_whole_time_of_what_was_asked_twice_is_learned_once() -> None:
     tickets.replied(answer(ticket), 5.0)
     tickets.give_up(ticket)
     (under_way,) = admit(tickets, now_s=6.0)
-    with pytest.raises(ServiceError) as error:  # 4 s for each place
+    with pytest.raises(ServiceError) as error:  # an image takes 4 s
         tickets.check(1, 3.9)
     assert error.value.code is Code.OVERLOADED
     tickets.check(1, 8.1)
@@ -317,4 +317,4 @@ def test_what_only_an_engine_that_is_away_has_waits_for_that_one() -> None:
     with pytest.raises(ServiceError) as error:
         admit(tickets, now_s=6.0)
     assert error.value.code is Code.ENGINE_UNAVAILABLE
-    tickets.check(1, 10.0)  # for the other models there is an engine
+    tickets.check(1, 10.0)  # other models have an engine

@@ -1,4 +1,4 @@
-"""`grpc.health.v1` and reflection, asked by the clients that are published for them."""
+"""`grpc.health.v1` and reflection, used by their published clients."""
 
 import queue
 from collections.abc import Iterator

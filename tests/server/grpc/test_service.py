@@ -1,4 +1,4 @@
-"""The Open Inference Protocol over gRPC: NVIDIA's own client, and what others may send."""
+"""The Open Inference Protocol over gRPC: with NVIDIA's own client, and with messages that others may send."""
 
 import asyncio
 import itertools
@@ -59,7 +59,7 @@ def client(server: RunningServer) -> Iterator[triton.InferenceServerClient]:
 
 @pytest.fixture
 def stub(server: RunningServer) -> Iterator[GRPCInferenceServiceStub]:
-    """The published stub without the client around it: it sends what no client would."""
+    """The published stub without the client around it, to send what no client would."""
     with grpc.insecure_channel(server.grpc_address, [("grpc.max_send_message_length", -1)]) as channel:
         yield GRPCInferenceServiceStub(channel)
 
@@ -125,7 +125,7 @@ def test_an_answer_is_that_of_classify(model_repository: Path) -> None:
     classes: NDArray[np.int32] = result.as_numpy("indices")
     assert classes.tolist() == [[each["class_id"] for each in predictions] for predictions in expected]
     probabilities = [[each["probability"] for each in predictions] for predictions in expected]
-    # The batch may be another, which changes the order in which the runtime adds.
+    # In a batch of another size, the runtime adds in another order.
     np.testing.assert_allclose(result.as_numpy("probabilities"), probabilities, atol=1e-5)
 
 
@@ -138,7 +138,7 @@ def test_outputs_come_as_they_are_requested(client: triton.InferenceServerClient
 
 
 def test_typed_contents_are_understood(stub: GRPCInferenceServiceStub) -> None:
-    """As KServe's own text has them."""
+    """As in KServe's specification."""
     image = pb.ModelInferRequest.InferInputTensor(name="encoded", datatype="BYTES", shape=[1])
     image.contents.bytes_contents.append(red_image(5))
     answer = stub.ModelInfer(pb.ModelInferRequest(model_name="tiny", inputs=[image]))
@@ -170,7 +170,7 @@ def test_the_asynchronous_clients_are_answered(server: RunningServer, client: tr
 
 
 def test_statistics_are_those_of_all_processes(client: triton.InferenceServerClient) -> None:
-    before = client.get_inference_statistics("tiny").model_stats[-1]  # the newest version, which is asked
+    before = client.get_inference_statistics("tiny").model_stats[-1]  # the newest version, which answers
     client.infer("tiny", [pixels(1, 2, 3)])
     after = client.get_inference_statistics("tiny").model_stats[-1]
     assert after.inference_count == before.inference_count + 3
@@ -179,7 +179,7 @@ def test_statistics_are_those_of_all_processes(client: triton.InferenceServerCli
 
 
 def streamed(client: triton.InferenceServerClient, count: int, *asked: Any, **changes: Any) -> list[Any]:
-    """The answers, or errors, of a stream over which each of `asked` is sent for itself."""
+    """The answers or errors of a stream over which each of `asked` is sent separately."""
     answers: queue.Queue[Any] = queue.Queue()
     client.start_stream(lambda result, error: answers.put(error or result))
     try:
@@ -249,7 +249,7 @@ def test_streams_that_could_need_too_much_memory_are_refused(tmp_path: Path) -> 
 
 
 def test_a_stream_has_no_more_under_way_than_it_may_and_is_answered_when_the_server_ends(tmp_path: Path) -> None:
-    """Half of the worker's 8 places; what is not read by then is not answered, and the call ends."""
+    """A stream may use half of the worker's 8 places; at the end, requests not read yet are not answered."""
     tiny.write(tmp_path)
     reds = range(1, 10)
     answers: queue.Queue[Any] = queue.Queue()
@@ -372,7 +372,7 @@ def test_other_calls_have_them_too(client: triton.InferenceServerClient) -> None
         with pytest.raises(InferenceServerException) as raised:
             call()
         assert raised.value.status() == f"StatusCode.{status}"
-    client.unregister_system_shared_memory()  # as clients do when they start: there is nothing
+    client.unregister_system_shared_memory()  # as clients do at their start; nothing is registered
     client.unregister_cuda_shared_memory()
 
 
@@ -390,7 +390,7 @@ def test_a_message_is_bounded_also_in_what_it_decompresses_to(
 
 
 def send(channel: grpc.Channel, messages: Iterator[bytes]) -> grpc.StatusCode:
-    """How `ModelInfer` ends for bytes as they are, as many messages as there are."""
+    """The status with which `ModelInfer` ends for these raw messages."""
     call: Any = channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")
     code: grpc.StatusCode = call.future(messages).code()
     return code
@@ -405,7 +405,7 @@ def test_bytes_that_are_no_message_are_refused(server: RunningServer) -> None:
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(content=st.binary(max_size=60), cut=st.integers(0, 200), at=st.integers(0, 200))
 def test_no_bytes_make_an_error_of_the_servers_own(server: RunningServer, content: bytes, cut: int, at: int) -> None:
-    """Bytes put into a message, in the place of others or not, or alone."""
+    """Bytes alone, and bytes put into a message, replacing others or not."""
     message = _request().SerializeToString()
     with grpc.insecure_channel(server.grpc_address) as channel:
         for sent in (content, message[:at] + content + message[at + cut % 9 :]):
@@ -503,7 +503,7 @@ def test_every_error_has_its_status() -> None:
 
 
 def test_our_part_of_the_protocol_is_as_it_was_published() -> None:
-    """Names, numbers and types of every field and call, compared with those that the client was built from."""
+    """Compares names, numbers and types of every field and call with those that the client was built from."""
     program = (
         "import sys; from server.grpc.inference_pb2 import DESCRIPTOR as file\n"
         "sys.stdout.buffer.write(file.serialized_pb)"

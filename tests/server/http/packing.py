@@ -1,4 +1,4 @@
-"""Archives of files, as anybody may send them."""
+"""Archives of files, as clients may send them."""
 
 import io
 import tarfile
@@ -12,7 +12,7 @@ Members = Sequence[tuple[str, bytes]]
 def zipped(members: Members, method: int = zipfile.ZIP_DEFLATED) -> bytes:
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", method) as archive, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of names that come twice
+        warnings.simplefilter("ignore")  # about duplicate names
         for name, content in members:
             archive.writestr(zipfile.ZipInfo(name), content, compress_type=method)
     return stream.getvalue()

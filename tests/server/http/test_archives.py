@@ -1,4 +1,4 @@
-"""Zips as anybody may send them: in order, within bounds, and whatever is wrong has a code."""
+"""Zips as clients may send them: files come in order and within bounds, and every fault has a code."""
 
 import bz2
 import gzip
@@ -24,7 +24,7 @@ PACKERS = [
 
 
 def read(archive: bytes) -> list[tuple[str, bytes | Code]]:
-    """Each file with its bytes, or the code of its own problem."""
+    """Each file with its bytes or the code of its problem."""
     found: list[tuple[str, bytes | Code]] = []
     for file in archives.files(archive):
         try:
@@ -160,7 +160,7 @@ def test_a_size_that_lies_yields_no_more_bytes(claimed: int, outcome: bytes | Co
     at = archive.index(b"PK\x01\x02") + 24
     archive[at : at + 4] = claimed.to_bytes(4, "little")
     (file,) = archives.files(bytes(archive))
-    assert file.size == claimed  # the upload is refused for it, where it is too much
+    assert file.size == claimed  # if it is too large, the upload is refused
     assert read(bytes(archive)) == [("a", outcome)]
 
 

@@ -51,7 +51,7 @@ def post(server: RunningServer, body: bytes, **parameters: Any) -> httpx.Respons
 
 
 def classes(response: httpx.Response) -> list[tuple[str, int | str]]:
-    """Of each result its name, and its best class or the code of its problem."""
+    """The name of each result, with its best class or the code of its problem."""
     assert response.status_code == 200, response.text
     found: list[tuple[str, int | str]] = []
     for result in response.json()["results"]:
@@ -197,7 +197,7 @@ def test_single_requests_keep_no_batch_out(eight: GatedServer) -> None:
 
 
 def test_what_comes_too_late_is_that_images_problem(eight: GatedServer) -> None:
-    until(lambda: eight.pending() == 0)  # else all of it might be refused at the door
+    until(lambda: eight.pending() == 0)  # else the whole request might be refused
     with eight.hold(30):
         response = eight.client.post("/classify/batch", content=batch(range(60)), headers={"X-Request-Timeout": "0.5"})
     outcomes = [outcome for _, outcome in classes(response)]

@@ -1,4 +1,4 @@
-"""What a calibrated model says of how sure it is, by each transport."""
+"""What a calibrated model says about how sure it is, over each transport."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -97,7 +97,7 @@ def test_what_cannot_be_said_is_refused(
 
 @pytest.fixture(params=["http", "grpc"])
 def triton(server: RunningServer, request: pytest.FixtureRequest) -> Iterator[Any]:
-    """Each of NVIDIA's clients, by its module."""
+    """A client from each of NVIDIA's modules."""
     module: Any = {"http": tritonclient.http, "grpc": tritonclient.grpc}[request.param]
     address = server.grpc_address if request.param == "grpc" else server.url.removeprefix("http://")
     with module.InferenceServerClient(address) as client:
@@ -113,7 +113,7 @@ def ask(triton: Any, *reds: int, outputs: tuple[str, ...] = (), **parameters: An
 
 
 def test_tensors_have_rows_of_one_length_and_say_what_is_known(triton: Any) -> None:
-    found = ask(triton, 0, 100, coverage=0.5, reject=True)  # there is nothing below 0: what is above is more probable
+    found = ask(triton, 0, 100, coverage=0.5, reject=True)  # nothing below 0: those above are more probable
     indices, probabilities, labels = (found.as_numpy(name) for name in ("indices", "probabilities", "labels"))
     assert indices.tolist() == [[0, 1, 2], [100, -1, -1]]
     assert labels[1].tolist() == [b"red 100", b"", b""]

@@ -1,4 +1,4 @@
-"""Several models of which each is asked only where the one before it was not sure, over every transport."""
+"""Cascades, which ask each model only if the one before it was not sure, over every transport."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ from tests.server.running import GatedServer, until
 
 
 def image(red: int, green: int, *, sure: bool) -> bytes:
-    """One that is green for whoever looks at that; who looks at red is sure of it, or sees as much of the next."""
+    """An image of these levels; a model of green is sure of it, one of red only if `sure`: else two classes tie."""
     picture = Image.new("RGB", (32, 32), (red, green, 0))
     if not sure:
         picture.paste((red + 1, green, 0), (16, 0, 32, 32))
@@ -154,7 +154,7 @@ def test_a_deadline_that_passes_while_the_next_member_is_asked_gives_the_answer_
         assert (response.json()["answered_by"], response.json()["cut_short"]) == ("red", True)
     until(lambda: server.pending() == 0)
     assert counted(server, "same", "red", "cut_short") == 1
-    # It is not remembered as if it had been the last word.
+    # It was not remembered as the final answer.
     assert answer(server, image(50, 0, sure=False)) == (0, "green", False)
 
 
@@ -193,6 +193,6 @@ def test_without_one_of_its_members_a_cascade_is_not_served(tmp_path: Path) -> N
             reason = server.client.get("/models").json()["refused"]["same version 1"]
             assert reason == "its member green version 1 is not served"
             let_go()
-            assert asked.result(60) == (200, "green", False)  # what was under way has its members until its end
+            assert asked.result(60) == (200, "green", False)  # a request under way keeps its members until it ends
         assert server.client.post("/v2/repository/models/green/load").status_code == 200
         until(lambda: server.classify(SURE, model="same").status_code == 200)

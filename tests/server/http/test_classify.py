@@ -242,7 +242,7 @@ def test_several_workers_share_the_port(tmp_path: Path) -> None:
     with RunningServer(tmp_path, http_workers=3, queue_size=96) as server:
         reds = list(range(60))
         answers = []
-        for red in reds:  # each on a connection of its own, which the kernel gives to one of the workers
+        for red in reds:  # each on a new connection, which the kernel gives to one of the workers
             server.client.headers["Connection"] = "close"
             answers.append(server.classify(red_image(red)).json()["predictions"][0]["class_id"])
         assert answers == reds
@@ -258,4 +258,4 @@ def test_an_idle_connection_is_kept_for_as_long_as_the_setting_says(tmp_path: Pa
             for _ in range(2):
                 connection.request("POST", "/classify", red_image(1))
                 assert connection.getresponse().read()
-            assert connection.sock.recv(1) == b""  # closed by the server; if it never is, this waits in vain
+            assert connection.sock.recv(1) == b""  # closed by the server; otherwise this would time out

@@ -1,4 +1,4 @@
-"""What `cancelled_when_gone` does, without a server."""
+"""`cancelled_when_gone`, without a server."""
 
 import asyncio
 import gc

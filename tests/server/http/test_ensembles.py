@@ -1,4 +1,4 @@
-"""Several models that are served as one."""
+"""Several models, served as one."""
 
 from collections.abc import Iterator
 from io import BytesIO

@@ -1,4 +1,4 @@
-"""What a request may have besides classes, of the same pass: logits, features, and where in the photo it saw them."""
+"""What a request may get besides classes, from the same forward pass: logits, features and heat maps."""
 
 from collections.abc import Iterator
 from io import BytesIO
@@ -20,7 +20,7 @@ from tests import tiny
 from tests.server.running import RunningServer, red_image
 
 MARGIN = Preprocessing(resize=32, crop=16, interpolation="bilinear", mean=(0.0,) * 3, std=(1.0,) * 3)
-"""Half of a photo's height is seen."""
+"""The model sees half of a photo's height."""
 
 
 @pytest.fixture(scope="module")
@@ -40,17 +40,17 @@ def ask(server: RunningServer, image: bytes, **parameters: object) -> Any:
 
 
 def photo(size: tuple[int, int], spot: tuple[int, int, int, int], orientation: int = 1) -> bytes:
-    """A black photo with a red spot where it is seen, stored as a camera does that was held so."""
+    """A black photo with a red spot, upright as given here, but stored as by a camera in this orientation."""
     seen = Image.new("RGB", size)
     seen.paste((255, 0, 0), spot)
-    turned = {5: 5, 6: 8, 7: 7, 8: 6}.get(orientation, orientation)  # what undoes it
+    turned = {5: 5, 6: 8, 7: 7, 8: 6}.get(orientation, orientation)  # the inverse
     stream = BytesIO()
     upright(seen, turned).save(stream, "PNG", exif=b"Exif\0\0" + exif(orientation))
     return stream.getvalue()
 
 
 def centre_of(answer: Any, size: tuple[int, int]) -> tuple[float, float]:
-    """Where in the photo, in pixels, the map of the best class is."""
+    """The centre of the best class's map, in pixels of the photo."""
     left, top, right, bottom = answer["heatmap"]["box"]
     values = np.array(answer["heatmap"]["maps"][0])
     rows, columns = values.shape
@@ -77,7 +77,7 @@ def test_logits_features_and_heat_maps_are_of_the_pass_that_gave_the_classes(ser
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_heat_map_lies_where_the_object_is_in_the_upright_photo(server: RunningServer, orientation: int) -> None:
-    """Of a photo wider than high, and one that is cropped on all sides."""
+    """For a model that sees the whole photo, and one that crops it on all sides."""
     size, spot = (90, 60), (50, 20, 56, 26)
     for model in ("whole", "middle"):
         answer = ask(server, photo(size, spot, orientation), include="heatmap", model=model)

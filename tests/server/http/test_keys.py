@@ -1,4 +1,4 @@
-"""API keys over HTTP and gRPC, at one real server."""
+"""API keys over HTTP and gRPC, against real servers."""
 
 import hashlib
 import os
@@ -27,7 +27,7 @@ PAGE = "https://page.example"
 
 
 def line(name: str, options: str = "") -> str:
-    """Of a key that is the name."""
+    """A line of the keys' file, for a key that equals its name."""
     return f"{name} {hashlib.sha256(name.encode()).hexdigest()} {options}\n"
 
 
@@ -198,7 +198,7 @@ def test_our_own_clients_send_a_key(server: RunningServer, tmp_path: Path) -> No
 
 
 def called(call: Callable[..., Any], message: Any, **metadata: str) -> tuple[str, str]:
-    """Status and stable code of a call that is refused; `OK` and nothing of one that is not."""
+    """Status and stable code of a refused call; `OK` and an empty string if it is not refused."""
     sent = tuple((name.replace("_", "-"), value) for name, value in metadata.items())
     try:
         call(message, metadata=sent, timeout=PATIENCE_S)
@@ -300,7 +300,7 @@ def test_a_file_that_changes_is_read_again_and_a_broken_one_changes_nothing(serv
 
 @pytest.fixture(scope="module")
 def public(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """Pages of two origins may use it."""
+    """A server that pages of two origins may use."""
     repository = tmp_path_factory.mktemp("repository")
     tiny.write(repository)
     (repository / "keys.txt").write_text(KEYS)
@@ -319,7 +319,7 @@ def test_metrics_can_be_for_admins_only(public: RunningServer) -> None:
 
 
 def from_page(server: RunningServer, origin: str) -> list[tuple[int, str | None]]:
-    """Status and allowed origin of the question whether it may, of a request with a key, and of one without."""
+    """Status and allowed origin of a preflight request, of a request with a key, and of one without."""
     asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization, x-api-key"}
     headers = {"Origin": origin}
     answers = [

@@ -17,7 +17,7 @@ from tests.server.running import RunningServer, red_image
 
 EXAMPLES = 40
 FEWER = 5
-"""For each operation of the protocols of others, which have tests of their own."""
+"""For each operation of third-party protocols, which have other tests."""
 
 Json = dict[str, Any]
 
@@ -30,7 +30,7 @@ def document(server: RunningServer) -> Json:
 
 @pytest.fixture(scope="module")
 def operations(document: Json) -> dict[str, Json]:
-    """By operation id."""
+    """The operations by their ids."""
     listed = [operation for methods in document["paths"].values() for operation in methods.values()]
     found = {operation["operationId"]: operation for operation in listed}
     assert len(found) == len(listed)
@@ -38,14 +38,14 @@ def operations(document: Json) -> dict[str, Json]:
 
 
 def resolved(document: Json, found: Json) -> Json:
-    """What a reference to a response means."""
+    """A response, with its reference resolved."""
     reference = found.get("$ref")
     answer: Json = document["components"]["responses"][reference.split("/")[-1]] if reference else found
     return answer
 
 
 def contents(document: Json, operation: Json) -> Iterator[Json]:
-    """Of its request and of all its answers."""
+    """The contents of an operation's request and of all its answers."""
     for each in (operation.get("requestBody", {}), *operation["responses"].values()):
         yield from resolved(document, each).get("content", {}).values()
 
@@ -66,7 +66,7 @@ def test_every_operation_says_how_it_fails(document: Json, operations: dict[str,
             assert (failure[0], failure[1]["schema"]) == (kind, {"$ref": f"#/components/schemas/{schema}"}), name
     codes = document["components"]["schemas"]["ErrorCode"]
     assert {*Code, "internal_error", "not_found"} < {*codes["x-extensible-enum"]}
-    assert "enum" not in codes  # or clients fail at those of a later version
+    assert "enum" not in codes  # or clients would fail at a later version's codes
 
 
 def test_every_example_fits_its_schema(document: Json, operations: dict[str, Json]) -> None:
@@ -134,7 +134,7 @@ def test_a_generated_python_client_classifies_and_reads_errors(
 
 @pytest.mark.slow
 def test_no_request_makes_the_server_contradict_its_document(server: RunningServer, tmp_path: Path) -> None:
-    # That a client gives an image one millisecond, and gets 504 for it, is no error of the server.
+    # A client that allows one millisecond and gets 504 has found no error of the server.
     expected = 'not_a_server_error.expected-statuses = ["2xx", "4xx", "503", "504"]'
     fewer = f'[[operations]]\ninclude-tag = ["v1", "v2", "huggingface"]\ngeneration.max-examples = {FEWER}'
     (tmp_path / "schemathesis.toml").write_text(f"[checks]\n{expected}\n{fewer}\n")
@@ -148,8 +148,8 @@ def test_no_request_makes_the_server_contradict_its_document(server: RunningServ
         "--seed",
         "1",
     ]
-    # No schema can say that a string of bytes is an image: that it is refused is no contradiction.
-    # A client that gives the server a millisecond gets a 504: errors of the server's own are looked for in its log.
+    # No schema can say that a string of bytes is an image, so refusing other bytes is no contradiction.
+    # A client that allows a millisecond gets a 504: the log, not the status, shows errors of the server's own.
     command += ["--exclude-checks", "positive_data_acceptance,not_a_server_error"]
     start = len(server.lines)
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""What operators ask a running server."""
+"""The routes for operators of a running server."""
 
 import os
 import platform
@@ -63,7 +63,7 @@ def test_head_is_answered_as_get_is_without_the_content(server: RunningServer, p
     head, get = server.client.head(path), server.client.get(path)
     assert (head.status_code, head.content) == (get.status_code, b"") == (200, b"")
     assert head.headers["content-type"] == get.headers["content-type"]
-    if path != "/metrics":  # which has changed meanwhile
+    if path != "/metrics":  # its content changes
         assert head.headers["content-length"] == get.headers["content-length"]
 
 

@@ -27,7 +27,7 @@ from tests.server.running import ROOT, GatedServer, RunningServer, red_image, un
 PHONES = [(320, 568), (390, 844)]
 LOOKS = [("light", (1280, 800)), ("dark", (390, 844))]
 FINGER = 44
-"""Pixels that it needs in each direction (WCAG 2.2, 2.5.5)."""
+"""Pixels that a target for a finger needs in each direction (WCAG 2.2, 2.5.5)."""
 LOCAL = "127.0.0.1"
 AXE = ROOT / "node_modules" / "axe-core" / "axe.min.js"
 AXE_VERSION = re.findall(r"axe-core@([\d.]+)", (ROOT / ".ci" / "run").read_text())[0]
@@ -62,7 +62,7 @@ class Browser:
         self.by_id("file").send_keys("\n".join(map(str, paths)))
 
     def drag(self, *paths: Path, **items: str) -> None:
-        """Drop files, or items of other kinds by the last part of their media type."""
+        """Drop files, or other items, named by the last part of their media type."""
         dragged = [{"mimeType": f"text/{kind.replace('_', '-')}", "data": text} for kind, text in items.items()]
         data = {"items": dragged, "files": [str(path) for path in paths], "dragOperationsMask": 1}
         for kind in ("dragEnter", "dragOver", "drop"):
@@ -76,7 +76,7 @@ class Browser:
 
     @contextmanager
     def looking(self, size: tuple[int, int], scheme: str = "light") -> Iterator[None]:
-        """On a screen of that size, a phone's where it is narrow, in that colour scheme."""
+        """Emulate a screen of that size and colour scheme; a narrow one is a phone's."""
         width, height = size
         phone = width < 500
         self.cdp("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
@@ -90,7 +90,7 @@ class Browser:
             self.cdp("Emulation.setEmulatedMedia", features=[])
 
     def axe(self) -> list[str]:
-        """What axe finds on the page as it is now: rule, and elements."""
+        """The rules that axe finds violated on the page as it is now, and the elements."""
         if not AXE.is_file():
             pytest.skip(f"no axe here: npm install --no-save --no-package-lock axe-core@{AXE_VERSION}")
         self.driver.execute_script(AXE.read_text())
@@ -106,12 +106,12 @@ class Browser:
         ActionChains(self.driver).send_keys(*keys).perform()
 
     def focused(self) -> str:
-        """The id, or where it has none the text, of what has the focus."""
+        """The id of the focused element, or its text if it has no id."""
         element = self.driver.switch_to.active_element
         return element.get_attribute("id") or element.text
 
     def bars(self) -> list[tuple[str, str]]:
-        """(label, percentage) of each bar, once they are those of the last answer."""
+        """(label, percentage) of each bar, once they show the last answer."""
         until(lambda: self.by_id("bars").get_attribute("aria-busy") == "false")
         items = self.driver.find_elements(By.CSS_SELECTOR, "#bars li")
         found = []
@@ -132,7 +132,7 @@ class Browser:
         return log
 
     def requests(self) -> set[str]:
-        """Every address that the page asked the network for since this was last called."""
+        """Every address that the page has requested since the last call."""
         messages = [json.loads(entry["message"])["message"] for entry in self.logged("performance")]
         sent = [one["params"] for one in messages if one["method"] == "Network.requestWillBeSent"]
         sent = [one for one in sent if not one["documentURL"].startswith("chrome:")]
@@ -169,7 +169,7 @@ def one_browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture
 def browser(one_browser: Browser, server: RunningServer) -> Browser:
-    """On the page, with the models known."""
+    """A browser on the page, which has loaded the list of models."""
     return opened(one_browser, server)
 
 
@@ -201,7 +201,7 @@ def test_a_chosen_image_has_the_five_bars_of_its_answer(
     assert len(bars) == 5
     assert bars == shown(server.classify(red_image(77)).json())
     assert browser.text("summary") == ", ".join(bars[0])
-    assert browser.text("facts") == ""  # whoever looks for them unfolds them
+    assert browser.text("facts") == ""  # folded until somebody opens them
     browser.driver.find_element(By.CSS_SELECTOR, "#details summary").click()
     assert "tiny version 1" in browser.text("facts")
     assert "Inference" in browser.text("facts")
@@ -241,7 +241,7 @@ def test_the_keyboard_is_enough(browser: Browser, tmp_path: Path) -> None:
         visited.append(browser.focused())
     assert visited == ["Try it", "Models", "Metrics", "API", "file"]
     button = browser.driver.find_element(By.CSS_SELECTOR, "label[for=file]")
-    assert button.value_of_css_property("outline-style") == "solid"  # where the focus is can be seen
+    assert button.value_of_css_property("outline-style") == "solid"  # the focus is visible
     browser.choose(image(tmp_path, 56))  # what the system's dialog would do
     until(lambda: browser.sees(56))
     browser.press(Keys.TAB)
@@ -286,7 +286,7 @@ def test_a_calibrated_model_says_what_its_bars_mean_and_what_it_does_not_know(br
 
 
 def test_a_heat_map_lies_over_the_photo_where_it_is_switched_on(browser: Browser, tmp_path: Path) -> None:
-    """Of a photo twice as wide as high, whose middle is seen and whose red is in the right half of that."""
+    """For a photo twice as wide as high: the model sees its middle, and the right half of that is red."""
     photo = Image.new("RGB", (64, 32))
     photo.paste((255, 0, 0), (32, 0, 48, 32))
     photo.save(tmp_path / "photo.png")
@@ -406,7 +406,7 @@ def test_what_is_no_image_has_its_problem_shown(browser: Browser, server: Runnin
     assert browser.text("problem").startswith("notes.txt is not a photo that this server can read.")
     assert browser.bars() == []
     assert browser.by_id("samples").is_displayed()
-    assert not browser.by_id("again").is_displayed()  # it would end in the same way
+    assert not browser.by_id("again").is_displayed()  # it would fail again
     browser.choose(image(tmp_path, 5))
     until(lambda: browser.sees(5))
     assert browser.text("problem") == ""
@@ -534,7 +534,7 @@ def test_a_server_with_keys_asks_for_one(one_browser: Browser, tmp_path: Path) -
         assert browser.focused() == "key-value"
         assert not browser.by_id("drop").is_displayed()
         give("nobodys")
-        main = browser.driver.find_element(By.TAG_NAME, "main")  # in which one form takes the place of another
+        main = browser.driver.find_element(By.TAG_NAME, "main")  # in which one form replaces another
         until(lambda: "does not know this key" in main.text)
         give("secret")
         until(browser.by_id("model").is_enabled)
@@ -543,7 +543,7 @@ def test_a_server_with_keys_asks_for_one(one_browser: Browser, tmp_path: Path) -
         until(lambda: browser.sees(44))
         browser.go("Metrics")
         until(lambda: "needs admin" in browser.text("metrics-problem"))
-        assert browser.text("status") == "ready"  # which probes tell, to anybody
+        assert browser.text("status") == "ready"  # from probes, which need no key
         browser.driver.refresh()
         until(browser.by_id("model").is_enabled)  # without being asked again
         assert browser.driver.execute_script("return JSON.stringify(localStorage) + document.cookie") == "{}"
@@ -626,7 +626,7 @@ def test_a_phone_scrolls_in_one_direction_only(browser: Browser, size: tuple[int
         until(lambda: browser.sees(200))
         first = browser.driver.find_element(By.CSS_SELECTOR, "#bars li")
         box = browser.driver.execute_script("return arguments[0].getBoundingClientRect().toJSON()", first)
-        assert 0 <= box["top"] < box["bottom"] <= height  # the answer is in view, without a finger
+        assert 0 <= box["top"] < box["bottom"] <= height  # the answer is in view without scrolling
         for view in ("Try it", "Models", "Metrics"):
             browser.go(view)
             assert browser.driver.execute_script(fits) == width

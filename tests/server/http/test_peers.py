@@ -1,4 +1,4 @@
-"""Who a request is from, with and without proxies that are trusted."""
+"""Which address a request comes from, with and without trusted proxies."""
 
 from ipaddress import ip_network
 
@@ -26,10 +26,10 @@ def test_without_a_trusted_proxy_it_is_the_peer_whatever_it_says() -> None:
     ("forwarded", "expected"),
     [
         (("198.51.100.1",), "198.51.100.1"),
-        (("1.2.3.4, 198.51.100.1",), "198.51.100.1"),  # what is before it, the client itself may have written
+        (("1.2.3.4, 198.51.100.1",), "198.51.100.1"),  # the client may have written the part before it
         (("1.2.3.4", "198.51.100.1, 10.9.9.9"), "198.51.100.1"),  # over two proxies, in two fields
         (("2001:db8::1, fd00::2",), "2001:db8::1"),
-        (("10.1.1.1, 10.2.2.2",), "10.1.1.1"),  # a client inside
+        (("10.1.1.1, 10.2.2.2",), "10.1.1.1"),  # a client inside the trusted network
         (("nonsense",), "10.0.0.1"),
         (("nonsense, 10.5.5.5",), "10.5.5.5"),
         (("",), "10.0.0.1"),

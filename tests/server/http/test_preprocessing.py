@@ -1,4 +1,4 @@
-"""Models that want their images in other ways than most, in a real server."""
+"""Models with unusual preprocessing, in a real server."""
 
 from collections.abc import Iterator
 from io import BytesIO
@@ -64,7 +64,7 @@ def test_an_image_is_fitted_as_its_model_wants_it(server: RunningServer, model: 
 
 
 def test_independent_probabilities_are_ranked_and_do_not_sum_to_one(server: RunningServer) -> None:
-    """Of `2 c - c**2`, the logits of tests/tiny.py for a red of 1."""
+    """The logits of tests/tiny.py for a red of 1 are `2 c - c**2`."""
     predictions = server.classify(red_rows(1), model="own", top_k=4).json()["predictions"]
     assert [each["class_id"] for each in predictions] in ([1, 0, 2, 3], [1, 2, 0, 3])
     expected = 1 / (1 + np.exp([-1.0, 0.0, 0.0, 3.0]))

@@ -38,7 +38,7 @@ class Connection:
             self.socket.sendall(part)
 
     def answers(self, count: int = 1) -> list[tuple[int, dict[str, object]]]:
-        """Status and document of the next answers."""
+        """Status and document of each of the next answers."""
         with self.socket.makefile("rb") as stream:
             return [self._answer(stream) for _ in range(count)]
 
@@ -53,7 +53,7 @@ class Connection:
         return status, document
 
     def is_closed(self) -> bool:
-        """Once nothing is left to read; a reset is as good as an end."""
+        """Whether the server has closed it, once nothing is left to read; a reset counts as well."""
         try:
             return not self.socket.recv(1)
         except ConnectionResetError:
@@ -80,7 +80,7 @@ def digest_of(red: int) -> bytes:
 
 
 def chunked(red: int) -> bytes:
-    """All of it but the trailers."""
+    """A chunked upload, except for its trailers."""
     image = red_image(red)
     head = b"POST /classify HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked\r\n\r\n"
     return head + b"".join(b"1\r\n%c\r\n" % byte for byte in image) + b"0\r\n"
@@ -207,7 +207,7 @@ async def _checksum(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 class HeldUp:
-    """The same app, which takes each body and then waits until it may `go_on` with so many."""
+    """The same app, but it reads each body and then waits for a permit from `go_on`."""
 
     def __init__(self) -> None:
         self.begun = asyncio.Semaphore(0)
@@ -237,7 +237,7 @@ class Timer:
 
 
 class Clock:
-    """The event loop, but that its timers wait for `advance`."""
+    """The event loop, except that its timers wait for `advance`."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -260,7 +260,7 @@ class Clock:
 
 
 class InProcess:
-    """The protocol over a socket of this process, with a clock of its own."""
+    """The protocol over a socket within this process, with its own clock."""
 
     def __init__(self, app: ASGIApp = _checksum) -> None:
         self._config = Config(app, lifespan="off", log_config=None)
@@ -303,7 +303,7 @@ class InProcess:
         self._sent_bytes += sum(len(part) for part in parts)
 
     async def deliver(self, *parts: bytes) -> None:
-        """Send, and return once the protocol has got it."""
+        """Send, and return once the protocol has received it."""
         self.send(*parts)
         while self._heard_bytes < self._sent_bytes:
             self._heard.clear()
@@ -326,7 +326,7 @@ class InProcess:
         return self.protocol.transport.is_closing()
 
     async def is_closed(self) -> bool:
-        """Once nothing is left to read."""
+        """Whether the server has closed it, once nothing is left to read."""
         return not await self._reader.read(1)
 
 
@@ -400,7 +400,7 @@ def test_a_host_may_be_an_address_or_missing_in_http_1_0(server: RunningServer, 
 
 
 def test_who_is_refused_instead_of_told_to_continue_opens_another_connection(server: RunningServer) -> None:
-    """Whether what comes next on this one would be the body, nobody can tell."""
+    """On this one, the server could not tell whether the body comes next."""
     head = post(7, b"Expect: 100-continue")[: -len(red_image(7))]
     with Connection(server, head.replace(b"/classify", b"/classify?model=none")) as connection:
         assert [status for status, _ in connection.answers()] == [404]
@@ -508,7 +508,7 @@ def test_a_head_in_time_may_be_followed_by_a_slow_answer() -> None:
             allow(app, 4)
             for _ in range(3):
                 assert await connection.answer() == digest_of(1)
-            # Nor is the time counted in which the server reads nothing.
+            # The time in which the server reads nothing does not count either.
             assert await connection.answer(b"\r\n") == NOTHING
 
     uvloop.run(talk())
@@ -592,7 +592,7 @@ def test_of_a_client_that_had_left_nothing_is_begun() -> None:
 
 
 def closed_by_client(*requests: bytes, both: bool = False) -> bytes | None:
-    """Send them over TCP, and close one direction or both before they may be answered; None: nothing was awaited."""
+    """Send them over TCP, and close one direction, or both, before they may be answered; None: both were closed."""
 
     async def talk() -> bytes | None:
         app, lost = HeldUp(), asyncio.Event()
@@ -618,7 +618,7 @@ def closed_by_client(*requests: bytes, both: bool = False) -> bytes | None:
                 await asyncio.wait_for(lost.wait(), PATIENCE_S)
                 return None
             writer.write_eof()
-            first = await reader.read(1)  # the server knows
+            first = await reader.read(1)  # the server has noticed
             allow(app, len(requests))
             return first + await reader.read()
         finally:
@@ -716,7 +716,7 @@ def test_who_reads_nothing_of_an_answer_loses_the_connection() -> None:
             connection.send(post(1))
             await connection.writing_is_paused.wait()
             assert not connection.lost.is_set()
-            for _ in range(2):  # what has filled the socket's buffers meanwhile was progress
+            for _ in range(2):  # filling the socket's buffers counted as progress
                 connection.clock.advance(connection.protocol.stalled_s)
             await asyncio.wait_for(connection.lost.wait(), PATIENCE_S)
 
@@ -729,7 +729,7 @@ def test_an_upload_that_the_end_of_the_drain_cuts_off_gets_a_problem(tmp_path: P
         RunningServer(tmp_path, drain_timeout_ms=500, access_log="true") as server,
         Connection(server, post(1)[:-10]) as connection,
     ):
-        until(lambda: server.client.get("/livez").status_code == 200)  # which came after the upload
+        until(lambda: server.client.get("/livez").status_code == 200)  # so it has read the earlier upload, too
         server.process.terminate()
         ((status, document),) = connection.answers()
         assert (status, document["code"]) == (503, "shutting_down")
@@ -770,14 +770,14 @@ def test_too_many_connections_get_a_problem(few: RunningServer) -> None:
         Connection(few, GET + b"\r\n") as last,
         Connection(few, GET + b"\r\n") as connection,
     ):
-        last.socket.sendall(GET + b"\r\n")  # one that was there before is served on
+        last.socket.sendall(GET + b"\r\n")  # an existing connection is still served
         assert [status for status, _ in last.answers(2)] == [200, 200]
         ((status, document),) = connection.answers()
         assert (status, document["code"]) == (503, "too_many_connections")
         assert connection.is_closed()
         with ExitStack() as stack:
             silent = [stack.enter_context(Connection(few)) for _ in range(5)]
-            assert silent[-1].is_closed()  # twice as many are too many, whatever they will say
+            assert silent[-1].is_closed()  # with twice as many, connections are closed at once
 
 
 def test_probes_and_metrics_are_answered_where_too_many_connections_are_open(few: RunningServer) -> None:
@@ -788,5 +788,5 @@ def test_probes_and_metrics_are_answered_where_too_many_connections_are_open(few
         assert httpx.head(f"{few.url}/readyz").status_code == 200
         assert httpx.get(f"{few.url}/models").json()["code"] == "too_many_connections"
         with Connection(few) as silent, Connection(few) as another:
-            assert silent.is_closed()  # long before one that is not too many
+            assert silent.is_closed()  # long before the time limit of other connections
             assert another.is_closed()

@@ -1,4 +1,4 @@
-"""Formats of an answer: which one a client gets, and what is in it."""
+"""Formats of an answer: which one a client gets, and its contents."""
 
 import msgspec
 import pytest
@@ -68,4 +68,4 @@ def test_what_is_described_is_what_is_sent() -> None:
         required = schemas[name]["required"]
         assert list(value) == list(schemas[name]["properties"])[: len(required)] == required
     optional = set(schemas["Classification"]["properties"]) - set(schemas["Classification"]["required"])
-    assert optional >= {"answered_by", "cut_short", "coverage", "known"}  # sent where there is something to say
+    assert optional >= {"answered_by", "cut_short", "coverage", "known"}  # sent only if they say something

@@ -1,4 +1,4 @@
-"""TLS on both ports: who trusts the certificate is served, and the limits on slow and large heads hold below it."""
+"""TLS on both ports: clients that trust the certificate are served, and limits on slow and large heads still hold."""
 
 import json
 import socket
@@ -30,7 +30,7 @@ from tests.server.running import PATIENCE_S, RunningServer, red_image, until
 
 GET = b"GET /livez HTTP/1.1\r\nHost: here\r\n"
 HELLO = bytes.fromhex("1603010200")
-"""The start of a handshake: a record of 512 bytes is to follow."""
+"""The start of a handshake, which announces a record of 512 bytes."""
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, certificate: Path) -> Itera
 
 
 def connected(url: str) -> socket.socket:
-    """TCP, and no TLS yet."""
+    """A TCP connection, without TLS yet."""
     address = urlsplit(url)
     return socket.create_connection((address.hostname, address.port), timeout=PATIENCE_S)
 
@@ -66,7 +66,7 @@ def encrypted(server: RunningServer, certificate: Path) -> ssl.SSLSocket:
 
 
 def is_closed(connection: socket.socket) -> bool:
-    """Once nothing is left to read; a reset is as good as an end."""
+    """Whether the server has closed it, once nothing is left to read; a reset counts as well."""
     try:
         while connection.recv(4096):
             pass
@@ -175,12 +175,12 @@ def test_a_handshake_that_is_not_finished_ends_the_connection_of_grpc(server: Ru
 
 
 def shown(address: str) -> bytes:
-    """The certificate of whoever listens, trusted or not."""
+    """The certificate that the listener presents, trusted or not."""
     host, port = address.split(":")
     return ssl.get_server_certificate((host, int(port))).encode()
 
 
-@pytest.mark.parametrize("kind", [trustme.KeyType.ECDSA, trustme.KeyType.RSA])  # after one of ECDSA
+@pytest.mark.parametrize("kind", [trustme.KeyType.ECDSA, trustme.KeyType.RSA])  # replacing one of ECDSA
 def test_a_new_certificate_is_shown_without_a_restart_and_a_broken_one_changes_nothing(
     tmp_path: Path, kind: trustme.KeyType
 ) -> None:
@@ -195,7 +195,7 @@ def test_a_new_certificate_is_shown_without_a_restart_and_a_broken_one_changes_n
         assert all(shown(address) in before for address in addresses)
         certificate.write_bytes(after)
         server.wait_for_line("the certificate stays as it was")
-        server.kill_child("http-0")  # its successor shows what the other shows
+        server.kill_child("http-0")  # its successor shows the same as the other worker
         assert all(shown(addresses[0]) in before for _ in range(8))
         certificate.write_bytes(before)
         with encrypted(server, certificate) as old:
@@ -234,7 +234,7 @@ def test_whatever_is_sent_to_a_port_each_line_of_the_log_is_ours(tmp_path: Path)
                     connection.shutdown(socket.SHUT_WR)
                     with suppress(ConnectionError):
                         while connection.recv(4096):
-                            pass  # until the server has done with it
+                            pass  # until the server closes it
         assert server.terminate() == 0
         server.wait_for_line("the server has ended")
         assert [line for line in server.lines[:-1] if json.loads(line)["level"] not in {"info", "warning"}] == []

@@ -20,9 +20,9 @@ from server.serving.buffers import Buffers
 LIMIT = 1000
 TOGETHER = 1500
 FOREVER_S = 10.0
-"""Only a failure waits for it."""
+"""Only a failing test waits this long."""
 BOUNDARY_CHARACTERS = "0123456789abcXYZ'()+_,-./:=?"
-"""Of those that RFC 2046 allows."""
+"""Some of those that RFC 2046 allows."""
 
 
 def make_uploads(body_timeout_s: float = FOREVER_S) -> Uploads:
@@ -66,14 +66,14 @@ async def received(uploads: Uploads, upload: Request) -> bytes:
 
 
 async def assert_nothing_buffered(uploads: Uploads) -> None:
-    """As many bytes as may be in memory at one time find room."""
+    """Check that as many bytes as may be in memory at one time still fit."""
     half = [b"x" * (TOGETHER // 2)]
     async with uploads.image(request(half)) as first, uploads.image(request(half)) as second:
         assert len(first.content) + len(second.content) == TOGETHER
 
 
 def read(chunks: Iterable[bytes], content_type: str | None = None, *, length: int | None = None) -> bytes:
-    """What a fresh `Uploads` makes of it; whatever that is, nothing stays buffered."""
+    """The image that a fresh `Uploads` reads; checks that nothing stays buffered, even after an error."""
 
     async def scenario() -> bytes:
         uploads = make_uploads()
@@ -230,7 +230,7 @@ def test_an_empty_file_is_an_empty_body() -> None:
 
 
 def chunked(data: st.DataObject, body: bytes) -> list[bytes]:
-    """The body, cut anywhere."""
+    """The body, cut at random places."""
     cuts = sorted(data.draw(st.lists(st.integers(0, len(body)), max_size=6)))
     return [body[start:end] for start, end in zip([0, *cuts], [*cuts, len(body)], strict=True)]
 
@@ -318,7 +318,7 @@ def test_an_upload_without_a_length_is_refused_at_the_first_byte_too_many() -> N
 
 
 async def decompressed(uploads: Uploads, chunks: Iterable[bytes], encoding: str) -> bytes | Code:
-    """The bytes of a body in a content encoding, or the code of its refusal; whatever it is, nothing stays buffered."""
+    """The bytes of a body in a content encoding, or the code of its refusal."""
     try:
         return await received(uploads, request(chunks, encoding=encoding))
     except ServiceError as error:
@@ -425,7 +425,7 @@ def test_nothing_stays_buffered_when_an_upload(ends: Scenario) -> None:
 
 
 class Clock(asyncio.SelectorEventLoop):
-    """An event loop whose time is what `advance` makes it."""
+    """An event loop whose time only `advance` moves."""
 
     now_s = 0.0
 
@@ -433,7 +433,7 @@ class Clock(asyncio.SelectorEventLoop):
         return self.now_s
 
     async def advance(self, seconds: float) -> None:
-        """Whatever can run does, before and after."""
+        """Move the time, and let everything that can run do so, before and after."""
         await self._settle()
         self.now_s += seconds
         await self._settle()

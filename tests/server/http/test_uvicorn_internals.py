@@ -1,4 +1,4 @@
-"""What `server/http/uvicorn_internals.py` needs of uvicorn, thing by thing, in the version that is installed."""
+"""Checks that the installed uvicorn has everything that `server/http/uvicorn_internals.py` needs of it."""
 
 import asyncio
 import inspect
@@ -38,7 +38,7 @@ METHODS: Mapping[type, Mapping[str, tuple[str, ...]]] = {
         "capture_signals": (),
     },
 }
-"""Which are overridden or called, with their parameters."""
+"""Methods that are overridden or called, with their parameters."""
 ATTRIBUTES: Mapping[str, Mapping[str, str]] = {
     "connection": {
         "app": "what the next request is run by",
@@ -73,7 +73,7 @@ ATTRIBUTES: Mapping[str, Mapping[str, str]] = {
         "should_exit": "whether to end",
     },
 }
-"""What is read or set of an object, and what for."""
+"""Attributes that are read or set, and what for."""
 REREAD = (
     f"server/http/uvicorn_internals.py was written for uvicorn {TESTED_WITH}, and {uvicorn.__version__} is installed: "
     "read there what is needed of it, compare httptools_impl.py, flow_control.py and server.py of both versions"
@@ -81,7 +81,7 @@ REREAD = (
 
 
 class Transport(asyncio.Transport):
-    """Leads nowhere."""
+    """A transport that leads nowhere."""
 
     def is_closing(self) -> bool:
         return False
@@ -105,7 +105,7 @@ GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
 @pytest.fixture
 def objects() -> Iterator[Callable[[], Mapping[str, object]]]:
-    """Makes one of each, as after a connection has sent three requests of which none has been answered."""
+    """Makes one object of each kind, as after a connection has sent three requests, none of them answered."""
 
     async def make() -> Mapping[str, object]:
         server = uvicorn.Server(uvicorn.Config(_app, lifespan="off", log_config=None, ws="none"))
@@ -121,7 +121,7 @@ def objects() -> Iterator[Callable[[], Mapping[str, object]]]:
 
 
 def missing(objects: Mapping[str, object]) -> list[str]:
-    """What is needed and is not as it was."""
+    """The needed parts that are missing or have changed."""
     found = []
     for kind, methods in METHODS.items():
         for name, parameters in methods.items():

@@ -1,4 +1,4 @@
-"""KServe's first protocol, and the routes of Hugging Face's client, as any HTTP client may use them."""
+"""KServe's V1 protocol, and the routes of Hugging Face's client, used by a plain HTTP client."""
 
 import base64
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol over REST: NVIDIA's own client, and what other clients may send."""
+"""The Open Inference Protocol over REST: with NVIDIA's own client, and with what other clients may send."""
 
 import asyncio
 import base64
@@ -205,7 +205,7 @@ def test_an_ensemble_has_views_too(client: triton.InferenceServerClient) -> None
 def test_what_a_view_does_not_take_is_refused(
     client: triton.InferenceServerClient, name: str, tensor: triton.InferInput, message: str | None
 ) -> None:
-    if message is None:  # all values that one scaling makes may come of another, too: it is the client's to know
+    if message is None:  # these values may also come from another scaling: only the client can know
         client.infer(name, [tensor])
         return
     with pytest.raises(InferenceServerException, match=message):
@@ -242,7 +242,7 @@ def test_an_answer_is_that_of_classify(model_repository: Path) -> None:
     names = [[each["label"].encode() for each in predictions] for predictions in expected]
     assert result.as_numpy("labels").tolist() == names
     probabilities = [[each["probability"] for each in predictions] for predictions in expected]
-    # The batch may be another, which changes the order in which the runtime adds.
+    # In a batch of another size, the runtime adds in another order.
     np.testing.assert_allclose(result.as_numpy("probabilities"), probabilities, atol=1e-5)
 
 
@@ -317,7 +317,7 @@ def test_statistics_count_requests_and_images(client: triton.InferenceServerClie
     stages = {name: after["inference_stats"][name] for name in after["inference_stats"]}
     increase = {name: stage["count"] - before["inference_stats"][name]["count"] for name, stage in stages.items()}
     answered = ("success", "queue", "compute_input", "compute_infer", "compute_output")
-    assert {name: increase[name] for name in answered} == dict.fromkeys(answered, 1)  # as Triton counts: requests
+    assert {name: increase[name] for name in answered} == dict.fromkeys(answered, 1)  # requests, as Triton counts them
     assert (increase["fail"], increase["cache_hit"]) == (1, 0)
     assert stages["compute_infer"]["ns"] > 0
     assert stages["fail"]["ns"] > 0
@@ -476,7 +476,7 @@ def test_each_mistake_has_the_protocols_error(server: RunningServer, case: str) 
 
 
 def test_what_clients_always_send_is_accepted(server: RunningServer) -> None:
-    """KServe's the model's name, PyTriton's and Triton's the rest."""
+    """KServe's client sends the model's name, PyTriton's and Triton's clients the rest."""
     nothing = {"sequence_id": 0, "sequence_start": False, "sequence_end": False, "priority": 0, "timeout": 0}
     response = server.client.post("/v2/models/tiny/infer", json=infer_json(model_name="tiny", parameters=nothing))
     assert response.status_code == 200, response.text
@@ -618,7 +618,7 @@ def test_no_body_is_answered_500(server: RunningServer, request: Any, binary: by
 
 
 def test_the_raw_form_of_other_clients_is_understood(server: RunningServer) -> None:
-    """Put together by hand from the protocol's text, so that no mistake is made on both sides."""
+    """Assembled by hand from the protocol's text, so that client and server cannot share a mistake."""
     stream = BytesIO()
     Image.new("RGB", (32, 32), (44, 0, 0)).save(stream, "PNG")
     element = struct.pack("<I", len(stream.getvalue())) + stream.getvalue()

@@ -1,15 +1,15 @@
-"""HEIF files with other properties than an encoder gives them (ISO/IEC 14496-12 and 23008-12)."""
+"""HEIF files with properties that an encoder would not give them (ISO/IEC 14496-12 and 23008-12)."""
 
 import re
 import struct
 from collections.abc import Callable
 
 Boxes = list[tuple[bytes, bytes]]
-"""Type and content of each."""
+"""Type and content of each box."""
 
 
 def boxes(data: bytes) -> Boxes:
-    """One after another, all with sizes of 32 bits."""
+    """Split a sequence of boxes, all with sizes of 32 bits."""
     found, at = [], 0
     while at < len(data):
         (size,) = struct.unpack_from(">I", data, at)
@@ -19,7 +19,7 @@ def boxes(data: bytes) -> Boxes:
 
 
 def joined(found: Boxes) -> bytes:
-    """The file of them."""
+    """Join boxes into a file."""
     return b"".join(struct.pack(">I4s", 8 + len(body), kind) + body for kind, body in found)
 
 
@@ -41,13 +41,13 @@ def with_properties(data: bytes, change: Callable[[Boxes], Boxes]) -> bytes:
 
 
 def turned(data: bytes, quarters: int, mirror: int | None = None) -> bytes:
-    """To be rotated anticlockwise, then mirrored: 0 exchanges top and bottom, 1 left and right."""
+    """Have readers rotate it anticlockwise, then mirror it: 0 exchanges top and bottom, 1 left and right."""
     more = [(b"irot", bytes((quarters,)))] + ([] if mirror is None else [(b"imir", bytes((mirror,)))])
     return with_properties(data, lambda found: [*found, *more])
 
 
 def coded_as(data: bytes, width: int, height: int) -> bytes:
-    """Whose decoder is told another size of the coded picture than the container says."""
+    """Tell the decoder another size of the coded picture than the container says."""
 
     def change(found: Boxes) -> Boxes:
         return [(kind, _resized(body, width, height) if kind == b"hvcC" else body) for kind, body in found]
@@ -62,7 +62,7 @@ def _associated(ipma: bytes, added: range) -> bytes:
 
 
 def _moved(iloc: bytes, by: int) -> bytes:
-    """Version 0 or 1, with base offsets of 32 bits: as libheif writes it."""
+    """Move the offsets of an iloc box of version 0 or 1, with base offsets of 32 bits, as libheif writes it."""
     version, sizes = iloc[0], iloc[4:6]
     if sizes != b"\x44\x40":
         raise ValueError(sizes)
@@ -77,7 +77,7 @@ def _moved(iloc: bytes, by: int) -> bytes:
 
 
 def _resized(hvcc: bytes, width: int, height: int) -> bytes:
-    """With other numbers in the sequence parameter set (ITU-T H.265, 7.3.2.2)."""
+    """Change the size in the sequence parameter set (ITU-T H.265, 7.3.2.2)."""
     found, at = hvcc[:23], 23
     for _ in range(hvcc[22]):
         kind, count = hvcc[at] & 63, int.from_bytes(hvcc[at + 1 : at + 3], "big")
@@ -96,7 +96,7 @@ def _resized(hvcc: bytes, width: int, height: int) -> bytes:
 def _sequence(unit: bytes, width: int, height: int) -> bytes:
     plain = re.sub(rb"\x00\x00\x03", b"\0\0", unit)
     bits = "".join(f"{byte:08b}" for byte in plain)
-    at = 16 + 8 + 96  # behind the unit's head, the numbers of layers, and the profile of one layer
+    at = 16 + 8 + 96  # after the unit's head, the numbers of layers, and the profile of one layer
     for _ in range(2):  # its number, and the chroma format
         at = _skipped(bits, at)
     end = _skipped(bits, _skipped(bits, at))

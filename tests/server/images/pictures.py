@@ -17,7 +17,7 @@ from models.manifest import Preprocessing
 from server.errors import Code, ServiceError
 from server.images.decode import decode
 
-pillow_heif.register_heif_opener()  # to write it; the server opens it by itself
+pillow_heif.register_heif_opener()  # only to write HEIF; the server opens it itself
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -57,7 +57,7 @@ def difference(left: Pixels, right: Any) -> int:
 
 
 def picture(width: int = SIDE, height: int = SIDE) -> Image.Image:
-    """Smooth, so that lossy formats keep it within a few levels, and different in each corner and channel."""
+    """A picture that is smooth, so that lossy formats change it little, and different in each corner and channel."""
     across = np.broadcast_to(np.linspace(20, 230, width), (height, width))
     down = np.broadcast_to(np.linspace(230, 20, height)[:, None], (height, width))
     return Image.fromarray(np.stack([across, down, (across + down) / 2], axis=2).astype(np.uint8))
@@ -70,7 +70,7 @@ def with_alpha(image: Image.Image) -> Image.Image:
 
 
 def on_white(image: Image.Image) -> Pixels:
-    """Composited by the formula, in floats."""
+    """The image over white, by the formula, in floats."""
     pixels = np.asarray(image.convert("RGBA"), float)
     alpha = pixels[..., 3:] / 255
     return np.rint(pixels[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
@@ -89,7 +89,7 @@ def png(
     *chunks: tuple[bytes, bytes],
     interlaced: bool = False,
 ) -> bytes:
-    """A file of filtered rows, `chunks` before them."""
+    """A PNG with these filtered rows, and `chunks` before them."""
     header = (b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced))
     parts = [header, *chunks, (b"IDAT", zlib.compress(pixels)), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -98,7 +98,7 @@ def png(
 
 
 def tiff(width: int, height: int, bits: tuple[int, ...], photometric: int, data: bytes, **tags: int) -> bytes:
-    """Little-endian, one strip, or one tile where `tile` gives its side. Data, tag by tag, then the directory."""
+    """A little-endian TIFF: one strip, or one tile if `tile` gives its side; the data come before the directory."""
     entries = {256: width, 257: height, 259: tags.get("compression", 1), 262: photometric, 277: len(bits)}
     entries |= {322: tags["tile"], 323: tags["tile"], 324: 8, 325: len(data)} if "tile" in tags else {}
     entries |= {273: 8, 278: height, 279: len(data)} if "tile" not in tags else {}
@@ -158,7 +158,7 @@ TURNED_FROM_UPRIGHT = {
 
 
 def as_stored(upright: Image.Image, orientation: int) -> tuple[Image.Image, Image.Exif]:
-    """What a camera in another position stores of an upright picture, and the EXIF data that say so."""
+    """An upright picture as a camera in another orientation stores it, and its EXIF data."""
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     turn = TURNED_FROM_UPRIGHT[orientation]

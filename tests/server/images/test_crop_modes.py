@@ -1,4 +1,4 @@
-"""Every way to fit an image to any crop: what Pillow, torchvision's and timm's transforms make of it."""
+"""Every way to fit an image to any crop, compared with Pillow and the transforms of torchvision and timm."""
 
 from io import BytesIO
 from itertools import product
@@ -29,7 +29,7 @@ def noise(width: int, height: int) -> Image.Image:
 
 
 def decoded(image: Image.Image, how: Preprocessing, crops: CropCount = 1, **stored: Any) -> NDArray[np.uint8]:
-    """The server's pixels of an image that is sent as PNG, or as it is `stored`: uint8[crops, H, W, 3]."""
+    """The server's pixels of an image that is sent as PNG, or with the `stored` options: uint8[crops, H, W, 3]."""
     stream = BytesIO()
     image.save(stream, **{"format": "PNG", "compress_level": 0, **stored})
     outs = np.zeros((crops, *how.crop, 3), np.uint8)
@@ -38,7 +38,7 @@ def decoded(image: Image.Image, how: Preprocessing, crops: CropCount = 1, **stor
 
 
 def differences(pixels: NDArray[np.uint8], image: Image.Image, how: Preprocessing) -> NDArray[np.int64]:
-    """From the reference, in whichever order of the two passes is nearer: Pillow takes the cheaper one first."""
+    """Differences from the reference, in the nearer order of its two passes: Pillow takes the cheaper one first."""
     width, height = reference.resized(image.size, how)
     kind = reference.FILTERS[how.interpolation]
     away = [

@@ -1,4 +1,4 @@
-"""Damage that does not concern the pixels leaves the picture as it is; what lacks pixels is refused."""
+"""Damage outside the pixels does not change the picture; a file that lacks pixels is refused."""
 
 import io
 import re
@@ -17,7 +17,7 @@ WHOLE = preprocessing(SIDE, SIDE)
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (SIDE // 4, SIDE // 4, 3), np.uint8)).resize(
     (SIDE, SIDE)
 )
-"""Of which no two rows are alike."""
+"""A photo in which no two rows are alike."""
 
 
 def exif(orientation: int) -> bytes:
@@ -80,7 +80,7 @@ SEGMENTS = {
 @pytest.mark.parametrize("name", SEGMENTS)
 def test_metadata_of_a_jpeg_do_not_decide_whether_it_is_read(name: str, *, progressive: bool) -> None:
     data = encoded(PHOTO, "JPEG", progressive=progressive)
-    start = 4 + int.from_bytes(data[4:6], "big")  # behind JFIF's own
+    start = 4 + int.from_bytes(data[4:6], "big")  # after JFIF's segment
     expected = decoded(data, WHOLE)
     assert np.array_equal(decoded(data[:start] + SEGMENTS[name] + data[start:], WHOLE), expected)
     if SEGMENTS[name].startswith(b"\xff"):
@@ -92,7 +92,7 @@ def test_metadata_of_a_jpeg_do_not_decide_whether_it_is_read(name: str, *, progr
 def test_a_damaged_segment_leaves_orientation_and_colours_as_they_are(name: str) -> None:
     cmyk = encoded(PHOTO.convert("CMYK"), "JPEG", exif=exif(6))
     assert b"Adobe" in cmyk
-    at = cmyk.index(b"\xff\xdb")  # behind the segment that counts
+    at = cmyk.index(b"\xff\xdb")  # after the segment that counts
     assert np.array_equal(decoded(cmyk[:at] + SEGMENTS[name] + cmyk[at:], WHOLE), decoded(cmyk, WHOLE))
 
 
@@ -106,7 +106,7 @@ def test_a_jpeg_that_lacks_nothing_but_its_end_is_read(options: dict[str, int], 
 
 
 def thumbnail() -> bytes:
-    """EXIF data that hold a JPEG, with an end of its own."""
+    """EXIF data that contain a JPEG, with its own end marker."""
     return b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0" + encoded(picture(), "JPEG")
 
 
@@ -221,7 +221,7 @@ def test_a_png_that_lacks_nothing_but_its_end_is_read(lost: int, mode: str) -> N
 
 @pytest.mark.parametrize("lost", range(1, 9))
 def test_a_png_that_lacks_its_pixels_checksum_is_read(lost: int) -> None:
-    """The four bytes of its chunk, and the four of zlib's stream before them."""
+    """Up to eight bytes: the checksum of its chunk, and zlib's before it."""
     data = encoded(PHOTO, "PNG")
     assert np.array_equal(decoded(data[: -12 - lost], WHOLE), decoded(data, WHOLE))
 

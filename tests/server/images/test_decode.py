@@ -60,7 +60,7 @@ def test_every_format_and_mode_gives_its_colours(format_name: str, mode: str) ->
         expected = np.asarray(picture().convert("L").convert("RGB"))
     else:
         expected = np.asarray(OPAQUE[mode].convert("RGB"))
-    # 10 levels: what half the chroma resolution costs at the edges of this gradient; 1: rounding of the composite
+    # 10 levels: the cost of half the chroma resolution at the edges of this gradient; 1: rounding of the composite
     tolerance = 10 if format_name in LOSSY else int(mode in TRANSPARENT)
     assert difference(decoded(SAMPLES[f"{format_name} {mode}"]), expected) <= tolerance
 
@@ -208,7 +208,7 @@ def test_malformed_exif_is_ignored(format_name: str, exif: bytes) -> None:
 
 
 def test_pillows_warnings_are_silent_in_a_server() -> None:
-    """Not so here, where pytest replaces the filters."""
+    """Tested in another process, since pytest replaces the filters of warnings."""
     exif = b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"
     script = (
         "import sys, numpy; from models.manifest import Preprocessing; from server.images.decode import decode\n"
@@ -279,7 +279,7 @@ def test_resampling_the_box_equals_resize_then_crop(
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_a_box_up_to_the_last_pixel_is_never_taken_to_be_outside(interpolation: str) -> None:
-    """Neither by the rounding of its corners: then the photo would be called broken."""
+    """Not even because its corners are rounded: the photo would be called broken."""
     how = preprocessing(97, 97, interpolation)
     for side in range(1, 400):
         image = Image.new("RGB", (side, 2 * side + 1), "white")
@@ -311,7 +311,7 @@ def test_real_photos_match_torchvisions_transform(interpolation: str) -> None:
                 pixels = decoded(path.read_bytes(), how)
                 assert difference_to_torchvision(pixels, photo.convert("RGB"), how) <= 2, path.name
                 away = [np.abs(pixels.astype(int) - crop) for crop in torchvision_crops(photo.convert("RGB"), how)]
-                assert min((each > 1).mean() for each in away) < 1e-4, path.name  # two where both passes round apart
+                assert min((each > 1).mean() for each in away) < 1e-4, path.name  # 2 if both passes round differently
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"no CIFAR images at {SHARED}")
@@ -344,7 +344,7 @@ def test_what_is_no_accepted_image_is_told_the_formats(data: bytes) -> None:
 @pytest.mark.parametrize("name", SAMPLES)
 def test_truncated_image_is_broken(name: str) -> None:
     data = SAMPLES[name]
-    # of an animation the first frame may be whole in the first half
+    # the first half of an animation may contain its whole first frame
     for share in (0.2,) if name.startswith(("animated", "APNG")) else (0.2, 0.4, 0.6, 0.8):
         assert refusal(data[: max(16, int(len(data) * share))]) is Code.BROKEN_IMAGE, share
 
@@ -442,7 +442,7 @@ def test_progressive_jpeg_of_endless_scans_is_broken() -> None:
 
 
 def baseline_scans(count: int, between: bytes = b"") -> bytes:
-    """A baseline JPEG whose three components come in turn, over and over; they hold no data, which libjpeg forgives."""
+    """A baseline JPEG with many scans of its three components in turn, without data, which libjpeg tolerates."""
     data = SAMPLES["JPEG RGB"]
     scan = b"\xff\xda\0\x08\1%c\0\0\x3f\0"
     return data[: data.index(b"\xff\xda")] + b"".join(scan % (1 + i % 3) + between for i in range(count)) + b"\xff\xd9"
@@ -569,7 +569,7 @@ def test_hostile_bytes_give_a_picture_or_a_refusal(data: bytes) -> None:
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_no_image_is_kept_by_its_refusal(name: str) -> None:
-    """Errors that refer to each other in a circle would keep the image until the garbage collector comes."""
+    """Errors that refer to each other in a cycle would keep the image until the garbage collector runs."""
     data = SAMPLES[name]
     files = (data, data[: len(data) * 6 // 10], data[:20], data[:-2], data[:40] + b"\xff" * 8 + data[48:])
     for file in files:

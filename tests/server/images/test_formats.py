@@ -1,4 +1,4 @@
-"""What is not decoded is called by its name, and never damaged."""
+"""Formats that are not decoded are called by their names, and never called damaged."""
 
 import base64
 import gzip
@@ -31,7 +31,7 @@ def named(data: bytes) -> str:
 
 
 def jpeg(frame: int, bits: int, components: int) -> bytes:
-    """Heads of a frame and a scan."""
+    """The heads of a frame and a scan."""
     body = struct.pack(">BHHB", bits, 16, 16, components)
     body += b"".join(bytes((each, 0x11, 0)) for each in range(components))
     head = bytes((0xFF, frame)) + struct.pack(">H", len(body) + 2)
@@ -39,7 +39,7 @@ def jpeg(frame: int, bits: int, components: int) -> bytes:
 
 
 def apples_png() -> bytes:
-    """As Xcode packs it into applications: with a chunk before the header, and deflated without zlib's own."""
+    """A PNG as Xcode packs it into applications: with a chunk before the header, and deflated without zlib's header."""
     data = encoded(picture(), "PNG")
     deflated = data[data.index(b"IDAT") + 4 :]
     raw = struct.pack(">I", len(deflated) - 22) + b"IDAT" + deflated[2:-20]
@@ -102,7 +102,7 @@ def test_another_format_is_named(name: str, data: bytes) -> None:
     "flood", [b"<!---->" * 2000, b"<?xml?>" * 2000, b" " * 10_000, b"\xff\xd8\xff" + b"\xff" * 5_000_000 + b"\0"]
 )
 def test_what_is_long_and_nothing_is_refused_in_no_time(flood: bytes) -> None:
-    """Patterns that look for the same in many ways would take for ever."""
+    """Regular expressions that backtrack would take for ever."""
     with pytest.raises(ServiceError):
         decoded(flood)
 
@@ -149,7 +149,7 @@ def test_a_bmp_may_say_that_it_has_more_colours_than_its_pixels_name(bits: int, 
     assert np.array_equal(decoded(said), decoded(data))
 
 
-# The cases of the reports, as far as they are at hand
+# The cases from reports, if they are on this machine
 
 
 def case(name: str) -> bytes:

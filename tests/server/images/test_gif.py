@@ -1,4 +1,4 @@
-"""The first frame of a GIF where it is on the canvas, over white."""
+"""The first frame of a GIF, at its place on the canvas, over white."""
 
 import struct
 

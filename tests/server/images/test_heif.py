@@ -35,7 +35,7 @@ def test_a_photo_of_any_brand_is_decoded(major: bytes) -> None:
 @pytest.mark.parametrize("mirror", [None, 0, 1])
 @pytest.mark.parametrize("said", [1, 3, 6])
 def test_a_photo_is_turned_once_by_the_container_alone(quarters: int, mirror: int | None, said: int) -> None:
-    """EXIF data may say the same once more (ISO/IEC 23000-22, 7.3.6.8: readers ignore it)."""
+    """EXIF data may repeat the orientation (ISO/IEC 23000-22, 7.3.6.8: readers ignore it)."""
     expected = PHOTO.rotate(90 * quarters)
     if mirror is not None:
         expected = expected.transpose([Image.Transpose.FLIP_TOP_BOTTOM, Image.Transpose.FLIP_LEFT_RIGHT][mirror])
@@ -68,7 +68,7 @@ def test_too_many_pixels_are_seen_in_the_container() -> None:
 
 @pytest.mark.parametrize("side", [128, 1024, 16384, 65536])
 def test_the_container_bounds_what_the_decoder_allocates(side: int) -> None:
-    """The size in the coded picture's own head is another."""
+    """Even if the header of the coded picture says another size."""
     assert np.array_equal(decoded(heifs.coded_as(HEIC, SIDE, SIDE), WHOLE), decoded(HEIC, WHOLE))
     assert refusal(heifs.coded_as(HEIC, side, side)) is Code.BROKEN_IMAGE
 

@@ -1,4 +1,4 @@
-"""Who decodes JPEG, and what is said where it cannot be who was asked for."""
+"""Which decoder is used for JPEG, and what is logged if the wanted one cannot be used."""
 
 from pathlib import Path
 from typing import Any

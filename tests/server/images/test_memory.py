@@ -1,4 +1,4 @@
-"""What an image may take of memory and time while it is decoded: large photos pass, and the bound holds."""
+"""Bounds on memory and time while an image is decoded: large photos pass, and the bounds hold."""
 
 import json
 import struct
@@ -21,14 +21,14 @@ MAX_PIXELS = 52_428_800
 
 
 def enlarged(data: bytes, width: int, height: int) -> bytes:
-    """A JPEG whose header says another size. It lacks all further pixels, which libjpeg forgives if there is an end."""
+    """A JPEG whose header says another size. It lacks the other pixels, which libjpeg tolerates if it has an end."""
     at = next(data.index(bytes((0xFF, kind))) for kind in (0xC0, 0xC2) if bytes((0xFF, kind, 0, 17)) in data)
     return data[: at + 5] + struct.pack(">HH", height, width) + data[at + 9 :]
 
 
 @pytest.mark.parametrize("size", [(8160, 6144), (9248, 6936), (12000, 9000), (16320, 12240)])
 def test_photos_of_phones_are_decoded(size: tuple[int, int]) -> None:
-    """Of 50, 64, 108 and 200 megapixels."""
+    """They have 50, 64, 108 and 200 megapixels."""
     assert decoded(enlarged(encoded(picture(), "JPEG"), *size), USUAL, MAX_PIXELS).shape == (224, 224, 3)
 
 
@@ -58,7 +58,7 @@ def test_other_formats_count_in_full(format_name: str) -> None:
 
 
 def test_what_a_photo_in_several_scans_keeps_of_itself_counts() -> None:
-    """Its coefficients, two bytes each, in full size: here three for each pixel."""
+    """These are its coefficients, two bytes each, at full size: here three for each pixel."""
     data = encoded(picture(800, 600), "JPEG", progressive=True, subsampling=0)
     how = preprocessing(64, 64)
     needed = 200 * 150 * 10 + 800 * 600 * 3 * 2
@@ -73,7 +73,7 @@ def test_a_photo_larger_than_any_camera_s_is_refused() -> None:
 
 
 def test_scans_of_a_large_photo_are_bounded_together() -> None:
-    """Each visits every pixel, however little it says."""
+    """Each visits every pixel, however little data it has."""
     data = encoded(picture(), "JPEG", progressive=True)
     last_scan = data[data.rindex(b"\xff\xda") : -2]
     many = data[:-2] + last_scan * 80 + data[-2:]
@@ -83,7 +83,7 @@ def test_scans_of_a_large_photo_are_bounded_together() -> None:
 
 @pytest.mark.parametrize("part", [b"\xff\xe0\0\2", b"\xff\xd8", b"\xff\xd0", b"\xff\x01", b"\xff"])
 def test_a_flood_of_markers_behind_the_first_scan_takes_no_time(part: bytes) -> None:
-    """Python would look at them one by one for seconds; libjpeg passes over them, and forgives if there is an end."""
+    """Python would look at them one by one for seconds; libjpeg skips them, and tolerates them if there is an end."""
     data = encoded(picture(), "JPEG", progressive=True)
     flooded = data[: data.index(b"\xff\xda") + 14] + part * (2**22 // len(part))
     assert refusal(flooded) is Code.BROKEN_IMAGE
@@ -117,7 +117,7 @@ print(json.dumps(peaks))
 
 
 def peak_bytes(data: bytes, folder: Path) -> int:
-    """What decoding adds to a process that has decoded a small image of that kind."""
+    """The peak memory that decoding adds to a process that has already decoded a small image."""
     small, large = folder / "small", folder / "large"
     small.write_bytes(encoded(picture(), "PNG"))
     large.write_bytes(data)
@@ -131,7 +131,7 @@ PIXELS = WIDTH * HEIGHT
 
 
 def flat(mode: str) -> Image.Image:
-    """Of which the encoders make little."""
+    """An image that compresses to little."""
     return Image.new(mode, (WIDTH, HEIGHT))
 
 

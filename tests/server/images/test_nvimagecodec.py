@@ -1,4 +1,4 @@
-"""nvImageCodec in Pillow's place: what a GPU does, done here by the same code on the CPU."""
+"""nvImageCodec in Pillow's place; here the code for GPUs runs on the CPU."""
 
 import sys
 import threading
@@ -37,7 +37,7 @@ PHOTOS = sorted(Path("export/photos").glob("*.jpg"))
 
 
 class Counted:
-    """A decoder, and what became of the photos that it was given."""
+    """A decoder, and the outcomes of the photos that it was given."""
 
     def __init__(self) -> None:
         self.outcomes: list[str] = []
@@ -164,7 +164,7 @@ def test_what_nvimagecodec_refuses_is_left_to_pillow(counted: Counted) -> None:
     assert counted.outcomes.pop() == "refused"
 
 
-# Not the other way round: where a scan is damaged, each decoder may stop or go on in its own way.
+# Not the other way round: at a damaged scan, each decoder may stop or go on in its own way.
 @settings(max_examples=500, deadline=None)
 @given(data=damaged(sorted(name for name in SAMPLES if "JPEG" in name)))
 def test_hostile_bytes_give_a_picture_wherever_they_do_with_pillow(counted: Counted, data: bytes) -> None:
@@ -247,7 +247,7 @@ def test_a_process_that_has_lost_its_gpu_decodes_with_pillow(
 
 
 class Refusing:
-    """What nvImageCodec does where CUDA fails: it says nothing."""
+    """Fails silently, as nvImageCodec does when CUDA fails."""
 
     def decode(self, streams: list[Any], **_: Any) -> list[None]:
         return [None for _ in streams]

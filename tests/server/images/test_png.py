@@ -23,7 +23,7 @@ ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (
 
 @dataclass(frozen=True)
 class Kind:
-    """Of picture."""
+    """A kind of PNG."""
 
     depth: int
     colour: int  # 0: grey, 2: RGB, 3: palette, 4: grey and alpha, 6: RGB and alpha
@@ -100,7 +100,7 @@ def test_any_kind_gives_its_colours(kind: Kind, seed: int) -> None:
         hidden = samples[3, 4].tolist()
         samples[5:8, 5:8] = hidden
         if kind.depth == 16:
-            samples[9] = np.array(hidden) ^ 1  # not the same in the lower byte
+            samples[9] = np.array(hidden) ^ 1  # different in the lower byte
     tolerance = 2 if kind.depth == 16 and kind.colour in (4, 6) else 1
     out = decoded(file(kind, samples, palette, hidden, seed), WHOLE)
     assert difference(out, expected(kind, samples, palette, hidden)) <= tolerance
@@ -130,7 +130,7 @@ PARTS = {
 
 @pytest.mark.parametrize("chunks", PARTS.values(), ids=PARTS)
 def test_what_decoders_understand_in_different_ways_is_refused(chunks: list[tuple[bytes, bytes]]) -> None:
-    """Pillow takes the last of several, and shows black where there is no colour; browsers show nothing."""
+    """Of several palettes Pillow takes the last, and missing colours are black; browsers show nothing."""
     assert difference(decoded(png(SIDE, SIDE, 8, 3, ROWS, (b"PLTE", RED)), WHOLE), (255, 0, 0)) == 0
     assert refusal(png(SIDE, SIDE, 8, 3, ROWS, *chunks)) is Code.BROKEN_IMAGE
 
@@ -143,7 +143,7 @@ def test_transparency_counts_only_behind_the_palette() -> None:
 
 @pytest.mark.parametrize("kind", [b"iCCP", b"zTXt", b"iTXt"])
 def test_metadata_may_be_larger_than_pillow_unpacks(kind: bytes) -> None:
-    """Colour profiles of printers are, and what programs write of how they have made a picture."""
+    """For example, printers' colour profiles, and programs' records of how they made a picture."""
     profile = np.random.default_rng(0).integers(0, 4, 2 * 2**20).astype(np.uint8)
     head = b"k\0\1\0\0\0" if kind == b"iTXt" else b"k\0\0"
     data = png(SIDE, SIDE, 8, 3, ROWS, (kind, head + zlib.compress(profile.tobytes(), 1)), (b"PLTE", RED))

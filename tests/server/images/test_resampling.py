@@ -47,7 +47,7 @@ def test_any_part_of_any_picture_becomes_what_pillow_makes_of_it(
 ) -> None:
     (width, left, right), (height, top, bottom) = across, down
     noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-    # In two steps: in one Pillow may take the other first, and bicubic is clipped in between.
+    # In two steps: in one, Pillow may take the other pass first, and bicubic is clipped between them.
     narrow = Image.fromarray(noise).resize((size[0], height), FILTERS[interpolation], (left, 0, right, height))
     expected = np.asarray(narrow.resize(size, FILTERS[interpolation], (0, top, size[0], bottom)))
     planes = np.pad(noise.transpose(2, 0, 1), ((0, 0), (0, 0), (0, padding)), constant_values=255)
@@ -55,5 +55,5 @@ def test_any_part_of_any_picture_becomes_what_pillow_makes_of_it(
     known = resampling.inputs((width, height), box, size, interpolation)
     (found,) = SESSIONS[interpolation].run([resampling.PIXELS], {resampling.PLANES: planes, **known})
     assert found.shape == (size[1], size[0], 3)
-    # A value that is rounded the other way in between counts for up to twice as much where bicubic overshoots.
+    # If a value between the passes is rounded the other way, bicubic's overshoot can double the difference.
     assert np.abs(found.astype(int) - expected).max() <= (1 if interpolation == "bilinear" else 2)

@@ -1,4 +1,4 @@
-"""Every layout of TIFF gives its colours, as another decoder reads its samples, or is refused by its name."""
+"""Every layout of TIFF gives its colours, compared with another decoder's samples, or is refused by name."""
 
 import io
 import struct
@@ -36,7 +36,7 @@ from tests.server.images.tiffs import (
     written,
 )
 
-# of the directory, which is no EXIF data
+# about the directory, which is not EXIF data
 pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")
 
 SIDE = 16
@@ -70,7 +70,7 @@ def samples(layout: Layout, seed: int = 0) -> npt.NDArray[Any]:
 
 
 def with_colours(layout: Layout, *, eight_bits: bool = False) -> Layout:
-    """With a colour map, where it needs one."""
+    """The layout with a colour map, if it needs one."""
     if layout.photometric != PALETTE:
         return layout
     colour_map = np.random.default_rng(1).integers(256, 2**16, (3, 2**layout.bits)).astype(np.uint16)
@@ -78,7 +78,7 @@ def with_colours(layout: Layout, *, eight_bits: bool = False) -> Layout:
 
 
 def as_another_reads(data: bytes, layout: Layout) -> npt.NDArray[Any]:
-    """The samples as [height, width, samples of a pixel]."""
+    """The samples as another decoder reads them: [height, width, samples of a pixel]."""
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         found = np.asarray(file.pages.first.asarray())
     if layout.planar == 2 and layout.samples > 1:
@@ -88,7 +88,7 @@ def as_another_reads(data: bytes, layout: Layout) -> npt.NDArray[Any]:
 
 def check(layout: Layout, stored: npt.NDArray[Any]) -> None:
     data = written(layout, stored)
-    if layout.bits not in (2, 4):  # which tifffile unpacks only with a library of 20 MB
+    if layout.bits not in (2, 4):  # tifffile needs a library of 20 MB for these
         read = as_another_reads(data, layout)
         assert np.array_equal(read, stored)
     # 16 bits are cut to 8 before they are put over white, or inks over paper
@@ -113,7 +113,7 @@ def test_a_colour_map_of_8_bits_is_no_black_picture(bits: int) -> None:
 
 @st.composite
 def layouts(draw: st.DrawFn) -> Layout:
-    """Any of the specification's, few of which are usual."""
+    """Any layout in the specification, few of which are usual."""
     photometric = draw(st.sampled_from([WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK]))
     kinds = [(UINT, 1), (UINT, 2), (UINT, 4), (UINT, 8)]
     if photometric != PALETTE:
@@ -235,7 +235,7 @@ def test_floats_of_another_range_are_refused(factor: float) -> None:
 @pytest.mark.parametrize("subsampling", [(1, 1), (2, 1), (2, 2)])
 @pytest.mark.parametrize("said", [True, False])
 def test_ycbcr_with_less_chroma_gives_its_colours(subsampling: tuple[int, int], *, said: bool) -> None:
-    """Not compressed: blocks of luminance with their chroma behind them (TIFF 6.0, section 21); 2 by 2 by default."""
+    """Uncompressed: blocks of luminance, each followed by its chroma (TIFF 6.0, section 21); 2 by 2 by default."""
     if not said and subsampling != (2, 2):
         return
     across, down = subsampling
@@ -262,7 +262,7 @@ def test_ycbcr_with_less_chroma_gives_its_colours(subsampling: tuple[int, int], 
 def test_ycbcr_gives_its_colours_by_the_coefficients_that_it_names(
     luma: tuple[int, int, int], compression: int
 ) -> None:
-    """Of standard and of high definition (ITU-R BT.601 and BT.709)."""
+    """With the coefficients of standard and of high definition (ITU-R BT.601 and BT.709)."""
     whole = sum(luma)
     red, green, blue = (each / whole for each in luma)
     rgb = np.asarray(picture(SIDE, SIDE), float)
@@ -302,7 +302,7 @@ def test_strips_and_tiles_that_are_nowhere_are_not_black(lost: str, compression:
 @pytest.mark.parametrize("tile", [0, 16])
 @pytest.mark.parametrize("size", [(16, 16), (8, 16), (16, 8), (32, 32)])
 def test_a_jpeg_that_is_smaller_than_its_strip_or_tile_is_refused(size: tuple[int, int], tile: int) -> None:
-    """libtiff would leave the rest of it as the memory was; and it refuses itself what is larger."""
+    """libtiff would leave uninitialised memory in the rest; it refuses larger ones itself."""
     part = encoded(picture(*size), "JPEG", subsampling=0)
     tags: dict[int, tuple[int, Any]] = {256: (4, SIDE), 257: (4, SIDE), 258: (3, [8, 8, 8]), 262: (3, 6), 277: (3, 3)}
     data = assembled(tags | {259: (3, 7), 530: (3, [1, 1])}, [part], tile=tile)
@@ -329,7 +329,7 @@ def test_a_compression_that_is_not_decoded_is_named(method: int, name: str) -> N
 
 
 def camera_file(main: dict[int, tuple[int, Any]], sub: dict[int, tuple[int, Any]] | None = None) -> bytes:
-    """A thumbnail of RGB, and perhaps a directory below its own."""
+    """A thumbnail in RGB, and optionally a sub-directory."""
     layout = Layout(RGB, 8)
     thumbnail = samples(layout)
     if sub is None:
@@ -363,7 +363,7 @@ def test_a_raw_file_is_not_classified_by_its_thumbnail(data: bytes) -> None:
 
 
 def test_what_is_but_scaled_down_is_no_raw_file() -> None:
-    """Nor are other pages, or those of a pyramid."""
+    """Neither is a file with other pages, or with those of a pyramid."""
     layout = Layout(RGB, 8, tags={254: (4, 1)})
     assert difference(decoded(written(layout, samples(layout)), WHOLE), samples(layout)) == 0
     assert difference(decoded(camera_file({}, {254: (4, 1), 262: (3, 2)}), WHOLE), samples(layout)) == 0

@@ -1,4 +1,4 @@
-"""The first frame of a WebP animation where it is on the canvas, over white."""
+"""The first frame of a WebP animation, at its place on the canvas, over white."""
 
 import struct
 
@@ -18,7 +18,7 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def animation(box: tuple[int, int, int, int], *, alpha: bool) -> bytes:
-    """A red frame, then a whole one, on a canvas whose background is blue."""
+    """A red frame, then one of full size, on a canvas with a blue background."""
     left, top, right, bottom = box
     frames = [(left, top, right - left, bottom - top), (0, 0, SIDE, SIDE)]
     flags = 0x02 | 0x10 * alpha

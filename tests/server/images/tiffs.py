@@ -1,4 +1,4 @@
-"""TIFF files of any layout, written by the letter of TIFF 6.0 and its supplements, and the colours that they mean."""
+"""TIFF files of any layout, written according to TIFF 6.0 and its supplements, and the colours that they mean."""
 
 import struct
 import zlib
@@ -31,16 +31,16 @@ class Layout:
     tile: int = 0
     big: bool = False
     colour_map: npt.NDArray[np.uint16] | None = None  # [3, 2 ** bits]
-    tags: dict[int, tuple[int, Any]] = field(default_factory=dict)  # more of them: kind and value
+    tags: dict[int, tuple[int, Any]] = field(default_factory=dict)  # additional tags: kind and value
 
     @property
     def samples(self) -> int:
-        """Of a pixel."""
+        """Number of samples of a pixel."""
         return COLOURS[self.photometric] + len(self.extras)
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of a sample in the file, in memory where it has less than a byte."""
+        """Of a sample in the file, or in memory if it has less than a byte."""
         kind = {UINT: "u", INT: "i", FLOAT: "f"}[self.sample_format]
         return np.dtype(f"{self.order}{kind}{max(1, self.bits // 8)}")
 
@@ -94,7 +94,7 @@ def assembled(
     tile: int = 0,
     rows: int = 2**16,
 ) -> bytes:
-    """A file of one directory behind strips, or tiles."""
+    """A file with one directory, after its strips or tiles."""
     start = 16 if big else 8
     offsets = [start + sum(map(len, data[:index])) for index in range(len(data))]
     if tile:

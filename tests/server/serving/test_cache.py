@@ -1,4 +1,4 @@
-"""Answers that are remembered: how many, and of what."""
+"""Remembered answers: how many, and for which requests."""
 
 import os
 import signal
@@ -77,7 +77,7 @@ def test_an_image_that_comes_again_needs_no_engine_until_its_model_changes(tmp_p
         assert server.metric("serving_cache_misses_total", model="tiny") == 4
         assert server.metric("serving_requests_total", code="ok") == 9
 
-        tiny.write(tmp_path / "aside", "tiny", 1, channel=2)  # another file, by the same name
+        tiny.write(tmp_path / "aside", "tiny", 1, channel=2)  # another file under the same name
         (repository / "tiny").rename(tmp_path / "old")
         (tmp_path / "aside" / "tiny").rename(repository / "tiny")
         until(lambda: server.classify(red_image(8)).json()["predictions"][0]["class_id"] == 0)

@@ -1,4 +1,4 @@
-"""Which requests a canary answers, and what becomes of those that it cannot."""
+"""Which requests a canary answers, and what happens to those that it cannot."""
 
 import json
 from pathlib import Path
@@ -51,7 +51,7 @@ class World:
         pass
 
     def names(self, catalogue: Catalogue, count: int = 4, image: Any = b"", **ask: Any) -> list[str]:
-        """Who answers so many requests."""
+        """The models that answer `count` requests."""
         plan = Plan.of(Ask(**ask), catalogue, SETTINGS)
         return [self.under_test.chosen(plan, image).entry.name for _ in range(count)]
 
@@ -79,8 +79,8 @@ def test_who_names_a_version_or_the_canary_gets_that(catalogue: Catalogue) -> No
     ("loaded", "image", "ask"),
     [
         (False, b"", {}),
-        (True, b"", {"include": Extras.FEATURES}),  # which it has not
-        (True, np.zeros((32, 32, 3), np.uint8), {}),  # of the size that the main model takes
+        (True, b"", {"include": Extras.FEATURES}),  # it has no features
+        (True, np.zeros((32, 32, 3), np.uint8), {}),  # of the main model's input size
     ],
 )
 def test_what_it_cannot_answer_the_main_model_does(

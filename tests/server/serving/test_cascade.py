@@ -1,4 +1,4 @@
-"""What follows the answers of a cascade's members: decided with numbers for clocks, and no engine."""
+"""What a cascade does after its members' answers, tested with numbers as time and without an engine."""
 
 from pathlib import Path
 
@@ -62,7 +62,7 @@ def given(descent: Descent) -> tuple[str, bool, list[int]]:
 
 def test_who_is_sure_answers_and_nobody_else_is_asked(catalogue: Catalogue) -> None:
     descent = descent_of(catalogue)
-    assert asked(descent) == ("first", 2)  # the best class alone would not tell how sure it is
+    assert asked(descent) == ("first", 2)  # two classes, to tell how sure it is
     descent.told(ranked(0.25), 1.0)
     assert (asked(descent), given(descent), descent.passed_on) == (None, ("first", False, [0]), [])
 
@@ -107,7 +107,7 @@ def test_an_ensemble_answers_with_its_mean_and_its_members_are_asked_one_after_a
 
 def test_an_ensemble_that_ends_a_cascade_does_not_ask_its_members_again(catalogue: Catalogue) -> None:
     descent = descent_of(catalogue, "again")
-    assert asked(descent) == ("second", None)  # as the mean will need it
+    assert asked(descent) == ("second", None)  # all classes, for the ensemble's mean
     descent.told(logits([1.0, 0.9]), 1.0)
     assert asked(descent) == ("third", None)
     descent.told(logits([0.0, 4.0]), 2.0)
@@ -122,7 +122,7 @@ def test_the_entropy_is_that_of_all_classes(catalogue: Catalogue) -> None:
     assert given(descent) == ("first", False, [0])
     descent = descent_of(catalogue, "mixed")
     descent.told(logits([4.0, 0.0, 0.0]), 1.0)
-    assert asked(descent) == ("second", 2)  # whose answer is given in any case
+    assert asked(descent) == ("second", 2)  # the last member always answers
 
 
 def test_who_asks_for_every_class_gets_those_of_whoever_answers(catalogue: Catalogue) -> None:
@@ -132,7 +132,7 @@ def test_who_asks_for_every_class_gets_those_of_whoever_answers(catalogue: Catal
 
 
 def learned(catalogue: Catalogue, seconds: float) -> Pace:
-    """As if the second member had taken so long."""
+    """A pace learned from a second member that took this long."""
     pace = Pace()
     descent = descent_of(catalogue, pace=pace)
     descent.told(ranked(0.0), 1.0)
@@ -168,7 +168,7 @@ def test_a_deadline_that_passes_while_the_next_is_asked_leaves_the_answer_that_i
     assert given(descent) == ("first", True, [0])
     assert descent.passed_on == []
     again = descent_of(catalogue, pace=pace)
-    again.told(ranked(0.0), DEADLINE_S - 5.0)  # what was not enough then
+    again.told(ranked(0.0), DEADLINE_S - 5.0)  # the time that was too short before
     assert again.question is None
 
 

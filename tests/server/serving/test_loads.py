@@ -1,4 +1,4 @@
-"""How the requests of one process wait for models to be loaded, and what the supervisor is told of that."""
+"""How the requests of one process wait for models to load, and what it tells the supervisor."""
 
 import asyncio
 import time
@@ -15,7 +15,7 @@ SOON_S = 60.0
 
 
 class Process:
-    """What it tells the supervisor, and its requests that wait."""
+    """An HTTP process: its messages to the supervisor, and its waiting requests."""
 
     def __init__(self, *usable: str, most_waiting: int = 8) -> None:
         self.told: list[Demand] = []
@@ -40,7 +40,7 @@ def run(scene: Coroutine[Any, Any, None]) -> None:
 
 
 async def settled() -> None:
-    """Everybody who can go on has."""
+    """Let every task that can go on do so."""
     for _ in range(10):
         await asyncio.sleep(0)
 
@@ -76,7 +76,7 @@ def test_requests_wait_together_and_the_supervisor_is_told_once_when_they_begin_
         process.update("a", "b")
         await asyncio.gather(*waiting)
         await settled()
-        assert process.told[1:] == [Demand(frozenset(), ("b", "a"))]  # what runs is in use
+        assert process.told[1:] == [Demand(frozenset(), ("b", "a"))]  # running requests use their model
 
     run(scene())
 

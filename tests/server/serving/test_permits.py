@@ -1,4 +1,4 @@
-"""Permits of images of batches, decided one event at a time."""
+"""Permits for the images of batch requests, one event at a time."""
 
 import asyncio
 from contextlib import AsyncExitStack
@@ -7,7 +7,7 @@ from server.serving.permits import Permits
 
 
 async def settled() -> None:
-    """Everything that can go on has gone on."""
+    """Let every task that can go on do so."""
     for _ in range(10):
         await asyncio.sleep(0)
 
@@ -75,7 +75,7 @@ def test_who_is_cancelled_while_waiting_or_inside_leaves_no_permit_taken() -> No
         permits = Permits(2)
         images = [Image(permits, 1) for _ in range(4)]
         await settled()
-        for image in (images[1], images[0]):  # the head of those that wait, then the one inside
+        for image in (images[1], images[0]):  # the first in the queue, then the one inside
             image.task.cancel()
             await settled()
         assert [image.inside for image in images[2:]] == [True, False]

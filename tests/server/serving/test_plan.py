@@ -17,7 +17,7 @@ SETTINGS = Settings(timeout_ms=4000, max_batch=16)
 
 @pytest.fixture(scope="module")
 def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
-    """Models `plain` (versions 1 and 2), `own` with settings of its own, and the ensemble `both`."""
+    """Models `plain` (versions 1 and 2), `own` with its own settings, and the ensemble `both`."""
     repository = tmp_path_factory.mktemp("repository")
     members = [tiny.write(repository, "plain", 1), tiny.write(repository, "own")]
     tiny.write(repository, "plain", 2)

@@ -1,4 +1,4 @@
-"""When a server is ready, by what is there of its engines."""
+"""When a server is ready, depending on its engines and their models."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ PLACES = (Place("engine-0", cpus=(0,)), Place("engine-1", cpus=(1,)))
 
 
 class Engines:
-    """A classifier that tells which are there, and which models these have."""
+    """A classifier that reports which engines are away, and which models the others have."""
 
     def __init__(self, away: Sequence[int], models: set[str]) -> None:
         self.away = away

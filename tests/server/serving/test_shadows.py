@@ -1,4 +1,4 @@
-"""What becomes of images that are offered to shadows, by numbers, and with a classifier that is played."""
+"""What happens to images that are offered to shadows, with a fake classifier and numbers as time."""
 
 import asyncio
 import json
@@ -81,7 +81,7 @@ def classes_of(best: int, *, batch_size: int = 1, inference_s: float = 0.25) -> 
 
 
 class Counter:
-    """Of metrics: what was counted, by the last label."""
+    """A fake metric that records the labels of what was counted."""
 
     def __init__(self) -> None:
         self.found: list[tuple[str, ...]] = []
@@ -99,7 +99,7 @@ class Counter:
 
 
 class Scene:
-    """Shadows whose classifier answers what the test puts into `answers`, when `gate` is open."""
+    """Shadows whose classifier gives the answers that the test puts into `answers`, once `gate` is open."""
 
     def __init__(self) -> None:
         self.answers: list[Classes | Exception] = []
@@ -126,7 +126,7 @@ class Scene:
         return [answer]
 
     async def done(self, count: int) -> list[str]:
-        """The outcomes, once there are so many."""
+        """The outcomes, once there are `count`."""
         async with asyncio.timeout(10):
             while len(self.images.found) < count:  # noqa: ASYNC110 nobody is told
                 await asyncio.sleep(0)
@@ -149,7 +149,7 @@ def test_answers_are_compared_with_those_that_were_given(catalogue: Catalogue) -
         scene.answers = [classes_of(7), classes_of(8, inference_s=0.5), classes_of(7, batch_size=2)]
         for image in (b"a", b"b", b"c"):
             scene.under_test.offer(plan_of(catalogue), image, classes_of(7))
-        assert scene.asked == []  # nothing of this is done before the answer is on its way
+        assert scene.asked == []  # shadows start only once the answer is on its way
         assert await scene.done(3) == ["agreed", "disagreed", "agreed"]
         assert scene.asked == [(image, "new", Priority.SHADOW) for image in (b"a", b"b", b"c")]
         assert scene.images.found[0] == ("new", "1", "main", "1", "agreed")

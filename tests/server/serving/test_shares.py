@@ -1,4 +1,4 @@
-"""Shares that are exact, and candidates that are left alone, by numbers."""
+"""Exact shares of requests, and candidates that are left alone after failures."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Tensors as they lie in the protocol's messages."""
+"""Tensors as encoded in the protocol's messages."""
 
 import base64
 

@@ -1,4 +1,4 @@
-"""The CUDA runtime's calls, done in this machine's own memory: what stands for the GPU where there is none."""
+"""A fake CUDA runtime that works in this machine's memory, in place of a GPU."""
 
 import ctypes
 from types import SimpleNamespace
@@ -16,11 +16,11 @@ STICKY = cuda.cudaError_t.cudaErrorIllegalAddress
 
 
 class HostCuda:
-    """Memory, streams that do everything at once, and errors when the test says so."""
+    """Memory, streams that run everything immediately, and errors when the test says so."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.limit_bytes = 2**30
-        """Of all that is allocated at one time."""
+        """Limit on all memory allocated at one time."""
         self.lost: Any = OK
         """What every later synchronization returns."""
         self.refuses_to_register: Any = OK

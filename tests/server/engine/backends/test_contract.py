@@ -16,13 +16,13 @@ from server.settings import Settings
 from tests import tiny
 
 TOLERANCE = 1e-6
-"""Of a probability. A runtime may add up in another order in a larger batch; float32 has 6e-8 at 1."""
+"""For probabilities. In a larger batch a runtime may add in another order; the precision of float32 at 1 is 6e-8."""
 SETTINGS = Settings(max_batch=8, inference_threads=2)
 
 
 @pytest.fixture(scope="module", params=[*ONNX_BACKENDS, "torch"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Manifest, bytes]:
-    """A model for the backend that is put to the test, and the bytes of its file."""
+    """A model for the backend under test, and the bytes of its file."""
     repository = tmp_path_factory.mktemp(request.param)
     if request.param == "torch":
         found = tiny.write_torch(repository, crop=8)

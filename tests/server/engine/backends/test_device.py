@@ -1,4 +1,4 @@
-"""What backends on a GPU share: which error means what, and what is done where memory runs out."""
+"""What backends on a GPU share: the meaning of errors, and what happens when memory runs out."""
 
 import logging
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ IMAGES = list(np.arange(7, dtype=np.uint8)[:, None])
 
 
 class Bucket:
-    """Runs images unless it `fits` not: then it finds no memory whenever it runs."""
+    """Runs images; unless it `fits`, every run fails for lack of memory."""
 
     def __init__(self, size: int, *, fits: bool = True) -> None:
         self.size = size

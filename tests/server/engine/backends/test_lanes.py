@@ -1,4 +1,4 @@
-"""Several batches at one time, where that is measured to be faster."""
+"""Several batches at one time, if measurements show that it is faster."""
 
 import threading
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ OUTPUTS = Outputs(*(np.zeros((1, 1), kind) for kind in (np.float32, np.int32, np
 
 
 class Machine:
-    """A clock that stands still but for batches: of each way they cost so much, however many run at one time."""
+    """A clock that only batches advance: by these seconds for each way of running them, however many run at once."""
 
     def __init__(self, seconds: dict[int, float]) -> None:
         self.now_s = 0.0
@@ -41,7 +41,7 @@ class Machine:
 @pytest.mark.parametrize(
     ("seconds", "count"),
     [
-        ({2: 1.0, 1: 0.8}, 2),  # what an image costs while so many threads work on each batch
+        ({2: 1.0, 1: 0.8}, 2),  # seconds for an image, by the threads that work on each batch
         ({2: 1.0, 1: 0.97}, None),
         ({2: 1.0, 1: 1.3}, None),
         ({4: 1.0, 2: 0.9, 1: 0.7}, 4),

@@ -1,7 +1,7 @@
-"""ONNX Runtime's providers: none is left out in silence, and bound buffers answer as the plain session does.
+"""ONNX Runtime's providers: none is silently left out, and bound buffers answer as the plain session does.
 
-The buffers lie in this machine's memory here, and ONNX Runtime runs on its CPU; the code that binds, copies and retries
-is that of a GPU.
+Here the buffers lie in this machine's memory, and ONNX Runtime runs on the CPU; the code that binds, copies and retries
+is the same as for a GPU.
 """
 
 from collections.abc import Callable
@@ -62,7 +62,7 @@ def test_bound_buffers_answer_as_the_plain_session_does(
     session: ort.InferenceSession, bind: Bind, images: list[NDArray[np.uint8]], count: int
 ) -> None:
     ours = bind(session)
-    ours.run(images[::-1][:count])  # what an earlier batch leaves is in no answer
+    ours.run(images[::-1][:count])  # leftovers of an earlier batch are in no answer
     answer, expected = ours.run(images[:count]), onnx.OnnxBackend(session).run(images[:count])
     assert answer.indices[:, 0].tolist() == [image[0, 0, 0] for image in images[:count]]
     for ours_, theirs in zip(answer[:3], expected[:3], strict=True):
@@ -107,10 +107,10 @@ def test_model_is_served_with_the_batch_sizes_that_the_memory_holds(
     host_cuda: HostCuda,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    row = IMAGE_BYTES + 2 * 4 * (tiny.TOP_K + tiny.TOP_K + tiny.CLASSES)  # outputs are on both sides
+    row = IMAGE_BYTES + 2 * 4 * (tiny.TOP_K + tiny.TOP_K + tiny.CLASSES)  # outputs have buffers on both sides
     host_cuda.limit_bytes = 7 * row
     ours = bind(session)
-    assert sum(map(len, host_cuda.allocated.values())) == 7 * row  # 1, 2 and 4; what 8 had begun is given back
+    assert sum(map(len, host_cuda.allocated.values())) == 7 * row  # for 1, 2 and 4; those begun for 8 are freed
     assert "batches of up to 4" in caplog.text
     assert len(ours.run(images).indices) == len(images)
     host_cuda.allocated.clear()
@@ -121,7 +121,7 @@ def test_model_is_served_with_the_batch_sizes_that_the_memory_holds(
 
 
 class Failing:
-    """A session that fails as ONNX Runtime does on a GPU: with an error that has only a text."""
+    """A session that fails as ONNX Runtime does on a GPU: with an error that is only a text."""
 
     def __init__(self, session: ort.InferenceSession) -> None:
         self.get_inputs, self.get_outputs, self.io_binding = session.get_inputs, session.get_outputs, session.io_binding

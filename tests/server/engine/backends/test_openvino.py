@@ -1,4 +1,4 @@
-"""What is OpenVINO's own; `test_contract.py` has what every backend promises."""
+"""OpenVINO's own behaviour; `test_contract.py` has what every backend promises."""
 
 from pathlib import Path
 from unittest.mock import patch

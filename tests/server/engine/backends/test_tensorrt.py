@@ -1,4 +1,4 @@
-"""What is decided about an engine before and beside its GPU; on a GPU, that it answers as its ONNX file does."""
+"""Decisions about an engine that need no GPU; and on a GPU, that it answers as its ONNX file does."""
 
 import re
 from importlib.util import find_spec

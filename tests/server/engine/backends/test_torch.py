@@ -1,6 +1,6 @@
-"""What is PyTorch's own; `test_contract.py` has what every backend promises.
+"""PyTorch's own behaviour; `test_contract.py` has what every backend promises.
 
-Without a GPU the buckets' tensors lie in this machine's memory, and all runs but streams and CUDA graphs.
+Without a GPU the buckets' tensors lie in this machine's memory, and everything but streams and CUDA graphs is tested.
 """
 
 import os
@@ -60,7 +60,7 @@ def test_buckets_answer_as_the_plain_program_does(
     model: tuple[Manifest, bytes], plain: TorchBackend, images: list[NDArray[np.uint8]], count: int, device: str
 ) -> None:
     ours = TorchGpuBackend(on(model[1], device), model[0], SIZES, torch.device(device))
-    ours.run(images[::-1][:count])  # what an earlier batch leaves is in no answer
+    ours.run(images[::-1][:count])  # leftovers of an earlier batch are in no answer
     answer, expected = ours.run(images[:count]), plain.run(images[:count])
     assert answer.indices[:, 0].tolist() == [image[0, 0, 0] for image in images[:count]]
     for one, other in zip(answer[:3], expected[:3], strict=True):
@@ -96,7 +96,7 @@ def test_bucket_without_memory_leaves_the_smaller_ones(
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what the compiler imports
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # from imports of the compiler
 def test_compiled_program_has_the_same_answers(
     model: tuple[Manifest, bytes], plain: TorchBackend, images: list[NDArray[np.uint8]]
 ) -> None:
