@@ -1,4 +1,4 @@
-"""Networks that only another library defines, built by that library where it is installed."""
+"""Builds networks that only timm or transformers defines, with that library."""
 
 import importlib
 from collections.abc import Mapping

@@ -16,7 +16,7 @@ from models import architectures
 from tests.conftest import ROOT
 
 SELF_SUPERVISED = "is self-supervised pre-training"
-BY_ONNX = r"export it to ONNX where it was made, and export/from_onnx\.py takes that"
+BY_ONNX = r"export it to ONNX where it was made, and give that file to export/from_onnx\.py"
 COMES_IN = {
     *("averaged_model.pth", "bf16.pth", "binary_one_logit.pth", "bn_never_tracked.pth", "channels_last.pth"),
     *("classes21k.pth", "compiled.pth", "ddp.pth", "defaultdict.pth", "fc_dropout_linear.pth", "fc_nobias.pth"),
@@ -32,10 +32,10 @@ TOLD = {
     "distill.pth": r"more than one network: teacher\., student\.: choose with --prefix teacher\.",
     "empty.pth": "is empty: copy it again",
     "empty.safetensors": "is empty: copy it again",
-    "encoder_classifier.pth": "--head classifier takes that for the last layer",
+    "encoder_classifier.pth": "--head classifier uses that as the last layer",
     "exported.pt2": r"program of torch\.export: .*from_onnx\.py",
-    "fastai_learner_save.pth": rf"as fastai builds them, which have no name here: {BY_ONNX}",
-    "fc_mlp.pth": rf"a head of several layers has no name here: {BY_ONNX}",
+    "fastai_learner_save.pth": rf"as fastai builds them, not supported here: {BY_ONNX}",
+    "fc_mlp.pth": rf"a head of several layers is not supported here: {BY_ONNX}",
     "html.pth": "is a web page",
     "html.safetensors": "is a web page",
     "lfs_pointer.pth": "is a Git LFS pointer.*git lfs pull",

@@ -163,7 +163,7 @@ def test_mirror_that_is_no_address_is_refused(tmp_path: Path, monkeypatch: pytes
 
 def test_folder_that_cannot_be_written_is_said(origin: Origin, tmp_path: Path) -> None:
     (tmp_path / "weights").touch()
-    with pytest.raises(WeightsError, match="cannot take the weights"):
+    with pytest.raises(WeightsError, match="cannot store the weights"):
         obtain(FILE, tmp_path / "weights")
     assert origin.asked == []
 
