@@ -512,7 +512,7 @@ REFUSED: dict[str, tuple[Make, str]] = {
     ),
     "an operator of its own": (
         lambda path: changed(path, own_operator),
-        "has operators of its own, com.example::Swishier",
+        "has custom operators, com.example::Swishier",
     ),
     "an opset of the future": (
         lambda path: changed(path, opset_of(99)),
