@@ -1,6 +1,6 @@
 """The command that makes a cascade of models: `python export/cascade.py NAME MEMBER...`."""
 
-import export.interrupts  # noqa: F401 before what takes time
+import export.interrupts  # noqa: F401 before the slow imports
 
 # isort: split
 

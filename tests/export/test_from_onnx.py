@@ -229,7 +229,7 @@ def test_frozen_batch_is_freed(kind: str, tmp_path: Path, capsys: pytest.Capture
     make, size = FROZEN[kind]
     path = make(tmp_path / "theirs.onnx")
     assert run(path, tmp_path) == 0, capsys.readouterr().err
-    assert f"its batch is frozen at {size}, and is freed" in capsys.readouterr().out
+    assert f"its batch size is fixed at {size}, and is made free" in capsys.readouterr().out
     _, outputs = served(tmp_path)
     assert outputs.logits == pytest.approx(scores(path, normalised(), frozen=size), rel=1e-4, abs=1e-4)
 
