@@ -47,8 +47,8 @@ def judge(agreeing: int, images: int, wanted: float) -> Judgement:
     """Judge a file by how many images have FP32's best class.
 
     It is refused if the wanted share lies above the interval. It is accepted if the observed share reaches the wanted
-    one, and the interval rules out more than twice the allowed disagreements: 98 % is proven if 99 % is wanted. For a
-    file that just has the wanted share, to prove that very share would take tens of thousands of images.
+    one, and the interval rules out more than twice the allowed disagreements: if 99 % is wanted, 98 % must be proven.
+    Proving the wanted share itself would take tens of thousands of images for a file that just reaches it.
 
     Args:
         agreeing: number of images with FP32's best class.

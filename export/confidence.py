@@ -1,7 +1,7 @@
 """Fits what makes a classifier's probabilities reliable, on images whose classes are known.
 
 One half of the images is for fitting: every second of them for the temperature, the others for prediction sets and the
-threshold of "unknown". These are fitted to logits that the temperature divides, on images that it was not fitted on, so
+threshold of "unknown". These are fitted to logits divided by the temperature, on images that it was not fitted on, so
 that they hold for new images. All figures are measured on the other half.
 """
 
@@ -161,7 +161,7 @@ def curve(label: str, probabilities: NDArray[np.float64], classes: NDArray[np.in
 
 
 def fit_sets(logits: NDArray[np.float32], classes: NDArray[np.int64], method: SetMethod) -> PredictionSets:
-    """Fit prediction sets to logits that the temperature divides, float32[M, num_classes]."""
+    """Fit prediction sets to logits float32[M, num_classes], already divided by the temperature."""
     penalty, penalty_from = (PENALTY, PENALTY_FROM) if method == "raps" else (0.0, 0)
     scores = conformal_scores(probabilities(logits, "softmax"), method, penalty, penalty_from)
     return PredictionSets(

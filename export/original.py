@@ -84,7 +84,7 @@ class Original:
     def run(self, pixels: NDArray[np.float32]) -> list[NDArray[np.generic]]:
         """Compute the scores, and the input of their activation, for normalised float32[N, C, H, W].
 
-        A fixed batch size splits the images into batches of that size; the last image fills up the last one.
+        With a fixed batch size, images run in batches of that size; copies of the last image fill up the last batch.
         """
         size = self.batch or len(pixels)
         answers = [self._run(pixels[start : start + size], size) for start in range(0, len(pixels), size)]

@@ -1,8 +1,8 @@
-"""The temperature of a complete graph, which divides the logits before softmax and outputs the quotients.
+"""The temperature of a complete graph: the graph divides its logits before softmax, and outputs the quotients.
 
-It leaves the ranking unchanged, and affects everything that is computed from logits, in the graph or after it: softmax
-and top-k, averages over crops and members, prediction sets. Converters to lower precision get the graph without it,
-since it is not part of the network.
+This leaves the ranking unchanged, and affects everything that is computed from logits, in the graph or after it:
+softmax and top-k, averages over crops and members, prediction sets. Converters to lower precision get the graph without
+a temperature, which is not part of the network.
 """
 
 import numpy as np

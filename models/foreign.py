@@ -17,7 +17,7 @@ _TORCH_BEFORE_ZIP = rb"\x02\x8a\x0al\xfc\x9cF\xf9"
 
 _ARCHIVE = "is an archive: unpack it, and give the file in it"
 SAVED_MODEL = "is a TensorFlow SavedModel: python -m tf2onnx.convert writes what export/from_onnx.py takes"
-_KERAS = "is a file of Keras: model.export('model.onnx', format='onnx') there, and export/from_onnx.py takes that"
+_KERAS = "is a file of Keras: there, model.export('model.onnx', format='onnx') writes what export/from_onnx.py takes"
 
 _FIRST_BYTES: Sequence[tuple[bytes, str]] = (
     (rb"\Z", "is empty: copy it again"),
@@ -40,12 +40,12 @@ _MEMBERS: Sequence[tuple[str, str]] = (
     (
         r"/code/__torch__|/constants\.pkl$",
         "is a TorchScript program: torch.save(torch.jit.load('FILE').state_dict(), 'weights.pth') writes its"
-        " parameters, or torch.onnx.export it, and export/from_onnx.py takes that",
+        " parameters, or torch.onnx.export writes what export/from_onnx.py takes",
     ),
     (
         r"/archive_format$|serialized_exported_program\.json$",
         "is a program of torch.export: torch.save(torch.export.load('FILE').state_dict, 'weights.pth') writes its"
-        " parameters, or torch.onnx.export it, and export/from_onnx.py takes that",
+        " parameters, or torch.onnx.export writes what export/from_onnx.py takes",
     ),
     (r"^model\.weights\.h5$", _KERAS),
     (r"\.npy$", f"is an archive of NumPy arrays, as JAX's networks are published: {BY_ONNX}"),

@@ -115,7 +115,7 @@ Place = Folder | Repository
 
 
 def is_place(name: str) -> bool:
-    """Whether a source is the place of its files; names of networks and models never look like one."""
+    """Whether a source is a path or a place on the hub; names of networks and models never look like one."""
     return name.startswith(PREFIX) or os.sep in name
 
 
@@ -164,7 +164,7 @@ def _repository(name: str, revision: str | None) -> Repository:
     try:
         if is_offline_mode():
             raise UnreachableHubError(
-                f"{PREFIX}{name} is not in the hub's cache, and HF_HUB_OFFLINE is set: fetch it once without"
+                f"{PREFIX}{name} is not in the hub's cache, and HF_HUB_OFFLINE is set: unset it to download it"
             )
         files = frozenset(file.rfilename for file in _answered(ask, name, revision).siblings or ())
     except UnreachableHubError:
@@ -201,7 +201,7 @@ def _answered(ask: Callable[[], _T], repository: str, revision: str | None) -> _
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise SourceError(
-            f"the hub has no model {repository}, or it is private: mend the name; for a private one log in with"
+            f"the hub has no model {repository}, or it is private: correct the name; for a private one log in with"
             " `hf auth login`, or set HF_TOKEN to a token that may read it"
         ) from error
     except errors.RevisionNotFoundError as error:
@@ -213,11 +213,11 @@ def _answered(ask: Callable[[], _T], repository: str, revision: str | None) -> _
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, httpx2.HTTPError) as error:
         reason = error.__cause__ or error
         raise UnreachableHubError(
-            f"{name}: {_endpoint()} does not answer ({_first_line(reason)}), and the cache does not have it; a mirror's"
-            " address goes in HF_ENDPOINT, a folder with its files is a source, too"
+            f"{name}: {_endpoint()} does not answer ({_first_line(reason)}), and the cache does not have it: set"
+            " HF_ENDPOINT to a mirror's address, or give a folder with its files"
         ) from error
     except OSError as error:
-        raise SourceError(f"{name} cannot be kept in the hub's cache: {error}; HF_HOME names another place") from error
+        raise SourceError(f"{name} cannot be stored in the hub's cache: {error}; HF_HOME can name another") from error
 
 
 def _refused(name: str, error: "OSError") -> NoReturn:

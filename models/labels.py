@@ -206,7 +206,7 @@ def _labels(entries: list[_Entry]) -> tuple[Label, ...]:
     if any(entry.index is not None for entry in entries):
         entries = sorted(entries, key=lambda entry: entry.index or 0)
         if [entry.index for entry in entries] == list(range(1, len(entries) + 1)):
-            raise LabelsError("it counts its classes from 1: they are counted from 0")
+            raise LabelsError("it numbers its classes from 1: number them from 0")
         for index, entry in enumerate(entries):
             if entry.index != index:
                 what = "twice" if index and entry.index == entries[index - 1].index else f"and not {index}"

@@ -157,7 +157,7 @@ def test_silent_server_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_mirror_that_is_no_address_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(MIRROR_VARIABLE, "/srv/weights")
-    with pytest.raises(WeightsError, match=f"mend {MIRROR_VARIABLE}"):
+    with pytest.raises(WeightsError, match=f"correct {MIRROR_VARIABLE}"):
         obtain(FILE, tmp_path)
 
 
