@@ -172,7 +172,9 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="your checkpoint: a state dict, or a training checkpoint that has one",
     )
-    source.add_argument("--random-weights", action="store_true", help="an untrained network; its answers are marked as such")
+    source.add_argument(
+        "--random-weights", action="store_true", help="an untrained network; its answers are marked as such"
+    )
     parser.add_argument(
         "--ema", action="store_true", help="take the moving averages of the weights from your checkpoint"
     )

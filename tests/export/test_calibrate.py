@@ -263,7 +263,7 @@ def test_temperature_that_does_not_exist_is_said_and_not_searched_for() -> None:
     right = np.eye(10, dtype=np.float32)
     with pytest.raises(confidence.ConfidenceError, match="right about all 10 images"):
         confidence.fit_temperature(right, np.arange(10))
-    with pytest.raises(confidence.ConfidenceError, match="no more than chance"):
+    with pytest.raises(confidence.ConfidenceError, match="no better than chance"):
         confidence.fit_temperature(right, (np.arange(10) + 1) % 10)
 
 

@@ -43,7 +43,7 @@ TOLD = {
     "moco_v2.pth.tar": SELF_SUPERVISED,
     "nan.pth": r"layer2\.0\.conv1\.weight is NaN or infinite",
     "negative_var.pth": r"layer2\.0\.bn1\.running_var is negative",
-    "no_running_stats.pth": "without means and variances of its own a batch norm",
+    "no_running_stats.pth": "without its own means and variances, a batch norm",
     "nofc.pth": r"has no last layer fc\.weight",
     "noperm.pth": "Permission denied|is no checkpoint",  # root may read it
     "quantized.pth": "is of a network that is quantised already",

@@ -252,7 +252,7 @@ def test_batch_that_cannot_be_freed_is_refused(tmp_path: Path, capfd: pytest.Cap
 def test_optimum_s_file_has_a_size_stated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     every = (0, 1, 2, 3)
     path = script(tmp_path / "model.onnx", Small(), inputs=["pixel_values"], outputs=["logits"], free=every)
-    assert "say with --crop" in refused(path, tmp_path, capsys)
+    assert "choose one with --crop" in refused(path, tmp_path, capsys)
     assert run(path, tmp_path, "--crop", str(SIDE)) == 0
     found, outputs = served(tmp_path)
     assert found.preprocessing.crop == (SIDE, SIDE)
