@@ -141,7 +141,10 @@ def test_other_processors_have_their_own_defaults(
         ({**CONVNEXT, "do_resize": False}, "does not make all images the same size"),
         ({"image_processor_type": "BitImageProcessor", "do_center_crop": False}, "does not make all images"),
         ({"image_processor_type": "BitImageProcessor", "crop_size": 256}, "larger than resize"),
-        ({"image_processor_type": "DeiTImageProcessor", "crop_size": {"height": 224, "width": 192}}, "in a way supported here"),
+        (
+            {"image_processor_type": "DeiTImageProcessor", "crop_size": {"height": 224, "width": 192}},
+            "in a way supported here",
+        ),
     ],
 )
 def test_what_a_processor_does_and_we_do_not_is_said(preprocessor: dict[str, Any], reason: str, tmp_path: Path) -> None:
