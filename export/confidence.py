@@ -103,8 +103,8 @@ def fit_temperature(logits: NDArray[np.float32], classes: NDArray[np.int64]) -> 
     low, high = -math.log(_LARGEST), math.log(_LARGEST)  # of the inverse, as its logarithm
     if slope(math.exp(high)) < _NO_SLOPE:
         raise ConfidenceError(
-            f"the network is right about all, or almost all, of the {len(classes)} images for the temperature: they do"
-            " not tell how sure it may be; give more images, or harder ones"
+            f"the network is right about all {len(classes)} images for the temperature, or almost all: they do not tell"
+            " how sure it may be; give more images, or harder ones"
         )
     if slope(math.exp(low)) >= 0:
         raise ConfidenceError(
