@@ -1,4 +1,4 @@
-"""What flows through a network on real images: one pass finds all that quantisation wants to know of activations."""
+"""A network's activations on real images: one pass collects everything that quantisation needs to know of them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,9 +15,9 @@ from export.precision import Method
 from models.manifest import INPUT_NAME
 
 BATCH = 8
-"""Of these is the moving average: another size would give other ranges."""
+"""The moving average is one over batches of this size: another size would give other ranges."""
 _SAMPLES = 1 << 17
-"""Values of each activation that percentile and entropy are found from: 13 of them are outside of 99.99 %."""
+"""Values sampled from each activation for percentile and entropy: 13 of them lie outside 99.99 %."""
 _PERCENTILE = 99.99
 _BINS = 128
 
@@ -26,13 +26,13 @@ Range = tuple[np.float32, np.float32]
 
 @dataclass
 class Activation:
-    """Of one tensor of the network, over all images."""
+    """One tensor of the network, over all images."""
 
     lowest: list[np.float32] = field(default_factory=list)
-    """Of each batch."""
+    """Smallest value of each batch."""
     highest: list[np.float32] = field(default_factory=list)
     samples: list[NDArray[np.float32]] = field(default_factory=list)
-    """Of each batch, values that were drawn at random."""
+    """Values of each batch, drawn at random."""
     sums: NDArray[np.float64] = field(default_factory=lambda: np.zeros(1))
     """float64[C]: means over the pixels, added over the images."""
 
@@ -45,7 +45,7 @@ class Activation:
             self.sums = self.sums + values.reshape(*values.shape[:2], -1).mean(2, dtype=np.float64).sum(0)
 
     def range(self, method: Method) -> Range:
-        """Find the range that is to be told apart in 8 bits, as ONNX Runtime's calibration of the same name does."""
+        """Find the range to represent in 8 bits, as ONNX Runtime's calibration of the same name does."""
         match method:
             case "minmax":
                 return min(self.lowest), max(self.highest)
@@ -71,7 +71,7 @@ class Activation:
 
 @dataclass(frozen=True)
 class Activations:
-    """Of all tensors in floating point."""
+    """All tensors in floating point."""
 
     images: int
     tensors: Mapping[str, Activation]
@@ -81,7 +81,7 @@ class Activations:
         return self.tensors[name].sums / self.images
 
     def ranges(self, method: Method) -> dict[str, Range]:
-        """Range of each, by one method."""
+        """Range of each tensor, by one method."""
         return {name: tensor.range(method) for name, tensor in self.tensors.items()}
 
 
@@ -89,7 +89,7 @@ def observe(model: onnx.ModelProto, images: NDArray[np.uint8]) -> Activations:
     """Run images through a complete graph in FP32.
 
     Args:
-        model: with the types of its tensors.
+        model: must state the types of its tensors.
         images: uint8[N, H, W, 3].
     """
     names = _in_floating_point(model.graph)

@@ -1,4 +1,4 @@
-"""The gate of lower precision: whether so many images tell that a file agrees with FP32 often enough."""
+"""The gate for lower precision: whether the images show that a file agrees with FP32 often enough."""
 
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -7,7 +7,7 @@ from models.intervals import Interval, clopper_pearson
 
 Verdict = Literal["accepted", "undecided", "refused"]
 _MOST = 100_000
-"""Images that anybody would compare on."""
+"""Most images that anybody would compare on."""
 
 
 class Judgement(NamedTuple):
@@ -16,23 +16,23 @@ class Judgement(NamedTuple):
     verdict: Verdict
     images: int
     agreement: float
-    """Share seen."""
+    """Observed share."""
     wanted: float
     proven: float
     """Share that must be proven for a file to be accepted."""
     interval: Interval
-    """In which the share lies for all images like these, with 95 % confidence."""
+    """95 % confidence interval of the share over all images like these."""
 
     @property
     def text(self) -> str:
-        """For people: what was seen, and what was asked for."""
+        """What was observed, and what is wanted, for messages."""
         return (
             f"top-1 agreement with FP32 is {self.agreement:.1%} on {self.images} images"
             f" (95 %: {in_percent(self.interval)}), {100 * self.wanted:g} % is wanted"
         )
 
     def more(self) -> int | None:
-        """How many more images would decide, if they agree as often as these; None: more than anybody has."""
+        """How many more images would decide, if they agree as often as these; None: impractically many."""
         if self.agreement >= self.wanted:
             total = _least(self.images, lambda images: self._expected(images).low >= self.proven)
         else:
@@ -46,14 +46,14 @@ class Judgement(NamedTuple):
 def judge(agreeing: int, images: int, wanted: float) -> Judgement:
     """Judge a file by how many images have FP32's best class.
 
-    It is refused where the share that is wanted lies above the interval, and accepted where that share was seen and the
-    interval leaves no more than twice the disagreements that are allowed: 98 % where 99 are wanted. To prove the very
-    share that is wanted would take tens of thousands of images of a file that just has it.
+    It is refused if the wanted share lies above the interval. It is accepted if the observed share reaches the wanted
+    one, and the interval rules out more than twice the allowed disagreements: if 99 % is wanted, 98 % must be proven.
+    Proving the wanted share itself would take tens of thousands of images for a file that just reaches it.
 
     Args:
-        agreeing: images with FP32's best class.
-        images: all, one or more.
-        wanted: least share.
+        agreeing: number of images with FP32's best class.
+        images: number of all images, 1 or more.
+        wanted: least share of agreeing images.
     """
     agreement, interval = agreeing / images, clopper_pearson(agreeing, images)
     proven = max(0.0, 1 - 2 * (1 - wanted))
@@ -71,7 +71,7 @@ def in_percent(interval: Interval) -> str:
 
 
 def _least(above: int, is_enough: Callable[[int], bool]) -> int | None:
-    """Find the least number above one for which it is enough, which all larger ones are, too; None: beyond `_MOST`."""
+    """Find the least number greater than `above` that is enough, as are all larger ones; None: beyond `_MOST`."""
     low, high = above, above + 1
     while not is_enough(high):
         low, high = high, 2 * high

@@ -1,4 +1,4 @@
-"""Ensembles: what several models say together, and what that is worth."""
+"""Ensembles: averages the answers of several models, and measures the result."""
 
 from collections.abc import Sequence
 from contextlib import closing
@@ -19,7 +19,7 @@ class EnsembleError(ExpectedError):
 
 
 def find_members(root: Path, names: Sequence[str]) -> list[Manifest]:
-    """Find the models that are named as NAME or NAME:VERSION.
+    """Find models by NAME or NAME:VERSION.
 
     Raises:
         ExpectedError: one is not in the repository, or they do not go together.
@@ -32,10 +32,10 @@ def find_members(root: Path, names: Sequence[str]) -> list[Manifest]:
 
 
 def check_together(members: Sequence[Manifest]) -> None:
-    """Refuse what cannot be one model.
+    """Refuse models that cannot be served as one.
 
     Raises:
-        EnsembleError: their classes or probabilities differ in kind, or one cannot be run here.
+        EnsembleError: their classes or activations differ, or one is a TensorRT engine.
     """
     for member in members:
         if member.labels != members[0].labels:
@@ -53,7 +53,7 @@ def named(text: str) -> tuple[str, int | None]:
     """Read NAME or NAME:VERSION.
 
     Raises:
-        EnsembleError: it is neither.
+        EnsembleError: the text is neither.
     """
     name, _, version = text.partition(":")
     if version and not version.isdecimal():
@@ -62,17 +62,17 @@ def named(text: str) -> tuple[str, int | None]:
 
 
 def fingerprint(members: Sequence[Manifest]) -> str:
-    """Digest all that determines an ensemble: not the images that its figures are from."""
+    """Digest everything that determines an ensemble, which the images for its figures do not."""
     return repository.digest([member.fingerprint for member in members])
 
 
 def measure(
     root: Path, name: str, members: Sequence[Manifest], paths: Sequence[Path], labels_from: LabelsFrom
 ) -> Ensemble:
-    """Draft an ensemble, measured on images that each member sees in its own preprocessing.
+    """Draft an ensemble, measured on images that each member gets with its own preprocessing.
 
     Raises:
-        ExpectedError: a member cannot be run, an image cannot be read, or its class is not known as it should be.
+        ExpectedError: a member cannot be run, an image cannot be read, or its class cannot be read as requested.
     """
     labels = members[0].labels
     classes = samples.classes(paths, labels, labels_from)

@@ -1,4 +1,4 @@
-"""The server's own backends, for the gates and reports of this folder: what is measured is what serves."""
+"""The server's own backends, for the gates and reports of this folder: they measure what will serve."""
 
 from typing import Literal, get_args
 
@@ -10,7 +10,7 @@ from server.engine.backends import Backend, BackendMissingError
 from server.settings import Settings
 
 Runtime = Literal["onnx", "openvino"]
-"""What runs ONNX files."""
+"""A runtime for ONNX files."""
 RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
 
 

@@ -1,7 +1,7 @@
-"""Bias correction: what rounding a layer's weights adds to its output on average is taken off its bias beforehand.
+"""Bias correction: subtracts from a layer's bias what rounding its weights will add to its output on average.
 
-Section 4.2 of arXiv:1906.04721, with means that are measured: E[y'] - E[y] = sum over inputs of (W' - W) E[x]. Rounding
-errors cancel only where inputs have mean zero, which they have not after a ReLU.
+Section 4.2 of arXiv:1906.04721, with measured means: E[y'] - E[y] = sum over inputs of (W' - W) E[x]. Rounding errors
+cancel only if inputs have mean zero, which is not so after a ReLU.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from export.activations import Activations
 
 
 def correct(model: onnx.ModelProto, activations: Activations, largest: int, excluded: set[str]) -> None:
-    """Correct the biases of a graph in FP32 whose weights are going to be rounded, symmetrically by output channel.
+    """Correct the biases of an FP32 graph whose weights will be rounded, symmetrically for each output channel.
 
     Args:
         model: changed in place.
@@ -33,7 +33,7 @@ def correct(model: onnx.ModelProto, activations: Activations, largest: int, excl
         before = numpy_helper.to_array(tensors[bias[0]]) if bias else 0
         corrected = (before - _shift(values, activations.means(inputs), largest)).astype(np.float32)
         del node.input[2:]
-        node.input.append(f"{node.name}_bias")  # of its own: two layers may share one
+        node.input.append(f"{node.name}_bias")  # a new one: two layers may share the old one
         model.graph.initializer.append(numpy_helper.from_array(corrected, node.input[2]))
     used = {name for node in model.graph.node for name in node.input}
     for tensor in tensors.values():
@@ -42,7 +42,7 @@ def correct(model: onnx.ModelProto, activations: Activations, largest: int, excl
 
 
 def _has_outputs_first(node: onnx.NodeProto) -> bool:
-    """Tell whether it is a layer whose weights are [out, in, ...], as those of PyTorch's linear layers are, too."""
+    """Whether a node is a layer with weights [out, in, ...], as PyTorch's convolutions and linear layers have."""
     transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
     return node.op_type == "Conv" or (node.op_type == "Gemm" and transposed)
 

@@ -1,6 +1,6 @@
 """The command that calibrates a model's probabilities: `python export/calibrate.py NAME --images FOLDER`."""
 
-import export.interrupts  # noqa: F401 before what takes time
+import export.interrupts  # noqa: F401 before the slow imports
 
 # isort: split
 
@@ -17,7 +17,7 @@ from export.confidence import METHODS
 from export.samples import image_paths
 
 FEW_IMAGES = 400
-"""A quarter of them decides each of temperature and sets."""
+"""One quarter of the images decides the temperature, another the sets."""
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -50,7 +50,7 @@ def _run(options: argparse.Namespace) -> None:
     published = repository.publish(root, made.draft, made.content)
     console.say(f"{published.name} version {published.version}: {console.folder(root, published)}")
     if len(wanted.paths) < FEW_IMAGES:
-        console.warn(f"Calibrated and measured on {len(wanted.paths)} images only: some hundred are better.")
+        console.warn(f"Calibrated and measured on {len(wanted.paths)} images only: several hundred are better.")
 
 
 def _draw(folder: Path, made: Calibrated) -> Path:
@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         "--unknown",
         type=Path,
         metavar="FOLDER",
-        help="images of none of the classes; if not given, the largest logit tells the unknown",
+        help="images of none of the classes, to choose the score by; if not given, it is the largest logit",
     )
     parser.add_argument(
         "--keep-known",
@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         "--temperature",
         type=_temperature,
         metavar="T",
-        help="take this temperature without a gate, and fit the rest to it; 1 leaves probabilities as they are",
+        help="use this temperature instead of a fitted one, without a gate; 1 leaves probabilities as they are",
     )
     command.add(parser, "--report", "--repository", "--threads")
     return parser

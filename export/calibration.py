@@ -1,6 +1,6 @@
-"""From a model to a version of it that is calibrated: what it says of images is fitted, measured and written down.
+"""From a model to a calibrated version: fits temperature, prediction sets and threshold, and measures them.
 
-Torch and ONNX take time to import, so nothing here does before a file is made.
+Torch and ONNX take time to import, so they are imported only when a file is made.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,19 +24,19 @@ from models.weights import sha256_of
 
 _OUR_SOURCES = ("calibration.py", "confidence.py", "temperature.py")
 _PROBES = 16
-"""Photos that the gate compares old and new file on, beside noise."""
+"""Photos on which the parity gate compares the old and the new file, beside noise."""
 
 
 class CalibrationError(ExpectedError):
-    """A model cannot be calibrated, or is no better for it."""
+    """A model cannot be calibrated, or calibration does not improve it."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """All that determines a calibration, beside the model."""
+    """Everything that determines a calibration, except the model."""
 
     paths: Sequence[Path]
-    """Of images whose classes are known."""
+    """Images whose classes are known."""
     labels_from: LabelsFrom
     temperature: float | None
     """None: to be fitted."""
@@ -44,10 +44,10 @@ class Wanted:
     keep_known: float
     """Share, above 0 and below 1."""
     unknown: Sequence[Path] | None
-    """Of images of none of the classes."""
+    """Images of none of the classes, if there are any."""
 
     def fingerprint(self, source: Manifest) -> str:
-        """Digest all of it; the images by where their classes are read from, too."""
+        """Digest everything, including the folders and names of images, from which their classes are read."""
         images = [[sha256_of(path), path.parent.name, path.name] for path in self.paths]
         return repository.digest(
             [
@@ -62,29 +62,30 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Calibrated:
-    """A version that is to be published if it is better, and what was measured of it."""
+    """A calibrated version, to be published if it is better, and its measurements."""
 
     source: Manifest
     draft: Manifest
     content: bytes
     fitted: bool
-    """The temperature was, and not given."""
+    """The temperature was fitted, not given."""
     methods: Mapping[SetMethod, PredictionSets]
-    """What each way to make sets is worth."""
+    """The sets of each method, with their measurements."""
     logits: NDArray[np.float32]
     """Of held-out images, without a temperature: float32[M, num_classes]."""
     classes: NDArray[np.int64]
-    """The true ones."""
+    """The held-out images' true classes, int64[M]."""
 
     @property
     def record(self) -> Confidence:
-        """What is written into the manifest."""
+        """The record in the manifest."""
         if self.draft.confidence is None:
             raise TypeError(f"{self.draft.name} is not calibrated")
         return self.draft.confidence
 
     def admit(self) -> None:
-        """
+        """Refuse a fitted temperature that does not improve the probabilities.
+
         Raises:
             CalibrationError: the temperature was fitted, and probabilities are no better with it.
         """
@@ -101,7 +102,7 @@ class Calibrated:
             )
 
     def tables(self) -> list[Figures]:
-        """What is told of it; each table's first row is its head."""
+        """The measurements, as tables; each table's first row is its head."""
         tables = []
         if held_out := self.record.held_out:
             before, after = held_out.before, held_out.after
@@ -114,11 +115,11 @@ class Calibrated:
         tables.append(Figures("prediction sets", self._sets()))
         if found := self.record.unknown:
             lines = [
-                ("known is", f"{found.score} of {found.threshold:g} and more"),
-                ("images of the classes that are known", f"{found.known:.1%}, {100 * found.keep_known:.4g} % wanted"),
+                ("counts as known", f"{found.score} of {found.threshold:g} or more"),
+                ("images of the classes accepted", f"{found.known:.1%}, {100 * found.keep_known:.4g} % wanted"),
             ]
             if found.unknown_rejected is not None:
-                lines.append(("others that are not", f"{found.unknown_rejected:.1%} of {found.unknown_images // 2}"))
+                lines.append(("other images rejected", f"{found.unknown_rejected:.1%} of {found.unknown_images // 2}"))
             lines += [(f"told apart by {score} (AUROC)", f"{value:.3f}") for score, value in found.auroc.items()]
             tables.append(Figures("unknown", lines))
         return tables
@@ -135,7 +136,7 @@ class Calibrated:
         return rows
 
     def curves(self) -> list[Curve]:
-        """As trained and with the temperature, on held-out images."""
+        """Curves on held-out images, as trained and with the temperature."""
         temperature = self.record.temperature
         return [
             confidence.curve(label, comparison.probabilities(_divided(self.logits, one), "softmax"), self.classes)
@@ -147,7 +148,7 @@ def find(root: Path, name: str, version: int | None, temperature: float | None) 
     """Find a model that can be calibrated.
 
     Raises:
-        ExpectedError: it is not in the repository, or is none.
+        ExpectedError: the model is not in the repository, or cannot be calibrated.
     """
     source = repository.get(root, name, version)
     if source.activation != "softmax":
@@ -168,16 +169,16 @@ def find(root: Path, name: str, version: int | None, temperature: float | None) 
 
 
 def calibrate(source: Manifest, content: bytes, wanted: Wanted, threads: int) -> Calibrated:
-    """Ask a model about all images, fit what they say, and measure it.
+    """Run a model on all images; fit temperature, sets and threshold, and measure them.
 
     Raises:
-        ExpectedError: an image cannot be read, its class is not known, or the images are too few or say nothing.
+        ExpectedError: an image cannot be read, its class is not known, or the images do not suffice for a fit.
     """
     classes = samples.classes(wanted.paths, source.labels, wanted.labels_from)
     if classes is None:
         raise CalibrationError(
             "the images' classes are not known: put each into a folder with its class's name, or begin its name with"
-            " its WordNet id; --labels-from folders says which one is not so"
+            " its WordNet id; --labels-from folders names the first that is not"
         )
     parts = confidence.parts(len(classes))
     had = source.confidence.temperature if source.confidence else 1.0
@@ -220,7 +221,7 @@ def calibrate(source: Manifest, content: bytes, wanted: Wanted, threads: int) ->
 
 
 def _with_temperature(source: Manifest, content: bytes, had: float, wanted: float, paths: Sequence[Path]) -> bytes:
-    """Put a temperature into a file instead of the one it had, proven to change nothing else."""
+    """Replace the temperature in a file, and verify that nothing else changes."""
     from export import last_layer
     from export.temperature import divided
 
@@ -238,5 +239,5 @@ def _with_temperature(source: Manifest, content: bytes, had: float, wanted: floa
 
 
 def _divided(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
-    """As the graph does it, to the bit."""
+    """Divide logits as the graph does, to the bit."""
     return logits / np.float32(temperature)

@@ -1,6 +1,6 @@
-"""The command that asks a model only where quicker ones are not sure: `python export/cascade.py NAME MEMBER...`."""
+"""The command that makes a cascade of models: `python export/cascade.py NAME MEMBER...`."""
 
-import export.interrupts  # noqa: F401 before what takes time
+import export.interrupts  # noqa: F401 before the slow imports
 
 # isort: split
 
@@ -54,7 +54,7 @@ def _named(root: Path, options: argparse.Namespace) -> _Asked:
 
 
 def _exact(root: Path, options: argparse.Namespace) -> _Asked:
-    """The model in INT8, which is made where it is not there, and in FP32."""
+    """Return the model in INT8, made if it is missing, and in FP32."""
     if options.members:
         raise CascadeError("--exact has its own members: the model in INT8 and in FP32")
     images = exact.split(image_paths(options.images))
@@ -71,7 +71,7 @@ def _default(root: Path) -> str:
 
 
 def _show(root: Path, cascade: Cascade) -> None:
-    table = Table("member", "its answer is given where", "answers %", "agreement % (95 %)", "top-1 %", "ms")
+    table = Table("member", "its answer is final if", "answers %", "agreement % (95 %)", "top-1 %", "ms")
     for member in cascade.members:
         table.add_row(
             f"{member.name} version {member.version}",

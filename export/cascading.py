@@ -1,4 +1,4 @@
-"""Cascades: when the answers of quick models are sure enough, and what asking others only for the rest is worth."""
+"""Cascades: finds the rule by which quick models' answers are sure enough, and measures what it saves."""
 
 import math
 from collections.abc import Sequence
@@ -23,10 +23,10 @@ from models.weights import sha256_of
 
 KINDS: tuple[RuleKind, ...] = get_args(RuleKind)
 NEVER_SURE = 2.0
-"""More than any certainty is."""
+"""Greater than any certainty."""
 _BATCH = 8
 _ROW = 8
-"""Images that speed is measured with."""
+"""Number of images with which speed is measured."""
 
 
 class CascadeError(ExpectedError):
@@ -34,30 +34,30 @@ class CascadeError(ExpectedError):
 
 
 class Member(NamedTuple):
-    """A model or an ensemble, and the models that answer for it."""
+    """A model or an ensemble, and the models that it runs."""
 
     entry: Manifest | Ensemble
     models: tuple[Manifest, ...]
 
     @property
     def sha256(self) -> str:
-        """What stands for it in a cascade's manifest."""
+        """Its digest in a cascade's manifest: the file's, or an ensemble's fingerprint."""
         return self.entry.file.sha256 if isinstance(self.entry, Manifest) else self.entry.fingerprint
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """All that determines a cascade beside its members."""
+    """Everything that determines a cascade, except its members."""
 
     reference: Member
-    """whose best class it is to have"""
+    """Its best class is the one that the cascade must give."""
     tune: Sequence[Path]
     judge: Sequence[Path]
     min_agreement: float
     """Least share of `judge` with the reference's best class, 0 to 1."""
 
     def fingerprint(self, members: Sequence[Member]) -> str:
-        """Digest all of it."""
+        """Digest everything, including the members."""
         ingredients = [
             [member.entry.fingerprint for member in (*members, self.reference)],
             self.min_agreement,
@@ -69,21 +69,21 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Said:
-    """What everybody answers to the same images, of which the first were for tuning."""
+    """The members' and the reference's answers to the same images, those for tuning first."""
 
     probabilities: Sequence[NDArray[np.float64]]
-    """float64[M, num_classes] of each member"""
+    """float64[M, num_classes] of each member."""
     right: Sequence[NDArray[np.bool_]]
-    """bool[M] of each member: it has the reference's best class"""
+    """bool[M] of each member: it has the reference's best class."""
     reference: NDArray[np.float64]
     seconds: Sequence[float] | None
-    """of each member alone, for an image"""
+    """Per image, of each member alone; None: not measured."""
     added: Sequence[float]
-    """of each member, for an image that has come to it: no model is asked twice; without `seconds`, 1"""
+    """Cost of each member for an image that reaches it, without models that already ran; 1 without `seconds`."""
 
 
 def find(root: Path, text: str) -> Member:
-    """Find what is named as NAME or NAME:VERSION.
+    """Find a model or an ensemble by NAME or NAME:VERSION.
 
     Raises:
         ExpectedError: it is not in the repository, or is a cascade.
@@ -99,10 +99,10 @@ def find(root: Path, text: str) -> Member:
 
 
 def check(members: Sequence[Member], reference: Member) -> None:
-    """Refuse what cannot be one cascade.
+    """Refuse members that cannot form a cascade.
 
     Raises:
-        ExpectedError: there are too few, or their classes or probabilities differ in kind.
+        ExpectedError: there are too few or too many, one is there twice, or their classes or activations differ.
     """
     averaging.check_together([model for member in (*members, reference) for model in member.models])
     if not 2 <= len({member.entry.name for member in members}) == len(members) <= 8:
@@ -112,18 +112,18 @@ def check(members: Sequence[Member], reference: Member) -> None:
 def measure(
     root: Path, name: str, members: Sequence[Member], wanted: Wanted, labels_from: LabelsFrom, seconds: float
 ) -> Cascade:
-    """Draft a cascade: its rule found on some of the images, and its figures from the others.
+    """Draft a cascade: find its rule on some of the images, and measure it on the others.
 
     Args:
         root: the repository.
         name: of the cascade.
         members: in the order in which they are asked.
-        wanted: what for.
-        labels_from: where the classes of images are known from.
-        seconds: for measuring speed; 0: what members cost is not known, and the fewest images are passed on.
+        wanted: the reference, the images and the required agreement.
+        labels_from: source of the images' classes.
+        seconds: for measuring speed; 0: without costs, the rule passes on as few images as possible.
 
     Raises:
-        ExpectedError: an image cannot be read, or no rule keeps what is wanted.
+        ExpectedError: an image cannot be read, or no rule reaches the required agreement.
     """
     paths = [*wanted.tune, *wanted.judge]
     labels = members[0].entry.labels
@@ -180,7 +180,7 @@ def measure(
 
 
 def what_it_proves(cascade: Cascade) -> str:
-    """Say how far the images prove what was wanted, in one line."""
+    """Say in one line how far the images prove the required agreement."""
     agreement, images, wanted = cascade.top1_agreement, cascade.images, cascade.min_agreement
     wrong = round(images * (1 - agreement.share))
     seen = f"{wrong} of {images} wrong proves"
@@ -195,7 +195,7 @@ def what_it_proves(cascade: Cascade) -> str:
 
 
 def _ask(root: Path, members: Sequence[Member], reference: Member, paths: Sequence[Path], seconds: float) -> Said:
-    """Put all images to all models, each model once, those that read images alike together."""
+    """Run each model once on all images; models that read images alike run together."""
     models = {(model.name, model.version): model for member in (*members, reference) for model in member.models}
     logits: dict[tuple[str, int], comparison.Answers] = {}
     costs: dict[tuple[str, int], float] = {}
@@ -237,7 +237,7 @@ def _ask(root: Path, members: Sequence[Member], reference: Member, paths: Sequen
 
 
 def _best(probabilities: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The most probable class, int64[M]; of one class, whether it is more likely than not."""
+    """The most probable class, int64[M]; with a single class, whether it is more likely than not."""
     if probabilities.shape[1] == 1:
         return (probabilities[:, 0] > 0.5).astype(np.int64)
     return np.asarray(probabilities.argmax(1), np.int64)
@@ -253,10 +253,10 @@ def _asked(said: Said, images: slice, kind: RuleKind, activation: Activation) ->
 
 
 def _best_rule(said: Said, images: slice, activation: Activation, allowed: float) -> tuple[RuleKind, list[float]]:
-    """The kind of rule by which it costs least, and its thresholds.
+    """Find the cheapest kind of rule, and its thresholds.
 
     Raises:
-        CascadeError: none keeps what is wanted.
+        CascadeError: no rule reaches the required agreement.
     """
     found: list[tuple[float, RuleKind, list[float]]] = []
     for kind in KINDS:
@@ -269,7 +269,7 @@ def _best_rule(said: Said, images: slice, activation: Activation, allowed: float
             ]
             found.append((thresholds.pass_on(asked, finite).cost, kind, finite))
     if not found:
-        raise CascadeError("no rule keeps the agreement that is wanted: the last member itself differs too often")
+        raise CascadeError("no rule reaches the agreement that is wanted: the last member itself differs too often")
     _, kind, limits = min(found, key=lambda one: one[0])
     return kind, limits
 
@@ -290,10 +290,10 @@ def _too_seldom(wanted: Wanted, agreement: Share, images: int) -> str:
 
 
 def _check_worth(members: Sequence[Member], said: Said, passed: Passed) -> None:
-    """Refuse what costs more than its last member.
+    """Refuse a cascade that is no cheaper than its last member.
 
     Raises:
-        CascadeError: it does.
+        CascadeError: it is not, or only its last member ever answers.
     """
     last = members[-1].entry.name
     if (passed.answered == len(members) - 1).all():

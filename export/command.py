@@ -1,4 +1,4 @@
-"""What the commands of this folder share: their options, and how they end."""
+"""What the commands in this folder share: options, error reporting and exit codes."""
 
 import argparse
 import sys
@@ -25,7 +25,10 @@ def main(
     run: Callable[[argparse.Namespace], None],
     arguments: Sequence[str] | None = None,
 ) -> int:
-    """Parse and run: 0 is success, 1 an error that was reported in one line, 2 wrong usage, 130 an interrupt."""
+    """Parse the arguments, run, and return the exit code.
+
+    0 is success, 1 an error reported in one line, 2 wrong usage, 130 an interrupt.
+    """
     interrupts.raise_them()
     try:
         run(parser().parse_args(arguments))
@@ -33,7 +36,7 @@ def main(
         if interrupts.is_behind(error):
             print("interrupted", file=sys.stderr)
             return interrupts.EXIT_CODE
-        if isinstance(error, OSError) and error.filename is not None:  # whichever file it is, it is not ours
+        if isinstance(error, OSError) and error.filename is not None:  # one of the user's files
             error = ExpectedError(f"{error.filename}: {error.strerror}")
         if not isinstance(error, ExpectedError):
             raise
@@ -43,7 +46,7 @@ def main(
 
 
 def is_there(root: Path, name: str, fingerprint: str, how: str) -> bool:
-    """Tell whether a version with this fingerprint needs no making; if so, say `how` it is: "already built"."""
+    """Whether a version with this fingerprint exists; if so, print `how` it is: "already built"."""
     known = repository.find(root, name, fingerprint)
     if known:
         console.say(f"{name} is {how} as version {known.version}: {console.folder(root, known)}")
@@ -51,7 +54,7 @@ def is_there(root: Path, name: str, fingerprint: str, how: str) -> bool:
 
 
 def prepare(root: Path, name: str, needed_bytes: int = 0) -> None:
-    """Before anything is made: find out whether it can be added to the repository, and say what it comes after.
+    """Check, before anything is made, that the repository can take it, and print which version it succeeds.
 
     Raises:
         ExpectedError: the repository cannot be written, or has no room for `needed_bytes`.
@@ -59,29 +62,29 @@ def prepare(root: Path, name: str, needed_bytes: int = 0) -> None:
     repository.check_room(root, needed_bytes)
     if known := repository.newest(root, name):
         what = f"{known.architecture} in {known.precision}" if isinstance(known, Manifest) else called(known)
-        console.say(f"{name} has version {known.version} already, {what}: servers answer with the new one from then on")
+        console.say(f"{name} has version {known.version} already, {what}: servers will switch to the new version")
 
 
 def warn_of_cpu(*models: Manifest) -> None:
-    """Say where figures that are measured on this CPU are not those of the CPU that a model was made for."""
+    """Warn if figures measured on this CPU do not apply to the CPU that a model was made for."""
     for model in models:
         if reason := cpus.why_not(model, cpus.flags()):
             console.warn(f"{model.name} version {model.version} is measured on another CPU: {reason}")
 
 
 def tell_of_calibration(published: Manifest) -> None:
-    """Say what a file has, and has not, of the calibrated one that it was made from."""
+    """Say that a file keeps the temperature of the calibrated one that it was made from, and nothing else of it."""
     if (known := published.confidence) and not known.sets:
         console.say(
-            f"It divides logits by {known.temperature:g}, as what it was made from does. For coverage and reject it is"
-            f" to be calibrated itself: export/calibrate.py {published.name} --images FOLDER"
+            f"It divides logits by {known.temperature:g}, like the model it was made from. For coverage and reject,"
+            f" calibrate it as well: export/calibrate.py {published.name} --images FOLDER"
         )
 
 
 def add_export(
     root: Path, name: str, fingerprint: str, make: Callable[[], tuple[Manifest, bytes]], needed_bytes: int = 0
 ) -> None:
-    """Make an export and add it to the repository, unless it is there, and print which of both it was.
+    """Make an export and add it to the repository, unless it is there already; print what happened.
 
     Raises:
         ExpectedError: as `make` and `prepare`.
@@ -110,14 +113,14 @@ def add_export(
 
 
 def size_bytes(checkpoint: Path | None) -> int:
-    """About what the export of a checkpoint takes."""
+    """Approximate size of a checkpoint's export; 0 without a checkpoint."""
     return sum(file.stat().st_size for file in shards.files(checkpoint)) if checkpoint else 0
 
 
 def recipe_of(source: str, options: argparse.Namespace) -> Recipe:
-    """Read what to export from the options of `add_recipe`, and tell what is taken for granted.
+    """Read what to export from the options of `add_recipe`, and print what is assumed.
 
-    For weights of the user's own, what is not stated of their preprocessing is assumed, and printed.
+    For the user's own weights, whatever the options do not state of the preprocessing is assumed and printed.
 
     Raises:
         ExpectedError: as `plan`.
@@ -140,11 +143,11 @@ def recipe_of(source: str, options: argparse.Namespace) -> Recipe:
         expected=expected(options),
     )
     if options.weights and (assumed := as_options(recipe.preprocessing, given)):
-        console.say(f"assumed of how {options.weights.name} was trained (docs/guides/preprocessing.md): {assumed}")
+        console.say(f"assumed about how {options.weights.name} was trained (docs/guides/preprocessing.md): {assumed}")
     if options.weights and not options.labels and options.num_classes is None:
         first, *_, last = (label.label for label in recipe.labels)
         console.say(
-            f"assumed of its {recipe.num_classes} classes (docs/guides/own_model.md): {first} to {last}, as those of"
+            f"assumed about its {recipe.num_classes} classes (docs/guides/own_model.md): {first} to {last}, as those of"
             f" {source}'s own weights; --labels FILE names yours, --num-classes {recipe.num_classes} numbers them"
         )
     for note in recipe.notes:
@@ -153,7 +156,7 @@ def recipe_of(source: str, options: argparse.Namespace) -> Recipe:
 
 
 def sources() -> str:
-    """Name what can be exported, for a command's help."""
+    """Say what can be exported, for a command's help."""
     return (
         f"a network of the zoo, such as {zoo.DEFAULT} (docs/reference/networks.md lists them); a model of timm or"
         f" transformers, {hub.PREFIX}OWNER/NAME[@REVISION] on the Hugging Face Hub; or a folder with its files"
@@ -161,7 +164,7 @@ def sources() -> str:
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say with which parameters and classes a network is exported, and where to."""
+    """Add the options that choose an export's parameters and classes, and its destination."""
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
         "--weights",
@@ -169,14 +172,16 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="your checkpoint: a state dict, or a training checkpoint that has one",
     )
-    source.add_argument("--random-weights", action="store_true", help="an untrained network; its answers say so")
+    source.add_argument(
+        "--random-weights", action="store_true", help="an untrained network; its answers are marked as such"
+    )
     parser.add_argument(
         "--ema", action="store_true", help="take the moving averages of the weights from your checkpoint"
     )
     parser.add_argument("--key", help="choose one of several networks in your checkpoint: the one under KEY")
     parser.add_argument("--prefix", help="choose one of several networks: its parameters' names begin with PREFIX")
     parser.add_argument(
-        "--head", metavar="NAME", help="last layer of your checkpoint that lies beside the network under NAME"
+        "--head", metavar="NAME", help="name of the last layer, if your checkpoint keeps it outside the network"
     )
     parser.add_argument(
         "--labels",
@@ -201,7 +206,7 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
 
 
 def expected(options: argparse.Namespace) -> expect.Expected | None:
-    """Read what is expected by the options of `add_expectation`.
+    """Read the expected logits from the options of `add_expectation`.
 
     Raises:
         ExpectedError: as `expect.read`.
@@ -210,7 +215,7 @@ def expected(options: argparse.Namespace) -> expect.Expected | None:
 
 
 def add_expectation(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say what the export must answer."""
+    """Add the options that give the logits which the export must reproduce."""
     parser.add_argument(
         "--expect",
         type=Path,
@@ -221,7 +226,7 @@ def add_expectation(parser: argparse.ArgumentParser) -> None:
 
 
 def add(parser: argparse.ArgumentParser, *options: str, **changes: object) -> None:
-    """Add options that several commands have, `changes` apart."""
+    """Add options that several commands share, with `changes` for this command."""
     for option in options:
         parser.add_argument(option, **_SHARED[option] | changes)
 
@@ -230,7 +235,7 @@ def _model_name(text: str) -> str:
     try:
         return TypeAdapter[str](ModelName).validate_python(text)
     except ValidationError:
-        raise argparse.ArgumentTypeError(f"{text} is no model name: small letters, digits and _ . @ -") from None
+        raise argparse.ArgumentTypeError(f"{text} is no model name: lowercase letters, digits and _ . @ -") from None
 
 
 _SHARED: Mapping[str, dict[str, Any]] = {
@@ -262,8 +267,8 @@ _SHARED: Mapping[str, dict[str, Any]] = {
     "--labels-from": {
         "choices": LABELS_FROM,
         "default": "auto",
-        "help": "how to know the images' classes: from the names of their folders, from WordNet ids that begin their"
-        " names, or not at all; auto if not given",
+        "help": "source of the images' classes: the names of their folders, WordNet ids at the start of their names, or"
+        " none; auto if not given",
     },
     "--report": {
         "type": Path,
@@ -276,5 +281,5 @@ _SHARED: Mapping[str, dict[str, Any]] = {
         "default": cpus.available_cpus(),
         "help": "threads of one inference; all CPUs if not given",
     },
-    "--seconds": {"type": float, "metavar": "S", "default": 10, "help": "time to measure speed; 0: do not"},
+    "--seconds": {"type": float, "metavar": "S", "default": 10, "help": "time for measuring speed; 0 skips it"},
 }

@@ -14,15 +14,15 @@ from models.manifest import Accuracy, Activation, CropCount, Manifest
 from server.engine.backends import Backend
 
 ROUNDS = 5
-"""In each of them everything has its turn, so that a machine that slows down slows all alike."""
+"""Every backend has a turn in each round, so that a machine that slows down affects all of them alike."""
 SURE = 0.05
-"""By how much the best class is more probable than the second where a classifier is sure of it."""
+"""A classifier is sure of its best class if the second is less probable by more than this."""
 _PHOTOS_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What one way to run a classifier answered."""
+    """The answers of one way to run a classifier."""
 
     logits: NDArray[np.float32]
     """float32[M, crops, num_classes], the centre crop first."""
@@ -30,11 +30,11 @@ class Answers:
 
     @classmethod
     def of_all(cls, parts: Sequence["Answers"]) -> Self:
-        """Join the answers to one image after another."""
+        """Join the answers to successive images."""
         return cls(np.concatenate([part.logits for part in parts]), parts[0].activation)
 
     def best(self) -> NDArray[np.int64]:
-        """Of each image's centre crop, int64[M]: see `best`."""
+        """Best class of each image's centre crop, int64[M]: see the function `best`."""
         return best(self.logits[:, 0])
 
     def top1_agreement(self, reference: "Answers") -> float:
@@ -46,7 +46,7 @@ class Answers:
         return float(np.abs(self.logits - reference.logits).max())
 
     def sure_disagreements(self, reference: "Answers") -> int:
-        """Images with another best class although the reference was sure of its own: those that matter."""
+        """Number of images with another best class although the reference was sure of its own."""
         ranked = np.sort(reference.probabilities()[:, 0], axis=1)
         margin = ranked[:, -1] - ranked[:, -2] if ranked.shape[1] > 1 else np.abs(2 * ranked[:, 0] - 1)
         return int(np.sum((self.best() != reference.best()) & (margin > SURE)))
@@ -54,7 +54,7 @@ class Answers:
     def divergences(self, reference: "Answers") -> NDArray[np.float64]:
         """Kullback-Leibler divergence of each centre crop's answer from the reference's in nats, float64[M].
 
-        Of independent probabilities, the sum over the classes, each of which is or is not.
+        For independent probabilities (sigmoid), it is the sum over the classes, each a yes or no.
         """
         ours, theirs = self.logits[:, 0].astype(np.float64), reference.logits[:, 0].astype(np.float64)
         both = [_log_probabilities(logits, self.activation) for logits in (ours, theirs)]
@@ -77,14 +77,14 @@ class Answers:
 def best(logits: NDArray[np.float32]) -> NDArray[np.int64]:
     """The class with the largest logit, int64[M] of [M, num_classes]; of one class, whether it is more likely than not.
 
-    Without the latter, files of a network with one logit would always agree.
+    Otherwise two files of a network with one logit would always agree.
     """
     found: NDArray[np.int64] = logits.argmax(1) if logits.shape[1] > 1 else (logits[:, 0] > 0).astype(np.int64)
     return found
 
 
 def probabilities(logits: NDArray[np.floating], activation: Activation) -> NDArray[np.float64]:
-    """What the graph computes, more precisely: float64 of the logits' shape."""
+    """Compute what the graph does, more precisely: float64 of the logits' shape."""
     return np.exp(_log_probabilities(logits.astype(np.float64), activation))
 
 
@@ -95,7 +95,7 @@ def accuracy(probabilities: NDArray[np.float64], classes: NDArray[np.int64]) -> 
 
 
 def answers(backends: Sequence[Backend], paths: Sequence[Path], model: Manifest, crops: CropCount = 1) -> list[Answers]:
-    """Put the same images to each, a few at a time, as `model` wants them.
+    """Run the same images on each backend, a few at a time, read as `model` needs them.
 
     Raises:
         ImagesError: one cannot be read.
@@ -113,7 +113,7 @@ def answers(backends: Sequence[Backend], paths: Sequence[Path], model: Manifest,
 def paces(
     backends: Sequence[Backend], images: NDArray[np.uint8], batch_sizes: Sequence[int], seconds: float
 ) -> NDArray[np.float64]:
-    """Measure images per second, everything in turns: float64[ROUNDS, backends, batch sizes].
+    """Measure images per second, the backends in turns: float64[ROUNDS, backends, batch sizes].
 
     Args:
         backends: what to measure.
@@ -131,13 +131,13 @@ def paces(
 
 
 def times_first(paces: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How many times as fast as the first backend each is, by the median of the ratios within each round."""
+    """Speed of each backend as a multiple of the first one's: the median of the ratios within each round."""
     ratios: NDArray[np.float64] = np.median(paces / paces[:, :1], axis=0)
     return ratios
 
 
 def _pace(backend: Backend, batch: Sequence[NDArray[np.uint8]], seconds: float) -> float:
-    """Images per second over at least so many seconds, and at least one batch."""
+    """Images per second, measured for at least this long and over at least one batch."""
     images, started_s = 0, time.perf_counter()
     while (elapsed_s := time.perf_counter() - started_s) < seconds or not images:
         backend.run(batch)

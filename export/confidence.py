@@ -1,8 +1,8 @@
-"""What makes a classifier's probabilities mean something, fitted on images whose classes are known.
+"""Fits what makes a classifier's probabilities reliable, on images whose classes are known.
 
-Half of the images are fitted on, every second of them for the temperature and the others for prediction sets and the
-threshold of "unknown", which are fitted to what the temperature has made: so both hold for images that neither has
-seen. All figures are measured on the other half.
+One half of the images is for fitting: every second of them for the temperature, the others for prediction sets and the
+threshold of "unknown". These are fitted to logits divided by the temperature, on images that it was not fitted on, so
+that they hold for new images. All figures are measured on the other half.
 """
 
 import math
@@ -22,43 +22,43 @@ SCORES: tuple[UnknownScore, ...] = get_args(UnknownScore)
 BINS = 15
 """As in arXiv:1706.04599."""
 COVERAGES = (0.8, 0.9, 0.95)
-"""What sets are measured at."""
+"""Coverages at which sets are measured."""
 PENALTY, PENALTY_FROM = 0.01, 5
-"""Of RAPS, as its authors use it for ImageNet."""
+"""RAPS's parameters, as its authors use them for ImageNet."""
 LEAST_IMAGES = 80
-"""A quarter is 20: what keeps 95 % needs 19."""
+"""A quarter of them is 20; a threshold that keeps 95 % needs 19."""
 _LARGEST = 100.0
-"""Temperature; the least is its inverse. Trained networks have 0.5 to 4."""
+"""Largest temperature; the smallest is its inverse. Trained networks have 0.5 to 4."""
 _STEPS = 60
 _NO_SLOPE = 1e-9
-"""Of rounding alone."""
+"""Slope that rounding alone can cause."""
 
 
 class ConfidenceError(ExpectedError):
-    """The images do not say what was asked for."""
+    """The images do not suffice for a fit."""
 
 
 class Parts(NamedTuple):
-    """Which image is for what, as indices int64[...]."""
+    """Which image serves which purpose, as indices int64[...]."""
 
     temperature: NDArray[np.int64]
     rest: NDArray[np.int64]
-    """Sets and threshold."""
+    """For sets and threshold."""
     held_out: NDArray[np.int64]
 
 
 class Bin(NamedTuple):
-    """The images whose best class has a probability of one fifteenth."""
+    """The images whose best class's probability lies in one of BINS equal intervals."""
 
     images: int
     confidence: float
     """Mean probability of their best classes."""
     accuracy: float
-    """Share of them that are right."""
+    """Share of them that are classified correctly."""
 
 
 class Curve(NamedTuple):
-    """What one way to classify images says of how sure it is: see `bins` and `risk_coverage`."""
+    """How reliable the probabilities of one classifier are: see `bins` and `risk_coverage`."""
 
     label: str
     bins: Sequence[Bin]
@@ -66,14 +66,14 @@ class Curve(NamedTuple):
 
 
 def parts(images: int) -> Parts:
-    """Split so many images at random, with the same seed always: what is sorted by class or time is not exchangeable.
+    """Split this many images at random, always with the same seed: images sorted by class or time are not exchangeable.
 
     Raises:
         ConfidenceError: there are too few.
     """
     if images < LEAST_IMAGES:
         raise ConfidenceError(
-            f"{images} images are too few to calibrate on: give {LEAST_IMAGES} at least, or some hundred"
+            f"{images} images are too few to calibrate on: give at least {LEAST_IMAGES}, better several hundred"
         )
     order = np.random.default_rng(0).permutation(images)
     half = images // 2
@@ -81,17 +81,17 @@ def parts(images: int) -> Parts:
 
 
 def fit_temperature(logits: NDArray[np.float32], classes: NDArray[np.int64]) -> float:
-    """The temperature that makes the true classes most likely (section 4.2 of arXiv:1706.04599).
+    """Find the temperature that makes the true classes most likely (section 4.2 of arXiv:1706.04599).
 
     The mean negative log likelihood is convex in the temperature's inverse, so its slope has one zero, which bisection
-    finds whatever the network.
+    finds for any network.
 
     Args:
         logits: of the network, float32[M, num_classes].
-        classes: the true ones, int64[M].
+        classes: the true classes, int64[M].
 
     Raises:
-        ConfidenceError: there is no such temperature, as where all images are classified rightly.
+        ConfidenceError: there is no such temperature, for example because all images are classified correctly.
     """
     exact = logits.astype(np.float64)
     of_true = exact[np.arange(len(exact)), classes].mean()
@@ -103,12 +103,12 @@ def fit_temperature(logits: NDArray[np.float32], classes: NDArray[np.int64]) -> 
     low, high = -math.log(_LARGEST), math.log(_LARGEST)  # of the inverse, as its logarithm
     if slope(math.exp(high)) < _NO_SLOPE:
         raise ConfidenceError(
-            f"the network is right about all {len(classes)} images that the temperature is fitted on, or as good as"
-            " that: they say nothing of how sure it may be; give more images, or harder ones"
+            f"the network is right about all {len(classes)} images for the temperature, or almost all: they do not tell"
+            " how sure it may be; give more images, or harder ones"
         )
     if slope(math.exp(low)) >= 0:
         raise ConfidenceError(
-            f"on {len(classes)} images the network knows no more than chance does: is each in the folder of its class?"
+            f"on {len(classes)} images the network is no better than chance: is each in the folder of its class?"
         )
     for _ in range(_STEPS):
         middle = (low + high) / 2
@@ -120,7 +120,7 @@ def fit_temperature(logits: NDArray[np.float32], classes: NDArray[np.int64]) -> 
 
 
 def miscalibration(logits: NDArray[np.float32], classes: NDArray[np.int64]) -> Miscalibration:
-    """How far probabilities of logits float32[M, num_classes] are from what they say; the true classes are int64[M]."""
+    """Measure how far probabilities are from frequencies, given logits float32[M, num_classes] and classes int64[M]."""
     exact = logits.astype(np.float64)
     nll = unknown_scores(logits, "energy") - exact[np.arange(len(exact)), classes]
     gaps = [one.images * abs(one.accuracy - one.confidence) for one in bins(probabilities(logits, "softmax"), classes)]
@@ -128,11 +128,11 @@ def miscalibration(logits: NDArray[np.float32], classes: NDArray[np.int64]) -> M
 
 
 def bins(probabilities: NDArray[np.float64], classes: NDArray[np.int64]) -> list[Bin]:
-    """Images by the probability of their best class, in fifteenths; those without an image are left out.
+    """Sort images by the probability of their best class into BINS equal intervals, and leave out empty ones.
 
     Args:
         probabilities: float64[M, num_classes].
-        classes: the true ones, int64[M].
+        classes: the true classes, int64[M].
     """
     confidences = probabilities.max(1)
     right = probabilities.argmax(1) == classes
@@ -144,10 +144,10 @@ def bins(probabilities: NDArray[np.float64], classes: NDArray[np.int64]) -> list
 
 
 def risk_coverage(probabilities: NDArray[np.float64], classes: NDArray[np.int64]) -> list[tuple[float, float]]:
-    """What of errors is left where only the surest images are answered (arXiv:1705.08500).
+    """Measure the errors that remain if only the surest images are answered (arXiv:1705.08500).
 
     Returns:
-        (share of the images that are answered, share of those that are wrong), at most 100 points.
+        (share of the images that are answered, share of these answers that are wrong), at most 100 points.
     """
     wrong = (probabilities.argmax(1) != classes)[np.argsort(-probabilities.max(1), kind="stable")]
     risks = np.cumsum(wrong) / np.arange(1, len(wrong) + 1)
@@ -156,12 +156,12 @@ def risk_coverage(probabilities: NDArray[np.float64], classes: NDArray[np.int64]
 
 
 def curve(label: str, probabilities: NDArray[np.float64], classes: NDArray[np.int64]) -> Curve:
-    """Both, of probabilities float64[M, num_classes] and the true classes int64[M]."""
+    """Compute both curves from probabilities float64[M, num_classes] and the true classes int64[M]."""
     return Curve(label, bins(probabilities, classes), risk_coverage(probabilities, classes))
 
 
 def fit_sets(logits: NDArray[np.float32], classes: NDArray[np.int64], method: SetMethod) -> PredictionSets:
-    """What prediction sets are made by, of logits that have their temperature, float32[M, num_classes]."""
+    """Fit prediction sets to logits float32[M, num_classes], already divided by the temperature."""
     penalty, penalty_from = (PENALTY, PENALTY_FROM) if method == "raps" else (0.0, 0)
     scores = conformal_scores(probabilities(logits, "softmax"), method, penalty, penalty_from)
     return PredictionSets(
@@ -176,7 +176,7 @@ def fit_sets(logits: NDArray[np.float32], classes: NDArray[np.int64], method: Se
 def measured_sets(
     sets: PredictionSets, logits: NDArray[np.float32], classes: NDArray[np.int64]
 ) -> tuple[SetFigures, ...]:
-    """What sets are worth on other images, at each of COVERAGES."""
+    """Measure sets on other images, at each of COVERAGES."""
     exact = probabilities(logits, "softmax")
     found = []
     for coverage in COVERAGES:
@@ -197,35 +197,35 @@ def fit_unknown(
     keep_known: float,
     none_of_them: NDArray[np.float32] | None = None,
 ) -> Unknown:
-    """The threshold that lets pass so many images of the classes, and the better score, where there is what to reject.
+    """Fit the threshold that accepts a share of the images of the classes; other images choose the better score.
 
     Args:
         known: logits of images of the classes, float32[M, num_classes], to fit on.
-        held_out: the same of others, to measure on.
-        keep_known: share of those that are to pass, above 0 and below 1.
-        none_of_them: logits of images of none of the classes, of which one half chooses the score and the other
-            measures it; None: the largest logit is the score.
+        held_out: logits of other such images, to measure on.
+        keep_known: share of them to accept, above 0 and below 1.
+        none_of_them: logits of images of none of the classes: one half chooses the score, the other half measures it;
+            None: the largest logit is the score.
 
     Raises:
-        ConfidenceError: there are too few.
+        ConfidenceError: there are too few images.
     """
     rank = math.floor(round((len(known) + 1) * (1 - keep_known), 9))
     if rank < 1:
         least = math.ceil(round(1 / (1 - keep_known), 9)) - 1
         raise ConfidenceError(
-            f"to keep {100 * keep_known:.4g} % of what is known takes {4 * least} images, of which a quarter is for"
-            f" that: it has {len(known)}"
+            f"to keep {100 * keep_known:.4g} % of the known takes {4 * least} images, a quarter of them for the"
+            f" threshold, which has {len(known)}"
         )
     score: UnknownScore = "max_logit"
     rejected, auroc, measured_on = None, {}, known[:0]
     if none_of_them is not None:
         if len(none_of_them) < 2:
-            raise ConfidenceError("give two images of none of the classes at least, to choose by and to measure on")
+            raise ConfidenceError("give at least two images of none of the classes, to choose by and to measure on")
         order = np.random.default_rng(0).permutation(len(none_of_them))
         chosen_by, measured_on = none_of_them[order[1::2]], none_of_them[order[::2]]
         score = max(SCORES, key=lambda each: separation(unknown_scores(known, each), unknown_scores(chosen_by, each)))
         auroc = {each: separation(unknown_scores(held_out, each), unknown_scores(measured_on, each)) for each in SCORES}
-    # As for sets, the image that is asked about counts as one more; rounded down, which lets more pass.
+    # As for sets, the image to classify counts as one more. Rounding down accepts more images.
     threshold = math.floor(np.sort(unknown_scores(known, score))[rank - 1] * 1e4) / 1e4
     if none_of_them is not None:
         rejected = float((unknown_scores(measured_on, score) < threshold).mean())
@@ -242,7 +242,7 @@ def fit_unknown(
 
 
 def separation(known: NDArray[np.float64], others: NDArray[np.float64]) -> float:
-    """Area under the ROC curve: how often one of `known` has the higher score than one of `others`; ties count half."""
+    """Area under the ROC curve: how often one of `known` scores higher than one of `others`; ties count half."""
     rising = np.sort(others)
     below = np.searchsorted(rising, known, "left") + np.searchsorted(rising, known, "right")
     return float(below.sum() / (2 * len(known) * len(others)))

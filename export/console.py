@@ -1,4 +1,4 @@
-"""What the commands print while they work, and about what they made."""
+"""The commands' output in the terminal: progress, messages and results."""
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ _Item = TypeVar("_Item")
 
 @contextmanager
 def step(what: str) -> Iterator[None]:
-    """Show that a step is under way, and then how long it took."""
+    """Show that a step is in progress, and afterwards how long it took."""
     started = time.monotonic()
     with console.status(what):
         yield
@@ -28,17 +28,17 @@ def step(what: str) -> Iterator[None]:
 
 
 def track(items: Sequence[_Item], what: str) -> Iterable[_Item]:
-    """Show on a terminal how many of the items have had their turn."""
+    """Show on a terminal how many of the items are done."""
     return _track(items, what, console=_progress, transient=True, disable=not _progress.is_terminal)
 
 
 def say(text: str) -> None:
-    """Print a line as it is, however long."""
+    """Print a line without wrapping it."""
     console.print(escape(text), soft_wrap=True)
 
 
 def warn(text: str) -> None:
-    """Print a line that asks for attention, however long."""
+    """Print a warning without wrapping it."""
     console.print(f"[yellow]{escape(text)}[/]", soft_wrap=True)
 
 

@@ -1,7 +1,8 @@
-"""From a network to a model that is proven: one way for every source through graph, gate and manifest.
+"""From a network to a verified model: every source takes the same way through graph, parity gate and manifest.
 
-What is returned is a draft whose version is not decided yet, and its file's content, for `repository.publish`. Torch
-and ONNX take seconds to import, so nothing here does before it is called: not for an error in what was asked for.
+The functions return a draft manifest without its final version number and the file's content, for
+`repository.publish`. Torch and ONNX take seconds to import, so functions import them when needed: a wrong request fails
+at once.
 """
 
 from datetime import UTC, datetime
@@ -31,17 +32,17 @@ Made = tuple[Manifest, bytes]
 
 
 class _Source(NamedTuple):
-    """A network, and what its exports are compared on."""
+    """A network, and the photos on which its exports are compared with it."""
 
     network: "nn.Module"
     photos: "NDArray[np.uint8]"
 
 
 def to_onnx(recipe: Recipe, name: str, weights_file: Path | None, images: Path) -> Made:
-    """Make the ONNX file of a recipe, proven to compute what PyTorch computes on the images of a folder.
+    """Export a recipe to ONNX, and verify that the file computes what PyTorch computes on a folder of images.
 
     Raises:
-        ExpectedError: a checkpoint does not fit, an image cannot be read, or parity fails.
+        ExpectedError: the checkpoint does not fit, an image cannot be read, or the file fails the parity gate.
     """
     source = _load(recipe, weights_file, images)
     with step("export to ONNX"):
@@ -56,12 +57,12 @@ def to_onnx(recipe: Recipe, name: str, weights_file: Path | None, images: Path) 
 
 
 def program_fingerprint(recipe: Recipe, precision: str) -> str:
-    """Digest all that determines a program."""
+    """Digest everything that determines a program."""
     return repository.digest([recipe.fingerprint(), precision, sha256_of(Path(__file__).with_name("program.py"))])
 
 
 def to_program(recipe: Recipe, name: str, weights_file: Path | None, images: Path, precision: str) -> Made:
-    """Make the PyTorch program of a recipe, in fp32 or fp16, proven as an ONNX file is.
+    """Export a recipe as a PyTorch program in fp32 or fp16, and verify it like an ONNX file.
 
     Raises:
         ExpectedError: as `to_onnx`.
@@ -89,7 +90,7 @@ def to_program(recipe: Recipe, name: str, weights_file: Path | None, images: Pat
 
 
 def describe(recipe: Recipe, name: str, weights_file: Path | None, network: "nn.Module", content: bytes) -> Manifest:
-    """Write down all that is known about an ONNX file, but for what it answers besides classes, before it is proven."""
+    """Draft an ONNX file's manifest before the parity gate, without the sizes of features and activation maps."""
     return Manifest(
         name=name,
         version=1,
@@ -116,12 +117,12 @@ def describe(recipe: Recipe, name: str, weights_file: Path | None, network: "nn.
 def find_or_export(
     root: Path, source: str, weights_dir: Path, images: Path = samples.PHOTOS, stated: Stated = NOTHING
 ) -> Manifest:
-    """Return the FP32 ONNX file of a source, which is exported as stated where there is none.
+    """Return the FP32 ONNX file of a source; if there is none, export it as stated.
 
-    Of a name of the repository that is the newest, of the hub or a folder the export of what is there now.
+    For a name in the repository, this is the newest version; for the hub or a folder, the export of its current files.
 
     Raises:
-        ExpectedError: it cannot be, or it is there and was not exported as stated.
+        ExpectedError: the source cannot be exported, or the existing file was not exported as stated.
     """
     if not hub.is_place(source) and (found := repository.find_fp32(root, source)):
         check_stated(found, stated)
@@ -135,7 +136,7 @@ def find_or_export(
 
 
 def name_of(source: str) -> str:
-    """Return what a source is called in the repository.
+    """Return a source's name in the repository.
 
     Raises:
         ExpectedError: as `plan`.
@@ -144,10 +145,10 @@ def name_of(source: str) -> str:
 
 
 def check_stated(found: Manifest, stated: Stated) -> None:
-    """See that a model of the repository is as stated.
+    """Check that a model of the repository was exported as stated.
 
     Raises:
-        ExpectedError: it was exported otherwise.
+        ExpectedError: it was exported with other options.
     """
     same = stated.over(found.preprocessing) == found.preprocessing
     if not same or stated.activation not in (None, found.activation):
@@ -159,13 +160,13 @@ def check_stated(found: Manifest, stated: Stated) -> None:
 
 
 def to_proven_half(source: Manifest, single: bytes, images: Path) -> tuple[bytes, Parity | None]:
-    """Convert an ONNX file to half precision, proven against the FP32 file.
+    """Convert an ONNX file to half precision, and compare it with the FP32 file.
 
-    That was compared with PyTorch when it was exported: both errors together bound how far the new file is from it.
-    None: it never was.
+    The FP32 file was compared with PyTorch when it was exported, so both errors together bound the new file's distance
+    from PyTorch. The parity is None if the FP32 file was never compared.
 
     Raises:
-        ExpectedError: it cannot be converted, or the two differ by more than the tolerance.
+        ExpectedError: the file cannot be converted, or the two differ by more than the tolerance.
     """
     content = halve(source, single)
     with step("compare with PyTorch"):
@@ -185,15 +186,15 @@ def to_proven_half(source: Manifest, single: bytes, images: Path) -> tuple[bytes
 
 
 def to_lower_precision(source: Manifest, single: bytes, name: str, wanted: Wanted) -> Lowered:
-    """Make files of lower precision of an FP32 one, one for each fold; they are not compared with that yet.
+    """Make files of lower precision from an FP32 one, one for each fold, without comparing them with it.
 
     Raises:
-        ExpectedError: an image cannot be read, or the file is no complete graph.
+        ExpectedError: an image cannot be read, or the file is not a complete graph.
     """
     calibration = None
     match wanted.precision:
         case "bf16":
-            contents = [single]  # computed otherwise, which the manifest says
+            contents = [single]  # the same file; the manifest makes the backend compute in bfloat16
         case "fp16":
             contents = [halve(source, single)]
         case "int8":
@@ -226,7 +227,7 @@ def to_lower_precision(source: Manifest, single: bytes, name: str, wanted: Wante
 
 
 def halve(source: Manifest, single: bytes) -> bytes:
-    """Convert the network of an FP32 graph to FP16; a temperature stays as it is."""
+    """Convert the network of an FP32 graph to FP16; a temperature stays unchanged."""
     with step("convert to half precision"):
         from export import half, temperature
 
@@ -234,7 +235,7 @@ def halve(source: Manifest, single: bytes) -> bytes:
 
 
 def _with_temperature(source: Manifest, network: bytes) -> bytes:
-    """Give a file that was made of a source without its temperature that of the source."""
+    """Add the source's temperature to a file that was made from its network alone."""
     from export import temperature
 
     return temperature.divided(network, source.confidence.temperature) if source.confidence else network

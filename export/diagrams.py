@@ -1,4 +1,4 @@
-"""How much probabilities mean, drawn: reliability and risk-coverage diagrams, as PNG and in a page of their own."""
+"""Draws how reliable probabilities are: reliability and risk-coverage diagrams, as PNG and in an HTML page."""
 
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
@@ -22,7 +22,7 @@ _STYLE = (
 
 
 class DiagramError(ExpectedError):
-    """What draws is not installed."""
+    """The drawing package is not installed."""
 
 
 class Figures(NamedTuple):
@@ -34,7 +34,7 @@ class Figures(NamedTuple):
 
 
 def require() -> None:
-    """Find out before anything is computed whether it can be drawn.
+    """Check, before anything is computed, that diagrams can be drawn.
 
     Raises:
         DiagramError: matplotlib is not installed.
@@ -49,7 +49,7 @@ def write(folder: Path, title: str, tables: Sequence[Figures], curves: Sequence[
     """Write `reliability.png`, `risk_coverage.png`, and a page with both and the tables, whose path is returned."""
     import matplotlib as mpl
 
-    mpl.rcParams["svg.hashsalt"] = "resnet-serving"  # else each file has ids of its own
+    mpl.rcParams["svg.hashsalt"] = "resnet-serving"  # otherwise each file gets different ids
     folder.mkdir(parents=True, exist_ok=True)
     drawn = ""
     draws: Mapping[str, Callable[[Sequence[Curve]], Figure]] = {
@@ -79,7 +79,7 @@ def _table(table: Figures) -> str:
 
 
 def _reliability(curves: Sequence[Curve]) -> "Figure":
-    """A panel for each: bars of accuracy, and points of confidence, which lie on the diagonal where both agree."""
+    """One panel per curve: bars of accuracy, and points of mean probability, which a calibrated model's bars reach."""
     figure, panels = _figure(len(curves))
     for axes, curve in zip(panels, curves, strict=True):
         middles = [(min(int(one.confidence * BINS), BINS - 1) + 0.5) / BINS for one in curve.bins]
@@ -91,7 +91,7 @@ def _reliability(curves: Sequence[Curve]) -> "Figure":
             axes.annotate(f"{one.images}", (middle, 0.01), ha="center", fontsize=6, color="w")
         axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="probability of the best class", ylabel="share that is right")
         axes.set_title(curve.label, fontsize="medium")
-    # above, where it hides nothing
+    # above the panels, where the legend hides nothing
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
     return figure
 

@@ -1,8 +1,8 @@
-"""TensorRT's builder, for both of its flavours: from an ONNX file to a serialized engine, the plan.
+"""Builds TensorRT engines of both flavours: from an ONNX file to a serialized engine, the plan.
 
-TensorRT proper builds on the GPU that is to run the engine. TensorRT for RTX compiles the kernels where the engine is
-loaded, and so it builds on any machine, for named targets. Their Python interfaces are the same but for what is said
-below; see the API references at https://docs.nvidia.com/deeplearning/tensorrt/.
+TensorRT proper builds on the GPU that will run the engine. TensorRT for RTX compiles the kernels when the engine is
+loaded, so it builds on any machine, for named targets. Their Python interfaces differ only as the code below shows; see
+the API references at https://docs.nvidia.com/deeplearning/tensorrt/.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,25 +31,25 @@ _SUFFIXES: Mapping[Flavour, str] = {"tensorrt": "trt", "tensorrt_rtx": "rtx"}
 
 
 class EngineError(ExpectedError):
-    """The engine that was asked for cannot be built here."""
+    """The requested engine cannot be built here."""
 
 
 @dataclass(frozen=True)
 class Build:
-    """All that determines an engine, beside its ONNX file."""
+    """Everything that determines an engine, except its ONNX file."""
 
     flavour: Flavour
     version: str
     targets: tuple[str, ...]
     """Compute capabilities."""
     gpu: Gpu | None
-    """What it is built on."""
+    """The GPU of this machine; None: there is none."""
     compatibility: tuple[Compatibility, ...]
     refit: bool
     max_batch: int
 
     def record(self, onnx_sha256: str) -> TensorRT:
-        """Say in the manifest what the engine is."""
+        """Describe the engine, for its manifest."""
         return TensorRT(
             flavour=self.flavour,
             version=self.version,
@@ -62,11 +62,11 @@ class Build:
         )
 
     def name(self, network: str, precision: str) -> str:
-        """Call an engine what it is: it is no version of the ONNX model, which runs on every machine."""
+        """Default name, not the ONNX model's: an engine must not replace a model that runs on every machine."""
         return "-".join((network, _SUFFIXES[self.flavour], precision, *self.targets))
 
     def fingerprint(self, source: Manifest, precision: str) -> str:
-        """Digest all that determines the engine that is built from an ONNX file, brought to a precision before."""
+        """Digest everything that determines the engine built from an ONNX file after conversion to a precision."""
         converter = Path(__file__).with_name("half.py").read_text() if precision == "fp16" else None
         return repository.digest(
             [precision, converter, source.fingerprint, self.record(source.file.sha256).model_dump()]
@@ -104,12 +104,12 @@ def decide(
     max_batch: int,
     gpu: Gpu | None,
 ) -> Build:
-    """Choose the flavour that can build what is asked for.
+    """Choose the flavour that can build the requested engine.
 
-    Without targets the engine is for the GPU of this machine: TensorRT's where it is installed.
+    Without targets, the engine is for this machine's GPU, and built by TensorRT proper if that is installed.
 
     Raises:
-        EngineError: neither can.
+        EngineError: neither flavour can build it.
     """
     flavours: tuple[Flavour, ...] = ("tensorrt_rtx",) if targets or gpu is None else ("tensorrt", "tensorrt_rtx")
     flavour = next((one for one in flavours if _is_installed(one)), None)
@@ -142,7 +142,7 @@ def _rtx_targets(
     elif gpu and not targets:
         targets = [gpu.compute_capability]
     if not targets:
-        raise EngineError(f"there is no NVIDIA GPU here to build for: name --target, of {', '.join(known)}")
+        raise EngineError(f"there is no NVIDIA GPU here to build for: give a --target, one of {', '.join(known)}")
     for target in targets:
         if target not in known:
             raise EngineError(
@@ -167,10 +167,10 @@ def _is_installed(flavour: Flavour) -> bool:
 def build(wanted: Build, onnx: bytes, progress: Progress, timing_cache: Path) -> bytes:
     """Build the engine: a profile for each bucket, precision as in the ONNX file.
 
-    `timing_cache` keeps the measurements of TensorRT proper for the next build; that for RTX makes none.
+    TensorRT proper keeps its measurements in `timing_cache` for the next build; TensorRT for RTX makes none.
 
     Raises:
-        EngineError: TensorRT cannot read the file or build the engine; the message is the first it logged.
+        EngineError: TensorRT cannot read the file or build the engine; the message has the first error it logged.
     """
     module = import_module(MODULES[wanted.flavour])
     logger = _logger(module)
@@ -218,7 +218,7 @@ def _configure(module: ModuleType, config: "trt.IBuilderConfig", wanted: Build) 
 def _read_timing_cache(config: "trt.IBuilderConfig", path: Path) -> None:
     known = path.read_bytes() if path.exists() else b""
     if not config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False):
-        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)  # of another GPU
+        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)  # `known` is of another GPU
 
 
 def _write_timing_cache(config: "trt.IBuilderConfig", path: Path) -> None:
@@ -243,7 +243,7 @@ def _logger(module: ModuleType) -> Any:
 
 def _monitor(module: ModuleType, progress: Progress, interrupted: Event) -> Any:
     class Monitor(module.IProgressMonitor):  # type: ignore[misc,name-defined] # the module is one of two
-        """Shows the builder's phases, each below the one it is part of. Several of its threads may call."""
+        """Shows the builder's phases, indented below the phase they are part of. Several threads may call it."""
 
         def __init__(self) -> None:
             super().__init__()

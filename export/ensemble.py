@@ -1,6 +1,6 @@
 """The command that makes one model of several: `python export/ensemble.py NAME MEMBER MEMBER...`."""
 
-import export.interrupts  # noqa: F401 before what takes time
+import export.interrupts  # noqa: F401 before the slow imports
 
 # isort: split
 

@@ -1,4 +1,4 @@
-"""What an exact cascade needs: a network in INT8 to ask first, and itself in FP32 where that is not sure."""
+"""The members of an exact cascade: a network in INT8, asked first, and in FP32, asked if INT8 is not sure."""
 
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -26,10 +26,10 @@ class Split(NamedTuple):
 
 
 def split(paths: Sequence[Path]) -> Split:
-    """Take every third.
+    """Split images into three parts, every third image into the same one.
 
     Raises:
-        ExpectedError: there are too few.
+        ExpectedError: there are too few images.
     """
     if len(paths) < LEAST:
         raise ExpectedError(f"{len(paths)} images are too few to calibrate INT8, find the rule and judge it: give more")
@@ -37,14 +37,14 @@ def split(paths: Sequence[Path]) -> Split:
 
 
 def name_of_int8(source: Manifest) -> str:
-    """What the INT8 file is called that is asked first."""
+    """The name of the INT8 model, which is asked first."""
     return f"{source.name}-int8"
 
 
 def int8_of(root: Path, source: Manifest, images: Split, labels_from: LabelsFrom) -> Manifest:
-    """Return the newest INT8 file that was made of this one and runs here as it was meant, or make one.
+    """Return the newest INT8 model that was made from this one and suits this CPU, or make one.
 
-    However seldom it agrees with FP32 by itself, it is published: it is the cascade that must.
+    It is published however seldom it agrees with FP32 by itself: the cascade is what must agree.
 
     Raises:
         ExpectedError: an image cannot be read, or the file cannot be quantised.
@@ -61,5 +61,5 @@ def int8_of(root: Path, source: Manifest, images: Split, labels_from: LabelsFrom
 
 
 def _runtime() -> Runtime:
-    """OpenVINO is the quickest with INT8, where it is installed."""
+    """Choose OpenVINO, the quickest with INT8, if it is installed."""
     return "openvino" if find_spec("openvino") else "onnx"

@@ -1,7 +1,7 @@
-"""What somebody's own model answers: their logits for some images, which an export of it must give as well.
+"""Expected logits: those of the user's own model for some images, which its export must reproduce.
 
-The parity gate compares a file with the network that was built here. This compares both, and what is done to images,
-with the model that the user has: whether the right network was chosen for the file, mean and std, resize and crop.
+The parity gate compares a file with the network that was built here. This gate compares the network and the
+preprocessing with the user's model: whether the right network, mean and std, resize and crop were chosen.
 """
 
 import hashlib
@@ -20,45 +20,45 @@ from models.manifest import Expectation, Manifest
 
 MAX_ERROR = 0.05
 """Allowed error of all logits together: the root mean square of the differences as a share of that of the expected
-logits, which for softmax are taken from their mean over the classes.
+logits; for softmax, each image's mean over the classes is subtracted first.
 
-Measured with the trained EfficientNet-Lite0 on 87 photos: 0.0025 where Pillow had done the same to them, 0.020 where
-tensors were resized instead of Pillow's images; 0.07 with Lanczos and 0.11 with bilinear instead of bicubic, 0.20 with
-a resize of 248 instead of 256, 0.42 or more with another mean and std, BGR or squashed.
+Measured with the trained EfficientNet-Lite0 on 87 photos: 0.0025 if Pillow preprocessed them alike, 0.020 if tensors
+were resized instead of Pillow's images; 0.07 with Lanczos and 0.11 with bilinear instead of bicubic, 0.20 with a resize
+of 248 instead of 256, 0.42 or more with another mean and std, BGR or squashed.
 """
 MAX_OTHERS = 0.02
-"""Share of the images that may have another best class, where the two best are all but equal; one may in any case."""
+"""Share of the images that may have another best class, since two classes may be almost equal; one image always may."""
 _BESIDE = ".npy"
 
 
 class ExpectationError(ExpectedError):
-    """Logits cannot be read, or the export does not give them."""
+    """Logits cannot be read, or the export does not reproduce them."""
 
 
 @dataclass(frozen=True)
 class Expected:
-    """Logits that a model is known to give."""
+    """The logits of the user's own model."""
 
     source: str
     """The name of the file or folder."""
     paths: tuple[Path, ...]
-    """Of the images."""
+    """The images."""
     logits: NDArray[np.float64]
     """float64[images, classes]"""
 
     def digest(self) -> str:
-        """Tell apart what is expected: hex SHA-256 of images and logits."""
+        """Return the hex SHA-256 of images and logits."""
         images = [hashlib.sha256(path.read_bytes()).hexdigest() for path in self.paths]
         return hashlib.sha256(json.dumps([images, self.logits.tolist()]).encode()).hexdigest()
 
 
 def read(source: Path, images: Path) -> Expected:
-    """Read what is expected.
+    """Read expected logits.
 
     Args:
         source: float[M, classes] as `numpy.save` writes it, a row for each image of `images` in the order of their
             paths; or a folder of images, each with its own logits beside it: cat.jpg and cat.npy.
-        images: folder of images for a single file; not looked at otherwise.
+        images: folder of images, if `source` is a file; ignored otherwise.
 
     Raises:
         ExpectationError: they are not logits, or not as many as there are images.
@@ -81,7 +81,7 @@ def read(source: Path, images: Path) -> Expected:
             raise ExpectationError(f"{path} has no logits beside it: save them as {beside.name}")
         rows.append(_load(beside).reshape(-1))
     if len({row.size for row in rows}) > 1:
-        raise ExpectationError(f"the logits in {source} are not all of as many classes")
+        raise ExpectationError(f"the logits in {source} differ in their number of classes")
     return Expected(source.resolve().name, tuple(paths), _sound(np.stack(rows), source))
 
 
@@ -103,10 +103,10 @@ def _sound(logits: NDArray[np.float64], source: Path) -> NDArray[np.float64]:
 
 
 def check(draft: Manifest, content: bytes, expected: Expected) -> Expectation:
-    """Compare a file, run by the server's backend for it on images read as the server does, with what is expected.
+    """Compare a file, run by its backend of the server on images read as the server reads them, with expected logits.
 
     Raises:
-        ExpectationError: it answers otherwise.
+        ExpectationError: the logits differ too much.
         ImagesError: an image cannot be read.
     """
     count = expected.logits.shape[1]
@@ -129,7 +129,7 @@ def check(draft: Manifest, content: bytes, expected: Expected) -> Expectation:
 
 
 def hold(draft: Manifest, content: bytes, expected: Expected | None) -> Manifest:
-    """Record in a manifest how close its file is to what is expected, if anything is.
+    """Record in a manifest how close its file is to the expected logits, if there are any.
 
     Raises:
         ExpectedError: as `check`.
@@ -141,7 +141,7 @@ def hold(draft: Manifest, content: bytes, expected: Expected | None) -> Manifest
 
 
 def _error(logits: NDArray[np.float64], expected: NDArray[np.float64], *, centred: bool) -> float:
-    if centred:  # what all logits of an image have in common changes none of its probabilities
+    if centred:  # softmax ignores what all logits of an image have in common
         logits, expected = (values - values.mean(1, keepdims=True) for values in (logits, expected))
     return float(np.linalg.norm(logits - expected) / max(float(np.linalg.norm(expected)), np.finfo(np.float64).tiny))
 
@@ -153,8 +153,8 @@ def _disagreement(logits: NDArray[np.float64], expected: Expected, error: float,
     )
     nearest = [int(np.argmin(np.linalg.norm(expected.logits - row, axis=1))) for row in logits]
     if sorted(nearest) == list(range(len(nearest))) != nearest:
-        return f"{found}; they would fit in another order: save them in that of the images' sorted paths"
+        return f"{found}; they would fit in another order: save them in the order of the images' sorted paths"
     return (
-        f"{found}: nothing was added to the repository. Otherwise may be --mean and --std, --channels, --resize and"
+        f"{found}: nothing was added to the repository. The cause may be --mean and --std, --channels, --resize and"
         " --crop, --interpolation, or the network: several may fit the same file"
     )

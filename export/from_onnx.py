@@ -1,6 +1,6 @@
-"""The command that makes a model of an ONNX file that somebody has: `python export/from_onnx.py FILE --name NAME`."""
+"""The command that makes a model from a foreign ONNX file: `python export/from_onnx.py FILE --name NAME`."""
 
-import export.interrupts  # noqa: F401 before what takes time
+import export.interrupts  # noqa: F401 before the slow imports
 
 # isort: split
 
@@ -31,12 +31,12 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _tell(found: "Import", stated: options.Stated, *, labelled: bool) -> None:
-    """Say what was found out, and what was assumed because nothing says it."""
+    """Print what was found out, and what was assumed because nothing states it."""
     meaning = found.meaning
     taken = f"the logits before its {meaning.activation}" if meaning.inner else f"its {meaning.taken.scores}"
     console.say(f"taken from it: {taken}, of {meaning.num_classes} classes")
     if found.original.batch is not None:
-        console.say(f"its batch is frozen at {found.original.batch}, and is freed")
+        console.say(f"its batch size is fixed at {found.original.batch}, and is made free")
     if assumed := found.assumed(stated):
         console.say(f"assumed, since an ONNX file does not say it (docs/guides/preprocessing.md): {assumed}")
     if not labelled:
@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="from_onnx.py",
         description="Add preprocessing and ranking to the ONNX file of an image classifier, compare the result with the"
         " file, and add it to the model repository.",
-        epilog="docs/guides/from_onnx.md says which files come in.",
+        epilog="docs/guides/from_onnx.md says which files can be imported.",
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="the ONNX file, with its external data beside it")
     command.add(parser, "--name", required=True, help="name in the repository")
@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--layout", choices=("nchw", "nhwc"), help="layout of the image, if the file does not tell")
     parser.add_argument(
-        "--scores", choices=("logits", "probabilities"), help="kind of the scores, if that is not plain"
+        "--scores", choices=("logits", "probabilities"), help="kind of the scores, if the file does not tell"
     )
     options.add_preprocessing(parser)
     command.add_expectation(parser)

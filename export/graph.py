@@ -27,7 +27,7 @@ from models.manifest import (
 
 
 class _Reversed(nn.Module):
-    """RGB as BGR."""
+    """Turns RGB into BGR."""
 
     order: Tensor
 
@@ -36,14 +36,14 @@ class _Reversed(nn.Module):
         self.register_buffer("order", torch.tensor([2, 1, 0]))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Any [N, 3, H, W]."""
+        """Map [N, 3, H, W] of any type to the same."""
         return pixels.index_select(1, self.order)
 
 
 class _Grey(nn.Module):
-    """RGB as Pillow's L: ITU-R BT.601's luma, in 16-bit fractions, rounded.
+    """Turns RGB into Pillow's L: ITU-R BT.601's luma, in 16-bit fractions, rounded.
 
-    All of it are integers below 2**24, which float32 holds exactly in whatever order they are added.
+    All values on the way are integers below 2**24, which float32 adds exactly in any order.
     """
 
     weights: Tensor
@@ -53,7 +53,7 @@ class _Grey(nn.Module):
         self.register_buffer("weights", torch.tensor([19595.0, 38470.0, 7471.0]).view(3, 1, 1))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """float32[N, 3, H, W] of 0 to 255 to float32[N, 1, H, W]."""
+        """Map float32[N, 3, H, W] of 0 to 255 to float32[N, 1, H, W]."""
         total = (pixels * self.weights).sum(1, keepdim=True)
         return ((total + 32768) / 65536).floor()
 
@@ -105,7 +105,7 @@ def to_onnx(graph: CompleteGraph, crop: tuple[int, int], opset: int) -> bytes:
 
 
 def trace(graph: CompleteGraph, crop: tuple[int, int], opset: int) -> onnx_ir.Model:
-    """Export a graph with a free batch size, as the exporter leaves it."""
+    """Export a graph with a free batch size; the exporter's result is not yet tidied."""
     # Two images, not one: the exporter takes a dimension of one for a constant.
     example = torch.zeros(2, *crop, 3, dtype=torch.uint8)
     with silenced():
@@ -139,15 +139,15 @@ def finish(model: onnx_ir.Model) -> bytes:
 def fold_batch_norm(network: nn.Module) -> nn.Module:
     """Fold batch norm into the convolutions before it, in a copy.
 
-    A network whose code cannot be traced, as some of other libraries, is returned as it is.
+    A network whose code cannot be traced, like some of other libraries, is returned unchanged.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of its own imports
+        warnings.simplefilter("ignore")  # its own imports warn
         from torch.fx.experimental.optimization import fuse
 
         try:
             return fuse(network)
-        except Exception:  # whatever its code does with what stands for a tensor
+        except Exception:  # the network's code may do anything with the proxies that stand for tensors
             return network
 
 
@@ -162,10 +162,10 @@ _RULES = (
 
 
 def _optimize(model: onnx_ir.Model) -> None:
-    """Tidy a graph as the exporter's own optimizer does, with those of its rules that find something in our networks.
+    """Tidy a graph as the exporter's own optimizer does, with only those of its rules that apply to our networks.
 
-    One of the others, `slice_split_rule`, takes time by the square of the number of nodes: a quarter of the whole
-    export of 1202 layers.
+    One of the others, `slice_split_rule`, takes time quadratic in the number of nodes: a quarter of the whole export of
+    1202 layers.
     """
     for _ in range(2):  # a folded padding makes room for a batch norm
         fold_constants(model)
@@ -182,7 +182,7 @@ def _optimize(model: onnx_ir.Model) -> None:
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """Keep from our users what the exporter tells its developers (no torchvision, deprecated calls of its own)."""
+    """Hide from our users what the exporter logs for its developers (missing torchvision, its own deprecated calls)."""
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():

@@ -1,6 +1,6 @@
-"""Half precision: the network of a complete graph in FP16; pixels come and probabilities leave as before.
+"""Half precision: converts the network of a complete graph to FP16; the graph's inputs and outputs do not change.
 
-TensorRT's networks are strongly typed: their precision is that of the ONNX file, and there is no other switch.
+TensorRT's networks are strongly typed: the ONNX file alone decides their precision.
 """
 
 from collections.abc import Iterable, Iterator, MutableSequence
@@ -17,17 +17,17 @@ _LOGITS = "logits_fp16"
 
 
 class HalfError(ExpectedError):
-    """A network is not laid out as an exported one."""
+    """A graph is not laid out like an exported one."""
 
 
 def to_half(model: bytes) -> bytes:
-    """Convert the network of a complete graph to FP16: all from its first convolution to its logits.
+    """Convert the network of a complete graph to FP16: everything from its first convolution to its logits.
 
     Normalisation before it, softmax, ranking and activation maps after it stay in FP32, and so do the graph's inputs
     and outputs.
 
     Raises:
-        HalfError: it has no convolution or no logits, or an operator that computes in FP32 alone.
+        HalfError: the graph has no convolution or no logits, or an operator that computes in FP32 only.
     """
     proto = onnx.load_from_string(model)
     graph = proto.graph
@@ -57,7 +57,7 @@ def to_half(model: bytes) -> bytes:
         *_in_single(graph.node[last + 1 :], halved),
     ]
     del graph.node[:]
-    del graph.value_info[:]  # intermediate types, which are others now
+    del graph.value_info[:]  # the types of intermediate values, which have changed
     graph.node.extend(nodes)
     try:
         onnx.checker.check_model(proto, full_check=True)
@@ -68,7 +68,7 @@ def to_half(model: bytes) -> bytes:
 
 
 def _in_single(nodes: Iterable[onnx.NodeProto], halved: set[str]) -> Iterator[onnx.NodeProto]:
-    """Have what comes after the network compute in FP32 with what is in FP16; of parameters with what it takes."""
+    """Make the nodes after the network compute in FP32: cast their FP16 inputs, of a Gather only the rows it takes."""
     cast: set[str] = set()
     for node in nodes:
         if node.op_type == "Gather" and node.input[0] in halved:

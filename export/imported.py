@@ -1,6 +1,6 @@
-"""From an ONNX file that somebody has to a model that is proven: what is known of it, what is assumed, and the gate.
+"""From a foreign ONNX file to a verified model: what the file tells, what is assumed, and the parity gate.
 
-The truth is the file itself in ONNX Runtime, fed by the reference's normalisation.
+The gate compares with the file itself in ONNX Runtime, on images that the reference normalised.
 """
 
 import hashlib
@@ -33,16 +33,16 @@ if TYPE_CHECKING:
 
 ARCHITECTURE = "imported"
 _GREY: tuple[tuple[float, ...], tuple[float, ...]] = ((0.449,), (0.226,))
-"""ImageNet's mean and std over its channels."""
+"""ImageNet's mean and std, averaged over the channels."""
 _PROBES = 4
 _SMALL = 128
-"""Networks for smaller images see them whole: those of CIFAR and MNIST."""
+"""Networks for images below this side, as of CIFAR and MNIST, are assumed to see them whole."""
 _OUR_SOURCES = ("onnx_file.py", "original.py", "splice.py", "graph.py", "last_layer.py")
 
 
 @dataclass(frozen=True)
 class Import:
-    """A file, and all that its complete graph is made by."""
+    """A file, and everything that determines its complete graph."""
 
     file: OnnxFile
     original: Original
@@ -59,7 +59,7 @@ class Import:
         return min(MAX_TOP_K, self.meaning.num_classes)
 
     def fingerprint(self) -> str:
-        """Digest all that determines the complete graph."""
+        """Digest everything that determines the complete graph."""
         return repository.digest(
             {
                 "file": hashlib.sha256(self.file.content).hexdigest(),
@@ -76,14 +76,14 @@ class Import:
         )
 
     def assumed(self, stated: Stated) -> str:
-        """Say, as options, what of its preprocessing nobody stated and the file does not tell."""
+        """Return, as options, the preprocessing that was neither stated nor recorded in the file."""
         known = replace(stated, crop=self.preprocessing.crop)
         if self.file.kind == np.uint8:
             known = replace(known, mean=self.preprocessing.mean, std=self.preprocessing.std)
         return as_options(self.preprocessing, known)
 
     def describe(self, name: str, content: bytes) -> Manifest:
-        """Write down all that is known about the complete graph before it is proven."""
+        """Draft the complete graph's manifest before the parity gate."""
         return Manifest(
             name=name,
             version=1,
@@ -108,10 +108,10 @@ class Import:
         )
 
     def make(self, name: str) -> tuple[Manifest, bytes]:
-        """Make the complete graph, proven to compute what the file computes on random pixels and on the photos.
+        """Make the complete graph, and verify that it computes what the file does on random pixels and the photos.
 
         Raises:
-            ExpectedError: the graph cannot be changed as it must be, or parity fails.
+            ExpectedError: the graph cannot be changed as needed, or fails the parity gate.
         """
         frozen = self.original.batch
         try:
@@ -119,7 +119,7 @@ class Import:
                 content = splice.complete(self.file, self.meaning, frozen, self.preprocessing, self.top_k, OPSET)
         except ExpectedError:
             raise
-        except Exception as failure:  # those of the libraries that change graphs have no common class
+        except Exception as failure:  # the libraries' errors have no common class
             raise OnnxFileError(
                 f"the graph of {self.file.path} cannot be completed: {first_line(failure)}"
             ) from failure
@@ -145,16 +145,16 @@ class Import:
 
     def _stays_frozen(self, frozen: int, reason: str) -> OnnxFileError:
         return OnnxFileError(
-            f"{self.file.path} was exported for batches of {frozen} and could not be freed of that: export it once more"
+            f"{self.file.path} was exported for batches of {frozen}, which could not be changed: export it once more"
             f" with a free batch size ({reason})"
         )
 
 
 def customary(file: OnnxFile, stated: Stated) -> Preprocessing:
-    """Say what a file's network most likely wants of all that an ONNX file does not tell: what ImageNet's networks do.
+    """Return the most likely preprocessing, which an ONNX file does not record: that of ImageNet's networks.
 
     Raises:
-        OnnxFileError: the size of its images is free, and none was stated.
+        OnnxFileError: the size of the images is free and not stated, or stated otherwise than in the file.
     """
     height, width = file.size
     if stated.crop is not None:
@@ -165,10 +165,10 @@ def customary(file: OnnxFile, stated: Stated) -> Preprocessing:
             )
         height, width = stated.crop
     if height is None or width is None:
-        raise OnnxFileError(f"{file.path} takes images of any size: say with --crop HxW which it is to have")
+        raise OnnxFileError(f"{file.path} takes images of any size: choose one with --crop HxW")
     grey = file.channels == 1
     mean, std = _GREY if grey else (IMAGENET_MEAN, IMAGENET_STD)
-    if file.kind == np.uint8:  # it normalises by itself
+    if file.kind == np.uint8:  # the network normalises them itself
         mean, std = (0.0,) * file.channels, (1 / 255,) * file.channels
     side = max(height, width)
     return Preprocessing(
@@ -182,16 +182,16 @@ def customary(file: OnnxFile, stated: Stated) -> Preprocessing:
 
 
 def preprocessing_of(file: OnnxFile, stated: Stated) -> Preprocessing:
-    """Complete what was stated by what is customary.
+    """Complete the stated preprocessing by the customary one.
 
     Raises:
-        ExpectedError: it does not go together, or not with the file.
+        ExpectedError: the stated options contradict each other, or the file.
     """
     if file.kind == np.uint8 and (stated.mean or stated.std):
         raise OnnxFileError(f"{file.path} takes pixels as bytes and normalises them itself: leave out --mean and --std")
     if stated.channels is not None and (stated.channels == "grey") != (file.channels == 1):
         raise OnnxFileError(
-            f"{file.path} takes images with {file.channels} channels: --channels {stated.channels} has others"
+            f"{file.path} takes images with {file.channels} channels: --channels {stated.channels} does not fit"
         )
     return stated.over(customary(file, stated))
 
@@ -204,18 +204,18 @@ def plan(
     images: Path,
     expected: Expected | None = None,
 ) -> Import:
-    """Find out what a file answers and how it is to be asked.
+    """Find out what a file's scores are, and how images must be prepared for it.
 
     Args:
-        file: that was read.
-        stated: what is known of its preprocessing and activation.
+        file: the file.
+        stated: the preprocessing and activation that the user stated.
         scores: what its scores are; None: to be found out.
         labels_file: the classes' names; None: they are numbered.
-        images: a folder of photos to ask it about, beside noise.
-        expected: somebody's own logits, which it must give.
+        images: a folder of photos to try beside noise.
+        expected: the user's own logits, which the export must reproduce.
 
     Raises:
-        ExpectedError: it cannot be run, its scores are none, or what was stated does not go with it.
+        ExpectedError: the file cannot be run, has no scores, or contradicts what was stated.
     """
     preprocessing = preprocessing_of(file, stated)
     photos = samples.photos(images, preprocessing)

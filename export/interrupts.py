@@ -1,7 +1,7 @@
-"""Ctrl-C ends a command in one line, whenever it comes.
+"""Ctrl-C ends a command with one line, whenever it comes.
 
-While a command still imports, it just ends: an exception would leave a trace, and is lost in some callbacks of Python
-and of extensions. A command imports this before all else of ours.
+While a command still imports, Ctrl-C ends the process at once: an exception would print a traceback, or get lost in
+some callbacks of Python and of extensions. A command imports this module before the rest of our code.
 """
 
 import os
@@ -9,7 +9,7 @@ import signal
 import sys
 
 EXIT_CODE = 130
-"""What shells report of a program that Ctrl-C has ended."""
+"""The exit code that shells report for a program ended by Ctrl-C."""
 
 
 def _end(*_: object) -> None:
@@ -18,27 +18,27 @@ def _end(*_: object) -> None:
 
 
 def _is_command() -> bool:
-    """Whether one of this folder's files is what was started."""
+    """Whether this process was started with one of this folder's files."""
     started = getattr(sys.modules["__main__"], "__file__", None)
     return started is not None and os.path.dirname(os.path.realpath(started)) == os.path.dirname(__file__)  # noqa: PTH120
 
 
-if _is_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored
+if _is_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not if it is ignored
     signal.signal(signal.SIGINT, _end)
 
-from collections.abc import Iterator  # noqa: E402 after what these few milliseconds might see
+from collections.abc import Iterator  # noqa: E402 Ctrl-C may come during these imports, too
 from contextlib import contextmanager  # noqa: E402
 from threading import Event  # noqa: E402
 
 
 def raise_them() -> None:
-    """From now on Ctrl-C is an exception, so that what was begun is cleaned up."""
+    """Make Ctrl-C raise an exception from now on, so that unfinished work is cleaned up."""
     if signal.getsignal(signal.SIGINT) is _end:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def is_behind(error: BaseException) -> bool:
-    """Whether it is Ctrl-C, or what an import that Ctrl-C ended has made of it."""
+    """Whether an error is Ctrl-C, or was caused by it, as in an import that it ended."""
     chain: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in chain:  # an error may be raised from itself
@@ -49,10 +49,10 @@ def is_behind(error: BaseException) -> bool:
 
 @contextmanager
 def noted() -> Iterator[Event]:
-    """Note Ctrl-C instead, around what must see no exception or would lose it, and raise it afterwards.
+    """Set an event on Ctrl-C, around code that must not see an exception or would lose it, and raise it afterwards.
 
     Raises:
-        KeyboardInterrupt: there was one.
+        KeyboardInterrupt: there was a Ctrl-C.
     """
     event = Event()
     before = signal.signal(signal.SIGINT, lambda *_: event.set())

@@ -1,7 +1,7 @@
-"""The end of a network in an ONNX graph: global average pooling and one linear layer, which give more than logits.
+"""Adds outputs to ONNX graphs whose network ends in global average pooling and one linear layer.
 
-Where a network ends so, its graph answers features, which are what the linear layer sees, and class activation maps
-(Zhou et al., arXiv:1512.04150), which say where in the image a class's logit comes from.
+These are features, the input of the linear layer, and class activation maps (Zhou et al., arXiv:1512.04150), which show
+where in the image a class's logit comes from.
 """
 
 from collections.abc import Sequence
@@ -24,13 +24,13 @@ from models.manifest import (
 )
 
 _SAME_VALUES = ("Identity", "Cast", "Dropout", "Reshape", "Flatten", "Squeeze", "Unsqueeze")
-"""Operators that leave a row of numbers for each image the same row, but for rounding."""
+"""Operators that leave each image's row of numbers unchanged, apart from rounding."""
 _LAYOUTS = {(2, 3): (0, 1, 2, 3), (1, 2): (0, 3, 1, 2)}
-"""Axes that are averaged over, and how that map becomes [N, C, h, w]."""
+"""Axes that are averaged over, and the permutation that turns the map into [N, C, h, w]."""
 
 
 class Sizes(NamedTuple):
-    """What a manifest says of features and activation maps; None: the graph has neither."""
+    """Sizes of features and activation maps, as in the manifest; None: the graph has neither."""
 
     features: int | None = None
     activation_maps: tuple[int, int] | None = None
@@ -38,24 +38,24 @@ class Sizes(NamedTuple):
 
 @dataclass(frozen=True)
 class _End:
-    """How a network ends."""
+    """The end of a network."""
 
     pooled: Value
     """float[N, C, ...]: the means, which are the features once they are [N, C]."""
     last_map: Value
     """float[N, C, h, w], or [N, h, w, C]."""
     order: tuple[int, ...]
-    """Of its axes, as [N, C, h, w]."""
+    """Permutation that turns `last_map` into [N, C, h, w]."""
     weights: Value
     """float[classes, C], or [C, classes]."""
     transposed: bool
-    """The latter."""
+    """The weights are [C, classes]."""
     shape: tuple[int, int, int]
     """C, h, w."""
 
 
 def answer_more(model: Model) -> None:
-    """Add features and activation maps to the outputs of a complete graph whose network ends as they need it."""
+    """Add features and activation maps to a complete graph's outputs, if the end of its network allows it."""
     passes.ShapeInferencePass()(model)
     graph = model.graph
     outputs = {value.name: value for value in graph.outputs}
@@ -127,7 +127,7 @@ class _Linear(NamedTuple):
     inputs: Value
     weights: Value
     transposed: bool
-    """They are [C, classes]."""
+    """The weights are [C, classes]."""
     bias: Value | None
 
 
@@ -156,14 +156,14 @@ def _is_constant(value: Value) -> bool:
 
 
 def _before(value: Value, kinds: Sequence[str]) -> Value:
-    """Go back to where the values of a row come from."""
+    """Trace a value back through nodes of these kinds."""
     while (node := value.producer()) is not None and node.op_type in kinds and node.inputs[0] is not None:
         value = node.inputs[0]
     return value
 
 
 def _averaged(node: Node) -> tuple[int, ...]:
-    """The axes over which a node takes the mean of a map; empty where it does something else."""
+    """Return the axes over which a node averages a map; () if it does something else."""
     (image, *others) = node.inputs
     shape = image.shape if image is not None else None
     match node.op_type:
@@ -180,7 +180,7 @@ def _averaged(node: Node) -> tuple[int, ...]:
 
 
 def sizes(content: bytes) -> Sizes:
-    """Tell what a complete graph answers besides its classes."""
+    """Read the sizes of a complete graph's features and activation maps."""
     shapes = {
         value.name: [dimension.dim_value for dimension in value.type.tensor_type.shape.dim]
         for value in onnx.load_model_from_string(content).graph.output
@@ -192,7 +192,7 @@ def sizes(content: bytes) -> Sizes:
 
 
 def head(content: bytes) -> Head:
-    """Read what a complete graph makes its logits by, of the sums of its last layer."""
+    """Read the bias and temperature with which a complete graph turns its last layer's sums into logits."""
     graph = onnx_ir.from_proto(onnx.load_model_from_string(content)).graph
     logits, temperature = next(value for value in graph.outputs if value.name == LOGITS_NAME), 1.0
     divided = logits.producer()

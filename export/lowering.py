@@ -1,4 +1,4 @@
-"""From an FP32 model of the repository to one of lower precision in it, if that agrees as often as is wanted."""
+"""Makes a model of lower precision from an FP32 one, and publishes it if both agree often enough."""
 
 from pathlib import Path
 
@@ -13,25 +13,25 @@ from models.manifest import Manifest
 def lower(
     root: Path, source: Manifest, name: str, wanted: Wanted, *, threads: int, labels_from: LabelsFrom, seconds: float
 ) -> Manifest:
-    """Make it, compare it with FP32, print the report, and publish it.
+    """Make a model of lower precision, compare it with FP32, print the report, and publish the model.
 
     Args:
         root: the repository.
         source: the model in FP32.
         name: of the new one.
-        wanted: what it is to be.
+        wanted: its precision, its images and its gate.
         threads: of one inference.
-        labels_from: where the images' classes are known from.
-        seconds: for measuring speed; 0 leaves it out.
+        labels_from: source of the images' classes.
+        seconds: for measuring speed; 0 skips it.
 
     Raises:
-        ExpectedError: it cannot be made, or agrees too seldom.
+        ExpectedError: the model cannot be made, or agrees too seldom.
     """
     single = repository.read(root, source)
     lowered = convert.to_lower_precision(source, single, name, wanted)
     reference = Subject(source, single, REFERENCE_RUNTIME)
     subjects = [[reference, Subject(lowered.draft, content, wanted.backend)] for content in lowered.contents]
-    with console.step(f"compare on {len(wanted.evaluated)} images"):  # none was calibrated on where it is compared
+    with console.step(f"compare on {len(wanted.evaluated)} images"):  # never on a file's own calibration images
         answers = [ask(pair, fold.evaluate, threads) for pair, fold in zip(subjects, wanted.folds, strict=True)]
     questions = Questions(wanted.evaluated, threads, labels_from, seconds=seconds)
     report = compare(subjects[0], questions, [Answers.of_all(parts) for parts in zip(*answers, strict=True)])

@@ -1,4 +1,4 @@
-"""An ONNX file that somebody has: which image classifier it holds, by what is written in it. Nothing is run here."""
+"""Reads a foreign ONNX file: which image classifier it holds, as far as its graph tells. Nothing is run here."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ Precision = Literal["fp32", "fp16", "int8"]
 
 _ONNX = "is an ONNX file"
 LARGEST_BYTES = 2**31 - 1
-"""Of an ONNX file with all its parameters in it: protobuf has no longer messages."""
+"""Largest ONNX file with its parameters inside: protobuf's limit for a message."""
 _KINDS: Mapping[DataType, "np.dtype[np.generic]"] = {
     DataType.FLOAT: np.dtype(np.float32),
     DataType.FLOAT16: np.dtype(np.float16),
@@ -33,12 +33,12 @@ _FLOATS = (DataType.FLOAT, DataType.FLOAT16, DataType.DOUBLE)
 _PARAMETERS = (*_FLOATS, DataType.BFLOAT16, DataType.INT8, DataType.UINT8)
 _INTEGER_OPERATORS = ("QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "ConvInteger", "MatMulInteger")
 _SEVEN_BITS = 64
-"""Largest weight of which two products with bytes fit into 16 bits."""
+"""Largest weight for which the sum of two products with bytes fits into 16 bits."""
 _KEEP_VALUES = (
     *("Identity", "Cast", "Dropout", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"),
     *("QuantizeLinear", "DequantizeLinear"),
 )
-"""Operators that exporters put after a softmax; each score is still itself, but for rounding."""
+"""Operators that exporters put after a softmax; apart from rounding, they leave each score unchanged."""
 
 
 class OnnxFileError(ExpectedError):
@@ -51,26 +51,26 @@ class OnnxFile:
 
     path: Path
     content: bytes
-    """As it was read, with its external data, if it has any."""
+    """The file as it was read, with any external data included."""
     model: onnx_ir.Model
-    """The part between `input` and `output`, without functions; both of them are its only ones."""
+    """The part between its only input and its only output, with functions inlined."""
     whole: bool
-    """The input is the file's own, not a value inside."""
+    """The input is one of the file's inputs, not an inner value."""
     kind: "np.dtype[np.generic]"
-    """Of the input."""
+    """Type of the input."""
     layout: Layout
     channels: int
     """1 or 3."""
     size: tuple[int | None, int | None]
-    """Height and width of the input; None where they are free."""
+    """Height and width of the input; None: free."""
     batch: int | None
-    """Of the input; None where it is free."""
+    """Batch size of the input; None: free."""
     opset: int
     precision: Precision
     needs_vnni: bool
     """Its sums of products overflow on an x86 CPU that adds them in 16 bits."""
     parameters: int
-    """Numbers that were trained."""
+    """Number of trained values."""
 
     @property
     def input(self) -> Value:
@@ -95,12 +95,12 @@ class OnnxFile:
         return None
 
     def __str__(self) -> str:
-        """What comes in and what goes out, as messages say it."""
+        """Input and output, for messages."""
         return f"{describe(self.input)} to {describe(self.output)}, opset {self.opset}"
 
 
 def describe(value: Value) -> str:
-    """Write down name, type and shape of a value: images float32[N, 3, 224, 224]."""
+    """Describe a value by name, type and shape: images float32[N, 3, 224, 224]."""
     kind = value.dtype.name.lower() if value.dtype else "unknown"
     kind = {"float": "float32", "double": "float64"}.get(kind, kind)
     if value.shape is None:
@@ -109,16 +109,16 @@ def describe(value: Value) -> str:
 
 
 def read(path: Path, input_name: str | None, output_name: str | None, layout: Layout | None) -> OnnxFile:
-    """Read a file and find in it the image and the scores.
+    """Read a file, and find its image input and its scores.
 
     Args:
-        path: of the file; external data are read from the folder it is in.
-        input_name: the value that takes the image; None: the file has one.
-        output_name: the value that has the scores; None: the file has one.
-        layout: of the image; None: to be found out.
+        path: of the file; external data are read from the same folder.
+        input_name: the value that takes the image; None: the file's only input.
+        output_name: the value that has the scores; None: to be detected.
+        layout: of the image; None: to be detected.
 
     Raises:
-        OnnxFileError: it is no ONNX file, or no image classifier, or it is not plain what is its image or its scores.
+        OnnxFileError: the file is not an image classifier in ONNX, or its image or its scores are ambiguous.
     """
     content = _read(path)
     proto = onnx.load_model_from_string(content)
@@ -137,7 +137,7 @@ def read(path: Path, input_name: str | None, output_name: str | None, layout: La
     if kind is None:
         raise OnnxFileError(f"{path} takes {describe(image)}: images come as float or uint8")
     if image.shape is None or len(image.shape) != 4:
-        raise OnnxFileError(f"{path} takes {describe(image)}, no batch of images with height, width and channels")
+        raise OnnxFileError(f"{path} takes {describe(image)}, not a batch of images with height, width and channels")
     sizes = [size if isinstance(size, int) else None for size in image.shape]
     found, channels = _channels(path, image, sizes, layout)
     height, width = sizes[2:] if found == "nchw" else sizes[1:3]
@@ -159,7 +159,7 @@ def read(path: Path, input_name: str | None, output_name: str | None, layout: La
 
 
 def _read(path: Path) -> bytes:
-    """The file, with its external data in it."""
+    """Read the file, with any external data included."""
     try:
         what = foreign.file(path)
         is_onnx = what is not None and what.startswith(_ONNX)
@@ -192,8 +192,8 @@ def _read(path: Path) -> bytes:
 
 
 def _tidied(path: Path, proto: onnx.ModelProto, opset: int) -> onnx_ir.Model:
-    """The graph without functions, and without parameters among its inputs and nodes."""
-    with silenced():  # of what shape inference does not know
+    """Read the graph with functions inlined, and with all parameters as initializers."""
+    with silenced():  # shape inference logs what it does not know
         try:
             model = onnx_ir.from_proto(proto)
             model.opset_imports[""] = model.opset_imports.pop("ai.onnx", opset)
@@ -218,7 +218,7 @@ def _find_output(path: Path, graph: Graph, name: str | None) -> Value:
         return found
     if len(graph.outputs) == 1:
         return graph.outputs[0]
-    # One that looks like the scores of classes, beside features: nothing else has as many of anything.
+    # Accept one output of scores beside feature maps whose channels are not as many as the classes.
     scores = [value for value in graph.outputs if _looks_like_scores(value)]
     others = [value for value in graph.outputs if value not in scores]
     if len(scores) != 1 or not all(_looks_like_features(value, scores[0]) for value in others):
@@ -240,7 +240,7 @@ def _looks_like_features(value: Value, scores: Value) -> bool:
 
 
 def _cut(path: Path, graph: Graph, output: Value, input_name: str | None) -> Graph:
-    """Copy all that the output needs, from the named input on."""
+    """Copy the part of the graph that computes the output from the named input, or from all inputs."""
     starts: list[Value | str] = [input_name] if input_name else list(graph.inputs)
     try:
         return convenience.extract(graph, starts, [output])
@@ -266,16 +266,16 @@ def _find_input(path: Path, cut: Graph, name: str | None) -> Value:
 
 
 def _check_scores(path: Path, scores: Value) -> None:
-    """Refuse what is plainly something else than a score for each class."""
+    """Refuse an output that plainly is not a score for each class."""
     if scores.dtype is not None and scores.dtype not in _FLOATS:
         raise OnnxFileError(
-            f"{path} gives {describe(scores)}, no scores: name the value that has a score for each class with --output"
+            f"{path} gives {describe(scores)}, not scores: name the value with a score for each class with --output"
         )
     if scores.shape is None:
         return
     sizes = [size for size in scores.shape[1:] if size != 1]
     if len(scores.shape) < 2 or len(sizes) > 1:
-        what = "nothing for each image of a batch" if len(scores.shape) < 2 else "not one score for each class"
+        what = "no row for each image of a batch" if len(scores.shape) < 2 else "not one score for each class"
         raise OnnxFileError(
             f"{path} gives {describe(scores)}, {what}: only classifiers can be served (--output names another value)"
         )
@@ -297,7 +297,7 @@ def _channels(path: Path, image: Value, sizes: list[int | None], wanted: Layout 
 
 
 def _used_as(image: Value) -> tuple[Layout, int | None] | None:
-    """Tell by the first convolution how an image lies in memory and how many channels it has."""
+    """Infer the image's layout and number of channels from the first convolution."""
     layout: Layout = "nchw"
     for node in _downstream(image):
         if node.op_type == "Transpose" and tuple(node.attributes.get_ints("perm", ())) == (0, 3, 1, 2):
@@ -331,9 +331,9 @@ def _precision(graph: Graph) -> Precision:
 
 
 def _needs_vnni(graph: Graph) -> bool:
-    """Tell whether activations of 8 bits are multiplied by weights of more than seven (`export.quantization`).
+    """Whether 8-bit activations are multiplied by weights of more than 7 bits (`export.quantization`).
 
-    Signed activations are no better: on x86 ONNX Runtime makes them unsigned.
+    Signed activations do not help: on x86 ONNX Runtime makes them unsigned.
     """
     weights = (tensor.const_value for tensor in graph.initializers.values() if tensor.dtype == DataType.INT8)
     return _precision(graph) == "int8" and any(
@@ -344,7 +344,7 @@ def _needs_vnni(graph: Graph) -> bool:
 
 
 def _count(graph: Graph) -> int:
-    """Count what was trained: batch norm's statistics were measured, and scales of integers are found afterwards."""
+    """Count the trained values: not batch norm's measured statistics, nor the scales of quantised values."""
     measured = {value for node in graph for value in (node.inputs[3:5] if node.op_type == "BatchNormalization" else ())}
     scales = {value for node in graph if "Linear" in node.op_type for value in node.inputs[1:3]}
     return sum(
@@ -355,7 +355,7 @@ def _count(graph: Graph) -> int:
 
 
 def _no_graph(path: Path, failure: Exception) -> OnnxFileError:
-    return OnnxFileError(f"{path} has a graph that is none: {first_line(failure)}")
+    return OnnxFileError(f"{path} has an invalid graph: {first_line(failure)}")
 
 
 def first_line(failure: Exception) -> str:

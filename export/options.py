@@ -1,4 +1,4 @@
-"""What the network wants, as whoever exports it states it: the options of every command that exports from a source."""
+"""Options that state a network's preprocessing and activation, for every command that exports from a source."""
 
 import argparse
 import re
@@ -13,12 +13,12 @@ from models.manifest import Activation, ChannelOrder, CropMode, Interpolation, P
 
 
 class StatedError(ExpectedError):
-    """What is stated does not go together."""
+    """The stated options contradict each other, or one is missing."""
 
 
 @dataclass(frozen=True)
 class Stated:
-    """What was stated of a network; None where nothing was."""
+    """The preprocessing and activation that the user stated; None: not stated."""
 
     resize: int | None = None
     crop: tuple[int, int] | None = None
@@ -27,18 +27,18 @@ class Stated:
     interpolation: Interpolation | None = None
     channels: ChannelOrder | None = None
     mean: tuple[float, ...] | None = None
-    """Of pixels in 0..1, one for each channel in the network's order; a single one is every channel's."""
+    """For pixels in 0..1, one value per channel in the network's order; a single value applies to all channels."""
     std: tuple[float, ...] | None = None
     activation: Activation | None = None
 
     def over(self, base: Preprocessing) -> Preprocessing:
-        """Complete what is stated by what is known without it.
+        """Return `base` with everything stated put in its place.
 
-        `resize` follows a stated crop or crop mode where it has a meaning of its own no more (squash, pad); mean and
-        std follow the channels from RGB to BGR and back.
+        With squash or pad, a stated crop or crop mode sets `resize`, too, unless that is stated. Mean and std are
+        reversed if the channels change between RGB and BGR.
 
         Raises:
-            StatedError: it does not go together, or something else has to be stated with it.
+            StatedError: the options contradict each other, or need another one.
         """
         found = base.model_dump() | {
             name: value for name, value in asdict(self).items() if value is not None and name != "activation"
@@ -50,7 +50,7 @@ class Stated:
             values = found[name]
             if getattr(self, name) is None:
                 if len(values) != count:
-                    raise StatedError(f"--channels {found['channels']} needs a --mean and --std of its own, too")
+                    raise StatedError(f"--channels {found['channels']} also needs its own --mean and --std")
                 found[name] = values if base.channels == found["channels"] else values[::-1]
             elif len(values) == 1:
                 found[name] = values * count
@@ -66,8 +66,8 @@ class Stated:
         if base.crop_mode != "centre" or crop != base.crop:
             side = max(crop)
             raise StatedError(
-                f"--crop {crop[0]}x{crop[1]} of the centre needs --resize, too, what the short side is resized to:"
-                f" {side} where nothing is cut off a square image, {round(side / 0.875)} as 256 is to 224"
+                f"--crop {crop[0]}x{crop[1]} of the centre also needs --resize, the short side after resizing:"
+                f" {side} to cut nothing off a square image, {round(side / 0.875)} for the usual ratio of 256 to 224"
             )
         return base.resize
 
@@ -76,9 +76,9 @@ NOTHING = Stated()
 
 
 def add_preprocessing(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say what the network wants; `stated` reads them."""
+    """Add the options that state preprocessing and activation; `stated` reads them."""
     group = parser.add_argument_group(
-        "what the network wants", "For weights of your own, as they were trained: docs/guides/preprocessing.md."
+        "what the network expects", "For your own weights, as they were trained: docs/guides/preprocessing.md."
     )
     group.add_argument(
         "--resize", type=_side, metavar="N", help="short side before the crop (squash, pad: larger side)"
@@ -98,7 +98,7 @@ def add_preprocessing(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--activation",
         choices=get_args(Activation),
-        help="softmax: one class per image; sigmoid: each class for itself",
+        help="softmax: one class per image; sigmoid: each class on its own",
     )
 
 
@@ -112,7 +112,7 @@ def stated(arguments: argparse.Namespace) -> Stated:
 
 
 def as_options(preprocessing: Preprocessing, given: Stated = NOTHING) -> str:
-    """Preprocessing as the options that would state it, but for what was `given`."""
+    """Write preprocessing as the options that would state it, without those that were `given`."""
 
     def numbers(values: Sequence[float]) -> str:
         return " ".join(f"{value:.6g}" for value in values)

@@ -1,4 +1,4 @@
-"""What an ONNX file answers as it is, in ONNX Runtime: what its scores are, and what its complete graph must answer."""
+"""Runs an unchanged ONNX file in ONNX Runtime: what its scores are, and what its complete graph must answer."""
 
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
@@ -26,19 +26,19 @@ SMALLEST: "Mapping[np.dtype[np.generic], float]" = {
     np.dtype(np.float32): _FP32,
     np.dtype(np.float64): _FP32,
 }
-"""By type of the scores, the least probability that a logit is made of: smaller ones lose their digits in FP32."""
+"""By type of the scores: smallest probability to compute a logit from; smaller ones lose their digits in FP32."""
 _ROUNDING = {"fp32": 1e-4, "fp16": 1e-2, "int8": 2e-2}
-"""By precision, how far probabilities may be from what they are computed from, or their sum from 1."""
+"""By precision: how far probabilities may be from those computed from the logits, or their sum from 1."""
 
 
 class Taken(NamedTuple):
-    """What is taken from a file."""
+    """The values that are taken from a file."""
 
     scores: Scores
     activation: Activation
-    """That makes probabilities of logits."""
+    """Turns logits into probabilities."""
     shape: tuple[int, ...]
-    """For one image; one of the numbers is that of the classes, the others are 1."""
+    """For one image: the number of classes along one axis, 1 along the others."""
     kind: "np.dtype[np.generic]"
 
 
@@ -47,17 +47,17 @@ class Meaning(NamedTuple):
 
     taken: Taken
     inner: str | None
-    """The value that it is taken from, logits that the scores are computed from; None: the scores."""
+    """Name of the value to take: the logits that the scores are computed from; None: the scores themselves."""
     num_classes: int
 
     @property
     def activation(self) -> Activation:
-        """That makes probabilities of logits."""
+        """Turns logits into probabilities."""
         return self.taken.activation
 
 
 class Original:
-    """The file in ONNX Runtime on the CPU, asked one batch of normalised images at a time."""
+    """The file in ONNX Runtime on the CPU; it takes batches of normalised images."""
 
     def __init__(self, file: OnnxFile) -> None:
         """Open a session.
@@ -67,12 +67,12 @@ class Original:
         """
         self.file = file
         self.batch = file.batch
-        """How many images it takes at a time, no more and no less; None: any number."""
+        """Number of images that every batch must have; None: any number."""
         self.names = [str(file.output.name)]
         proto = onnx.load_model_from_string(file.content) if file.whole else onnx_ir.to_proto(file.model)
         node = file.activation
         inner = node.inputs[0].name if node is not None and node.inputs[0] is not None else None
-        if any(inner in other.output for other in proto.graph.node):  # not inside of a function
+        if any(inner in other.output for other in proto.graph.node):  # not inside a function
             self.names.append(str(inner))
         del proto.graph.output[:]
         proto.graph.output.extend(map(helper.make_empty_tensor_value_info, self.names))
@@ -82,9 +82,9 @@ class Original:
             raise _refused(file, failure) from failure
 
     def run(self, pixels: NDArray[np.float32]) -> list[NDArray[np.generic]]:
-        """Compute the scores, and what their activation is computed from, of normalised float32[N, C, H, W].
+        """Compute the scores, and the input of their activation, for normalised float32[N, C, H, W].
 
-        Where the batch is frozen, images are asked in batches of that size, the last filled up with its last image.
+        With a fixed batch size, images run in batches of that size; copies of the last image fill up the last batch.
         """
         size = self.batch or len(pixels)
         answers = [self._run(pixels[start : start + size], size) for start in range(0, len(pixels), size)]
@@ -103,10 +103,10 @@ class Original:
         return [output[: len(pixels)] for output in outputs]
 
     def probe(self, pixels: NDArray[np.float32]) -> list[NDArray[np.generic]]:
-        """Ask several images together, and find out whether that may be done.
+        """Run several images as one batch, and check that each answer depends on its image alone.
 
         Raises:
-            OnnxFileError: it cannot be run, or its answers depend on more than the image.
+            OnnxFileError: the file cannot be run, or answers depend on more than the image.
         """
         answers = self._probe(pixels)
         if not np.isfinite(answers[0]).all():
@@ -116,7 +116,7 @@ class Original:
         again = self.run(pixels[:1])[0]
         if not np.allclose(again, answers[0][:1], rtol=1e-2, atol=1e-2 * float(np.abs(again).max())):
             raise OnnxFileError(
-                f"{self.file.path} does not answer an image alike alone and beside others: it was exported in training"
+                f"{self.file.path} answers an image differently alone and beside others: it was exported in training"
                 " mode; export it once more after model.eval()"
             )
         return answers
@@ -128,21 +128,21 @@ class Original:
             if self.batch is not None:
                 raise _refused(self.file, failure) from failure
         try:
-            self.batch = 1  # free at the door, and frozen inside
+            self.batch = 1  # the batch size of the input is free, but fixed inside
             return self.run(pixels)
         except Exception as failure:
             raise _refused(self.file, failure) from failure
 
     def meaning(self, pixels: NDArray[np.float32], activation: Activation | None, scores: Scores | None) -> Meaning:
-        """Tell what the scores are.
+        """Find out what the scores are.
 
         Args:
-            pixels: what to ask, normalised float32[N, C, H, W].
-            activation: as it was stated.
-            scores: as they were stated.
+            pixels: images to try, normalised float32[N, C, H, W].
+            activation: as stated by the user; None: to be found out.
+            scores: as stated by the user; None: to be found out.
 
         Raises:
-            OnnxFileError: they are no scores, or others than was stated, or may be of either kind.
+            OnnxFileError: the values are not scores, are not as stated, or may be of either kind.
         """
         given, *before = self.probe(pixels)
         path, node = self.file.path, self.file.activation
@@ -175,7 +175,7 @@ class Original:
         return Meaning(Taken(scores or "logits", activation or otherwise, given.shape[1:], given.dtype), None, count)
 
     def logits(self, pixels: Tensor, meaning: Meaning) -> Tensor:
-        """Compute logits float32[N, num_classes] of normalised float32[N, C, H, W], of probabilities if need be."""
+        """Compute logits float32[N, num_classes] of normalised float32[N, C, H, W], if need be from probabilities."""
         given, *before = self.run(pixels.numpy())
         values = (before[0] if meaning.inner else given).reshape(len(pixels), -1)
         if meaning.taken.scores == "probabilities":
@@ -197,7 +197,7 @@ def fails(content: bytes, images: NDArray[np.uint8]) -> str | None:
 
 def _session(content: bytes) -> ort.InferenceSession:
     options = ort.SessionOptions()
-    options.log_severity_level = 4  # what fails here is said once, by who asked for it
+    options.log_severity_level = 4  # the caller reports a failure
     options.intra_op_num_threads = available_cpus()
     return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
@@ -210,7 +210,7 @@ def _refused(file: OnnxFile, failure: Exception) -> OnnxFileError:
     )
     text = first_line(failure)
     if foreign:
-        reason = f"has operators of its own, {', '.join(foreign)}: export it with none but ONNX's"
+        reason = f"has custom operators, {', '.join(foreign)}: export it with standard ONNX operators only"
     elif file.opset > _NEW_OPSET and "opset" in text.lower():
         reason = f"has opset {file.opset}, newer than ONNX Runtime {ort.__version__} knows: export it with opset 20"
     else:

@@ -1,4 +1,4 @@
-"""Where an export's parameters are from: what tells them apart, how they are had, what the manifest says of them."""
+"""Sources of an export's parameters: how each is identified, obtained, and described in the manifest."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,50 +18,50 @@ class Random:
     """No trained parameters at all."""
 
     def identity(self) -> str:
-        """Return what tells them apart."""
+        """Return text that identifies the parameters."""
         return f"random {RANDOM_SEED}"
 
     def obtain(self, _folder: Path) -> None:
         """There is no file."""
 
     def describe(self) -> Weights:
-        """Say in the manifest that its answers mean nothing."""
+        """Describe them for the manifest: the answers mean nothing."""
         return Weights(source=f"random, seed {RANDOM_SEED}", sha256=None, random=True)
 
 
 @dataclass(frozen=True)
 class OfTheZoo:
-    """Published by whoever trained a network of the zoo; known by name."""
+    """The published weights of a network of the zoo."""
 
     weights: OfficialWeights | PackagedWeights
 
     def identity(self) -> str:
-        """Return what tells them apart; nothing is fetched."""
+        """Return text that identifies the parameters; download nothing."""
         return repr(self.weights)
 
     def obtain(self, folder: Path) -> Path:
-        """Return the file, downloaded into `folder` where needed.
+        """Return the file, downloaded into `folder` if needed.
 
         Raises:
-            WeightsError: it is not to be had.
+            WeightsError: the file cannot be obtained.
         """
         return weights.obtain(self.weights, folder)
 
     def describe(self, file: Path) -> Weights:
-        """Say in the manifest where they came from."""
+        """Describe their origin for the manifest."""
         home = weights.OFFICIAL_URL if isinstance(self.weights, OfficialWeights) else ""
         return Weights(source=home + file.name, sha256=weights.sha256_of(file))
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A file of the user's."""
+    """The user's own file."""
 
     path: Path
     part: Part
 
     def identity(self) -> str:
-        """Return what tells them apart."""
+        """Return text that identifies the parameters."""
         return weights.sha256_of(self.path) + str(self.part)
 
     def obtain(self, _folder: Path) -> Path:
@@ -69,19 +69,19 @@ class Checkpoint:
         return self.path
 
     def describe(self, file: Path) -> Weights:
-        """Say in the manifest where they came from, without the folders of this machine."""
+        """Describe their origin for the manifest, without the folders of this machine."""
         return Weights(source=file.name + str(self.part), sha256=weights.sha256_of(file))
 
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """A file of a published model, in a repository of the hub or in a folder; of an index, what it names, too."""
+    """A file of a published model, in a repository of the hub or in a folder; or an index and the files it names."""
 
     place: Place
     name: str
 
     def identity(self) -> str:
-        """Return what tells them apart; nothing is fetched, since a commit's files never change."""
+        """Return text that identifies the parameters; download nothing, since a commit's files never change."""
         match self.place:
             case Repository():
                 return f"{self.place.origin}/{self.name}"
@@ -91,18 +91,18 @@ class PublishedFile:
                 assert_never(self.place)
 
     def obtain(self, _folder: Path) -> Path:
-        """Return the file, fetched into the hub's cache where needed.
+        """Return the file, downloaded into the hub's cache if needed.
 
         Raises:
-            SourceError: it is not to be had.
+            SourceError: the file cannot be obtained.
         """
         file = self.place.file(self.name)
         for name in shards.names(file):
-            self.place.file(name)  # comes to lie beside it
+            self.place.file(name)  # the cache puts it beside the index
         return file
 
     def describe(self, file: Path) -> Weights:
-        """Say in the manifest where they came from: of the hub, at which commit."""
+        """Describe their origin for the manifest, with the hub's commit."""
         return Weights(source=f"{self.place.origin}/{self.name}", sha256=weights.sha256_of(file))
 
 

@@ -1,7 +1,7 @@
-"""The parity gate: a file enters the repository only if the backend that will serve it computes what it was made from.
+"""The parity gate: a file enters the repository only if the backend that will serve it computes what its original does.
 
-That is the network in PyTorch, for a file of lower precision by way of the file in FP32; for a file that was imported,
-that file as it came.
+The original is the network in PyTorch, for a file of lower precision by way of the FP32 file; for an import, it is the
+unchanged file.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ from server.engine.backends import Outputs
 from server.engine.classes import Extras
 
 BATCH_SIZES = (1, 3, 8)
-"""One, because exporters take it for a constant; odd; and larger than the example the exporter traced."""
+"""One, which exporters take for a constant; an odd size; and one larger than the example that the exporter traced."""
 
 PYTORCH = "PyTorch"
 MAX_LOGIT_ERROR = {"fp32": 1e-4, "fp16": 2e-2, "int8": 5e-2}
@@ -31,39 +31,39 @@ FP16 rounds to 11 bits (5e-4) after every layer: measured 3e-4 to 5e-4 on untrai
 ResNet-152, 7e-4 to 2e-3 on the trained CIFAR ones, 6e-3 on the trained EfficientNet-Lite0. An activation beyond 65504
 becomes infinite, which no tolerance lets pass.
 
-INT8 is for files that came as such: both compute with the same integers, and differ where a value lay between two.
+INT8 is for imported files: both compute with the same integers, and differ where a value lies between two of them.
 """
 MAX_PROBABILITY_ERROR = 1e-3
 """Allowed absolute error of a probability: softmax magnifies the logits' relative error by their size, about 20."""
 
 
 class Head(NamedTuple):
-    """What makes logits of the sums of a network's last layer."""
+    """What turns the sums of a network's last layer into logits."""
 
     bias: NDArray[np.float32] | None = None
     """float32[num_classes]; None: there is none."""
     temperature: float = 1.0
-    """They are divided by it."""
+    """The logits are divided by it."""
 
 
 NO_HEAD = Head()
 
 
 class Known(NamedTuple):
-    """What the original answers to a batch."""
+    """The original's answers to a batch."""
 
     logits: NDArray[np.float32]
     """float32[N, num_classes]"""
     features: NDArray[np.float32] | None = None
-    """float32[N, C]: what its last layer sees; None where that is not to be had."""
+    """float32[N, C]: the input of its last layer; None: unknown."""
 
 
 Truth = Callable[[NDArray[np.uint8]], Known]
-"""What a file is compared with, asked about images uint8[N, H, W, 3]."""
+"""Computes the original's answers to images uint8[N, H, W, 3]."""
 
 
 class ParityError(ExpectedError):
-    """A file does not compute what it was made from."""
+    """A file does not compute what its original does."""
 
 
 def check(
@@ -76,16 +76,16 @@ def check(
     origin: str = PYTORCH,
     head: Head = NO_HEAD,
 ) -> Parity:
-    """Compare a file, run by the server's backend for it, with what it was made from.
+    """Compare a file, run by its backend of the server, with its original.
 
     Args:
-        draft: says its backend and its precision, which decides what is allowed.
+        draft: names its backend and its precision, which decides the tolerance.
         content: of the file.
-        truth: what it was made from.
+        truth: computes the original's answers.
         photos: uint8[M, H, W, 3], compared beside random pixels.
         truth_error: how far `truth` itself may be from the original, as a share of the largest |logit|.
-        origin: what the original is called.
-        head: of the file, by which its activation maps are proven.
+        origin: name of the original, for messages.
+        head: of the file, to verify its activation maps.
 
     Raises:
         ParityError: they differ by more than the tolerances, or the file does not run at each batch size.
@@ -108,7 +108,7 @@ def check(
             f"{whose} logits differ from {origin}'s by {error:.1e} of the largest, {allowed:.0e} is allowed: {instead}"
         )
     for output, (logits, features) in results:
-        # In lower precision, what is ranked are its own logits, whose error was just found to be allowed.
+        # In lower precision, the file ranks its own logits, whose error was just found to be within the tolerance.
         ranked = comparison.probabilities(logits if draft.precision == "fp32" else output.logits, draft.activation)
         _check_ranking(output.probabilities, output.indices, ranked, origin)
         _check_extras(output, features, head, allowed, origin)
@@ -129,7 +129,7 @@ def check(
 
 
 def _error(values: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
-    """The largest difference, as a share of what is expected to be largest."""
+    """The largest difference, as a share of the largest expected value."""
     return float(np.abs(values - expected).max() / np.abs(expected).max())
 
 

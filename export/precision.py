@@ -1,4 +1,4 @@
-"""What lower precision is asked for, and what it must be worth: decided before ONNX Runtime is even imported."""
+"""The requested lower precision, and the gate for its file; decided before ONNX Runtime is imported."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ from server import cpus
 
 LowerPrecision = Literal["int8", "fp16", "bf16"]
 Method = Literal["moving-average", "minmax", "percentile", "entropy"]
-"""How the range of an activation is found: the mean of the batches' extremes, all values, without the outermost 0.01 %
-of its values, or the range that loses least information."""
+"""How the range of an activation is found: from the mean of the batches' extremes, from all values, from all values
+except the outermost 0.01 %, or as the range that loses the least information."""
 METHODS: tuple[Method, ...] = get_args(Method)
 PRECISIONS: tuple[LowerPrecision, ...] = get_args(LowerPrecision)
 TARGETS: tuple[QuantizationTarget, ...] = get_args(QuantizationTarget)
@@ -30,53 +30,53 @@ _CODE: dict[LowerPrecision, tuple[str, ...]] = {
     "fp16": ("agreement.py", "half.py"),
     "bf16": ("agreement.py",),
 }
-"""What makes a file and lets it pass."""
+"""Modules that make a file and judge it."""
 
 
 class PrecisionError(ExpectedError):
-    """What was asked for cannot be made, or answers otherwise than the FP32 model too often."""
+    """The requested file cannot be made, or disagrees with the FP32 model too often."""
 
 
 class Fold(NamedTuple):
     """The images for one file: it is never compared on those that it was calibrated on."""
 
     calibrate: Sequence[Path]
-    """Empty where none are needed."""
+    """Empty if none are needed."""
     evaluate: Sequence[Path]
 
 
 class Lowered(NamedTuple):
-    """Files of lower precision that are to be compared with the FP32 file they were made from."""
+    """Files of lower precision, not yet compared with the FP32 file they were made from."""
 
     draft: Manifest
     contents: Sequence[bytes]
-    """One of each fold, of which the first is to be published."""
+    """One for each fold; the first is the one to publish."""
     calibration: Calibration | None
     """Of the first; None: none was needed."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """All that determines a file of lower precision, and whether it is published, beside its FP32 file."""
+    """Everything except the FP32 file that determines a file of lower precision and whether it is published."""
 
     precision: LowerPrecision
     backend: Runtime
     target: QuantizationTarget
-    """Of INT8; without a meaning for the others."""
+    """INT8 only."""
     methods: Sequence[Method]
-    """Of INT8: the first, or one that is clearly better."""
+    """INT8 only: the first is used, unless another is clearly better."""
     folds: Sequence[Fold]
     min_agreement: float
     """Least top-1 agreement with FP32, in percent."""
     accept_undecided: bool = False
-    """Publish also where the images do not tell whether it agrees so often."""
+    """Publish even if the images are too few to tell whether it agrees that often."""
 
     @property
     def roundings(self) -> Sequence[Rounding]:
-        """Of INT8: the first, or one that is clearly better.
+        """INT8 only: the first is used, unless another is clearly better.
 
-        OpenVINO's kernels take sums and outputs in floating point at little cost; ONNX Runtime's do not, with which
-        such a file is slower than FP32 (docs/guides/precision.md).
+        OpenVINO's kernels take sums and outputs in floating point at little cost; in ONNX Runtime such a file would be
+        slower than FP32 (docs/guides/precision.md).
         """
         if self.target == "gpu":
             return ("all",)
@@ -84,15 +84,15 @@ class Wanted:
 
     @property
     def evaluated(self) -> list[Path]:
-        """All that is compared on, in the order of the folds."""
+        """All images to compare on, in the order of the folds."""
         return [path for fold in self.folds for path in fold.evaluate]
 
     def name(self, network: str) -> str:
-        """Call the model what it is: as a version of the FP32 model it would silently replace that."""
+        """Default name, not the FP32 model's: as a version of that, the file would silently replace it."""
         return f"{network}-{self.precision}" + ("-gpu" if (self.precision, self.target) == ("int8", "gpu") else "")
 
     def fingerprint(self, source: Manifest) -> str:
-        """Digest all of it: a gate that lets less pass, or looks at other images, is another one."""
+        """Digest everything, including the gate's threshold and images."""
         int8 = self.precision == "int8"
         ingredients = [
             [source.file.sha256, source.fingerprint],  # one file may go with several preprocessings and labels
@@ -107,10 +107,10 @@ class Wanted:
         return repository.digest(ingredients)
 
     def admit(self, lowered: Lowered, source: Manifest, report: Report) -> Manifest:
-        """Add to the draft what was measured, the FP32 file in the report's first line.
+        """Add the measurements to the draft; the report's first line is the FP32 file, its second this one.
 
         Raises:
-            PrecisionError: the two agree too seldom, or the images do not tell.
+            PrecisionError: the two agree too seldom, or the images are too few to tell.
         """
         reference, line = report.lines
         judged = agreement.judge(line.agreeing, report.images, self.min_agreement / 100)
@@ -142,10 +142,10 @@ class Wanted:
 
 
 def choose_images(precision: LowerPrecision, calibration: Path | None, images: Path | None) -> list[Fold]:
-    """Decide which images to calibrate and which to evaluate on: without a folder for each, each half in turn.
+    """Choose the images to calibrate and to evaluate on; halves of a single folder take turns.
 
     Raises:
-        ExpectedError: there are too few.
+        ExpectedError: there are too few images.
     """
     if precision != "int8":
         return [Fold((), image_paths(images or calibration or PHOTOS))]
@@ -161,10 +161,10 @@ def choose_images(precision: LowerPrecision, calibration: Path | None, images: P
 
 
 def choose_backend(precision: LowerPrecision, backend: Runtime | None) -> Runtime:
-    """Decide what serves a file: ONNX Runtime, but of bfloat16 OpenVINO.
+    """Choose the runtime that will serve a file: by default ONNX Runtime, for bfloat16 OpenVINO.
 
     Raises:
-        PrecisionError: it cannot, or this machine cannot show that it does.
+        PrecisionError: the runtime does not compute in this precision, or this CPU does not.
     """
     if precision != "bf16":
         return backend or "onnx"
@@ -179,14 +179,18 @@ def choose_backend(precision: LowerPrecision, backend: Runtime | None) -> Runtim
 
 
 def this_machine(cpuinfo: Path = cpus.CPUINFO) -> QuantizationTarget:
-    """Tell the target of this machine's CPU by its flags."""
+    """Return the target for this machine's CPU, by its flags."""
     return "x86-vnni" if cpus.flags(cpuinfo) & cpus.VNNI else "x86"
 
 
 def _undecided(judged: Judgement) -> str:
     more = judged.more()
-    decide = f"about {more} more images, if they agree as often," if more else "no number of images that anybody has"
+    decide = (
+        f"about {more} more images would decide it, if they agree as often"
+        if more
+        else "no practical number of images would decide it"
+    )
     return (
-        f"{judged.text} and {100 * judged.proven:g} % must be proven, which is undecided: {decide} would decide it;"
-        " nothing was added to the repository, which --accept-undecided does all the same"
+        f"{judged.text} and {100 * judged.proven:g} % must be proven, which is undecided: {decide};"
+        " nothing was added to the repository (--accept-undecided adds it anyway)"
     )

@@ -14,13 +14,13 @@ from export.parity import Head
 from models.manifest import INPUT_NAME, MAPPED_CLASSES, OUTPUT_NAMES, Activation, Preprocessing
 
 _TRACES = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node")
-"""What the exporter notes of where each operation came from: files and lines on this machine."""
+"""Metadata in which the exporter records where each operation came from: files and lines on this machine."""
 _SAME_VALUES = ("to", "_to_copy", "view", "reshape", "flatten", "squeeze", "dropout", "clone", "contiguous", "alias")
-"""Operations that leave a row of numbers for each image the same row, but for rounding."""
+"""Operations that leave each image's row of numbers unchanged, apart from rounding."""
 
 
 class HalfNetwork(nn.Module):
-    """A network that computes in FP16; pixels come and logits leave in FP32."""
+    """A network that computes in FP16, but takes pixels and returns logits in FP32."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -35,22 +35,22 @@ class HalfNetwork(nn.Module):
 def complete(
     network: nn.Module, preprocessing: Preprocessing, top_k: int, activation: Activation, precision: str
 ) -> nn.Module:
-    """Make the complete graph of a network, in evaluation mode and in fp32 or fp16; the network stays as it is."""
-    folded = fold_batch_norm(network)  # before it is rounded to half precision, which keeps more of it
+    """Make the complete graph of a network, in evaluation mode and in fp32 or fp16; the network is not modified."""
+    folded = fold_batch_norm(network)  # before the rounding to half precision, which then loses less
     computed = HalfNetwork(folded) if precision == "fp16" else folded
     return CompleteGraph(computed, preprocessing, top_k, activation).eval()
 
 
 def to_program(graph: nn.Module, crop: tuple[int, int]) -> bytes:
-    """Export a graph with a free batch size by `torch.export`; whatever has PyTorch can run it without our code.
+    """Export a graph with a free batch size by `torch.export`; PyTorch can run it without our code.
 
     Args:
-        graph: as CompleteGraph, in evaluation mode.
+        graph: a complete graph, in evaluation mode.
         crop: height and width of the images.
 
     Returns:
-        What `torch.export.save` writes. It holds no trace of the machine it was made on. Features and activation maps
-        are two more outputs where the network ends as they need it (see `last_layer`).
+        What `torch.export.save` writes, without a trace of the machine it was made on. Features and activation maps
+        are two more outputs, if the end of the network allows them (see `last_layer`).
     """
     # Two images, not one: the exporter takes a dimension of one for a constant.
     example = torch.zeros(2, *crop, 3, dtype=torch.uint8)
@@ -67,14 +67,14 @@ def to_program(graph: nn.Module, crop: tuple[int, int]) -> bytes:
 
 
 class LastLayer(NamedTuple):
-    """What a program answers besides its classes, and by what that is proven."""
+    """The sizes of a program's features and activation maps, and the head that verifies them."""
 
     sizes: Sizes
     head: Head
 
 
 def last_layer_of(content: bytes) -> LastLayer:
-    """Read what `to_program` has found of a network's end."""
+    """Read the sizes and the head from a program that `to_program` made."""
     program = torch.export.load(io.BytesIO(content))
     outputs = [node.meta["val"].shape for node in program.graph.output_node().args[0]]
     if len(outputs) == len(OUTPUT_NAMES):
@@ -106,13 +106,13 @@ def _answering_more(program: torch.export.ExportedProgram) -> fx.GraphModule | N
         more = module.graph.call_function(_extras, (end.pooled, end.last_map, end.weights, outputs[1]))
         features, maps = (module.graph.call_function(getitem, (more, at)) for at in range(2))
     output.args = ((*outputs, features, maps),)
-    module.graph.set_codegen(fx.graph.CodeGen())  # the one it has knows of so many outputs
+    module.graph.set_codegen(fx.graph.CodeGen())  # the old one expects the old number of outputs
     module.recompile()
     return module
 
 
 def _extras(pooled: Tensor, last_map: Tensor, weights: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-    """Features float32[N, C] and activation maps float32[N, K, h, w]."""
+    """Compute features float32[N, C] and activation maps float32[N, K, h, w]."""
     rows = weights[indices[:, :MAPPED_CLASSES].long()].float()
     maps = rows @ last_map.float().flatten(2)
     return pooled.flatten(1).float(), maps.view(-1, rows.shape[1], *last_map.shape[2:])
@@ -139,12 +139,12 @@ def _end(module: fx.GraphModule) -> _End | None:
 
 
 def _before(node: fx.Node) -> fx.Node:
-    """Go back to where the values of a row come from."""
+    """Trace a value back through operations that leave it unchanged."""
     while _name(node) in _SAME_VALUES and isinstance(node.args[0], fx.Node):
         node = node.args[0]
     return node
 
 
 def _name(node: fx.Node) -> str:
-    """Of an operation of PyTorch's own, without its overload."""
+    """Name of one of PyTorch's own operations, without its overload."""
     return str(node.target).removeprefix("aten.").partition(".")[0]

@@ -1,7 +1,7 @@
-"""INT8: the network of a complete graph with quantised weights and activations, by ONNX Runtime's own tools.
+"""INT8: quantises weights and activations of a complete graph's network with ONNX Runtime's own tools.
 
-The file stays an ordinary ONNX graph: QuantizeLinear and DequantizeLinear (QDQ) around each operator say what is
-rounded how, and every runtime fuses them into its own 8-bit kernels.
+The file stays an ordinary ONNX graph: QuantizeLinear and DequantizeLinear (QDQ) around each operator say how its values
+are rounded, and every runtime fuses them into its own 8-bit kernels.
 """
 
 import logging
@@ -24,9 +24,9 @@ from export.precision import Method, Wanted
 from models.errors import ExpectedError
 from models.manifest import LOGITS_NAME, Manifest, QuantizationTarget, Rounding
 
-# https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html says why: x86 multiplies unsigned
-# activations with signed weights; without VNNI two products are added in 16 bits, which overflow unless the weights
-# have 7 bits. GPUs take symmetric signed values alone; TensorRT wants the bias in floating point.
+# From https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html: x86 multiplies unsigned
+# activations by signed weights; without VNNI it adds two products in 16 bits, which overflow unless the weights have 7
+# bits. GPUs take symmetric signed values only; TensorRT needs the bias in floating point.
 _TARGETS: dict[QuantizationTarget, tuple[dict[str, Any], dict[str, Any]]] = {
     "x86-vnni": ({"activation_type": QuantType.QUInt8}, {}),
     "x86": ({"activation_type": QuantType.QUInt8, "reduce_range": True}, {}),
@@ -35,11 +35,11 @@ _TARGETS: dict[QuantizationTarget, tuple[dict[str, Any], dict[str, Any]]] = {
 _LARGEST_WEIGHT: dict[QuantizationTarget, int] = {"x86-vnni": 127, "x86": 64, "gpu": 127}
 _LAYERS = ["Conv", "Gemm", "MatMul"]
 _JUDGED = 128
-"""Images by which the recipe is chosen, at most."""
+"""Most images by which the recipe is chosen."""
 _ERRORS = 2
-"""Standard errors by which a recipe must be closer than the usual one. One image alone makes a difference of one."""
+"""Standard errors by which a recipe must be closer than the usual one. A single image can account for one."""
 _NOTHING = 1e-9
-"""Divergence that is that of rounding logits to float32."""
+"""Divergence that rounding logits to float32 alone can cause."""
 
 _Key = TypeVar("_Key")
 
@@ -57,12 +57,12 @@ class Quantized(NamedTuple):
 
 
 def calibrate(source: Manifest, single: bytes, paths: Sequence[Path], wanted: Wanted) -> Quantized:
-    """Quantise a model on images by the recipe that stays closest to FP32 on them.
+    """Quantise a model on images, by the recipe that stays closest to FP32 on them.
 
-    The images it is judged by are not looked at: the best of several noisy figures would be better than it is.
+    The evaluation images take no part in the choice: the best of several noisy figures would flatter the file.
 
     Raises:
-        ExpectedError: an image cannot be read, or the file is no complete graph.
+        ExpectedError: an image cannot be read, or the file is not a complete graph.
     """
     with console.step(f"calibrate on {len(paths)} images"):
         network = Calibrated(single, samples.pixels(paths, source.preprocessing)[:, 0])
@@ -79,7 +79,7 @@ def calibrate(source: Manifest, single: bytes, paths: Sequence[Path], wanted: Wa
 
 
 class Calibrated:
-    """A network whose activations on real images are known."""
+    """A network, with its activations as observed on real images."""
 
     def __init__(self, model: bytes, images: NDArray[np.uint8]) -> None:
         """Run the images through the network.
@@ -89,7 +89,7 @@ class Calibrated:
             images: what activations are calibrated on, uint8[N, H, W, 3].
 
         Raises:
-            QuantizationError: the file is no complete graph.
+            QuantizationError: the file is not a complete graph.
         """
         with TemporaryDirectory() as folder, _silenced():
             single, prepared = (Path(folder, name) for name in ("single.onnx", "prepared.onnx"))
@@ -103,12 +103,12 @@ class Calibrated:
         """Quantise the network between pixels and logits; weights have a scale for each output channel.
 
         Args:
-            target: what will run it.
+            target: the hardware that will run it.
             method: how an activation's range is found.
             rounding: which activations are rounded.
 
         Returns:
-            The ONNX file. Normalisation, softmax and ranking are as they were.
+            The ONNX file, with normalisation, softmax and ranking unchanged.
         """
         arguments, options = _TARGETS[target]
         excluded = self._outside + ([] if rounding == "all" else _first_layer(self._proto.graph))
@@ -128,7 +128,7 @@ class Calibrated:
                 weight_type=QuantType.QInt8,
                 nodes_to_exclude=excluded,
                 op_types_to_quantize=_LAYERS if rounding == "inputs" else None,
-                # Ranking needs the logits as they are: of 256 levels two classes may share the largest.
+                # Ranking needs the logits unrounded: with 256 levels, two classes may share the largest.
                 extra_options=options
                 | {"OpTypesToExcludeOutputQuantization": _LAYERS if rounding == "inputs" else ["Gemm"]},
                 **arguments,
@@ -155,13 +155,13 @@ def _closest(
 
 
 def closest(divergences: Mapping[_Key, NDArray[np.float64]]) -> _Key:
-    """Name what is closest to FP32: the first, unless another is clearly closer.
+    """Name the candidate that is closest to FP32: the first, unless another is clearly closer.
 
-    That is one whose divergences are smaller on most images, by more than chance explains, and no larger on average: so
-    that neither one image decides, nor those count for nothing on which it fails.
+    A candidate is clearly closer if its divergences are smaller by more than chance explains (mean logarithm of the
+    ratios) and no larger on average. So no single image decides, and images on which the candidate fails still count.
 
     Args:
-        divergences: of each, float64[M], on the same images.
+        divergences: of each candidate, float64[M], on the same images.
     """
     best, *others = divergences
     usual, gain = divergences[best], 0.0
@@ -187,14 +187,14 @@ def _outside_network(graph: onnx.GraphProto) -> list[str]:
 
 
 def _first_layer(graph: onnx.GraphProto) -> list[str]:
-    """Name the first convolution and what bounds its outputs."""
+    """Name the first convolution, and the nodes that bound its outputs."""
     first = next(node for node in graph.node if node.op_type == "Conv")
     bounds = [node for node in graph.node if node.op_type in ("Relu", "Clip") and node.input[0] == first.output[0]]
     return [node.name for node in (first, *bounds)]
 
 
 def _round_inputs_alone(graph: onnx.GraphProto) -> None:
-    """Give back to sums and pools what the tool rounded for the layers that have the same input."""
+    """Give sums and pools their unrounded inputs again, which the tool rounded for layers that share them."""
     made = {name: node for node in graph.node for name in node.output}
     for node in graph.node:
         if node.op_type in (*_LAYERS, "QuantizeLinear", "DequantizeLinear"):
@@ -207,7 +207,7 @@ def _round_inputs_alone(graph: onnx.GraphProto) -> None:
 
 @contextmanager
 def _silenced() -> Iterator[None]:
-    """Keep from our users what the tools print and log for their developers."""
+    """Hide from our users what the tools print and log for their developers."""
     logging.disable(logging.WARNING)
     try:
         with redirect_stdout(StringIO()):

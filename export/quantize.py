@@ -1,6 +1,6 @@
-"""The command that makes a model of lower precision of an FP32 one: `python export/quantize.py NAME`."""
+"""The command that makes a model of lower precision from an FP32 one: `python export/quantize.py NAME`."""
 
-import export.interrupts  # noqa: F401 before what takes time
+import export.interrupts  # noqa: F401 before the slow imports
 
 # isort: split
 
@@ -16,7 +16,7 @@ from export.precision import METHODS, PRECISIONS, TARGETS, Wanted
 from server import cpus
 
 FEW_IMAGES = 100
-"""ONNX Runtime's guide asks for some hundred images to calibrate on."""
+"""ONNX Runtime's guide asks for several hundred images to calibrate on."""
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -31,7 +31,7 @@ def _run(options: argparse.Namespace) -> None:
         options.accept_undecided,
     )
     if options.precision == "int8" and wanted.target == "x86-vnni" and not cpus.flags() & cpus.VNNI:
-        console.warn("This CPU has no VNNI: what is measured on it is not what a CPU with VNNI answers.")
+        console.warn("This CPU has no VNNI: a CPU with VNNI will answer differently from what is measured here.")
     source = convert.find_or_export(root, options.network, options.weights_dir, stated=stated(options))
     name = options.name or wanted.name(source.name)
     if command.is_there(root, name, wanted.fingerprint(source), "there already"):
@@ -49,10 +49,10 @@ def _run(options: argparse.Namespace) -> None:
     console.say(f"{name} version {published.version}: {console.folder(root, published)}")
     command.tell_of_calibration(published)
     if published.conversion and published.conversion.verdict == "undecided":
-        console.warn("Whether it agrees as often as is wanted is undecided; it was added because you asked for that.")
+        console.warn("Whether it agrees often enough is undecided; it was added because of --accept-undecided.")
     calibration = published.conversion and published.conversion.calibration
     if calibration and calibration.images < FEW_IMAGES:
-        console.warn(f"Calibrated on {calibration.images} images only: some hundred are better.")
+        console.warn(f"Calibrated on {calibration.images} images only: several hundred are better.")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""What to export: a network, its parameters, its classes, what it wants; decided before torch is even imported.
+"""What to export: a network, its parameters, classes and preprocessing; decided before torch is imported.
 
 A source is a name of the zoo, or a published model: a repository of the hub or a folder with the same files.
 """
@@ -41,7 +41,7 @@ _OUR_SOURCES = (
 
 
 class RecipeError(ExpectedError):
-    """The things asked for do not go together."""
+    """The request is contradictory, or lacks something."""
 
 
 @dataclass(frozen=True)
@@ -49,22 +49,22 @@ class Recipe:
     """One network with its parameters and classes, to be exported."""
 
     name: str
-    """In the model repository, where no other is wanted."""
+    """Default name in the model repository."""
     network: Network
     parameters: Parameters
     labels: tuple[Label, ...]
     preprocessing: Preprocessing
     activation: Activation
     published_accuracy: Accuracy | None
-    """Of these very parameters."""
+    """Published for exactly these parameters and this preprocessing; None: nothing was."""
     expected: Expected | None = None
-    """What the export must answer, beside what the network that is built here does."""
+    """Logits of the user's own model that the export must reproduce."""
     notes: tuple[str, ...] = ()
-    """What was taken for granted, a line each, for whoever exports."""
+    """Assumptions to print, one line each."""
 
     @property
     def num_classes(self) -> int:
-        """Each class has a label."""
+        """Number of classes, each of which has a label."""
         return len(self.labels)
 
     @property
@@ -87,7 +87,7 @@ class Recipe:
 
     @property
     def tools(self) -> Mapping[str, str]:
-        """Versions of what makes the file."""
+        """Versions of the packages that make the file."""
         match self.network:
             case Ours():
                 return TOOLS
@@ -99,7 +99,7 @@ class Recipe:
                 assert_never(self.network)
 
     def fingerprint(self) -> str:
-        """Digest all that determines the exported file and what it was held against. Nothing is fetched."""
+        """Digest everything that determines the exported file and what it is compared with. Downloads nothing."""
         root = Path(__file__).parents[1]
         ingredients: dict[str, object] = {
             "architecture": self.architecture,
@@ -122,10 +122,10 @@ class Recipe:
         return hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
 
     def obtain_weights(self, folder: Path) -> Path | None:
-        """Return the file with the parameters, downloaded where needed (the zoo's into `folder`); None for random ones.
+        """Return the file with the parameters, downloaded if needed (the zoo's into `folder`); None for random ones.
 
         Raises:
-            WeightsError, SourceError: it is not to be had.
+            WeightsError, SourceError: the file cannot be obtained.
         """
         return self.parameters.obtain(folder)
 
@@ -133,15 +133,15 @@ class Recipe:
         """Build the network in evaluation mode, with the parameters of `weights_file` or random ones.
 
         Raises:
-            CheckpointError: the file is not of this network.
-            LibraryError: the network is another library's, which is not installed.
-            RecipeError: it has another number of classes than there are labels, or sees other channels.
+            CheckpointError: the file does not fit this network.
+            LibraryError: the library that defines the network is not installed.
+            RecipeError: the file's classes do not match the labels in number, or its channels the preprocessing.
         """
         from models import checkpoint, libraries, networks  # these import torch, which takes seconds
 
         if not isinstance(self.network, Ours):
             if weights_file is None:
-                raise RecipeError(f"{self.architecture} is not built without its parameters")
+                raise RecipeError(f"{self.architecture} cannot be built without its parameters")
             named = checkpoint.read_as_named(weights_file)
             return libraries.build(self.network, self.num_classes, named, weights_file.name)
         part = self.parameters.part if isinstance(self.parameters, Checkpoint) else Part()
@@ -156,7 +156,7 @@ class Recipe:
         grey, first = self.preprocessing.channels == "grey", (state or {}).get(networks.first_weight(network))
         trained_grey = first is not None and first.shape[1] == 1
         if trained_grey and not grey:
-            raise RecipeError(f"{weights_file} sees one channel: give --channels grey, with its --mean and --std")
+            raise RecipeError(f"{weights_file} takes one channel: give --channels grey, with its --mean and --std")
         if trained_grey:
             networks.see_grey(network)
         if state is not None:
@@ -166,7 +166,7 @@ class Recipe:
         return network
 
     def doubt(self, network: "nn.Module") -> str:
-        """Say which networks the user's own file fits beside the one that was built of it, "" if none."""
+        """Warn that the user's checkpoint fits other networks as well; "" if it does not."""
         from models import names
 
         if not (isinstance(self.parameters, Checkpoint) and isinstance(self.network, Ours)) or self.expected:
@@ -174,12 +174,12 @@ class Recipe:
         fitting = names.recognise(network.state_dict())
         others = " and ".join(name for name in fitting if ARCHITECTURES[name] != self.network.architecture)
         return others and (
-            f"{self.parameters.path} fits {others} as well as {self.architecture}, and does not tell which was trained:"
+            f"{self.parameters.path} fits {others} as well as {self.architecture}, and does not say which was trained:"
             " --expect proves it (docs/reference/networks.md)"
         )
 
     def describe_weights(self, weights_file: Path | None) -> Weights:
-        """Say in the manifest where the parameters came from."""
+        """Describe the origin of the parameters, for the manifest."""
         if isinstance(self.parameters, Random) or weights_file is None:
             return Random().describe()
         return self.parameters.describe(weights_file)
@@ -188,7 +188,7 @@ class Recipe:
 def _version_of(library: str) -> dict[str, str]:
     try:
         return {library: metadata.version(library)}
-    except metadata.PackageNotFoundError:  # is said when the network is built
+    except metadata.PackageNotFoundError:  # `build` reports it
         return {}
 
 
@@ -213,18 +213,18 @@ def plan(
 
     Raises:
         RecipeError: there is no such network, it has no weights, or labels and classes differ in number.
-        SourceError: a repository or folder cannot be had, or is no image classifier.
-        StatedError: what is stated of the preprocessing does not go together.
-        LabelsError: the labels file is none.
+        SourceError: a repository or folder cannot be read, or is not an image classifier.
+        StatedError: the stated preprocessing is contradictory.
+        LabelsError: the labels file is not valid.
     """
     part = Part(averaged, key, prefix, head)
     if num_classes is not None and num_classes < 1:
-        raise RecipeError(f"{num_classes} classes are none to choose from")
+        raise RecipeError(f"--num-classes is {num_classes}: give 1 or more")
     if hub.is_place(name) or (name not in zoo.NETWORKS and Path(name).exists()):
         if checkpoint or random or shortcut or stride_in or part.is_chosen:
             raise RecipeError(
-                f"{name} says itself what it is: --weights, --random-weights, --ema, --key, --prefix, --head,"
-                " --shortcut and --stride-in go with a network of the zoo"
+                f"{name} defines its own network and weights: --weights, --random-weights, --ema, --key, --prefix,"
+                " --head, --shortcut and --stride-in are only for a network of the zoo"
             )
         recipe = _of_place(hub.locate(name), allow_pickle=allow_pickle, stated=stated)
     else:
@@ -237,7 +237,7 @@ def plan(
         and recipe.network.architecture.anti_aliasing == "mean"
         and any(side % 32 for side in recipe.preprocessing.crop)
     ):
-        raise RecipeError(f"{name} halves an image five times without a rest: give a --crop of multiples of 32")
+        raise RecipeError(f"{name} halves an image five times without a remainder: give a --crop of multiples of 32")
     classes = _classes(recipe, labels_file, num_classes)
     activation = stated.activation or recipe.activation
     if len(classes) == 1 and activation == "softmax":
@@ -247,7 +247,7 @@ def plan(
 
 
 def _classes(recipe: Recipe, labels_file: Path | None, num_classes: int | None) -> tuple[Label, ...]:
-    """Decide what the classes are called, where it is not as the source says."""
+    """Name the classes: by the labels file, by number, or as the source does."""
     if labels_file:
         classes = labels.read(labels_file)
         if num_classes not in (None, len(classes)):
@@ -255,7 +255,7 @@ def _classes(recipe: Recipe, labels_file: Path | None, num_classes: int | None) 
     else:
         classes = recipe.labels
         if num_classes is not None and (isinstance(recipe.parameters, Checkpoint) or num_classes != len(classes)):
-            classes = labels.numbered(num_classes)  # one's own are not a data set's, though they be as many
+            classes = labels.numbered(num_classes)  # as many as a data set has, but not necessarily the same
     if isinstance(recipe.parameters, PublishedFile) and len(classes) != recipe.num_classes:
         origin = recipe.parameters.place.origin
         raise RecipeError(f"{origin} has {recipe.num_classes} classes, not {len(classes)}: give a label for each")
@@ -306,7 +306,7 @@ def _parameters(pretrained: zoo.Pretrained, checkpoint: Path | None, part: Part,
 
 
 def _check_kind(checkpoint: Path) -> None:
-    """Tell at once of a file that is no checkpoint."""
+    """Refuse a file that is not a checkpoint before anything slow begins."""
     try:
         if what := foreign.file(checkpoint):
             raise RecipeError(f"{checkpoint} {what}")
@@ -317,7 +317,7 @@ def _check_kind(checkpoint: Path) -> None:
 def _of_zoo(pretrained: zoo.Pretrained, network: Ours, parameters: Parameters, stated: Stated) -> Recipe:
     own = isinstance(parameters, Checkpoint)
     preprocessing = stated.over(pretrained.customary if own else pretrained.preprocessing)
-    # Nothing is known of other parameters, or of other pixels.
+    # The published accuracy holds for the published parameters and preprocessing alone.
     published = isinstance(parameters, OfTheZoo) and preprocessing == pretrained.preprocessing
     return Recipe(
         name=pretrained.name,
@@ -336,7 +336,7 @@ def _of_place(place: hub.Place, *, allow_pickle: bool, stated: Stated) -> Recipe
     preprocessing = stated.over(base)
     if len(preprocessing.mean) != len(base.mean):
         raise RecipeError(
-            f"{place.origin} sees {base.channels} images: --channels {preprocessing.channels} does not fit"
+            f"{place.origin} takes {base.channels} images: --channels {preprocessing.channels} does not fit"
         )
     count = len(known.labels)
     unnamed = f"{place.origin} names none of its {count} classes, so they are numbered: --labels FILE names them"
@@ -353,12 +353,12 @@ def _of_place(place: hub.Place, *, allow_pickle: bool, stated: Stated) -> Recipe
 
 
 def _base(place: hub.Place, known: Published, stated: Stated) -> Preprocessing:
-    """Return what is not stated of the preprocessing."""
+    """Return the preprocessing to which the stated options apply."""
     if not isinstance(known.preprocessing, UnknownPreprocessingError):
         return known.preprocessing
     if None in (stated.resize, stated.crop, stated.crop_mode, stated.interpolation, stated.mean, stated.std):
         raise RecipeError(
-            f"{place.origin} does not say what is to be done to images ({known.preprocessing}): state it with --resize,"
+            f"{place.origin} does not state its preprocessing ({known.preprocessing}): state it with --resize,"
             " --crop, --crop-mode, --interpolation, --mean and --std"
         )
     return zoo.NETWORKS[zoo.DEFAULT].preprocessing
@@ -370,7 +370,7 @@ def _weights_file(place: hub.Place, *, allow_pickle: bool) -> str:
             return name
     if not place.has(hub.PICKLE):
         files = hub.listed(place.names())
-        raise RecipeError(f"{place.origin} has no {hub.SAFE}, but {files}: the parameters are needed in that one file")
+        raise RecipeError(f"{place.origin} has no {hub.SAFE}, but {files}: the parameters must be in that one file")
     if not allow_pickle:
         raise RecipeError(
             f"{place.origin} has no {hub.SAFE}, only the pickle {hub.PICKLE}: export/to_onnx.py --allow-pickle"
@@ -380,5 +380,5 @@ def _weights_file(place: hub.Place, *, allow_pickle: bool) -> str:
 
 
 def _model_name(title: str) -> str:
-    """Make a name of the model repository from one of the hub's, which may have capitals."""
+    """Turn a name of the hub, which may have capitals, into a name for the model repository."""
     return re.sub(r"[^a-z0-9_.@-]+", "-", title.lower()).lstrip("_.@-")[:100] or "model"

@@ -1,4 +1,4 @@
-"""The reference that all that is exported is compared with: PyTorch alone, as plainly as it can be written."""
+"""The reference for every export: PyTorch alone, written as plainly as possible."""
 
 from collections.abc import Callable
 from typing import assert_never
@@ -22,7 +22,7 @@ def reference_logits(
 
 
 def reference_answers(network: nn.Module, images: NDArray[np.uint8], preprocessing: Preprocessing) -> Known:
-    """Run a network on RGB images uint8[N, H, W, 3]: its logits, and what its last linear layer sees, if it has one."""
+    """Run a network on RGB images uint8[N, H, W, 3]: its logits, and the input of its last linear layer, if any."""
     layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
     seen: list[Tensor] = []
     watched = [layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])) for layer in layers]
@@ -35,7 +35,7 @@ def reference_answers(network: nn.Module, images: NDArray[np.uint8], preprocessi
 
 
 def normalised(images: NDArray[np.uint8], preprocessing: Preprocessing) -> Tensor:
-    """RGB images uint8[N, H, W, 3] as the network sees them: float32[N, C, H, W]."""
+    """Convert RGB images uint8[N, H, W, 3] to the network's input, float32[N, C, H, W]."""
     mean = torch.tensor(preprocessing.mean).view(-1, 1, 1)
     std = torch.tensor(preprocessing.std).view(-1, 1, 1)
     pixels = torch.from_numpy(_seen(images, preprocessing.channels)).permute(0, 3, 1, 2).float() / 255
@@ -43,7 +43,7 @@ def normalised(images: NDArray[np.uint8], preprocessing: Preprocessing) -> Tenso
 
 
 def _seen(images: NDArray[np.uint8], channels: ChannelOrder) -> NDArray[np.uint8]:
-    """The channels of RGB images that a network sees, uint8[N, H, W, 3], or [N, H, W, 1] of grey."""
+    """Convert RGB images to the network's channels: uint8[N, H, W, 3], or [N, H, W, 1] for grey."""
     match channels:
         case "rgb":
             return images.copy()

@@ -22,11 +22,11 @@ from models.manifest import Accuracy, CropCount, Manifest, Miscalibration
 from server.engine.backends import Backend
 
 REFERENCE_RUNTIME: Runtime = "onnx"
-"""What the export compared with PyTorch: the FP32 file on it is what all is compared with."""
+"""The runtime that the export compared with PyTorch; the FP32 file on it is the reference."""
 
 
 class ReportError(ExpectedError):
-    """There is nothing to compare a model with."""
+    """A model has nothing to be compared with, or its diagrams cannot be drawn."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ class Questions:
     """What to find out."""
 
     images: Sequence[Path]
-    """Asked of every subject."""
+    """Run on every subject."""
     threads: int
     labels_from: LabelsFrom = "auto"
     crops: Sequence[CropCount] = (1,)
     batch_sizes: Sequence[int] = (1, 4, 8)
     seconds: float = 10
-    """For measuring speed, all subjects together; 0 leaves it out."""
+    """For measuring speed, all subjects together; 0 skips it."""
 
 
 class Line(BaseModel):
@@ -65,24 +65,24 @@ class Line(BaseModel):
     top1_agreement: float
     """Share of the images with the reference's best class."""
     agreeing: int
-    """How many images these are."""
+    """Number of these images."""
     sure_disagreements: int
     """Images with another best class although the reference was sure of its own."""
     max_logit_error: float
     """Largest |logit - the reference's|."""
     accuracy: dict[int, Accuracy]
-    """By number of crops; empty where the images' classes are not known."""
+    """By number of crops; empty if the images' classes are not known."""
     images_per_s: dict[int, float]
     """By batch size; median of the rounds."""
     times_reference: dict[int, float]
-    """Speed beside the reference's, by batch size; median of the rounds' ratios."""
+    """Speed as a multiple of the reference's, by batch size; median of the rounds' ratios."""
     miscalibration: Miscalibration | None = None
-    """Of one crop; None, as what follows, where the images' classes are not known or each has its own probability."""
+    """With one crop; None, like `curve`, if the images' classes are not known or the activation is not softmax."""
     curve: Curve | None = None
 
 
 class Report(BaseModel):
-    """The lines begin with the reference."""
+    """What was found out about all subjects; the first line is the reference."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -95,7 +95,7 @@ class Report(BaseModel):
         console.print(_table(self))
 
     def draw(self, folder: Path) -> Path:
-        """Draw how much the probabilities mean, as `diagrams.write`.
+        """Draw how reliable the probabilities are; see `diagrams.write`.
 
         Raises:
             ReportError: the images' classes are not known.
@@ -103,7 +103,7 @@ class Report(BaseModel):
         lines = [(line.curve, line.miscalibration) for line in self.lines]
         drawn = [(curve, found) for curve, found in lines if curve and found]
         if not drawn:
-            raise ReportError("--report draws what probabilities mean, which needs images whose one class is known")
+            raise ReportError("--report draws how reliable probabilities are: it needs images whose one class is known")
         rows = [("", "expected calibration error", "negative log likelihood")]
         rows += [(curve.label, f"{found.ece:.2%}", f"{found.nll:.4f}") for curve, found in drawn]
         title = f"{self.lines[-1].model} version {self.lines[-1].version}"
@@ -112,7 +112,7 @@ class Report(BaseModel):
 
 
 def beside_fp32(root: Path, name: str, version: int | None, runtimes: Sequence[Runtime] | None) -> list[Subject]:
-    """Find a model and what to hold it against: its FP32 file on the reference runtime, and both files on each runtime.
+    """Find a model and what to compare: its FP32 file on the reference runtime, then both files on each runtime.
 
     Args:
         root: the repository.
@@ -132,7 +132,7 @@ def beside_fp32(root: Path, name: str, version: int | None, runtimes: Sequence[R
 
 
 def _source_of(root: Path, model: Manifest) -> Manifest:
-    """Return the FP32 model that one of lower precision was made from; an FP32 model is its own."""
+    """Return the FP32 model that a model of lower precision was made from; for an FP32 model, itself."""
     if model.conversion is None:
         return model
     source = repository.get(root, model.conversion.source, model.conversion.source_version)
@@ -149,7 +149,7 @@ def _runtime_of(model: Manifest) -> Runtime:
 
 
 def ask(subjects: Sequence[Subject], paths: Sequence[Path], threads: int, crops: CropCount = 1) -> list[Answers]:
-    """Put images to subjects that have the preprocessing of the first.
+    """Run images on subjects that share the first one's preprocessing.
 
     Raises:
         ExpectedError: a subject cannot be run, or an image cannot be read.
@@ -167,10 +167,10 @@ def compare(subjects: Sequence[Subject], questions: Questions, answered: Sequenc
     Args:
         subjects: what to compare.
         questions: what to find out.
-        answered: to the questions' images; None: they are put to the subjects.
+        answered: answers to the questions' images, if they are known already.
 
     Raises:
-        ExpectedError: a subject cannot be run, an image cannot be read, or its class is not known as it should be.
+        ExpectedError: a subject cannot be run, an image cannot be read, or its class cannot be read as requested.
     """
     preprocessing, labels = subjects[0].model.preprocessing, subjects[0].model.labels
     classes = samples.classes(questions.images, labels, questions.labels_from)

@@ -23,7 +23,7 @@ AnyEntry = TypeVar("AnyEntry", Manifest, Ensemble, Cascade)
 
 
 class RepositoryError(ExpectedError):
-    """The repository has no such model, its file is another one, or the repository cannot be written."""
+    """The repository has no such model, the file is not the manifest's, or the repository cannot be written."""
 
 
 def get(repository: Path, name: str, version: int | None = None) -> Manifest:
@@ -40,7 +40,7 @@ def get(repository: Path, name: str, version: int | None = None) -> Manifest:
 
 
 def get_entry(repository: Path, name: str, version: int | None = None) -> Entry:
-    """Return what has this name, a model or several, in its newest version if none is given.
+    """Return the model, ensemble or cascade of this name, in its newest version if none is given.
 
     Raises:
         RepositoryError: it is not there, or cannot be read.
@@ -52,7 +52,7 @@ def get_entry(repository: Path, name: str, version: int | None = None) -> Entry:
 
 
 def _why_not(repository: Path, name: str, version: int | None) -> str:
-    """Say what is there in place of a model."""
+    """Say why there is no such model, or what has its name instead."""
     folder = repository / name
     for number in reversed(_versions(folder)):
         if version in (None, number):
@@ -64,7 +64,7 @@ def _why_not(repository: Path, name: str, version: int | None) -> str:
 
 
 def _other_than_wanted(known: Entry) -> str:
-    """Say what is there in place of a model in FP32, and what to name instead."""
+    """Say what has the name of an FP32 model, and what to name instead."""
     if not isinstance(known, Manifest):
         members = ", ".join(one.name for one in known.members)
         return f"{known.name} is {manifest.called(known)}: name one of its members, {members}"
@@ -85,15 +85,15 @@ def read(repository: Path, model: Manifest) -> bytes:
 
 
 def find(repository: Path, name: str, fingerprint: str) -> Entry | None:
-    """Return the version of a model that has this fingerprint; a version whose manifest is broken has none."""
+    """Return a model's version with this fingerprint, if there is one; versions with broken manifests do not count."""
     return next((known for known in _entries(repository / name) if known.fingerprint == fingerprint), None)
 
 
 def find_fp32(repository: Path, name: str) -> Manifest | None:
-    """Return a model's newest version that is an ONNX file in FP32; None where there is no model of this name.
+    """Return a model's newest version that is an ONNX file in FP32; None if there is no model of this name.
 
     Raises:
-        RepositoryError: what has this name is something else.
+        RepositoryError: this name belongs to something else.
     """
     kind = ("onnx", "fp32")
     versions = newest_first(repository / name)
@@ -104,14 +104,14 @@ def find_fp32(repository: Path, name: str) -> Manifest | None:
 
 
 def find_as_it_came(repository: Path, name: str, precision: str) -> Manifest | None:
-    """Return a model's newest version that was imported in this precision, and made of no file in FP32."""
+    """Return a model's newest version that was imported in this precision, not made from a file in FP32."""
     kind = ("onnx", precision, None)
     versions = newest_first(repository / name)
     return next((known for known in versions if (known.backend, known.precision, known.conversion) == kind), None)
 
 
 def newest(repository: Path, name: str) -> Entry | None:
-    """Return what a server answers with under this name; None where it has nothing of it."""
+    """Return the version that a server serves under this name; None if there is none."""
     return next(_entries(repository / name), None)
 
 
@@ -136,20 +136,20 @@ def find_int8_for_gpus(repository: Path, name: str) -> Manifest:
 
 
 def digest(ingredients: object) -> str:
-    """Make the fingerprint of a version from all that determines it, as JSON."""
+    """Compute a version's fingerprint from everything that determines it, which JSON must be able to express."""
     return hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
 
 
 def model_file(name: str, content: bytes) -> ModelFile:
-    """Say in the manifest which file it is about."""
+    """Describe a model's file, for its manifest."""
     return ModelFile(name=name, sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
 
 
 def derive(source: Manifest, file_name: str, content: bytes, **changes: object) -> Manifest:
-    """Draft the manifest of a file that was made from a model: all but `changes` is as of the model.
+    """Draft the manifest of a file that was made from a model: the model's manifest, with `changes`.
 
-    What was expected of the model has not been compared with this file, nor is this calibrated; it has the model's
-    temperature.
+    The file keeps the model's temperature, but is not calibrated itself, and has not been compared with the logits
+    expected of the model.
     """
     made = {
         "created": datetime.now(UTC),
@@ -161,7 +161,7 @@ def derive(source: Manifest, file_name: str, content: bytes, **changes: object) 
 
 
 def check_room(repository: Path, needed_bytes: int = 0) -> None:
-    """Find out beforehand whether something can be added, of about this size.
+    """Check beforehand that a file of about this size can be added.
 
     Raises:
         RepositoryError: the folder cannot be written, or its disk is too full.
@@ -179,7 +179,7 @@ def check_room(repository: Path, needed_bytes: int = 0) -> None:
 def publish(repository: Path, draft: AnyEntry, model: bytes | None = None) -> AnyEntry:
     """Add a model under the next free version number, whatever number the draft has; a recipe has no file.
 
-    Where another process has published the same fingerprint meanwhile, that version is returned and nothing is added.
+    If another process has published the same fingerprint in the meantime, return that version and add nothing.
 
     Raises:
         RepositoryError: the folder cannot be written.
@@ -202,7 +202,7 @@ def publish(repository: Path, draft: AnyEntry, model: bytes | None = None) -> An
 def _claim(repository: Path, draft_folder: Path, draft: AnyEntry) -> AnyEntry:
     folder = draft_folder.parent
     while True:
-        # The number is chosen before the search: whoever publishes after the search takes this number from us.
+        # Choose the number before the search: a process that publishes after the search then takes this very number.
         version = max(_versions(folder), default=0) + 1
         known = find(repository, draft.name, draft.fingerprint)
         if isinstance(known, type(draft)):
@@ -232,7 +232,7 @@ def _entries(folder: Path) -> Iterator[Entry]:
 
 
 def _versions(folder: Path) -> list[int]:
-    """List the numbers of a model's versions, none where there is no such model.
+    """List the numbers of a model's versions; [] if there is no such model.
 
     Raises:
         RepositoryError: the folder cannot be read.

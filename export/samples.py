@@ -18,12 +18,12 @@ PHOTOS = Path(__file__).parent / "photos"
 IMAGE_SUFFIXES = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif")
 }
-"""Of all that the server decodes: what a phone stores is measured, too."""
+"""Of all formats that the server decodes, so that phones' files are measured, too."""
 MAX_PIXELS: int = Settings.model_fields["max_pixels"].default
 CROPS: tuple[CropCount, ...] = get_args(CropCount)
 LabelsFrom = Literal["auto", "folders", "wordnet-ids", "none"]
-"""Where an image's class is known from: its folder's name (a label or a WordNet id), or the WordNet id its own name
-starts with. `auto` takes the first of these that names a class for every image."""
+"""Source of an image's class: its folder's name (a label or a WordNet id), or the WordNet id at the start of its own
+name. `auto` takes the first of these that names a class for every image."""
 LABELS_FROM: tuple[LabelsFrom, ...] = get_args(LabelsFrom)
 
 
@@ -38,7 +38,7 @@ def image_paths(folder: Path) -> list[Path]:
         ImagesError: there is none.
     """
     try:
-        any(folder.iterdir())  # to glob, what cannot be read is empty
+        any(folder.iterdir())  # glob takes a folder that cannot be read for empty
     except OSError as error:
         raise ImagesError(f"{folder}: {error.strerror}") from error
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
@@ -74,10 +74,10 @@ def photos(folder: Path, preprocessing: Preprocessing) -> NDArray[np.uint8]:
 
 
 def classes(paths: Sequence[Path], labels: Sequence[Label], source: LabelsFrom) -> NDArray[np.int64] | None:
-    """Tell the class index of each image, int64[M]; None where they are not known, or not to be used.
+    """Return the class index of each image, int64[M]; None if the classes are not known, or not to be used.
 
     Raises:
-        ImagesError: the source that was asked for names no class for one of the images.
+        ImagesError: the requested source names no class for one of the images.
     """
     by_name = _by_name(labels)
     named = {

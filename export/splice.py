@@ -1,6 +1,6 @@
-"""A foreign network in our complete graph: between the normalisation before it and the ranking after it.
+"""Splices a foreign network into our complete graph, between normalisation and ranking.
 
-Both are exported from `CompleteGraph`, as for networks of our own, with a hole where the network belongs.
+The graph is exported from `CompleteGraph`, as for our own networks, with a hole in the network's place.
 """
 
 from collections.abc import Callable
@@ -32,11 +32,11 @@ _RULES = (
     rules.transpose_transpose_rule,
     rules.no_op_transpose_rule,
 )
-"""A classifier's last layer as one operator, which quantisation knows, and no layout changed twice."""
+"""They merge a classifier's last layer into one operator, which quantisation knows, and drop double transpositions."""
 
 
 class Hole(nn.Module):
-    """Stands for a foreign network: pixels as it wants them, and logits of what it gives."""
+    """Placeholder for a foreign network: converts pixels to the network's input, and the network's output to logits."""
 
     def __init__(self, layout: Layout, kind: "np.dtype[np.generic]", taken: Taken) -> None:
         super().__init__()
@@ -66,15 +66,15 @@ def complete(
     """Make the complete graph of a file's network, with a free batch size.
 
     Args:
-        file: that was read; it stays as it is.
+        file: the file; it is not modified.
         meaning: of its scores.
-        frozen: its batch size, where it has but one.
-        preprocessing: of the images; the size is that of the network's input.
+        frozen: its fixed batch size; None: free.
+        preprocessing: of the images; its crop is the size of the network's input.
         top_k: how many classes are ranked.
-        opset: that the file is raised to, unless it has a later one.
+        opset: to raise the file to, unless it has a later one.
 
     Raises:
-        OnnxFileError: it cannot be raised to the opset, or its graph is not one to change.
+        OnnxFileError: the file cannot be raised to the opset.
     """
     target = max(opset, file.opset)
     whole = frame(file.layout, file.kind, meaning.taken, preprocessing, top_k, target)
@@ -92,19 +92,19 @@ def complete(
 def frame(
     layout: Layout, kind: "np.dtype[np.generic]", taken: Taken, preprocessing: Preprocessing, top_k: int, opset: int
 ) -> Model:
-    """Export the complete graph with a hole in it, for a network that wants such images and gives such values."""
+    """Export the complete graph with a hole in it, for a network with this input and output."""
     complete = CompleteGraph(Hole(layout, kind, taken), preprocessing, top_k, taken.activation)
     return graph.trace(complete, preprocessing.crop, opset)
 
 
 def _network(file: OnnxFile, meaning: Meaning) -> Model:
-    """Copy what lies between the image and what is taken from the file."""
+    """Copy the part of the file between the image and the values taken from it."""
     cut = convenience.extract(file.model.graph, [file.input], [meaning.inner or file.output])
     return Model(cut, ir_version=file.model.ir_version)
 
 
 def _raise(file: OnnxFile, network: Model, opset: int) -> None:
-    with graph.silenced():  # it logs what it does
+    with graph.silenced():  # the pass logs what it does
         ConvertVersionPass(opset, fallback=True)(network)
     if network.opset_imports[""] != opset:
         raise OnnxFileError(
@@ -113,7 +113,7 @@ def _raise(file: OnnxFile, network: Model, opset: int) -> None:
 
 
 def _set_sizes(file: OnnxFile, network: Model, preprocessing: Preprocessing) -> None:
-    """Have the batch free and the image's size fixed, and forget what followed from other sizes."""
+    """Make the batch size free and the image's size fixed, and clear the shapes inferred from other sizes."""
     image = network.graph.inputs[0]
     height, width = preprocessing.crop
     sizes = (file.channels, height, width) if file.layout == "nchw" else (height, width, file.channels)
@@ -124,15 +124,15 @@ def _set_sizes(file: OnnxFile, network: Model, preprocessing: Preprocessing) -> 
 
 
 def _is_written_down(node: Node) -> bool | None:
-    """Fold what shapes are computed from, too, which is spared by default; as by default all else."""
+    """Also fold ConstantOfShape, from which shapes are computed; None leaves other nodes to the default."""
     return node.op_type == "ConstantOfShape" or None
 
 
 def _free_batch(network: Graph, frozen: int) -> None:
-    """Free a network of a batch size that was written into it.
+    """Replace a batch size that was written into the network by a free one.
 
-    It is taken to lead each tensor's shape, as it does in networks that were exported from frameworks; what was
-    otherwise does not pass the gate.
+    The batch is assumed to be the first axis of each tensor, as in networks exported from frameworks; the parity gate
+    refuses the others.
     """
     for node in list(network):
         if node.op_type == "Reshape":
@@ -160,7 +160,7 @@ def _free_reshape(network: Graph, node: Node, frozen: int) -> None:
 
 
 def _replace_shape(network: Graph, node: Node, free: Callable[[list[int]], list[int] | None]) -> bool:
-    """Replace a node's second input, where it is a constant; tell whether that was done."""
+    """Replace a node's second input if it is a constant shape that `free` changes; return whether it was replaced."""
     shape = _constant(node.inputs[1])
     freed = None if shape is None or not shape.size else free([int(size) for size in shape])
     if freed is None:
@@ -170,14 +170,14 @@ def _replace_shape(network: Graph, node: Node, free: Callable[[list[int]], list[
 
 
 def _skip_gather(node: Node) -> None:
-    """The first image of one, as a batch, is that batch."""
+    """Bypass a Gather of the first image: in a batch of one, that is the whole batch."""
     indices = _constant(node.inputs[1])
     if node.attributes.get_int("axis", 0) == 0 and indices is not None and indices.tolist() == [0] and node.inputs[0]:
         node.outputs[0].replace_all_uses_with(node.inputs[0], replace_graph_outputs=True)
 
 
 def _widen_constants(network: Graph, node: Node, frozen: int) -> None:
-    """Repeat for each image what is put beside its data, such as the class token of a transformer."""
+    """Repeat for each image a constant that is joined to its data, such as a transformer's class token."""
     constants = [_constant(value) for value in node.inputs]
     data = next((value for value, known in zip(node.inputs, constants, strict=True) if known is None), None)
     for at, values in enumerate(constants):

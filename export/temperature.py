@@ -1,8 +1,8 @@
-"""A temperature in a complete graph: its logits are divided before softmax, and leave it divided.
+"""The temperature of a complete graph: the graph divides its logits before softmax, and outputs the quotients.
 
-The ranking stays as it is, and whatever is computed from logits, in the graph or after it, has the temperature:
-softmax and top-k, averages over crops and members, prediction sets. What converts a graph to lower precision is given
-it without, since the temperature is no part of the network.
+This leaves the ranking unchanged, and affects everything that is computed from logits, in the graph or after it:
+softmax and top-k, averages over crops and members, prediction sets. Converters to lower precision get the graph without
+a temperature, which is not part of the network.
 """
 
 import numpy as np
@@ -17,14 +17,14 @@ _RAW = "logits_of_network"
 
 
 class TemperatureError(ExpectedError):
-    """A file is no complete graph."""
+    """A file is not a complete graph."""
 
 
 def divided(model: bytes, temperature: float) -> bytes:
-    """Divide the logits of a complete graph, of any precision, by a temperature, which replaces one that is there.
+    """Divide the logits of a complete graph, of any precision, by a temperature, which replaces any that it has.
 
     Raises:
-        TemperatureError: it has no logits.
+        TemperatureError: the graph has no logits.
     """
     proto = onnx.load_from_string(undivided(model))
     graph = proto.graph
@@ -39,7 +39,7 @@ def divided(model: bytes, temperature: float) -> bytes:
 
 
 def undivided(model: bytes) -> bytes:
-    """Take the temperature off a complete graph; one without stays as it is, byte by byte."""
+    """Remove the temperature from a complete graph; a graph without one is returned unchanged."""
     proto = onnx.load_from_string(model)
     graph = proto.graph
     division = next((node for node in graph.node if node.name == _NODE and LOGITS_NAME in node.output), None)

@@ -1,4 +1,4 @@
-"""From how sure a cascade's members were, and when they were right, to when their answers are given."""
+"""Finds the thresholds of a cascade's members, from how sure they were and when they were right."""
 
 import math
 from collections.abc import Sequence
@@ -8,35 +8,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 MOST_TRIED = 4096
-"""Ways to share what is allowed among the members; where there are more, some are left out."""
+"""Most ways that are tried to divide the allowed wrong answers among the members."""
 TAIL = 10
-"""So many of the surest wrong answers tell how much surer others may be."""
+"""Number of surest wrong answers from which to estimate how sure others may be."""
 
 
 class Asked(NamedTuple):
-    """What members say to M images, in the order in which they are asked."""
+    """The members' answers to M images, in the order in which the members are asked."""
 
     certainties: Sequence[NDArray[np.float64]]
-    """float64[M] of each, but for the last, whose answer is always given"""
+    """float64[M] of each member except the last, whose answer is always final."""
     right: Sequence[NDArray[np.bool_]]
-    """bool[M] of each: it has the class that is wanted"""
+    """bool[M] of each member: its answer is the wanted class."""
     costs: Sequence[float]
-    """of each, for an image"""
+    """Cost of each member per image."""
 
 
 class Passed(NamedTuple):
-    """What becomes of images by some thresholds."""
+    """What happens to images under some thresholds."""
 
     answered: NDArray[np.intp]
-    """intp[M]: which member's answer is given"""
+    """intp[M]: the member whose answer is final."""
     right: NDArray[np.bool_]
-    """bool[M]: it has the class that is wanted"""
+    """bool[M]: this answer is the wanted class."""
     cost: float
-    """for an image"""
+    """Mean per image."""
 
 
 def pass_on(asked: Asked, thresholds: Sequence[float]) -> Passed:
-    """Send images down: a member answers where it is as sure as its threshold, or the last."""
+    """Pass images down the cascade: the first member as sure as its threshold answers, or else the last member."""
     last = len(asked.right) - 1
     answered = np.full(len(asked.right[0]), last, np.intp)
     for member in reversed(range(last)):
@@ -47,14 +47,14 @@ def pass_on(asked: Asked, thresholds: Sequence[float]) -> Passed:
 
 
 def cheapest(asked: Asked, allowed: float) -> list[float] | None:
-    """Find the smallest thresholds by which no more than the share `allowed` of the images is answered wrongly.
+    """Find the cheapest thresholds with which at most the share `allowed` of the images is answered wrongly.
 
-    These images are a sample. A threshold that just holds on them fails on every second other sample: so as many fewer
-    wrong answers are aimed at as would be a standard deviation, and where none is allowed, the threshold is as far
-    beyond the surest wrong answer as the others tell that more may come.
+    These images are a sample, and a threshold that just holds on them fails on every second other sample. So the search
+    aims at fewer wrong answers, by one standard deviation. If a member may give none, its threshold lies above its
+    surest wrong answer, by a margin that the other wrong answers suggest.
 
     Returns:
-        One for each member but the last; -inf: it always answers. None: there are none that hold.
+        One threshold for each member except the last; -inf: it always answers. None: no thresholds hold.
     """
     images, others = len(asked.right[0]), len(asked.certainties)
     most = max(wrong for wrong in range(images + 1) if wrong + math.sqrt(wrong) <= allowed * images + 1e-9)
@@ -82,7 +82,7 @@ def cheapest(asked: Asked, allowed: float) -> list[float] | None:
 def _threshold(
     certainty: NDArray[np.float64], active: NDArray[np.bool_], wrong: NDArray[np.bool_], budget: int, allowed: float
 ) -> float:
-    """The smallest by which so many of the `wrong` answers are given, of those to the images that are `active`."""
+    """Return the smallest threshold with which a member gives only `budget` `wrong` answers to the `active` images."""
     surest = np.sort(certainty[wrong])[::-1]
     if budget == 0:
         return _beyond(certainty, active, wrong, allowed)
@@ -94,10 +94,10 @@ def _threshold(
 def _beyond(
     certainty: NDArray[np.float64], active: NDArray[np.bool_], wrong: NDArray[np.bool_], allowed: float
 ) -> float:
-    """A threshold above all wrong answers, and as far above them as more may come.
+    """Return a threshold above all wrong answers, with a margin for surer ones on other images.
 
-    By their rank among all images, which is alike for every kind of certainty, the surest wrong answers are taken to
-    become fewer exponentially; where there are hardly any, as if there were one more, where nobody is sure.
+    Wrong answers are assumed to become exponentially rarer with their rank among all images, a scale on which every
+    kind of certainty is alike. One wrong answer is added at the lowest rank, which matters if there are hardly any.
     """
     ranked = np.sort(certainty[active])
     count = len(ranked)
@@ -106,13 +106,13 @@ def _beyond(
     ranks = np.searchsorted(ranked, certainty[wrong], "right") / count
     tail = np.sort(np.append(ranks, 0.0))[::-1][:TAIL]
     mean = max(float((tail - tail[-1]).sum()) / max(1, len(tail) - 1), 1 / count)
-    expected = len(tail) / (allowed * len(certainty))  # times as many as are allowed lie in the tail
+    expected = len(tail) / (allowed * len(certainty))  # wrong answers in the tail, as a multiple of the allowed ones
     rank = max(tail[-1] + mean * max(0.0, math.log(expected)), tail[0])
     at = math.ceil(rank * count)
     return math.inf if at >= count else _above(ranked[max(at - 1, 0)], ranked)
 
 
 def _above(certainty: float, others: NDArray[np.float64]) -> float:
-    """Between a certainty and the next larger one, so that rounding does not decide."""
+    """Return a threshold between a certainty and the next larger one, so that rounding does not decide."""
     larger = others[others > certainty]
     return float((certainty + larger.min()) / 2) if len(larger) else math.inf

@@ -1,6 +1,6 @@
 """The command that exports a network to the model repository: `python export/to_onnx.py SOURCE`."""
 
-import export.interrupts  # noqa: F401 before what takes time
+import export.interrupts  # noqa: F401 before the slow imports
 
 # isort: split
 

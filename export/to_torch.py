@@ -3,7 +3,7 @@
 The reference backend: it shows what PyTorch itself does with the same graph, on the CPU or on a GPU.
 """
 
-import export.interrupts  # noqa: F401 before what takes time
+import export.interrupts  # noqa: F401 before the slow imports
 
 # isort: split
 

@@ -1,6 +1,6 @@
 """The command that builds a TensorRT engine from a model of the repository: `python export/to_trt.py NAME`."""
 
-import export.interrupts  # noqa: F401 before what takes time
+import export.interrupts  # noqa: F401 before the slow imports
 
 # isort: split
 

@@ -1,6 +1,6 @@
 """The command that reports on an exported model: `python export/verify.py NAME`."""
 
-import export.interrupts  # noqa: F401 before what takes time
+import export.interrupts  # noqa: F401 before the slow imports
 
 # isort: split
 
@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _some(known: Sequence[Choice], read: Callable[[str], object]) -> Callable[[str], tuple[Choice, ...]]:
-    """A parser of some of `known`, separated by commas."""
+    """Make a parser of choices from `known`, separated by commas."""
 
     def parse(text: str) -> tuple[Choice, ...]:
         try:

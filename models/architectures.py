@@ -7,7 +7,7 @@ Transformations for Deep Neural Networks" (arXiv:1611.05431); [wide] Zagoruyko a
 "Squeeze-and-Excitation Networks" (arXiv:1709.01507); [ECA] Wang et al., "ECA-Net" (arXiv:1910.03151); [blur] Zhang,
 "Making Convolutional Networks Shift-Invariant Again" (arXiv:1904.11486); [GN] Wu and He, "Group Normalization"
 (arXiv:1803.08494); [BiT] Kolesnikov et al., "Big Transfer" (arXiv:1912.11370); [RS] Bello et al., "Revisiting ResNets"
-(arXiv:2103.07579). Networks that timm has too are named as there. This module needs no torch.
+(arXiv:2103.07579). Networks that timm also has are named as in timm. This module needs no torch.
 """
 
 from dataclasses import dataclass
@@ -27,13 +27,13 @@ StrideIn = Literal["1x1", "3x3"]
 torchvision, which is more accurate and costs more."""
 STRIDES_IN: tuple[StrideIn, ...] = get_args(StrideIn)
 Attention = Literal["se", "eca"]
-"""What weighs the channels of a residual branch by their means: two layers ([SE]), or a convolution over neighbouring
-channels ([ECA])."""
+"""How the channels of a residual branch are weighted, given their means: by two layers ([SE]), or by a convolution over
+neighbouring channels ([ECA])."""
 AntiAliasing = Literal["mean", "blur"]
-"""What halves the resolution in place of a stride: the mean of 2x2 pixels, or a binomial filter of 3x3 ([blur])."""
+"""What halves the resolution instead of a stride: the mean of 2x2 pixels, or a binomial filter of 3x3 ([blur])."""
 StemPool = Literal["max", "max over zeros", "convolution"]
-"""How the stem halves the resolution again: the largest of 3x3 pixels; the same, with zeros beyond the border ([BiT]);
-or a convolution ([RS])."""
+"""How the stem halves the resolution again: by the largest of 3x3 pixels; by the same, with zeros beyond the border
+([BiT]); or by a convolution ([RS])."""
 Norm = Literal["batch", "group"]
 """Normalisation by statistics of the training set, or by those of 32 groups of the image's own channels ([GN])."""
 
@@ -53,19 +53,19 @@ class Architecture:
     cifar: bool = False
     """For 32x32 images: the stem is one 3x3 convolution that keeps the resolution."""
     shortcut: Shortcut = "B"
-    """Without a meaning in plain networks."""
+    """Ignored in plain networks."""
     stride_in: StrideIn = "3x3"
-    """Without a meaning in basic blocks."""
+    """Ignored in basic blocks."""
     deep_stem: tuple[int, int, int] | None = None
     """Channels of three 3x3 convolutions in place of the one 7x7 ([tricks] figure 2b)."""
     stem_norm: bool = True
-    """False: in a pre-activation network the first block normalises, after the stem's pooling, and not the stem."""
+    """False: in a pre-activation network the first block normalises after the stem's pooling, instead of the stem."""
     stem_pool: StemPool = "max"
     pooled_shortcut: bool = False
     """A shortcut halves the resolution by the mean of 2x2 pixels before its projection ([tricks] figure 2c)."""
     attention: Attention | None = None
     reduction: int = 16
-    """How many times fewer channels lie between the two layers of "se"."""
+    """Factor by which "se" has fewer channels between its two layers."""
     anti_aliasing: AntiAliasing | None = None
     norm: Norm = "batch"
     standardised: bool = False
@@ -164,7 +164,7 @@ TIMM = {
         for depth, times in ((50, 1), (50, 3), (101, 1), (101, 3), (152, 2), (152, 4))
     },
 }
-"""Networks that timm has and torchvision has not."""
+"""Networks that timm has and torchvision lacks."""
 
 ARCHITECTURES = {
     **{f"resnet{depth}": _of(depth) for depth in (18, 34, 50, 101, 152)},

@@ -1,7 +1,7 @@
-"""Checkpoint files: from what people save to the parameters of a network.
+"""Checkpoint files: finds the parameters of one network in whatever a training run saved.
 
-A file is a state dict or holds one: under the key of whoever trained it, with the prefixes of the modules around the
-network, beside an optimizer and losses. What is not certain is refused by name, and chosen by an option.
+A file is a state dict or holds one, under any of several keys, with the prefixes of enclosing modules, beside an
+optimizer and losses. If a file holds more than one candidate, the error names them and the option that chooses.
 """
 
 import re
@@ -18,9 +18,9 @@ from models.errors import ExpectedError
 
 _TRAINED_KEYS = ("state_dict", "model", "model_state_dict", "model_state", "net", "network", "module", "params")
 _AVERAGED_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "ema")
-"""Exponential moving averages of the parameters: timm, torchvision's training scripts, and what others call them."""
+"""Keys of exponential moving averages: those of timm, of torchvision's training scripts, and of others."""
 _ANCHORS = ("layer1.0.conv1.weight", "_conv_stem.weight")
-"""A parameter that each network has once: what comes before it is the modules around the network."""
+"""Parameters that a network has exactly once; the prefix before one is that of enclosing modules."""
 _RENAMED = {"linear": "fc", "shortcut": "downsample"}
 """Names that the published CIFAR checkpoints use for torchvision's."""
 _HEADS = ("fc.weight", "_fc.weight")
@@ -28,7 +28,7 @@ _MAX_LISTED = 3
 
 
 class CheckpointError(ExpectedError):
-    """A checkpoint cannot be read, or is not of this network."""
+    """A checkpoint cannot be read, or does not fit the network."""
 
 
 def read(
@@ -36,17 +36,15 @@ def read(
 ) -> dict[str, Tensor]:
     """Read the parameters from a .safetensors file or one written by `torch.save`, under our names (`models.names`).
 
-    From a file that holds both, the trained parameters are taken, or with `averaged` their moving averages.
-
     Args:
-        path: of the file, whose bytes say what it is, not its name; or of an index (`models.shards`).
-        averaged: take the moving averages.
-        key: take what the file holds under this key, or under keys within each other: `a.b`.
-        prefix: take the parameters whose names begin so.
-        head: name of the last layer, where it is not among them.
+        path: a checkpoint, recognised by its content rather than its name; or an index (`models.shards`).
+        averaged: read the moving averages instead of the trained parameters.
+        key: read what the file holds under this key, or under nested keys: `a.b`.
+        prefix: read the parameters whose names begin with this.
+        head: name of the last layer, if it is not among these.
 
     Raises:
-        CheckpointError: it is unreadable, or does not hold the parameters of exactly one network.
+        CheckpointError: the file is unreadable, or does not hold the parameters of exactly one network.
     """
     state = names.to_ours(_named_tensors(_content(path), path, averaged=averaged, key=key))
     before = _prefix(state, path, prefix)
@@ -54,7 +52,7 @@ def read(
     if head:
         network |= _head(state, head, path)
     if (last := network.get("fc.weight")) is not None:
-        network.setdefault("fc.bias", torch.zeros(len(last)))  # a layer without one
+        network.setdefault("fc.bias", torch.zeros(len(last)))  # the layer was trained without one
     _flatten_head(network)
     if any(tensor.is_quantized for tensor in network.values()):
         raise CheckpointError(f"{path} {foreign.QUANTISED}")
@@ -64,16 +62,16 @@ def read(
 
 
 def read_as_named(path: Path) -> dict[str, Tensor]:
-    """Read the parameters from a file as `read` does, but under the names that they have there.
+    """Read the parameters from a file as `read` does, but keep the names in the file.
 
     Raises:
-        CheckpointError: it is unreadable, or holds no parameters.
+        CheckpointError: the file is unreadable, or holds no parameters.
     """
     return _named_tensors(_content(path), path, averaged=False, key=None)
 
 
 def _content(path: Path) -> object:
-    """Read a file, or all that an index names."""
+    """Read a file, or all files that an index names."""
     parts = [_file(part) for part in shards.files(path)]
     if len(parts) == 1:
         return parts[0]
@@ -81,7 +79,7 @@ def _content(path: Path) -> object:
 
 
 def _file(path: Path) -> object:
-    """Read a file, but run no code that may be in it."""
+    """Read a file without running any code in it."""
     try:
         what = foreign.file(path)
         if what is None:
@@ -97,16 +95,16 @@ def _file(path: Path) -> object:
 
 
 def _unreadable(message: str) -> str:
-    """Say what to do where torch's restricted unpickler gives up."""
+    """Say what to do if torch's restricted unpickler gives up."""
     if "Unsupported operand" in message:
-        return "was saved with a pickle_protocol of its own: torch.save its parameters without one"
+        return "was saved with another pickle_protocol: torch.save its parameters with the default one"
     found = re.search(r"GLOBAL (\S+)", message) or re.search(r"WeightsUnpickler error:\s*(.+)", message)
     reason = found[1] if found else "it is no pickle of torch"
     return f"holds more than can be read without running code: torch.save the network's state_dict() alone ({reason})"
 
 
 def _named_tensors(content: object, path: Path, *, averaged: bool, key: str | None) -> dict[str, Tensor]:
-    """Find the parameters in all that a training run has saved."""
+    """Find the parameters in everything that a training run saved."""
     whole = content = content if key is None else _at(key, content, path)
     if averaged:
         content = _under(_AVERAGED_KEYS, content, path)
@@ -120,10 +118,10 @@ def _named_tensors(content: object, path: Path, *, averaged: bool, key: str | No
 
 
 def _without_tensors(content: object, whole: object, *, averaged: bool) -> str:
-    """Say what there is instead, and how to choose from it."""
+    """Say what the file holds instead of tensors, and how to choose from it."""
     if code := unpickling.stands_for(content):
         return (
-            f"is a whole {code}, which only its code can read: where that is,"
+            f"is a whole {code}, which only its own code can read: with that code,"
             " torch.save(model.state_dict(), 'weights.pth') writes its parameters"
         )
     if not averaged and (known := foreign.network(_paths(whole))):
@@ -140,7 +138,7 @@ def _without_tensors(content: object, whole: object, *, averaged: bool) -> str:
 
 
 def _at(key: str, content: object, path: Path) -> object:
-    """Return what is under a key, or under keys within each other: `a.b`."""
+    """Return what is under a key, or under nested keys: `a.b`."""
     for part in key.split("."):
         if not isinstance(content, Mapping) or part not in content:
             there = _listed(list(map(str, content))) if isinstance(content, Mapping) and content else "nothing"
@@ -150,7 +148,7 @@ def _at(key: str, content: object, path: Path) -> object:
 
 
 def _under(keys: Iterable[str], content: object, path: Path) -> object:
-    """Return what a mapping holds under the one of `keys` that it has, None if it has none."""
+    """Return what a mapping holds under whichever of `keys` it has; None if it has none of them."""
     if not isinstance(content, Mapping):
         return None
     held = [key for key in keys if isinstance(content.get(key), Mapping)]
@@ -161,7 +159,7 @@ def _under(keys: Iterable[str], content: object, path: Path) -> object:
 
 
 def _prefix(state: Mapping[str, Tensor], path: Path, wanted: str | None) -> str:
-    """Find what comes before the names of the one network, which `wanted` chooses where there are several."""
+    """Find the prefix of the network's names; `wanted` chooses the network if there are several."""
     ends = tuple(f".{anchor}" for anchor in _ANCHORS)
     found = [name[: -len(end) + 1] for name in state for end in ends if f".{name}".endswith(end)]
     if wanted is not None:
@@ -184,7 +182,7 @@ def _has_tensors(value: object) -> bool:
 
 
 def _paths(content: object, before: str = "") -> Iterator[str]:
-    """Name all that mappings within each other hold: `student.conv1.weight`."""
+    """Yield the name of everything in nested mappings: `student.conv1.weight`."""
     if isinstance(content, Mapping):
         for key, value in content.items():
             yield from _paths(value, f"{before}{key}.")
@@ -197,7 +195,7 @@ def _torchvision_name(name: str) -> str:
 
 
 def _head(state: Mapping[str, Tensor], head: str, path: Path) -> dict[str, Tensor]:
-    """Take a layer of any name for the last."""
+    """Use the layer named `head` as the last one."""
     found = {part: state[f"{head}.{part}"] for part in ("weight", "bias") if f"{head}.{part}" in state}
     if "weight" not in found:
         layers = [name.removesuffix(".weight") for name in state if name.endswith(".weight") and state[name].ndim == 2]
@@ -206,13 +204,13 @@ def _head(state: Mapping[str, Tensor], head: str, path: Path) -> dict[str, Tenso
 
 
 def _without_head(state: Mapping[str, Tensor], before: str) -> str:
-    """Say that the last layer is missing, and what it may be."""
+    """Say that the last layer is missing, and which layer it may be."""
     around = [name for name in state if not name.startswith(before)]
     linear = [name.removesuffix(".weight") for name in around if name.endswith(".weight") and state[name].ndim == 2]
     if len(linear) == 1:
-        way_out = f"--head {linear[0]} takes that for the last layer"
+        way_out = f"--head {linear[0]} uses that as the last layer"
     else:
-        way_out = "an encoder alone tells no classes apart: train a last layer on it, and export what comes of that"
+        way_out = "an encoder alone cannot tell classes apart: train a last layer on it, and export the result"
     return f"has no last layer {before}fc.weight{', but ' + _listed(around) if around else ''}: {way_out}"
 
 
@@ -230,17 +228,17 @@ def _listed(names: list[str]) -> str:
 
 
 def num_classes(state: Mapping[str, Tensor]) -> int | None:
-    """Return the number of classes that a checkpoint's last layer has, None where it has no such layer."""
+    """Return the number of classes of a checkpoint's last layer; None if it has no such layer."""
     return next((len(state[name]) for name in _HEADS if name in state), None)
 
 
 def load(network: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
     """Copy a checkpoint into a network, as float32; all names and shapes must be the network's, and all values finite.
 
-    Files from before batch norm counted its batches lack `num_batches_tracked`, which inference does not use.
+    Only `num_batches_tracked` may be missing: old files lack it, and inference does not use it.
 
     Raises:
-        CheckpointError: naming `origin` and the names and shapes that differ, or the parameter that is damaged.
+        CheckpointError: the checkpoint does not fit or is damaged; the message names `origin` and what differs.
     """
     expected = network.state_dict()
     missing = [name for name in expected if name not in state and not name.endswith("num_batches_tracked")]
@@ -253,12 +251,12 @@ def load(network: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
         raise CheckpointError(f"{origin} {_other_network(state, {*missing, *unexpected, *reshaped}, differences)}")
     for name in expected:
         if name in state and (damage := _damage(name, state[name])):
-            raise CheckpointError(f"{origin} cannot answer anything: {name} {damage}")
+            raise CheckpointError(f"{origin} is damaged: {name} {damage}")
     network.load_state_dict(state, strict=False)
 
 
 def _other_network(state: Mapping[str, Tensor], differing: Set[str], differences: str) -> str:
-    """Say what a checkpoint is of, where that is known, and how it differs."""
+    """Say which network a checkpoint is of, if that is known, and how it differs."""
     if known := foreign.network(state):
         return known
     of_head = [name for name in differing if name.startswith("fc.")]
@@ -266,9 +264,9 @@ def _other_network(state: Mapping[str, Tensor], differing: Set[str], differences
     what = f"is of {' or '.join(fitting)}, not a" if fitting else "is no"
     hint = ""
     if all(name.endswith(("running_mean", "running_var")) for name in differing):
-        hint = "; without means and variances of its own a batch norm takes those of whatever else is in a batch"
+        hint = "; without its own means and variances, a batch norm takes those of whatever else is in a batch"
     elif "fc.weight" in of_head and len(of_head) > 2:  # more than a weight and a bias
-        hint = f"; a head of several layers has no name here: {foreign.BY_ONNX}"
+        hint = f"; a head of several layers is not supported here: {foreign.BY_ONNX}"
     return f"{what} checkpoint of this network: {differences}{hint}"
 
 

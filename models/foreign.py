@@ -1,7 +1,7 @@
-"""What else people bring: files and networks that are not what is wanted here, what they are, and what to do with them.
+"""Recognises files and networks that cannot be exported, and says what they are and what to do with them.
 
-Each table goes from what only such a file has to the sentence that is said of it, after its name; FILE in it is that
-name, too.
+Each table maps a pattern that only such a file has to the rest of a sentence that begins with the file's name; FILE in
+it stands for that name, too.
 """
 
 import re
@@ -10,14 +10,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 UNKNOWN = "is no checkpoint: neither torch.save nor safetensors wrote it"
-BY_ONNX = "export it to ONNX where it was made, and export/from_onnx.py takes that"
+BY_ONNX = "export it to ONNX where it was made, and give that file to export/from_onnx.py"
 _HEAD_BYTES = 512
 _TORCH_BEFORE_ZIP = rb"\x02\x8a\x0al\xfc\x9cF\xf9"
-"""How the first pickle of a file goes on that an early `torch.save` wrote: its magic number."""
+"""An early `torch.save`'s magic number, which follows the first byte of the file."""
 
 _ARCHIVE = "is an archive: unpack it, and give the file in it"
 SAVED_MODEL = "is a TensorFlow SavedModel: python -m tf2onnx.convert writes what export/from_onnx.py takes"
-_KERAS = "is a file of Keras: model.export('model.onnx', format='onnx') there, and export/from_onnx.py takes that"
+_KERAS = "is a file of Keras: there, model.export('model.onnx', format='onnx') writes what export/from_onnx.py takes"
 
 _FIRST_BYTES: Sequence[tuple[bytes, str]] = (
     (rb"\Z", "is empty: copy it again"),
@@ -40,12 +40,12 @@ _MEMBERS: Sequence[tuple[str, str]] = (
     (
         r"/code/__torch__|/constants\.pkl$",
         "is a TorchScript program: torch.save(torch.jit.load('FILE').state_dict(), 'weights.pth') writes its"
-        " parameters, or torch.onnx.export it, and export/from_onnx.py takes that",
+        " parameters, or torch.onnx.export writes what export/from_onnx.py takes",
     ),
     (
         r"/archive_format$|serialized_exported_program\.json$",
         "is a program of torch.export: torch.save(torch.export.load('FILE').state_dict, 'weights.pth') writes its"
-        " parameters, or torch.onnx.export it, and export/from_onnx.py takes that",
+        " parameters, or torch.onnx.export writes what export/from_onnx.py takes",
     ),
     (r"^model\.weights\.h5$", _KERAS),
     (r"\.npy$", f"is an archive of NumPy arrays, as JAX's networks are published: {BY_ONNX}"),
@@ -59,22 +59,22 @@ _PARAMETERS: Sequence[tuple[str, str]] = (
     (
         r"(^|\.)(encoder_[qk]|(base|momentum)_encoder|projector|projection_head|prototypes)\.|^(student|teacher)\..*head\."
         r"|(^|\.)(mlp_head|head\.mlp|head\.last_layer)\.",
-        "is self-supervised pre-training (as DINO's or MoCo's), whose encoder tells no classes apart: train a last"
-        " layer on it, and export what comes of that",
+        "is self-supervised pre-training (as DINO's or MoCo's), whose encoder cannot tell classes apart: train a last"
+        " layer on it, and export the result",
     ),
     (r"(^|\.)(rpn|roi_heads|bbox_head|backbone\.fpn)\.", "is of a detector of objects, not of a classifier"),
     (r"(^|\.)(aux_classifier|decode_head)\.", "is of a network that segments images, not of a classifier"),
-    (r"^0\.4\.0\.conv1\.weight$", f"is of a body and a head as fastai builds them, which have no name here: {BY_ONNX}"),
-    (r"(^|\.)(attn|attention|self_attention)\.", f"is of a transformer, which has no name here: {BY_ONNX}"),
-    (r"(^|\.)(features|blocks|stages)\.\d", f"is of a network that has no name here: {BY_ONNX}"),
+    (r"^0\.4\.0\.conv1\.weight$", f"is of a body and a head as fastai builds them, not supported here: {BY_ONNX}"),
+    (r"(^|\.)(attn|attention|self_attention)\.", f"is of a transformer, which is not supported here: {BY_ONNX}"),
+    (r"(^|\.)(features|blocks|stages)\.\d", f"is of a network that is not supported here: {BY_ONNX}"),
 )
 
 
 def file(path: Path) -> str | None:
-    """Say what a file is that is no checkpoint; None of one that may be a checkpoint.
+    """Say what a file is if it is not a checkpoint; None if it may be one.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     sentence = _file(path)
     return sentence and sentence.replace("FILE", str(path))
@@ -95,12 +95,12 @@ def _file(path: Path) -> str | None:
 
 
 def is_safetensors(path: Path) -> bool:
-    """Tell it by its first bytes, whatever its name is: the length of a header, and the JSON that begins there."""
+    """Whether a file begins as safetensors does, whatever its name: with the length of a header, then JSON."""
     return re.match(rb".{8}\{\s*[\"}]", _first_bytes(path), re.DOTALL) is not None
 
 
 def network(names: Iterable[str]) -> str | None:
-    """Say which network parameters of these names are of, where it is known to be none that can be exported."""
+    """Say which network parameters of these names belong to, if it is known and cannot be exported; else None."""
     listed = list(names)
     for pattern, sentence in _PARAMETERS:
         if any(re.search(pattern, name) for name in listed):

@@ -1,4 +1,4 @@
-"""What a message tells people to run, as it fits the way this code came here: in a clone, or copied into an image."""
+"""Commands that error messages suggest, as they fit this installation: a clone, or a container image."""
 
 import os
 import shlex
@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = frozenset({"models", "export", "server", "loadtest"})
-"""Of this code."""
+"""This project's own top-level packages."""
 
 EXTRAS: Mapping[str, str] = {
     "cuda": "tensorrt-rtx",
@@ -35,11 +35,11 @@ EXTRAS: Mapping[str, str] = {
     "torch": "export",
     "tqdm": "export",
 }
-"""The extra of pyproject.toml that installs a module, of those that the server does not depend on."""
+"""Modules that the server does not depend on, and the extra of pyproject.toml that installs each."""
 
 
 def install(name: str) -> str:
-    """Say how an extra is installed; in an image, whose user can install nothing, how one is built that has it."""
+    """Say how to install an extra; in an image, where nothing can be installed, how to build one that has it."""
     if not _is_clone():
         return f"build the image with --build-arg EXTRAS={name} (docs/guides/containers.md)"
     what = shlex.quote(f"{_name(ROOT)}[{name}]")
@@ -47,14 +47,14 @@ def install(name: str) -> str:
 
 
 def packages(*requirements: str) -> str:
-    """Say how packages are installed that no extra has."""
+    """Say how to install packages that no extra has."""
     if not _is_clone():
         return f"build an image that has {' and '.join(requirements)} (docs/guides/containers.md)"
     return f"{_python()} -m pip install {' '.join(requirements)}"
 
 
 def export(command: str, *arguments: str) -> str:
-    """Say how a command of `export/`, such as `to_onnx`, is run with these arguments."""
+    """Say how to run a command of `export/`, such as `to_onnx`, with these arguments."""
     file, given = f"export/{command}.py", "".join(f" {shlex.quote(argument)}" for argument in arguments)
     if not (ROOT / file).is_file():
         return f"{file}{given} in the export image (docs/guides/containers.md)"
@@ -62,7 +62,7 @@ def export(command: str, *arguments: str) -> str:
 
 
 def missing(module: str) -> str:
-    """Say that a module is not installed, and what installs it: its extra, or what the server needs."""
+    """Say that a module is not installed, and how to install it."""
     package = module.partition(".")[0]
     if package in EXTRAS:
         return f"{module} is not installed: {install(EXTRAS[package])}"
@@ -76,11 +76,14 @@ def _is_clone() -> bool:
 
 
 def _python() -> str:
-    """How a shell in the current folder starts the Python that runs."""
+    """The command that starts this Python from a shell in the current folder."""
     return "python" if shutil.which("python") == sys.executable else shlex.quote(_name(Path(sys.executable)))
 
 
 def _name(path: Path) -> str:
-    """Of a path, from the current folder where it is below that. Links stay: a virtual environment's Python is one."""
-    here = Path(os.path.abspath("."))  # noqa: PTH100 as `path` is, with its links
+    """The path, relative to the current folder if it is below that.
+
+    Links are not resolved: a virtual environment's Python is one.
+    """
+    here = Path(os.path.abspath("."))  # noqa: PTH100 it keeps links, as `path` does
     return str(path.relative_to(here) if path.is_relative_to(here) else path)

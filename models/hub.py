@@ -1,8 +1,8 @@
-"""Models as people publish them: a repository of the Hugging Face Hub, or a folder with the same files.
+"""Published models: a repository of the Hugging Face Hub, or a folder with the same files.
 
-`hf:OWNER/NAME` or `hf:OWNER/NAME@REVISION` names the one (a revision is a branch, a tag or a commit), a path the other.
-What is fetched goes through `huggingface_hub`: its cache, its tokens and its environment variables are those that users
-of the hub have. All files of one export are of one commit.
+`hf:OWNER/NAME` or `hf:OWNER/NAME@REVISION` names a repository (a revision is a branch, a tag or a commit), a path names
+a folder. `huggingface_hub` downloads the files, with its usual cache, tokens and environment variables. All files of
+one export come from one commit.
 """
 
 import os
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 PREFIX = "hf:"
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 SAFE, SHARDED, PICKLE = "model.safetensors", "model" + shards.SUFFIX, "pytorch_model.bin"
-"""The files that both libraries write: of large models an index, and before safetensors a pickle."""
+"""Weights as both libraries write them: one file, an index for a large model, or a pickle from before safetensors."""
 ANSWER_TIMEOUT_S = 10.0
 _NAME = re.compile(r"hf:(?P<repository>[\w.-]+/[\w.-]+|[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 _MAX_LISTED = 6
@@ -29,7 +29,7 @@ _T = TypeVar("_T")
 
 
 class SourceError(ExpectedError):
-    """A repository or folder cannot be had, or lacks a file; the message says what to do."""
+    """A repository or folder cannot be read, or lacks a file; the message says what to do."""
 
 
 class UnreachableHubError(SourceError):
@@ -38,33 +38,33 @@ class UnreachableHubError(SourceError):
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder of the user's."""
+    """A folder on this machine."""
 
     path: Path
 
     @property
     def origin(self) -> str:
-        """Its name, without where it lies on this machine."""
+        """The folder's name, without the folders above it."""
         return self.path.resolve().name
 
     @property
     def title(self) -> str:
-        """What the model may be called."""
+        """Default name for the model."""
         return self.origin
 
     def has(self, name: str) -> bool:
-        """Tell whether there is a file of that name."""
+        """Whether there is a file of that name."""
         return (self.path / name).is_file()
 
     def file(self, name: str) -> Path:
-        """Return the file of that name, which is there."""
+        """Return the path of a file that exists."""
         return self.path / name
 
     def names(self) -> frozenset[str]:
-        """Name all that is in it.
+        """Return the names of everything in the folder.
 
         Raises:
-            SourceError: it cannot be read.
+            SourceError: the folder cannot be read.
         """
         try:
             return frozenset(path.name for path in self.path.iterdir())
@@ -78,36 +78,36 @@ class Repository:
 
     name: str
     commit: str
-    """All 40 digits."""
+    """All 40 hex digits."""
     files: frozenset[str] | None
-    """None: the hub was not asked; what the cache has counts."""
+    """None: the hub was not asked, and only files in the cache count."""
 
     @property
     def origin(self) -> str:
-        """As it can be asked for again."""
+        """The source that names this commit again."""
         return f"{PREFIX}{self.name}@{self.commit}"
 
     @property
     def title(self) -> str:
-        """What the model may be called."""
+        """Default name for the model."""
         return self.name.rpartition("/")[2]
 
     def has(self, name: str) -> bool:
-        """Tell whether there is a file of that name."""
+        """Whether there is a file of that name."""
         return _cached(self.name, name, self.commit) is not None if self.files is None else name in self.files
 
     def file(self, name: str) -> Path:
-        """Return the file of that name, which is there, fetched into the hub's cache where needed.
+        """Return the path of a file that exists, downloaded into the hub's cache if needed.
 
         Raises:
-            SourceError: it cannot be had.
+            SourceError: the file cannot be downloaded.
         """
         from huggingface_hub import hf_hub_download  # takes a quarter of a second, and only the hub needs it
 
         return _answered(lambda: Path(hf_hub_download(self.name, name, revision=self.commit)), self.name, self.commit)
 
     def names(self) -> frozenset[str]:
-        """Name all that is in it, as far as it is known."""
+        """Return the names of all files, as far as they are known."""
         return self.files or frozenset(name for name in (CONFIG, PREPROCESSOR, SAFE, SHARDED, PICKLE) if self.has(name))
 
 
@@ -115,16 +115,16 @@ Place = Folder | Repository
 
 
 def is_place(name: str) -> bool:
-    """Tell whether a source is named by where its files are: no name of a network or model looks like that."""
+    """Whether a source is a path or a place on the hub; names of networks and models never look like one."""
     return name.startswith(PREFIX) or os.sep in name
 
 
 def locate(name: str) -> Place:
-    """Find the repository or the folder that is named; of a repository, ask for the commit.
+    """Find the folder or the repository of that name; ask the hub for the repository's commit.
 
     Raises:
-        UnreachableHubError: the hub does not answer, and it was not asked for this model before.
-        SourceError: there is none of that name, or it is not for this user.
+        UnreachableHubError: the hub does not answer, and its cache does not have the model.
+        SourceError: there is no such place, or this user may not read it.
     """
     if not name.startswith(PREFIX):
         return _folder(name)
@@ -164,7 +164,7 @@ def _repository(name: str, revision: str | None) -> Repository:
     try:
         if is_offline_mode():
             raise UnreachableHubError(
-                f"{PREFIX}{name} is not in the hub's cache, and HF_HUB_OFFLINE is set: fetch it once without"
+                f"{PREFIX}{name} is not in the hub's cache, and HF_HUB_OFFLINE is set: unset it to download it"
             )
         files = frozenset(file.rfilename for file in _answered(ask, name, revision).siblings or ())
     except UnreachableHubError:
@@ -173,13 +173,13 @@ def _repository(name: str, revision: str | None) -> Repository:
         raise
     if CONFIG not in files:
         raise SourceError(_no_config(f"{PREFIX}{name}", files))
-    # By the branch, so that the cache knows its commit without the hub.
+    # Requested by branch, so that the cache later knows the branch's commit without the hub.
     config = _answered(lambda: Path(hf_hub_download(name, CONFIG, revision=revision)), name, revision)
     return Repository(name, config.parent.name, files)
 
 
 def _cached(repository: str, name: str, revision: str) -> Path | None:
-    """Return a file as it was fetched before, None where it was not."""
+    """Return a file from the hub's cache; None if it is not there."""
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(repository, name, revision=revision)
@@ -187,7 +187,7 @@ def _cached(repository: str, name: str, revision: str) -> Path | None:
 
 
 def _answered(ask: Callable[[], _T], repository: str, revision: str | None) -> _T:
-    """Ask the hub; whatever it refuses becomes one line that says what to do."""
+    """Ask the hub, and turn a refusal into a one-line error that says what to do."""
     import httpx2
     from huggingface_hub import errors
 
@@ -201,7 +201,7 @@ def _answered(ask: Callable[[], _T], repository: str, revision: str | None) -> _
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise SourceError(
-            f"the hub has no model {repository}, or it is private: mend the name; for a private one log in with"
+            f"the hub has no model {repository}, or it is private: correct the name; for a private one log in with"
             " `hf auth login`, or set HF_TOKEN to a token that may read it"
         ) from error
     except errors.RevisionNotFoundError as error:
@@ -213,15 +213,15 @@ def _answered(ask: Callable[[], _T], repository: str, revision: str | None) -> _
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, httpx2.HTTPError) as error:
         reason = error.__cause__ or error
         raise UnreachableHubError(
-            f"{name}: {_endpoint()} does not answer ({_first_line(reason)}), and the cache does not have it; a mirror's"
-            " address goes in HF_ENDPOINT, a folder with its files is a source, too"
+            f"{name}: {_endpoint()} does not answer ({_first_line(reason)}), and the cache does not have it: set"
+            " HF_ENDPOINT to a mirror's address, or give a folder with its files"
         ) from error
     except OSError as error:
-        raise SourceError(f"{name} cannot be kept in the hub's cache: {error}; HF_HOME names another place") from error
+        raise SourceError(f"{name} cannot be stored in the hub's cache: {error}; HF_HOME can name another") from error
 
 
 def _refused(name: str, error: "OSError") -> NoReturn:
-    """Tell of a status that has no class of its own."""
+    """Report a status that has no error class of its own."""
     response = getattr(error, "response", None)
     status = getattr(response, "status_code", 0)
     if status in (401, 403):
@@ -256,7 +256,7 @@ def _no_config(name: str, files: Iterable[str]) -> str:
 
 
 def listed(files: Iterable[str]) -> str:
-    """Name some of the files of a place, for a message."""
+    """Name the first few of a place's files, for a message."""
     names = sorted(files)
     return (
         ", ".join(names[:_MAX_LISTED]) + (f" and {len(names) - _MAX_LISTED} more" if names[_MAX_LISTED:] else "")

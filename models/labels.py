@@ -1,4 +1,4 @@
-"""The names of the classes: ImageNet's, CIFAR-10's, or those of a file."""
+"""The names of the classes: ImageNet's, CIFAR-10's, or those in a file."""
 
 import ast
 import codecs
@@ -26,9 +26,9 @@ _WITHIN = (
     "labels",
     "names",
 )
-"""Where a file of more than labels has them: transformers' and timm's config.json, and what others write."""
+"""Keys of labels in files that hold more: transformers' and timm's config.json, and other tools' files."""
 _COLUMNS = {"name", "label", "class", "class_name", "label_name", "category", "title", "id", "index", "class_id", "idx"}
-"""What tells a header from a row."""
+"""A first row with one of these is a header."""
 _WORDNET_ID = re.compile(r"n\d{8}")
 _SYNSET = re.compile(r"(n\d{8})[\s,:]+(\S.*)")
 _INDEXED = re.compile(r"(\d+)[\s,;:]+(\S.*)")
@@ -42,7 +42,8 @@ class LabelsError(ExpectedError):
 def imagenet() -> tuple[Label, ...]:
     """Return the 1000 classes of ImageNet, in the order of their WordNet ids, which is that of the class indices.
 
-    A label is the first word WordNet gives. Two pairs of classes share theirs (crane, maillot): their ids differ.
+    A label is WordNet's first word for the class. Two pairs of classes share a label (crane, maillot): their ids
+    differ.
     """
     return tuple(
         Label(
@@ -60,24 +61,24 @@ def cifar10() -> tuple[Label, ...]:
 
 
 def numbered(count: int) -> tuple[Label, ...]:
-    """Return labels for classes that nobody has named: "class 0", "class 1" and so on."""
+    """Return labels for unnamed classes: "class 0", "class 1" and so on."""
     return tuple(Label(label=f"class {index}") for index in range(count))
 
 
 KNOWN: Mapping[str, Callable[[], tuple[Label, ...]]] = {"imagenet": imagenet, "cifar10": cifar10}
-"""By names that may be given in place of a file."""
+"""Known classes, by the name that stands in place of a file."""
 
 
 def read(path: Path) -> tuple[Label, ...]:
-    """Read the names of classes in the forms in which people have them, in the order of the class indices.
+    """Read the names of classes, in the order of the class indices, from any of the usual formats.
 
-    A JSON list of names; JSON from indices to names (`id2label`, `imagenet_class_index.json`) or from names to indices
-    (`class_to_idx`), also within a `config.json`; CSV and TSV, with a header or without, with an index or without; text
-    with a name a line, or an index or a WordNet id and a name; the folder of a training set that has one for each
-    class, which torchvision counts in the order of their names. `imagenet` and `cifar10` are known without a file.
+    These are a JSON list of names; JSON from indices to names (`id2label`, `imagenet_class_index.json`) or from names
+    to indices (`class_to_idx`), also inside a `config.json`; CSV and TSV, with or without a header and an index; text
+    with one name per line, which an index or a WordNet id may precede; and a training set's folder with a subfolder
+    for each class, which torchvision numbers in the order of their names. `imagenet` and `cifar10` need no file.
 
     Raises:
-        LabelsError: it cannot be read, or holds something other than labels; it names the line.
+        LabelsError: the file cannot be read, or holds something other than labels; the message names the line.
     """
     if str(path) in KNOWN and not path.exists():
         return KNOWN[str(path)]()
@@ -99,10 +100,10 @@ def read(path: Path) -> tuple[Label, ...]:
 
 @dataclass(frozen=True)
 class _Entry:
-    """One class as a file has it."""
+    """One class as a file lists it."""
 
     place: str
-    """Where in the file."""
+    """Its position in the file, for messages."""
     name: object
     index: int | None = None
     """None: the entries are in the order of the classes."""
@@ -135,7 +136,7 @@ def _entries(text: str, suffix: str) -> list[_Entry]:
 
 
 def _data(text: str) -> object:
-    """JSON, or the dict of Python that ImageNet's classes are often published as."""
+    """Parse JSON, or a Python dict, as which ImageNet's classes are often published."""
     try:
         return json.loads(text)
     except ValueError:
@@ -199,13 +200,13 @@ def _of_lines(rows: list[str], first: int) -> list[_Entry]:
 
 
 def _labels(entries: list[_Entry]) -> tuple[Label, ...]:
-    """Put classes in their order, each with a name of its own."""
+    """Sort the classes by index; refuse gaps and repeated names."""
     if not entries:
         raise LabelsError("it names no class")
     if any(entry.index is not None for entry in entries):
         entries = sorted(entries, key=lambda entry: entry.index or 0)
         if [entry.index for entry in entries] == list(range(1, len(entries) + 1)):
-            raise LabelsError("it counts its classes from 1: they are counted from 0")
+            raise LabelsError("it numbers its classes from 1: number them from 0")
         for index, entry in enumerate(entries):
             if entry.index != index:
                 what = "twice" if index and entry.index == entries[index - 1].index else f"and not {index}"

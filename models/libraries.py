@@ -1,4 +1,4 @@
-"""Networks that only another library defines, built by that library where it is installed."""
+"""Builds networks that only timm or transformers defines, with that library."""
 
 import importlib
 from collections.abc import Mapping
@@ -81,7 +81,7 @@ def _imported(library: str, network: str) -> ModuleType:
         return importlib.import_module(library)
     except Exception as error:  # an incompatible dependency of the library may raise anything
         raise LibraryError(
-            f"{network} is a network that only {library} defines, and that cannot be imported ({_reason(error)}):"
+            f"{network} is a network that only {library} defines, and {library} cannot be imported ({_reason(error)}):"
             f" {hints.install(library)}"
         ) from error
 

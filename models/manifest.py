@@ -57,7 +57,7 @@ convolutions and fully connected layers, except the first convolution."""
 OnnxBackend = Literal["onnx", "openvino"]
 """Backends that run ONNX files."""
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
-"""Number format of a file. For bf16 only the arithmetic has it: the file is the FP32 one."""
+"""Number format of a file. bf16 applies to the arithmetic alone: the file is the FP32 one."""
 
 
 class ManifestError(ValueError):
@@ -487,7 +487,7 @@ class Manifest(_Record):
         if self.top_k > self.num_classes:
             raise ValueError(f"top_k {self.top_k} is more than the {self.num_classes} classes")
         if self.confidence and self.activation != "softmax":
-            raise ValueError(f"confidence is calibrated for one class an image, which {self.activation} is not")
+            raise ValueError(f"confidence is calibrated for one class per image (softmax), not for {self.activation}")
         if self.num_classes == 1 and self.activation == "softmax":
             raise ValueError("softmax of one class is always 1: export the network with --activation sigmoid")
         if self.bound_to not in (None, self.backend):
@@ -613,7 +613,7 @@ class Cascade(_Combined):
     def _consistent(self) -> Self:
         *others, last = self.members
         if last.rule is not None or not all(member.rule for member in others):
-            raise ValueError("each member of a cascade has a rule, but for the last")
+            raise ValueError("each member of a cascade except the last must have a rule")
         if len({member.name for member in self.members}) < len(self.members):
             raise ValueError("no member of a cascade may be named twice")
         return self

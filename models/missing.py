@@ -9,7 +9,7 @@ from models import hints
 
 
 def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Replace `sys.excepthook`: one line if our code imports a missing package of others, else a traceback as usual."""
+    """Stand in for `sys.excepthook`: one line if our code imports a missing third-party package, else a traceback."""
     if isinstance(error, ModuleNotFoundError) and error.name and _is_of_others(error.name) and _is_by_us(trace):
         print(f"error: {hints.missing(error.name)}", file=sys.stderr)
     else:

@@ -144,7 +144,7 @@ def _distinct(architecture: Architecture) -> Architecture:
 def _shapes_of(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         shapes = _shapes(ResNet(architecture, 1).state_dict())
-    if len(architecture.depths) == 1:  # it has another shape in the whole network
+    if len(architecture.depths) == 1:  # its shape is another in the whole network
         shapes = {name: shape for name, shape in shapes.items() if not name.startswith("last_bn.")}
     return shapes
 

@@ -44,9 +44,9 @@ def first_weight(network: nn.Module) -> str:
 
 
 def see_grey(network: nn.Module) -> None:
-    """Make a network take one channel; it then answers as before to an image with that channel three times."""
+    """Make a network take one channel; its answers are those for an image that repeats this channel three times."""
     first = network.get_submodule(first_weight(network).rpartition(".")[0])
     if not isinstance(first, nn.Conv2d):
-        raise TypeError(f"{first} is no convolution")
+        raise TypeError(f"{first} is not a convolution")
     first.in_channels = 1
     first.weight = nn.Parameter(first.weight.detach().sum(1, keepdim=True))

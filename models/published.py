@@ -1,6 +1,6 @@
 """Reads everything that a published model's files say about it, except its parameters.
 
-The preprocessing is that of the library that wrote the files, at inference. Neither that library nor torch is needed.
+The preprocessing is what the library that wrote the files does at inference. Neither that library nor torch is needed.
 """
 
 from models import config, hub, timm_config, transformers_config

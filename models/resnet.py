@@ -1,10 +1,10 @@
-"""One definition for ResNet, its pre-activation form, plain networks, ResNeXt, Wide ResNet, the CIFAR family, and what
-timm varies of these.
+"""One definition for ResNet, its pre-activation form, plain networks, ResNeXt, Wide ResNet, the CIFAR family, and
+timm's variants of these.
 
-The papers are named in `models.architectures`. Parameter names and shapes are those of torchvision and timm, so that
-their published files load unchanged. Pre-activation networks have the same names, where timm's are others
-(`models.names`): `bn1` comes before `conv1` (the first block has none, where the stem's serves it), a projection has no
-batch norm, and `last_bn` lies between the last block and the pooling.
+`models.architectures` names the papers. Parameter names and shapes are those of torchvision and timm, so that their
+published files load unchanged. Pre-activation networks keep these names, too, although timm has others (`models.names`
+translates them): `bn1` comes before `conv1` (the first block has none if the stem has one), a projection has no batch
+norm, and `last_bn` lies between the last block and the pooling.
 """
 
 import math
@@ -44,17 +44,17 @@ class ZeroPadShortcut(nn.Module):
 
 
 def _shortcut(architecture: Architecture, inputs: int, outputs: int, stride: int) -> nn.Module | None:
-    """Build what lies between a block's input and its sum; None is the identity."""
+    """Build the path from a block's input to its sum; None is the identity."""
     if architecture.style == "plain" or (architecture.shortcut != "C" and stride == 1 and inputs == outputs):
         return None
     if architecture.shortcut == "A":
         return ZeroPadShortcut(inputs, outputs, stride)
     layers: list[nn.Module] = []
     if architecture.pooled_shortcut:
-        # Of a last row or column that is alone, the mean is its own.
+        # An odd last row or column is averaged by itself.
         layers.append(nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False) if stride == 2 else nn.Identity())
     layers.append(_conv(inputs, outputs, 1, 1 if architecture.pooled_shortcut else stride))
-    if architecture.style != "pre-activation":  # whose input is normalised already
+    if architecture.style != "pre-activation":  # there, the input is normalised already
         layers.append(_norm(architecture, outputs))
     return nn.Sequential(*layers)
 
@@ -71,7 +71,7 @@ def _last_norm(architecture: Architecture, channels: int) -> nn.BatchNorm2d | nn
 
 
 class SqueezeExcitation(nn.Module):
-    """Weighs channels by their means, through two layers."""
+    """Weights each channel by a factor that two layers compute from the channels' means."""
 
     def __init__(self, channels: int, reduction: int) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class SqueezeExcitation(nn.Module):
 
 
 class EfficientChannelAttention(nn.Module):
-    """Weighs channels by their means, through a convolution over neighbouring channels."""
+    """Weights each channel by a factor that a convolution computes from the means of neighbouring channels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -129,9 +129,9 @@ class BlurPool(nn.Module):
 
 
 class ZeroBorder(nn.Module):
-    """Zeros around an image.
+    """Adds a border of zeros to an image.
 
-    ONNX Runtime would move a padding by zeros into the pooling after it, where it counts for nothing; not these.
+    ONNX Runtime would move an ordinary padding by zeros into the pooling after it, which ignores its padding.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ class ZeroBorder(nn.Module):
 
 
 def _anti_aliasing(architecture: Architecture, channels: int, stride: int) -> nn.Module:
-    """Build what halves the resolution after a convolution that would have done it by its stride."""
+    """Build the layer that halves the resolution in place of a convolution's stride."""
     if stride == 1 or architecture.anti_aliasing is None:
         return nn.Identity()
     return nn.AvgPool2d(2) if architecture.anti_aliasing == "mean" else BlurPool(channels)
@@ -263,7 +263,7 @@ class GlobalAveragePool(nn.Module):
 
 
 def _stem(architecture: Architecture) -> tuple[OrderedDict[str, nn.Module], int]:
-    """Build what comes before the first block, and say how many channels it gives."""
+    """Build the layers before the first block; return them and their number of output channels."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     channels = architecture.width
     if architecture.cifar:
@@ -306,15 +306,15 @@ def _stem_pool(architecture: Architecture, channels: int) -> nn.Module:
 
 
 def _standardised(weight: Tensor) -> Tensor:
-    """Give the weights of each filter, [outputs, ...], mean 0 and variance 1; float64, to be rounded once."""
+    """Scale the weights of each filter, [outputs, ...], to mean 0 and variance 1; float64, to be rounded once."""
     variance, mean = torch.var_mean(weight.double(), dim=(1, 2, 3), correction=0, keepdim=True)
     return (weight - mean) / (variance + 1e-8).sqrt()  # 1e-8: [BiT]'s models
 
 
 def _standardise_loaded(_: nn.Module, state: dict[str, Tensor], prefix: str, *_rest: object) -> None:
-    """Standardise the filters that are about to be loaded, so that it need not be done for each image.
+    """Standardise the filters once as they are loaded, instead of for each image.
 
-    To do it again changes next to nothing.
+    Standardising them again changes next to nothing.
     """
     for name, tensor in state.items():
         if name.startswith(prefix) and tensor.ndim == 4:
@@ -322,7 +322,7 @@ def _standardise_loaded(_: nn.Module, state: dict[str, Tensor], prefix: str, *_r
 
 
 class ResNet(nn.Sequential):
-    """From normalised images float32[N, 3, H, W] to logits float32[N, num_classes]."""
+    """Maps normalised images float32[N, 3, H, W] to logits float32[N, num_classes]."""
 
     def __init__(self, architecture: Architecture, num_classes: int) -> None:
         width = architecture.width
@@ -337,8 +337,8 @@ class ResNet(nn.Sequential):
             layers[f"layer{stage + 1}"] = nn.Sequential(*blocks)
         if architecture.style == "pre-activation":
             if architecture.stem_norm:
-                # Appendix of arXiv:1603.05027: the first activation is right after the stem, before the two paths part,
-                # and there is one more after the last sum.
+                # Appendix of arXiv:1603.05027: the first activation follows the stem directly, before the paths split,
+                # and another follows the last sum.
                 layers["layer1"].set_submodule("0.bn1", nn.Identity())
                 layers["layer1"].set_submodule("0.relu1", nn.Identity())
             layers["last_bn"] = _norm(architecture, channels)
@@ -347,7 +347,7 @@ class ResNet(nn.Sequential):
         layers["fc"] = nn.Linear(channels, num_classes)
         super().__init__(layers)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d) and not module.weight.is_meta:  # on which it would take seconds
+            if isinstance(module, nn.Conv2d) and not module.weight.is_meta:  # initialising those takes seconds
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 if architecture.standardised:
                     module.weight.data = _standardised(module.weight.data).float()

@@ -1,4 +1,4 @@
-"""Parameters in several files: an index, `model.safetensors.index.json`, and beside it the files that it names."""
+"""Parameters split over several files: an index, `model.safetensors.index.json`, and the files that it names."""
 
 import json
 from pathlib import Path
@@ -9,14 +9,14 @@ SUFFIX = ".safetensors.index.json"
 
 
 class ShardsError(ExpectedError):
-    """An index cannot be read, or names what does not lie beside it."""
+    """An index cannot be read, or names something other than a file beside it."""
 
 
 def names(path: Path) -> tuple[str, ...]:
-    """Name the files of an index, in their order; of any other file, none.
+    """Return the names of the files that an index lists, sorted; () if `path` is not an index.
 
     Raises:
-        ShardsError: it is no index as safetensors' libraries write it.
+        ShardsError: the index is not as the safetensors libraries write it.
     """
     if not path.name.endswith(SUFFIX):
         return ()
@@ -32,7 +32,7 @@ def names(path: Path) -> tuple[str, ...]:
 
 
 def files(path: Path) -> tuple[Path, ...]:
-    """Return the files that the parameters are in: those of an index, or the file itself.
+    """Return the files that hold the parameters: those that an index lists, or the file itself.
 
     Raises:
         ShardsError: see `names`.

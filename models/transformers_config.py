@@ -1,4 +1,4 @@
-"""transformers' `config.json` and `preprocessor_config.json`: the network, its classes, what is done to images."""
+"""Reads transformers' `config.json` and `preprocessor_config.json`: the network, its classes, its preprocessing."""
 
 import re
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from models.zoo import IMAGENET_MEAN, IMAGENET_STD
 
 
 class _Model(Config):
-    """Defaults are those of `PreTrainedConfig`, whose files leave them out."""
+    """Defaults are those of `PreTrainedConfig`, which files omit."""
 
     model_type: str
     architectures: tuple[str, ...] = ()
@@ -41,7 +41,7 @@ def read(content: Mapping[str, Any], place: Place) -> Published:
     """Read a config, and that of the image processor beside it.
 
     Raises:
-        SourceError: it is not as transformers write it, or of no image classifier.
+        SourceError: the config is not as transformers writes it, or the model is not an image classifier.
     """
     found = config.checked(_Model, content, place)
     if not any(name.endswith("ForImageClassification") for name in found.architectures):
@@ -50,7 +50,7 @@ def read(content: Mapping[str, Any], place: Place) -> Published:
     if found.problem_type == "regression":
         raise SourceError(f"{place.origin} is a regression: it has no classes to answer with")
     if found.num_channels != 3:
-        raise SourceError(f"{place.origin} sees {found.num_channels} channels, and images here have 3")
+        raise SourceError(f"{place.origin} takes {found.num_channels} channels, but images here have 3")
     classes, named = _labels(found, place)
     several = found.problem_type == "multi_label_classification" or len(classes) == 1
     ours = _our_resnet(config.checked(_ResNet, content, place)) if found.model_type == "resnet" else None
@@ -64,7 +64,7 @@ def read(content: Mapping[str, Any], place: Place) -> Published:
 
 
 def _labels(found: _Model, place: Place) -> tuple[tuple[Label, ...], bool]:
-    """Read the labels, and whether they are names."""
+    """Return the labels, and whether they are real names."""
     count = len(found.id2label)
     if sorted(found.id2label) != list(range(count)):
         raise SourceError(f"id2label of {place.origin} does not number its classes from 0 on: give --labels FILE")
@@ -78,7 +78,7 @@ def _labels(found: _Model, place: Place) -> tuple[tuple[Label, ...], bool]:
 
 
 def _our_resnet(found: _ResNet) -> Ours | None:
-    """Find the network in our definition; None where that lacks something of it."""
+    """Describe the network in the terms of `models.resnet`; None if these do not suffice."""
     plain = Architecture(found.depths, found.layer_type, width=found.embedding_size)
     expansion = 4 if found.layer_type == "bottleneck" else 1
     sizes = tuple(found.embedding_size * expansion << stage for stage in range(len(found.depths)))
@@ -94,9 +94,9 @@ def _our_resnet(found: _ResNet) -> Ours | None:
 
 
 _FILTERS: Mapping[int, str] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
-"""Pillow's numbers, which the files have."""
+"""Pillow's numbers, as the files have them."""
 _SMALL_CONVNEXT = 384
-"""Below it, ConvNext's processor crops; from it on, it squashes."""
+"""Smallest side in pixels to which ConvNext's processor squashes images; to smaller sides it crops them."""
 _CLIP: Mapping[str, Any] = {
     "size": {"shortest_edge": 224},
     "do_center_crop": True,
@@ -121,7 +121,7 @@ _PROCESSORS: Mapping[str, Mapping[str, Any]] = {
     "MobileNetV2": _MOBILE_NET,
     "EfficientNet": {"size": {"height": 346, "width": 346}, "crop_size": 289, "include_top": True},
 }
-"""What each image processor takes for granted, where that differs from `_Processor`."""
+"""Each image processor's defaults, where they differ from those of `_Processor`."""
 _PROCESSOR_OF: Mapping[str, str] = {
     "bit": "BitImageProcessor",
     "convnext": "ConvNextImageProcessor",
@@ -129,7 +129,7 @@ _PROCESSOR_OF: Mapping[str, str] = {
     "resnet": "ConvNextImageProcessor",
     "vit": "ViTImageProcessor",
 }
-"""By `model_type`, what `AutoImageProcessor` takes where the file does not name one."""
+"""By `model_type`: the processor that `AutoImageProcessor` uses if the file names none."""
 
 
 class _Processor(Config):
@@ -145,13 +145,13 @@ class _Processor(Config):
     image_mean: tuple[float, ...] | float = 0.5
     image_std: tuple[float, ...] | float = 0.5
     rescale_offset: bool = False
-    """of EfficientNet's: 1 is subtracted before the mean"""
+    """EfficientNet only: subtract 1 before the mean."""
     include_top: bool = False
-    """of EfficientNet's: it divides by the standard deviation once more"""
+    """EfficientNet only: divide by the standard deviation twice."""
 
 
 class _Geometry(NamedTuple):
-    """Those fields of `Preprocessing`."""
+    """The fields of `Preprocessing` with these names."""
 
     resize: int
     crop: tuple[int, int]
@@ -175,7 +175,7 @@ def _preprocessing(place: Place, model_type: str) -> Preprocessing | UnknownPrep
         processor = processor.model_copy(update={"size": {"shortest_edge": int(256 / 224 * side)}})
     geometry = _convnext(processor) if kind == "ConvNext" else _resized_and_cropped(processor)
     if geometry is None or not processor.do_resize:
-        return UnknownPreprocessingError(f"{said} does not make all images the same size, or not as we do")
+        return UnknownPreprocessingError(f"{said} does not make all images the same size in a way supported here")
     # It computes (pixel * factor - mean) / std, we (pixel / 255 - mean) / std.
     factor = 255 * processor.rescale_factor if processor.do_rescale else 255
     mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
@@ -203,7 +203,7 @@ def _convnext(processor: _Processor) -> _Geometry | None:
 
 
 def _resized_and_cropped(processor: _Processor) -> _Geometry | None:
-    """Say what the others do: `size`, then `crop_size` of its centre where `do_center_crop`."""
+    """Describe the other processors: resize to `size`, then cut `crop_size` from the centre if `do_center_crop`."""
     size, cropped = processor.size, processor.crop_size
     crop = (cropped, cropped) if isinstance(cropped, int) else (cropped.get("height", 0), cropped.get("width", 0))
     if (short := size.get("shortest_edge")) and not size.get("longest_edge"):
@@ -213,7 +213,7 @@ def _resized_and_cropped(processor: _Processor) -> _Geometry | None:
         return None
     if not processor.do_center_crop:
         return _Geometry(max(height, width), (height, width), "squash")
-    # Squashed to other proportions than the crop's is what we do not do.
+    # `Preprocessing` cannot squash to proportions other than the crop's.
     return _Geometry(max(height, width), crop, "squash") if height * crop[1] == width * crop[0] else None
 
 

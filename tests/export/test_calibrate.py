@@ -214,7 +214,7 @@ def test_temperature_is_taken_off_as_it_was_put_on(exported: Exported) -> None:
             (),
             "file of torch, which takes no temperature: calibrate and serve the ONNX",
         ),
-        ({}, ("--keep-known", "99.9"), "to keep 99.9 % of what is known takes 3996 images"),
+        ({}, ("--keep-known", "99.9"), "to keep 99.9 % of the known takes 3996 images"),
         ({}, ("--labels-from", "none"), "the images' classes are not known: put each into a folder"),
         ({}, ("--images", "black"), "8 images are too few"),
         ({}, ("--version", "7"), "has no tiny version 7"),
@@ -263,7 +263,7 @@ def test_temperature_that_does_not_exist_is_said_and_not_searched_for() -> None:
     right = np.eye(10, dtype=np.float32)
     with pytest.raises(confidence.ConfidenceError, match="right about all 10 images"):
         confidence.fit_temperature(right, np.arange(10))
-    with pytest.raises(confidence.ConfidenceError, match="no more than chance"):
+    with pytest.raises(confidence.ConfidenceError, match="no better than chance"):
         confidence.fit_temperature(right, (np.arange(10) + 1) % 10)
 
 

@@ -16,7 +16,7 @@ from models import architectures
 from tests.conftest import ROOT
 
 SELF_SUPERVISED = "is self-supervised pre-training"
-BY_ONNX = r"export it to ONNX where it was made, and export/from_onnx\.py takes that"
+BY_ONNX = r"export it to ONNX where it was made, and give that file to export/from_onnx\.py"
 COMES_IN = {
     *("averaged_model.pth", "bf16.pth", "binary_one_logit.pth", "bn_never_tracked.pth", "channels_last.pth"),
     *("classes21k.pth", "compiled.pth", "ddp.pth", "defaultdict.pth", "fc_dropout_linear.pth", "fc_nobias.pth"),
@@ -32,10 +32,10 @@ TOLD = {
     "distill.pth": r"more than one network: teacher\., student\.: choose with --prefix teacher\.",
     "empty.pth": "is empty: copy it again",
     "empty.safetensors": "is empty: copy it again",
-    "encoder_classifier.pth": "--head classifier takes that for the last layer",
+    "encoder_classifier.pth": "--head classifier uses that as the last layer",
     "exported.pt2": r"program of torch\.export: .*from_onnx\.py",
-    "fastai_learner_save.pth": rf"as fastai builds them, which have no name here: {BY_ONNX}",
-    "fc_mlp.pth": rf"a head of several layers has no name here: {BY_ONNX}",
+    "fastai_learner_save.pth": rf"as fastai builds them, not supported here: {BY_ONNX}",
+    "fc_mlp.pth": rf"a head of several layers is not supported here: {BY_ONNX}",
     "html.pth": "is a web page",
     "html.safetensors": "is a web page",
     "lfs_pointer.pth": "is a Git LFS pointer.*git lfs pull",
@@ -43,7 +43,7 @@ TOLD = {
     "moco_v2.pth.tar": SELF_SUPERVISED,
     "nan.pth": r"layer2\.0\.conv1\.weight is NaN or infinite",
     "negative_var.pth": r"layer2\.0\.bn1\.running_var is negative",
-    "no_running_stats.pth": "without means and variances of its own a batch norm",
+    "no_running_stats.pth": "without its own means and variances, a batch norm",
     "nofc.pth": r"has no last layer fc\.weight",
     "noperm.pth": "Permission denied|is no checkpoint",  # root may read it
     "quantized.pth": "is of a network that is quantised already",

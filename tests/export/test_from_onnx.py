@@ -229,7 +229,7 @@ def test_frozen_batch_is_freed(kind: str, tmp_path: Path, capsys: pytest.Capture
     make, size = FROZEN[kind]
     path = make(tmp_path / "theirs.onnx")
     assert run(path, tmp_path) == 0, capsys.readouterr().err
-    assert f"its batch is frozen at {size}, and is freed" in capsys.readouterr().out
+    assert f"its batch size is fixed at {size}, and is made free" in capsys.readouterr().out
     _, outputs = served(tmp_path)
     assert outputs.logits == pytest.approx(scores(path, normalised(), frozen=size), rel=1e-4, abs=1e-4)
 
@@ -252,7 +252,7 @@ def test_batch_that_cannot_be_freed_is_refused(tmp_path: Path, capfd: pytest.Cap
 def test_optimum_s_file_has_a_size_stated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     every = (0, 1, 2, 3)
     path = script(tmp_path / "model.onnx", Small(), inputs=["pixel_values"], outputs=["logits"], free=every)
-    assert "say with --crop" in refused(path, tmp_path, capsys)
+    assert "choose one with --crop" in refused(path, tmp_path, capsys)
     assert run(path, tmp_path, "--crop", str(SIDE)) == 0
     found, outputs = served(tmp_path)
     assert found.preprocessing.crop == (SIDE, SIDE)
@@ -512,7 +512,7 @@ REFUSED: dict[str, tuple[Make, str]] = {
     ),
     "an operator of its own": (
         lambda path: changed(path, own_operator),
-        "has operators of its own, com.example::Swishier",
+        "has custom operators, com.example::Swishier",
     ),
     "an opset of the future": (
         lambda path: changed(path, opset_of(99)),

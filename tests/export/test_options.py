@@ -55,9 +55,9 @@ def test_what_is_stated_replaces_what_is_known(line: str, changes: dict[str, Any
 @pytest.mark.parametrize(
     ("line", "mistake"),
     [
-        ("--crop 384", "--crop 384x384 of the centre needs --resize, too.*: 384 .*439"),
+        ("--crop 384", "--crop 384x384 of the centre also needs --resize.*: 384 .*439"),
         ("--resize 200", "crop 224x224 is larger than resize 200"),
-        ("--channels grey", "--channels grey needs a --mean and --std of its own"),
+        ("--channels grey", "--channels grey also needs its own --mean and --std"),
         ("--mean 0.5 0.5", "mean has 2 values, but rgb has 3"),
         ("--std 0", "std must be greater than 0"),
     ],

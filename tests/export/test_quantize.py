@@ -144,7 +144,7 @@ def test_too_few_images_decide_nothing_unless_asked_to(root: Path, capsys: pytes
             assert "nothing was added" in captured.err
             assert (everything(root) == before) == (arguments == () and not (root / f"{NAME}-fp16").exists())
         else:
-            assert "is undecided; it was added because you asked" in captured.out
+            assert "is undecided; it was added because of --accept-undecided" in captured.out
             made = manifest.read(root / f"{NAME}-fp16" / "1").conversion
             assert made is not None
             assert made.verdict == "undecided"

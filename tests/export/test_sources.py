@@ -219,11 +219,11 @@ def test_classes_without_names_are_numbered_and_said_to_be(
 @pytest.mark.parametrize(
     ("changes", "arguments", "message"),
     [
-        ({}, {"random": True}, "mine says itself what it is: --weights, --random-weights"),
-        ({}, {"checkpoint": Path("mine.pth")}, "says itself what it is"),
+        ({}, {"random": True}, "mine defines its own network and weights: --weights, --random-weights"),
+        ({}, {"checkpoint": Path("mine.pth")}, "defines its own network and weights"),
         ({}, {"num_classes": 4}, "mine has 3 classes, not 4"),
         ({"model.safetensors": None}, {}, r"mine has no model\.safetensors, but README\.md, config\.json"),
-        ({"preprocessor_config.json": None}, {}, r"does not say what is to be done to images.*--resize, --crop"),
+        ({"preprocessor_config.json": None}, {}, r"does not state its preprocessing.*--resize, --crop"),
         (
             {"preprocessor_config.json": None},
             {"stated": Stated(resize=64, crop=(64, 64), interpolation="bicubic")},

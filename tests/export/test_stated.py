@@ -152,7 +152,7 @@ def test_what_is_assumed_of_ones_own_weights_is_said(
     own = ["cifar_resnet20", "--weights", str(tmp_path / "mine.pth")]
     assert to_onnx.main(own) == 0
     said = capsys.readouterr().out
-    assert "assumed of how mine.pth was trained" in said
+    assert "assumed about how mine.pth was trained" in said
     assert "--resize 32 --crop 32x32 --crop-mode centre --interpolation bilinear --channels rgb" in said
     assert "--mean 0.485 0.456 0.406 --std 0.229 0.224 0.225" in said
     assert to_onnx.main([*own, "--mean", "0.5", "--std", "0.5"]) == 0
@@ -197,7 +197,7 @@ def test_weights_that_see_grey_are_told_before_the_export(network: nn.Module, tm
     torch.save(network.state_dict(), tmp_path / "mine.pth")
     sigmoid = Stated(activation="sigmoid")
     recipe = plan("cifar_resnet20", checkpoint=tmp_path / "mine.pth", num_classes=1, stated=sigmoid)
-    with pytest.raises(RecipeError, match="sees one channel: give --channels grey"):
+    with pytest.raises(RecipeError, match="takes one channel: give --channels grey"):
         recipe.build(tmp_path / "mine.pth")
 
 

@@ -281,7 +281,7 @@ def test_this_machines_gpu_is_the_target_where_none_is_named() -> None:
 @pytest.mark.parametrize(
     ("gpu", "refit", "message"),
     [
-        (None, False, "name --target, of sm75, sm80, sm86, sm89, sm120, sm121"),
+        (None, False, "give a --target, one of sm75, sm80, sm86, sm89, sm120, sm121"),
         (H200, False, "install TensorRT"),
         (None, True, "--refit needs an NVIDIA driver"),
     ],

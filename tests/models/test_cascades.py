@@ -49,7 +49,11 @@ def test_a_cascade_is_read_as_it_was_written_and_has_no_file(tmp_path: Path) -> 
 def test_all_members_but_the_last_have_a_rule_and_none_is_named_twice(tmp_path: Path) -> None:
     written = tiny.write_cascade(tmp_path, "both", [tiny.write(tmp_path, "first"), tiny.write(tmp_path, "last")])
     first, last = written.members
-    for members, mistake in (((first, first), "has a rule"), ((last, last), "has a rule"), ((last,), "at least 2")):
+    for members, mistake in (
+        ((first, first), "must have a rule"),
+        ((last, last), "must have a rule"),
+        ((last,), "at least 2"),
+    ):
         with pytest.raises(ValidationError, match=mistake):
             Cascade.model_validate(written.model_dump() | {"members": members})
     twice = (first, last.model_copy(update={"name": first.name}))

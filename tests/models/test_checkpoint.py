@@ -184,7 +184,7 @@ def test_last_layer_of_another_name_is_chosen(network: nn.Module, trained: dict[
     state = {f"encoder.{name}": tensor for name, tensor in trained.items() if not name.startswith("fc.")}
     state |= {f"top.{part}": trained[f"fc.{part}"] for part in ("weight", "bias")}
     path = saved(state, tmp_path / "weights.pth")
-    with pytest.raises(CheckpointError, match="--head top takes that for the last layer"):
+    with pytest.raises(CheckpointError, match="--head top uses that as the last layer"):
         checkpoint.read(path)
     checkpoint.load(network, checkpoint.read(path, head="top"), "weights.pth")
     assert_same(network, trained)
@@ -297,7 +297,7 @@ def test_code_that_torch_blocks_is_named_and_not_run(trained: dict[str, Tensor],
 
 def test_pickle_that_torch_cannot_read_alone_is_told(trained: dict[str, Tensor], tmp_path: Path) -> None:
     torch.save(trained, tmp_path / "weights.pth", pickle_protocol=4)
-    with pytest.raises(CheckpointError, match="with a pickle_protocol of its own"):
+    with pytest.raises(CheckpointError, match="with another pickle_protocol"):
         checkpoint.read(tmp_path / "weights.pth")
 
 

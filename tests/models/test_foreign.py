@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from models import checkpoint, networks
 from models.checkpoint import CheckpointError
 
-SELF_SUPERVISED = r"is self-supervised pre-training .* tells no classes apart: train a last layer on it"
-BY_ONNX = r"export it to ONNX where it was made, and export/from_onnx\.py takes that"
+SELF_SUPERVISED = r"is self-supervised pre-training .* cannot tell classes apart: train a last layer on it"
+BY_ONNX = r"export it to ONNX where it was made, and give that file to export/from_onnx\.py"
 
 
 @pytest.fixture(scope="module")
@@ -129,18 +129,18 @@ def first_is(value: float) -> Callable[[Tensor], Tensor]:
             },
             SELF_SUPERVISED,
         ),
-        (without_head, r"has no last layer fc\.weight: an encoder alone tells no classes apart"),
+        (without_head, r"has no last layer fc\.weight: an encoder alone cannot tell classes apart"),
         (
             lambda state: (
                 without_head(state)
                 | {f"fc.{at}.{part}": state[f"fc.{part}"] for at in (0, 3) for part in ("weight", "bias")}
             ),
-            rf"unexpected fc\.0\.weight.*head of several layers has no name here: {BY_ONNX}",
+            rf"unexpected fc\.0\.weight.*head of several layers is not supported here: {BY_ONNX}",
         ),
         (lambda state: {**state, "conv1.zero_point": torch.tensor(0)}, r"quantised already.*export/quantize\.py"),
         (lambda state: {"0.4.0.conv1.weight": state["conv1.weight"]}, rf"as fastai builds them.*{BY_ONNX}"),
         (lambda _: {"blocks.0.attn.qkv.weight": torch.zeros(3)}, rf"is of a transformer.*{BY_ONNX}"),
-        (lambda _: {"features.0.weight": torch.zeros(3)}, rf"network that has no name here: {BY_ONNX}"),
+        (lambda _: {"features.0.weight": torch.zeros(3)}, rf"network that is not supported here: {BY_ONNX}"),
         (lambda state: state | {"rpn.head.conv.weight": torch.zeros(3)}, "detector of objects"),
         (
             lambda state: {name: tensor for name, tensor in state.items() if "running" not in name},

@@ -118,7 +118,7 @@ def test_imagenet_s_own_repetitions_are_none(tmp_path: Path) -> None:
         ("labels.json", b'["cat", 1]', "entry 2 has 1 where a name is wanted"),
         ("labels.json", b'["cat", " "]', "entry 2 has ' ' where a name is wanted"),
         ("labels.json", b'["cat"', "it is no JSON"),
-        ("labels.json", b'{"cat": 1, "dog": 2}', "counts its classes from 1"),
+        ("labels.json", b'{"cat": 1, "dog": 2}', "numbers its classes from 1"),
         ("labels.json", b'{"cat": 0, "dog": 0}', "the index 0 is there twice"),
         ("labels.json", b'{"0": "cat", "2": "dog"}', "the index 2 is there and not 1"),
         ("labels.csv", b"0,cat\n1,dog, hot\n", "line 2 has 3 columns, line 1 has 2"),

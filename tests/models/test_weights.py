@@ -157,13 +157,13 @@ def test_silent_server_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_mirror_that_is_no_address_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(MIRROR_VARIABLE, "/srv/weights")
-    with pytest.raises(WeightsError, match=f"mend {MIRROR_VARIABLE}"):
+    with pytest.raises(WeightsError, match=f"correct {MIRROR_VARIABLE}"):
         obtain(FILE, tmp_path)
 
 
 def test_folder_that_cannot_be_written_is_said(origin: Origin, tmp_path: Path) -> None:
     (tmp_path / "weights").touch()
-    with pytest.raises(WeightsError, match="cannot take the weights"):
+    with pytest.raises(WeightsError, match="cannot store the weights"):
         obtain(FILE, tmp_path / "weights")
     assert origin.asked == []
 
