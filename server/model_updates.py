@@ -7,7 +7,7 @@ import logging
 import math
 from typing import assert_never
 
-from server.announcement import Announcement, log_change
+from server.announcement import Announcement
 from server.children import Children
 from server.control import EngineDown, EngineReady, EngineUp, Hold, Load, Loaded
 from server.errors import StartupError
@@ -66,10 +66,8 @@ class ModelUpdates:
             return EngineUp(number, self._addresses[name], self._models.held(number))
         return EngineDown(number, recovering)
 
-    def send(self, *, all_ready: bool) -> None:
-        """Send the messages that are due; `all_ready`: all processes have been ready at one time.
-
-        A server that could not be announced then, for lack of models, is announced once it serves one.
+    def send(self) -> None:
+        """Send the messages that are due.
 
         Raises:
             StartupError: a model needs larger slots than there are.
@@ -91,20 +89,13 @@ class ModelUpdates:
                     if isinstance(message, Hold):
                         continue  # the catalogue is the same
                     self._metrics.count_refused(message.catalogue.refused.values())
-                    if self._announcement.made:
-                        log_change(message.catalogue, before)
-                    elif all_ready:
-                        self.announce()
+                    self._announcement.update(before)
                 case TellWorker(name, changed):
                     self._children.tell_worker(name, changed)
                 case _:
                     assert_never(step)
-        if steps or not all_ready:
+        if steps or not self._announcement.due:
             self._metrics.count_models(self._models.states)
-
-    def announce(self) -> None:
-        """Announce the server with the models that it serves."""
-        self._announcement.make(self._models.served, self._models.states.get("unloaded", 0))
 
     def _check_room(self, model: Model) -> None:
         """Check a model that could not be read when the slots were made, so that nothing was known of its size.

@@ -88,7 +88,7 @@ class Supervisor:
             first=settings.models,
             patience_s=settings.stall_timeout_ms / 1e3,
         )
-        self._announcement = Announcement(resources)
+        self._announcement = Announcement(resources, self._models)
         self._updates = ModelUpdates(resources, self._models, children, self._announcement)
         self._files = Rereading(resources, catalogue, self._models, children.tell_workers, time.monotonic())
         for process in ("http", *self._engines):
@@ -113,7 +113,7 @@ class Supervisor:
             self._files.deliver()
             self._files.begin_due(time.monotonic())
             self._models.retry(time.monotonic())
-            self._send_updates()
+            self._updates.send()
 
     def _perform(self, action: Action) -> None:
         match action:
@@ -123,7 +123,7 @@ class Supervisor:
                 log.error("%s has shown no progress for %.0f s: killing it", name, silent_s)
                 self._children.kill(name)
             case Announce():
-                self._updates.announce()
+                self._announcement.make()
             case BeginDrain():
                 log.info("draining: no longer ready, answering accepted requests")
                 self._children.tell_workers(Draining())
@@ -208,7 +208,7 @@ class Supervisor:
                 self._updates.engine_ready(name, message, now_s)
                 self._check_any_model(name)
                 self._became_ready(name, now_s)
-                self._send_updates()
+                self._updates.send()
                 self._children.tell_workers(self._engine_state(name))
             case Loaded():
                 self._updates.loaded(name, message, now_s)
@@ -248,9 +248,6 @@ class Supervisor:
         self._resources.metrics.restarts.labels(name).inc()
         self._updates.engine_ended(name, now_s)
         self._children.tell_workers(self._engine_state(name))
-
-    def _send_updates(self) -> None:
-        self._updates.send(all_ready=self._fleet.announced)
 
 
 @contextlib.contextmanager
