@@ -77,7 +77,7 @@ class Holdings:
     def engine_lost(self, engine: int, now_s: float) -> None:
         """Note that an engine died, and refuse the models that too many engines crashed on.
 
-        A model that no engine has ever loaded is then refused for good: each crash takes all models of an engine down.
+        A model that no engine has ever loaded is refused for good: each crash takes all models of an engine down.
         """
         for model_id in self.engines[engine].lost():
             proven = model_id in self.proven

@@ -134,10 +134,7 @@ class Rollout:
         self._update()
 
     def engine_lost(self, engine: int, now_s: float) -> None:
-        """Note that an engine died. Its successor gets the served models, and once more those that may have crashed it.
-
-        A model that engines crash on is tried again only if one has ever loaded it: each crash takes all models down.
-        """
+        """Note that an engine died. Its successor gets the served models, also those that may have crashed it."""
         self._holdings.engine_lost(engine, now_s)
         self._update()
 
