@@ -120,7 +120,7 @@ class Supervisor:
             case StartProcess(name):
                 self._start(name)
             case KillProcess(name, silent_s):
-                log.error("%s has shown no progress for %.0f s: killing it", name, silent_s)
+                log.error("%s has shown no progress for %.0f s: it is killed", name, silent_s)
                 self._children.kill(name)
             case Announce():
                 self._announcement.make()
