@@ -1,8 +1,8 @@
-"""A child process of the supervisor: started, heard, told things, ended.
+"""A child process of the supervisor, with the pipes between the two.
 
-It is the fork of a process that has imported what all of them need: there in some hundredths of a second, and sharing
-that one's memory. Only Linux promises a fork that may go on to use the system's libraries; elsewhere it is a new
-interpreter, which takes half a second.
+It is a fork of a process that has imported what all children need: it starts in some hundredths of a second and shares
+that process's memory. Only on Linux may a fork go on to use the system's libraries; elsewhere each child is a new
+interpreter, which takes half a second to start.
 """
 
 import contextlib
@@ -27,9 +27,9 @@ from server.settings import Settings
 STOP_S = 5.0
 """Grace period before SIGKILL."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""That the supervisor hears, and no child."""
+"""Handled by the supervisor; blocked in its children."""
 ENGINE, WORKER = "server.engine.process", "server.http.worker"
-"""What runs in children: modules with a `main`. The supervisor itself needs none of what they import."""
+"""The modules whose `main` children run. The supervisor itself needs nothing that they import."""
 
 PROCESSES: ForkServerContext | SpawnContext = (
     multiprocessing.get_context("forkserver") if portable.LINUX else multiprocessing.get_context("spawn")
@@ -38,7 +38,7 @@ PROCESSES.set_forkserver_preload([ENGINE, WORKER])
 
 
 def keep_socket_in(folder: Path) -> None:
-    """Have the fork server's socket there; by default it has a folder that this process, if killed, leaves behind."""
+    """Put the fork server's socket there; by default it makes a folder, which a killed supervisor leaves behind."""
     multiprocessing.current_process()._config["tempdir"] = str(folder)  # type: ignore[attr-defined]
 
 
@@ -50,12 +50,12 @@ Said = TypeVar("Said")
 
 @dataclass(slots=True)
 class Child(Generic[Told, Said]):
-    """One process, with what it is told and what it says."""
+    """One process; the supervisor sends it `Told` and receives `Said`."""
 
     process: BaseProcess
     control: Connection
     life: Connection
-    """Says nothing, and is at its end when the process is, whatever has become of the fork server."""
+    """Carries no messages: it closes when the process ends, even if the fork server is dead."""
     _outbox: "SimpleQueue[object]" = field(default_factory=SimpleQueue)
     _sender: threading.Thread = field(init=False)
 
@@ -74,8 +74,8 @@ class Child(Generic[Told, Said]):
         life, its_life = PROCESSES.Pipe(duplex=False)
         how = settings.log_level, settings.log_format
         process = PROCESSES.Process(target=_run, args=(its_life, *how, module, *args, theirs), name=name, daemon=True)
-        resource_tracker.ensure_running()  # here, because it unblocks signals
-        # Blocked signals stay blocked in the child: this process alone decides when it ends, from its first moment on.
+        resource_tracker.ensure_running()  # now, because it unblocks signals
+        # The child inherits the blocked signals: from its first moment, this process alone decides when it ends.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             process.start()
@@ -91,12 +91,12 @@ class Child(Generic[Told, Said]):
         return self.process.name
 
     def tell(self, message: Told) -> None:
-        """Send it a message, without waiting for it: it may hang, and its pipe be full."""
+        """Send a message without waiting: the child may hang and its pipe be full."""
         self._outbox.put(message)
 
     def _send(self) -> None:
-        """In a thread: what it is told, in order, and at last that nothing follows."""
-        with contextlib.suppress(OSError):  # it has died; `life` says so, too
+        """In a thread: send the messages in order, then close the pipe."""
+        with contextlib.suppress(OSError):  # the child has died, as `life` shows
             while (message := self._outbox.get()) is not _END:
                 self.control.send(message)
             self._hang_up()
@@ -106,29 +106,29 @@ class Child(Generic[Told, Said]):
             pipe.shutdown(socket.SHUT_RDWR)
 
     def hear(self) -> Said | None:
-        """One message; None where there is none."""
+        """One message; None if there is none."""
         with contextlib.suppress(OSError, EOFError):
             if self.control.poll():
                 return cast("Said", self.control.recv())
         return None
 
     def kill(self) -> None:
-        """End it, however it is."""
+        """Send SIGKILL."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
 
     def stop(self) -> None:
-        """Hang up, which asks it to end at once; kill it if it does not."""
+        """Close the pipe, which asks the child to end at once; kill it if it does not."""
         self._outbox.put(_END)
         if not self.life.poll(STOP_S):
             self.kill()
             self.life.poll(None)
-        self._hang_up()  # the sender may still be at it
+        self._hang_up()  # the sender may still be sending
         self._sender.join()
         self.control.close()
         self.life.close()
         self.process.join(STOP_S)
-        with contextlib.suppress(ChildProcessError):  # as it should be, unless a fork server has died and left it to us
+        with contextlib.suppress(ChildProcessError):  # it is only ours to wait for if the fork server has died
             os.waitpid(self.pid, 0)
 
     @property
@@ -138,5 +138,5 @@ class Child(Generic[Told, Said]):
 
 
 def _run(_life: Connection, level: str, form: Literal["text", "json"], module: str, *args: object) -> None:
-    """Hold `_life` until the process ends, which this function does."""
+    """Run the module's `main` in the child, whose end closes `_life`."""
     logs.run(level, form, import_module(module).main, *args)

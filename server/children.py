@@ -1,4 +1,4 @@
-"""The processes that are there: how each kind is started, what they are told, and what happens to them."""
+"""The running processes: starts each kind, sends them messages, and reports their messages and ends as events."""
 
 import socket
 from collections.abc import Generator, Sequence
@@ -17,7 +17,7 @@ Worker = Child[ToWorker, FromWorker]
 
 
 class Signalled(NamedTuple):
-    """The server has got a signal."""
+    """The server has received a signal."""
 
     number: int
 
@@ -37,14 +37,14 @@ class EngineSaid(NamedTuple):
 
 
 class WorkerEnded(NamedTuple):
-    """An HTTP worker is gone; who asked for that may have been anybody."""
+    """An HTTP worker has ended, for whatever reason."""
 
     name: str
     exit_code: int | None
 
 
 class EngineEnded(NamedTuple):
-    """An engine is gone."""
+    """An engine has ended."""
 
     name: str
     exit_code: int | None
@@ -54,7 +54,7 @@ Event = Signalled | WorkerSaid | EngineSaid | WorkerEnded | EngineEnded
 
 
 class Children:
-    """The HTTP workers and the engines, while they run. What is told to one that hangs, or is gone, holds up nobody."""
+    """The HTTP workers and the engines while they run. A message to one that hangs, or has ended, blocks nobody."""
 
     def __init__(self, resources: Resources) -> None:
         self._resources = resources
@@ -68,17 +68,17 @@ class Children:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Have all of them end."""
+        """Stop all of them."""
         for child in self._all():
             child.stop()
 
     @property
     def pids(self) -> dict[str, int]:
-        """Ids by name."""
+        """Process ids by name."""
         return {child.name: child.pid for child in self._all()}
 
     def start_worker(self, name: str, serve: Serve, *told: ToWorker) -> None:
-        """Start an HTTP worker that serves this catalogue, and tell it these first.
+        """Start an HTTP worker that serves this catalogue, and send it these messages first.
 
         Raises:
             OSError, EOFError: the system gives no process.
@@ -100,7 +100,7 @@ class Children:
             worker.tell(message)
 
     def start_engine(self, place: Place, models: Sequence[Model]) -> None:
-        """Start an engine, at an address of its own, so that nothing meant for a dead one reaches its successor.
+        """Start an engine at an address of its own, so that nothing meant for a dead engine reaches its successor.
 
         Raises:
             OSError, EOFError: the system gives no process.
@@ -121,20 +121,20 @@ class Children:
             worker.tell(message)
 
     def tell_engine(self, name: str, message: ToEngine) -> None:
-        """Send a message to an engine, if it is there."""
+        """Send a message to an engine, if it runs."""
         if engine := self._engines.get(name):
             engine.tell(message)
 
     def kill(self, name: str) -> None:
-        """End one, however it is; `wait` tells when it has ended."""
+        """Kill a process; `wait` reports its end."""
         for child in self._all():
             if child.name == name:
                 child.kill()
 
     def wait(self, signals: socket.socket, others: Sequence[socket.socket], timeout_s: float) -> Generator[Event]:
-        """What happens next: nothing, if nothing does in this time, or `others` have something to read.
+        """The events that happen next: none after `timeout_s`, or if only `others` have something to read.
 
-        A child is there until its end was told.
+        A child counts as running until its end is reported here.
         """
         workers, engines = list(self._workers.values()), list(self._engines.values())
         sources: list[Connection | socket.socket] = [signals, *others]

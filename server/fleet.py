@@ -1,9 +1,9 @@
-"""Which processes there must be, and until when: a state machine without any I/O.
+"""Which processes must run, and until when: a state machine without any I/O.
 
-It is told what happens and what time it is, and says what is to be done. A process that ends is started again, at once
-or after a wait that doubles with each failure in a row; one that shows no progress is killed. A first signal begins the
-drain: for `drain_delay_s` all goes on as before, then the HTTP workers finish what they have accepted and are replaced
-no more, while an engine still is. A second signal, or `drain_timeout_s`, ends that wait.
+It gets events and the time, and returns the actions that follow. A process that ends is started again, at once or after
+a wait that doubles with each failure in a row; one that shows no progress is killed. The first signal begins the drain:
+for `drain_delay_s` the server goes on as before; then the HTTP workers answer what they have accepted, and only engines
+are still restarted. A second signal, or `drain_timeout_s`, ends that wait.
 """
 
 import math
@@ -18,34 +18,34 @@ HEALTHY_S = 10.0
 FIRST_DELAY_S = 0.5
 """Wait before the second restart in a row; it doubles with each. The first restart is at once."""
 ENGINE_DELAY_S, WORKER_DELAY_S = 30.0, 1.0
-"""The most that it comes to. An engine has models to load; an HTTP worker costs little, and while it is away the kernel
-goes on giving it its share of the connections."""
+"""The longest wait. An engine has models to load; an HTTP worker starts quickly, and while it is down the kernel still
+gives it its share of the connections."""
 MAX_RECOVERIES = 5
-"""After more crashes of an engine in a row than this, requests no longer wait for it."""
+"""After more crashes in a row than this, requests no longer wait for an engine."""
 MAX_FAILED_STARTS = 3
-"""A process that dies so often before the server is ready for the first time never will be; where it is an engine and
-others are left, the server does without it until it is."""
+"""The server gives up if a process fails this often before the server is ready for the first time. If it is an engine,
+and others are left, the server becomes ready without it and keeps trying."""
 CHECK_S = 1.0
-"""How often the clock is looked at where nothing else happens."""
+"""How often to look at the clock if nothing else happens."""
 SUSPENDED_S = 2.0
-"""Where it was not looked at for this long, the supervisor itself was suspended: silence is not held against others."""
+"""If nobody looked for this long, the supervisor itself was suspended: silence is not held against its children."""
 
 
 class StartProcess(NamedTuple):
-    """Start this process; `Fleet.started` or `Fleet.not_started` is told how that went."""
+    """Start this process, then call `Fleet.started` or `Fleet.not_started`."""
 
     name: str
 
 
 class KillProcess(NamedTuple):
-    """It has shown no progress for so long."""
+    """Kill this process, which has shown no progress for `silent_s`."""
 
     name: str
     silent_s: float
 
 
 class Announce(NamedTuple):
-    """For the first time, every process that is waited for is ready: the server is."""
+    """Announce the server: for the first time, every process that it waits for is ready."""
 
 
 class BeginDrain(NamedTuple):
@@ -53,11 +53,11 @@ class BeginDrain(NamedTuple):
 
 
 class StopAccepting(NamedTuple):
-    """From now on; the server ends once what was accepted is answered."""
+    """Accept nothing any more; the server ends once it has answered what it accepted."""
 
 
 class GiveUp(NamedTuple):
-    """End without waiting for what is still under way."""
+    """End without waiting for requests that are still under way."""
 
 
 Action = StartProcess | KillProcess | Announce | BeginDrain | StopAccepting | GiveUp
@@ -65,7 +65,7 @@ Action = StartProcess | KillProcess | Announce | BeginDrain | StopAccepting | Gi
 
 @dataclass(slots=True)
 class _Process:
-    """A process that must always be there, and how often it has failed to."""
+    """A process that must always run, and its failures."""
 
     longest_delay_s: float
     running: bool = False
@@ -73,21 +73,21 @@ class _Process:
     crashes: int = 0  # in a row
     heard_s: float = 0.0
     ready_s: float = math.inf
-    connected: bool = False  # of an HTTP worker: to an engine, at some time
-    recovering: bool = True  # of an engine: requests wait for it
+    connected: bool = False  # an HTTP worker: has connected to an engine at some time
+    recovering: bool = True  # an engine: requests wait for it
 
     @property
     def is_ready(self) -> bool:
-        """It does its work."""
+        """Whether it runs and has reported that it is ready."""
         return self.running and self.ready_s < math.inf
 
     @property
     def has_failed(self) -> bool:
-        """So often that nobody waits for it before the server is ready."""
+        """Whether it has failed so often that the first start of the server no longer waits for it."""
         return self.crashes >= MAX_FAILED_STARTS
 
     def failed(self, now_s: float) -> float:
-        """Plan the next start, in so many seconds."""
+        """Note a failure; returns the seconds until the next start."""
         self.running = False
         self.crashes += 1
         delay_s = 0.0 if self.crashes == 1 else min(FIRST_DELAY_S * 2.0 ** (self.crashes - 2), self.longest_delay_s)
@@ -118,16 +118,16 @@ class Fleet:
         self._finish_s = math.inf  # when to stop accepting
         self._give_up_s = math.inf  # when to stop waiting for what was accepted
         self.announced = False
-        """The server has been ready."""
+        """Whether the server has been ready."""
 
     @property
     def draining(self) -> bool:
-        """The server is to end."""
+        """Whether the server is to end."""
         return self._finish_s < math.inf
 
     @property
     def finishing(self) -> bool:
-        """It accepts nothing any more."""
+        """Whether the server no longer accepts requests."""
         return self._give_up_s < math.inf
 
     @property
@@ -137,28 +137,28 @@ class Fleet:
 
     @property
     def hopeful_engines(self) -> list[str]:
-        """Those that are ready, or have not yet failed too often to be."""
+        """The engines that are ready, or have not failed too often to be waited for."""
         return [name for name, engine in self._engines.items() if engine.is_ready or not engine.has_failed]
 
     def is_over(self, now_s: float) -> bool:
-        """Nothing is left to wait for."""
+        """Whether nothing is left to wait for."""
         return self.finishing and (
             now_s >= self._give_up_s or not any(worker.running for worker in self._workers.values())
         )
 
     def is_recovering(self, engine: str) -> bool:
-        """Requests wait for this engine; else they are refused until it is there."""
+        """Whether requests wait for this engine; else they are refused while it is down."""
         return self._engines[engine].recovering
 
     def next_s(self, now_s: float) -> float:
-        """How long nothing is to be done unless something happens."""
+        """Seconds until something is due even if nothing happens."""
         due_s = [process.restart_s for process in self._kept_alive.values() if not process.running]
         if not self.finishing:
             due_s.append(self._finish_s)
         return max(0.0, min(CHECK_S, min(due_s, default=math.inf) - now_s))
 
     def due(self, now_s: float) -> list[Action]:
-        """What is to be done now; each thing is said once."""
+        """The actions that are due now; each is returned once."""
         actions: list[Action] = [*self._stalled(now_s)]
         if self._is_ready_for_the_first_time():
             self.announced = True
@@ -175,7 +175,7 @@ class Fleet:
         return actions
 
     def signalled(self, now_s: float) -> list[Action]:
-        """The server was told to end; told so again, it does at once."""
+        """Note a signal to end; after a second one, the server ends at once."""
         if self.draining:
             self._give_up_s = -math.inf
             return []
@@ -183,13 +183,13 @@ class Fleet:
         return [BeginDrain()]
 
     def started(self, name: str, now_s: float) -> None:
-        """The process runs by now, and will be ready."""
+        """Note that the process was started."""
         process = self._all[name]
         process.running, process.connected = True, False
         process.heard_s, process.ready_s = now_s, math.inf
 
     def not_started(self, name: str, why: str, now_s: float) -> float:
-        """The system gave no process; it is asked again in so many seconds.
+        """Note that the system gave no process; returns the seconds until the next attempt.
 
         Raises:
             StartupError: the server was never ready.
@@ -202,19 +202,19 @@ class Fleet:
         return delay_s
 
     def heard(self, name: str, now_s: float) -> None:
-        """The process has said something."""
+        """Note that the process has sent a message."""
         self._all[name].heard_s = now_s
 
     def became_ready(self, name: str, now_s: float) -> None:
-        """The process does its work by now."""
+        """Note that the process is ready."""
         self._all[name].ready_s = now_s
 
     def connected(self, worker: str) -> None:
-        """An HTTP worker can have images classified."""
+        """Note that an HTTP worker has connected to an engine."""
         self._workers[worker].connected = True
 
     def ended(self, name: str, now_s: float) -> float | None:
-        """The process has ended, and is started again in so many seconds; None: it is not.
+        """Note that the process has ended; returns the seconds until its next start, None: it has none.
 
         Raises:
             StartupError: the server was never ready, and will not be.
@@ -236,7 +236,7 @@ class Fleet:
 
     @property
     def _kept_alive(self) -> dict[str, _Process]:
-        """Those that are started again; in the end HTTP workers are no longer."""
+        """The processes to restart if they end; once the server accepts nothing, only engines."""
         return self._engines if self.finishing else self._all
 
     def _stalled(self, now_s: float) -> list[KillProcess]:
@@ -248,17 +248,17 @@ class Fleet:
             if suspended_s > SUSPENDED_S:
                 process.heard_s = min(now_s, process.heard_s + suspended_s)
             if (silent_s := now_s - process.heard_s) > self._stall_s:
-                process.heard_s = now_s  # it takes a moment to end
+                process.heard_s = now_s  # it takes a moment to die
                 stalled.append(KillProcess(name, silent_s))
         return stalled
 
     def _is_ready_for_the_first_time(self) -> bool:
-        """Every engine that can be is ready, and every HTTP worker accepts connections and has one to submit to."""
+        """Whether every engine that may be is ready, and every HTTP worker accepts requests and has an engine."""
         return not (self.announced or self.draining) and all(
             self._all[name].is_ready and (name in self._engines or self._all[name].connected)
             for name in (*self._workers, *self.hopeful_engines)
         )
 
     def _expect(self, engine: _Process, *, recovering: bool) -> None:
-        """Have requests wait for the next engine, or refuse them where failures follow each other."""
+        """Have requests wait for the engine's successor, unless it has crashed too often in a row."""
         engine.recovering = recovering and engine.crashes <= MAX_RECOVERIES

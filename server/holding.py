@@ -1,6 +1,6 @@
-"""What one engine has of the models, loads, and could not load: a state machine without any I/O.
+"""Which models one engine has, is loading and could not load: a state machine without any I/O.
 
-Models are named by their ids. What is refused for now is loaded again, after a wait that doubles with each attempt.
+Models are named by their ids. A model refused for now is loaded again after a wait that doubles with each attempt.
 """
 
 import math
@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from server.refusals import Refusal, delay_s
+from server.refusals import Cause, Refusal, delay_s
 
 MAX_CRASHES = 2
 """Refuse a model after this many engines crashed loading it."""
@@ -16,38 +16,38 @@ MAX_CRASHES = 2
 
 @dataclass(slots=True)
 class _Refused:
-    """A model that the engine could not load, so many times in a row."""
+    """A model that the engine could not load."""
 
     refusal: Refusal
-    attempts: int
-    retry_s: float
-    """When to load it again."""
+    attempts: int  # in a row
+    retry_s: float  # when to load it again
 
 
 class Holding:
-    """Of one engine, and of those before it that had its place."""
+    """The models of one engine, and of its predecessors in the same place."""
 
     def __init__(self) -> None:
         self.up = False
-        """It is ready."""
+        """Whether the engine is ready."""
         self.loaded: set[str] = set()
-        """What it has, or the one before it had."""
+        """Models that it has, or that its predecessor had."""
         self.loading: set[str] = set()
         self.hanging: set[str] = set()
-        """What it has been loading for so long that nobody waits for it."""
+        """Models that it has been loading for so long that nobody waits for them."""
         self.crashes: Counter[str] = Counter()
-        """How many died while they loaded something."""
-        self._started: set[str] = set()  # what the newest was started with
+        """How many engines died while they loaded each model."""
+        self._started: set[str] = set()  # models that the newest engine was started with
+        self._loading_since_s: dict[str, float] = {}  # since `give_up_overdue` first saw a running engine load each
         self._refused: dict[str, _Refused] = {}
-        self._again: set[str] = set()  # what was refused and is to be loaded all the same
+        self._again: set[str] = set()  # refused models that are to be loaded all the same
 
     def start(self, model_ids: Iterable[str]) -> None:
-        """A new one loads these before it is ready."""
+        """Note that a new engine loads these models before it is ready."""
         self._started = set(model_ids)
         self.loading = self._started - self.loaded
 
     def ready(self, refused: Mapping[str, Refusal], now_s: float) -> None:
-        """The new one has what it was started with, but for what it refused."""
+        """Note that the new engine has the models it was started with, except those it refused."""
         self.up = True
         self.loaded = self._started - refused.keys()
         self.loading.clear()
@@ -57,35 +57,45 @@ class Holding:
             self.refuse(model_id, refusal, now_s)
 
     def lost(self) -> set[str]:
-        """It died; returns what it was loading."""
+        """Note that the engine died; returns the models that it was loading."""
         self.up = False
         lost, self.loading = self.loading, set()
         self.hanging.clear()
+        self._loading_since_s.clear()
         self.crashes.update(lost)
         return lost
 
     def load(self, model_id: str) -> None:
-        """It was told to load a model."""
+        """Note that the engine was told to load a model."""
         self.loading.add(model_id)
 
     def heard(self, model_id: str, refusal: Refusal | None, now_s: float) -> None:
-        """It has loaded a model, or refused it."""
+        """Note that the engine has loaded a model, or refused it."""
         self.loading.discard(model_id)
         self.hanging.discard(model_id)
+        self._loading_since_s.pop(model_id, None)
         if refusal is None:
             self.loaded.add(model_id)
             self._accept(model_id)
         else:
             self.refuse(model_id, refusal, now_s)
 
-    def give_up(self, model_id: str, refusal: Refusal, now_s: float) -> None:
-        """It has been loading a model for too long, and may for ever; it is not told to load it again meanwhile."""
-        self.loading.discard(model_id)
-        self.hanging.add(model_id)
-        self.refuse(model_id, refusal, now_s)
+    def give_up_overdue(self, patience_s: float, now_s: float) -> bool:
+        """Refuse for now the models that a running engine has been loading for `patience_s`; whether there are any.
+
+        The load may hang for ever, so the engine is not told to load them again while it lasts.
+        """
+        loading = sorted(self.loading) if self.up else []
+        overdue = [each for each in loading if now_s - self._loading_since_s.setdefault(each, now_s) >= patience_s]
+        for model_id in overdue:
+            del self._loading_since_s[model_id]
+            self.loading.discard(model_id)
+            self.hanging.add(model_id)
+            self.refuse(model_id, Refusal(Cause.NOT_NOW, f"it was not loaded within {patience_s:.0f} s"), now_s)
+        return bool(overdue)
 
     def refuse(self, model_id: str, refusal: Refusal, now_s: float) -> None:
-        """It cannot have it: never, or not for a while."""
+        """Note that the engine cannot load the model: never, or not for a while."""
         before = self._refused.get(model_id)
         attempts = before.attempts + 1 if before else 1
         retry_s = now_s + delay_s(attempts) if refusal.is_tried_again else math.inf
@@ -93,32 +103,32 @@ class Holding:
         self._again.discard(model_id)
 
     def try_again(self, model_id: str) -> None:
-        """As if it had never been tried; until that has been done, it is refused for the old reason."""
+        """Forget its failures; until the engine has tried the model again, the old reason stands."""
         self.crashes.pop(model_id, None)
         if refused := self._refused.get(model_id):
             refused.attempts = 0
             self._again.add(model_id)
 
     def retry(self, now_s: float) -> bool:
-        """Whether it is time to load something again."""
+        """Whether a refused model is due for another attempt."""
         due = {model_id for model_id, refused in self._refused.items() if now_s >= refused.retry_s} - self._again
         self._again |= due
         return bool(due)
 
     def lacks(self, model_id: str) -> bool:
-        """It is to load this, and has not, or not yet."""
+        """Whether the engine does not have this model, and nothing speaks against loading it."""
         return model_id not in self.loaded and not self.is_refused(model_id)
 
     def may_load(self, model_id: str) -> bool:
-        """It lacks this, and is not still at it since it was last told to load it."""
+        """Whether the engine lacks this model, and no earlier load of it hangs."""
         return self.lacks(model_id) and model_id not in self.hanging
 
     def is_refused(self, model_id: str) -> bool:
-        """It could not load it, and it is not time to try again."""
+        """Whether the engine could not load this model, and it is not time to try again."""
         return model_id in self._refused and model_id not in self._again
 
     def refusal(self, model_id: str) -> Refusal | None:
-        """Why it could not load it the last time."""
+        """Why the engine could not load this model the last time."""
         refused = self._refused.get(model_id)
         return refused.refusal if refused else None
 

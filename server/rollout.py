@@ -2,8 +2,8 @@
 
 A model is served once every running engine assigned to it has loaded and warmed it, or refused it, and at least one has
 it. The version it replaces is served until then, and stays if all engines refuse the new one: a broken model takes no
-good one down. Nor does it take down more than one engine: once the server serves, a model that no engine has ever
-loaded is loaded by one engine first. A model refused for now is retried after a wait that doubles with each attempt; a
+good one down. Nor does it take down more than one engine (`Holdings`): once the server serves, one engine alone loads a
+model that no engine has ever loaded. A model refused for now is retried after a wait that doubles with each attempt; a
 model refused for good is retried when its files change, or when a client asks to load it.
 """
 
@@ -14,7 +14,7 @@ from enum import Enum, auto
 
 from server.errors import Code, ServiceError
 from server.fitting import Measured
-from server.holding import MAX_CRASHES, Holding
+from server.holdings import Holdings
 from server.refusals import Cause, Refusal
 from server.repository import Catalogue, Model, ModelKey
 
@@ -24,7 +24,7 @@ class Progress(Enum):
 
     LOADING = auto()
     SERVED = auto()
-    """As the repository has it."""
+    """Requests get the model as the repository has it."""
 
 
 class Rollout:
@@ -36,16 +36,14 @@ class Rollout:
         self._default = default_model or scanned.default_model
         self._default_is_fixed = default_model is not None
         self._unloaded: set[str] = set()  # names, until someone asks to load them again
-        self._engines = [Holding() for _ in range(engines)]
-        self._proven: set[str] = set()  # ids of models that some engine has loaded at least once
-        self._ready = False  # whether any engine has been ready
+        self._holdings = Holdings(engines)
         self.served = scanned
         """The models that requests may name; before the first engine is ready, all that the engines will try."""
 
     @property
     def held(self) -> tuple[frozenset[str], ...]:
         """Ids of the models that each engine has, or had when it was last up."""
-        return tuple(frozenset(engine.loaded) for engine in self._engines)
+        return tuple(frozenset(engine.loaded) for engine in self._holdings.engines)
 
     @property
     def usable(self) -> frozenset[str] | None:
@@ -60,8 +58,7 @@ class Rollout:
     @property
     def states(self) -> Counter[str]:
         """How many of the wanted models are loaded, loading, unloaded."""
-        there: Set[str] = frozenset().union(*self.held)
-        loading = {model_id for engine in self._engines for model_id in engine.loading}
+        there, loading = self._holdings.loaded, self._holdings.loading
         return Counter(
             "loaded" if model.id in there else "loading" if model.id in loading else "unloaded"
             for model in self._wanted.models.values()
@@ -78,7 +75,7 @@ class Rollout:
 
     def is_up(self, engine: int) -> bool:
         """Whether the engine is ready."""
-        return self._engines[engine].up
+        return self._holdings.engines[engine].up
 
     def scanned(self, catalogue: Catalogue, changed: Set[ModelKey] = frozenset()) -> None:
         """Take over a new scan of the repository, in which the files of the versions `changed` are different.
@@ -92,7 +89,7 @@ class Rollout:
         self._scanned = catalogue
         for model in self._wanted.models.values():
             if model.key in changed:
-                self._try_again(model.id)  # the new files may be good
+                self._holdings.try_again(model.id)  # the new files may be good
         self._update()
 
     def load(self, name: str) -> None:
@@ -105,7 +102,7 @@ class Rollout:
             raise ServiceError(Code.UNKNOWN_MODEL, f"there is no model {name!r} in the repository")
         self._unloaded.discard(name)
         for model in self._needed(name):
-            self._try_again(model.id)
+            self._holdings.try_again(model.id)
         self._update()
 
     def unload(self, name: str) -> None:
@@ -121,56 +118,40 @@ class Rollout:
 
     def start_engine(self, engine: int) -> list[Model]:
         """Models that a new engine loads before it is ready: those served, and others that put these at no risk."""
-        holding = self._engines[engine]
-        refused = holding.is_refused if self._ready else lambda _: False
+        holdings, holding = self._holdings, self._holdings.engines[engine]
+        refused = holding.is_refused if holdings.ready else lambda _: False
         served = {model.id: model for model in self.served.models.values() if not refused(model.id)}
         lacking = {model.id: model for model in self._wanted.models.values() if holding.lacks(model.id)}
-        if any(other.up for other in self._engines):
-            lacking = {model_id: model for model_id, model in lacking.items() if model_id in self._proven}
-        models = [model for model in {**served, **lacking}.values() if holding in self._homes(model)]
+        if any(other.up for other in holdings.engines):
+            lacking = {model_id: model for model_id, model in lacking.items() if model_id in holdings.proven}
+        models = [model for model in {**served, **lacking}.values() if holding in holdings.homes(model)]
         holding.start(model.id for model in models)
         return models
 
     def engine_ready(self, engine: int, refused: Mapping[str, Refusal], now_s: float) -> None:
         """Note that a new engine has the models it was started with, except those it refused, by id."""
-        self._ready = True
-        self._engines[engine].ready(refused, now_s)
-        self._proven |= self._engines[engine].loaded
+        self._holdings.engine_ready(engine, refused, now_s)
         self._update()
 
     def engine_lost(self, engine: int, now_s: float) -> None:
-        """Note that an engine died. Its successor gets the served models, and once more those that may have crashed it.
-
-        A model that engines crash on is tried again only if one has ever loaded it: each crash takes all models down.
-        """
-        for model_id in self._engines[engine].lost():
-            proven = model_id in self._proven
-            deaths = self._engines[engine].crashes[model_id]
-            if self._ready and not proven:
-                deaths = sum(each.crashes[model_id] for each in self._engines)
-            if deaths >= MAX_CRASHES:
-                died = f"{deaths} inference engines died while they loaded it"
-                refusal = Refusal(Cause.NOT_NOW if proven else Cause.NEVER, died)
-                for at, each in enumerate(self._engines):
-                    if at == engine or (self._ready and not proven):
-                        each.refuse(model_id, refusal, now_s)
+        """Note that an engine died. Its successor gets the served models, also those that may have crashed it."""
+        self._holdings.engine_lost(engine, now_s)
         self._update()
 
     def retry(self, now_s: float) -> bool:
         """Whether some refused model is due for another attempt; `take_missing` then returns it."""
-        due = [engine.retry(now_s) for engine in self._engines]
-        return any(due)
+        return self._holdings.retry(now_s)
 
     def take_missing(self, engine: int) -> list[Model]:
         """Models that this engine, which is ready, is to load; each is returned once."""
-        holding = self._engines[engine]
+        holdings, holding = self._holdings, self._holdings.engines[engine]
         missing = [
             model
             for model in self._wanted.models.values()
-            if holding in self._homes(model)
+            if holding in holdings.homes(model)
             and holding.lacks(model.id)
             and model.id not in holding.loading
-            and (model.id in self._proven or self._may_be_tried(model.id))
+            and holdings.may_try(model.id)
         ]
         for model in missing:
             holding.load(model.id)
@@ -178,21 +159,19 @@ class Rollout:
 
     def loaded(self, engine: int, model_id: str, refusal: Refusal | None, now_s: float) -> None:
         """Note that a running engine has loaded a model, or refused it."""
-        self._engines[engine].heard(model_id, refusal, now_s)
-        if refusal is None:
-            self._proven.add(model_id)
+        self._holdings.heard(engine, model_id, refusal, now_s)
         self._update()
 
     def take_surplus(self, engine: int) -> list[str]:
         """Ids of models that the engine has and that are neither served nor wanted any more; each is returned once."""
-        holding = self._engines[engine]
+        holding = self._holdings.engines[engine]
         surplus = holding.loaded - self._ids(self.served) - self._ids(self._wanted)
         holding.loaded -= surplus
         return list(surplus)
 
     def outcome(self, name: str) -> Progress | Refusal:
         """How loading a model went."""
-        if any(self._is_awaited(model) for model in self._needed(name)):
+        if any(self._holdings.awaits(model) for model in self._needed(name)):
             return Progress.LOADING
         if refused := self._refusals(name):
             causes = {refusal.cause for refusal in refused}
@@ -206,62 +185,24 @@ class Rollout:
     def _wanted(self) -> Catalogue:
         return self._scanned.without(self._unloaded)
 
-    def _homes(self, model: Model) -> list[Holding]:
-        """The engines that are to have the model; none if its serving.json names a device that does not exist."""
-        devices = model.settings.devices
-        if devices is None:
-            return self._engines
-        return [self._engines[device] for device in devices] if max(devices) < len(self._engines) else []
-
-    def _is_there(self, model: Model) -> bool:
-        return any(model.id in home.loaded for home in self._homes(model))
-
-    def _is_awaited(self, model: Model) -> bool:
-        """Whether an engine has still to load it: a running one, or any if no engine has it yet."""
-        homes, there = self._homes(model), self._is_there(model)
-        return any(home.lacks(model.id) and (home.up or not there) for home in homes)
-
-    def _may_be_tried(self, model_id: str) -> bool:
-        """Whether an unproven model may be tried: by one engine at a time, after a crash only while others are up."""
-        if any(model_id in engine.loading for engine in self._engines):
-            return False
-        crashed = any(engine.crashes[model_id] for engine in self._engines)
-        return not crashed or len(self._engines) == 1 or sum(engine.up for engine in self._engines) > 1
-
-    def _refusal(self, model: Model) -> Refusal | None:
-        """Why no engine has the model, if one has refused it."""
-        homes = self._homes(model)
-        if not homes:
-            devices = ", ".join(map(str, model.settings.devices or ()))
-            last = len(self._engines) - 1
-            return Refusal(Cause.NEVER, f"serving.json puts it on devices {devices}, and here they are 0 to {last}")
-        if self._is_there(model):
-            return None
-        refused = [refusal for home in homes if (refusal := home.refusal(model.id))]
-        return next((refusal for refusal in refused if refusal.is_tried_again), next(iter(refused), None))
-
     def _needed(self, name: str) -> list[Model]:
         """The models that engines must have loaded for this model or ensemble to be served."""
         wanted = self._wanted
         return [model for entry in wanted.versions.get(name, {}).values() for model in wanted.members(entry)]
 
-    def _try_again(self, model_id: str) -> None:
-        for engine in self._engines:
-            engine.try_again(model_id)
-
     def _refusals(self, name: str) -> list[Refusal]:
-        refused = self.served.refused if self._ready else self._scanned.refused
+        refused = self.served.refused if self._holdings.ready else self._scanned.refused
         return [refusal for key, refusal in refused.items() if key.name == name]
 
     def _update(self) -> None:
-        if not self._ready:
+        if not self._holdings.ready:
             return  # until then, requests may name every model that the first engine tries
-        wanted = self._wanted
+        holdings, wanted = self._holdings, self._wanted
         ids = self._ids(self.served)
         there = {
             key
             for key, model in wanted.models.items()
-            if self._is_there(model) and (model.id in ids or not self._is_awaited(model))
+            if holdings.has(model) and (model.id in ids or not holdings.awaits(model))
         }
         awaited = {key.name for key in wanted.models} - {key.name for key in there}
         models: dict[ModelKey, Model] = {}
@@ -270,9 +211,9 @@ class Rollout:
             broken = key.name not in self._unloaded and key in wanted.refused
             if new and key in there:
                 models[key] = new
-            elif old and self._is_there(old) and (new or broken or key.name in awaited):
+            elif old and holdings.has(old) and (new or broken or key.name in awaited):
                 models[key] = old
-        found = ((key, self._refusal(model)) for key, model in wanted.models.items())
+        found = ((key, holdings.why_not(model)) for key, model in wanted.models.items())
         self.served = wanted.serving(models, {key: refusal for key, refusal in found if refusal})
 
     @staticmethod

@@ -182,6 +182,7 @@ def test_what_the_supervisor_decides_by_knows_neither_processes_nor_the_time() -
         "residence",
         "fitting",
         "holding",
+        "holdings",
         "placement",
         "engine/tickets",
         "engine/dispatch",

@@ -4,10 +4,9 @@ import gc
 import logging
 import math
 import os
-import select
 import socket
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -24,10 +23,11 @@ from server.control import HEARTBEAT_S, EngineReady, FromEngine, Heartbeat, Load
 from server.engine import backends
 from server.engine.channel import Channel
 from server.engine.classes import Extras
+from server.engine.connections import Connections
 from server.engine.core import Engine, Outcome
 from server.engine.loading import Warm, give_memory_back, load
 from server.engine.memory import Meter
-from server.engine.messages import Answer, Cancel, Dropped, Failure, Reply, Submit, decode_request, encode
+from server.engine.messages import Answer, Cancel, Dropped, Failure, Reply, Submit, decode_request
 from server.engine.scheduler import Job
 from server.errors import Code, DeviceLostError, ServiceError
 from server.fitting import Measured
@@ -39,12 +39,9 @@ from server.slots import Slots
 
 log = logging.getLogger(__name__)
 
-GATHER_S = 0.005
-"""How long to let requests gather in the sockets while no batch can start: each poll costs more than one request."""
-
 
 class _Served(NamedTuple):
-    """A model that is loaded."""
+    """A loaded model."""
 
     labels: metrics.Labels
     pixels: NDArray[np.uint8]
@@ -52,7 +49,7 @@ class _Served(NamedTuple):
 
 
 class _Crop(NamedTuple):
-    """A job's payload: the HTTP worker that owns it, its pixels, and what is wanted."""
+    """A job's payload: the HTTP worker that owns it, its pixels, and what it asks for."""
 
     owner: Channel
     id: int
@@ -81,7 +78,7 @@ def main(
 
 
 def _settled(place: Place, settings: Settings) -> Settings:
-    """Bind this process to its place, before it has threads or a runtime; returns the settings for there."""
+    """Bind this process to its place, before it has threads or a runtime; returns the settings for that place."""
     if place.gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = place.gpu  # runtimes then see only this GPU, as number 0
     if place.cpus:
@@ -198,12 +195,10 @@ class _Process:
         self._loader = _Loader(settings, folder, slots.slot_bytes, self._bell.ring, gpu=place.gpu is not None)
         self._held = ExitStack()
         self._page_locked = False
-        self._workers: dict[int, Channel] = {}  # by descriptor
-        self._poll = portable.poller()
-        self._urgent = portable.poller()  # the same without the HTTP workers
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(address)
-        self._listener.listen()
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(address)
+        listener.listen()
+        self._workers = Connections(listener, (self._wake, control.fileno()))
 
     def load_all(self, models: Sequence[Model]) -> tuple[dict[str, Refusal], dict[str, Measured]]:
         """Load models; returns, by id, why some were refused, and what the others take."""
@@ -237,9 +232,6 @@ class _Process:
             self._turn(ready)
 
     def _turn(self, ready: EngineReady) -> None:
-        for source in (self._listener.fileno(), self._wake, self._control.fileno()):
-            self._poll.register(source, select.POLLIN)
-            self._urgent.register(source, select.POLLIN)
         self._tell(ready)
         heartbeat_s = time.monotonic()
         while True:
@@ -250,37 +242,22 @@ class _Process:
                 self._tally.show(self._waiting())
             due_s = min(self._engine.next_event_s() or math.inf, now_s + HEARTBEAT_S)
             replies: list[tuple[Channel, Reply]] = []
-            for source, events in self._wait(max(0.0, due_s - now_s)):
+            for source, events in self._workers.wait(max(0.0, due_s - now_s), busy=self._engine.busy):
                 if source == self._wake:
                     self._bell.silence()
                     self._finish_loading()
-                elif source == self._listener.fileno():
-                    self._accept()
                 elif source == self._control.fileno():
                     try:
-                        replies += map(self._reply, self._obey(self._control.recv()))
+                        replies += map(_reply, self._obey(self._control.recv()))
                     except (EOFError, OSError):
                         return  # the supervisor stopped this engine, or is gone itself
-                else:
-                    replies += self._receive(self._workers[source], events)
-            replies += map(self._reply, self._engine.step())
-            self._send(replies)
-
-    def _wait(self, seconds: float) -> list[tuple[int, int]]:
-        """The descriptors with events, after at most `seconds`."""
-        found = self._poll.poll(seconds)
-        if found and self._engine.busy and all(source in self._workers for source, _ in found):
-            self._urgent.poll(GATHER_S)
-            found = self._poll.poll(0)
-        return found
+                elif worker := self._workers.ready(source, events):
+                    replies += self._receive(worker)
+            replies += map(_reply, self._engine.step())
+            self._workers.send(replies)
 
     def _tell(self, message: FromEngine) -> None:
         self._control.send(message)
-
-    def _accept(self) -> None:
-        worker = Channel(self._listener.accept()[0])
-        self._workers[worker.fileno()] = worker
-        self._poll.register(worker.fileno(), select.POLLIN)
 
     def _waiting(self) -> Mapping[metrics.Labels, int]:
         lengths: Counter[metrics.Labels] = Counter()
@@ -316,16 +293,12 @@ class _Process:
             else:
                 self._tell(Loaded(model.id, None, measured))
 
-    def _receive(self, worker: Channel, events: int) -> list[tuple[Channel, Reply]]:
+    def _receive(self, worker: Channel) -> list[tuple[Channel, Reply]]:
         """Take all requests that have arrived; returns the replies to those that end at once."""
-        if events & select.POLLOUT and worker.flush():
-            self._poll.modify(worker.fileno(), select.POLLIN)
         try:
             contents = worker.receive()
         except EOFError:
-            del self._workers[worker.fileno()]
-            self._poll.unregister(worker.fileno())
-            worker.close()
+            self._workers.close(worker)
             self._engine.cancel_where(lambda job: job.payload.owner is worker)  # its successor does not know them
             return []
         replies: list[tuple[Channel, Reply]] = []
@@ -361,30 +334,22 @@ class _Process:
         self._slots.running[[job.payload.slot for job in jobs]] = False
         self._tally.ended(jobs, seconds)
 
-    def _reply(self, outcome: Outcome[_Crop]) -> tuple[Channel, Reply]:
-        crop, result = outcome.job.payload, outcome.result
-        if isinstance(result, ServiceError):
-            return crop.owner, Failure(crop.id, result.code, result.detail)
-        return crop.owner, Answer(
-            crop.id,
-            result.probabilities.tobytes(),
-            result.indices.tobytes(),
-            result.logits.tobytes(),
-            result.queue_s,
-            result.inference_s,
-            result.batch_size,
-            result.features.tobytes(),
-            result.activation_maps.tobytes(),
-        )
 
-    def _send(self, replies: list[tuple[Channel, Reply]]) -> None:
-        """Send one message to each HTTP worker that is still connected."""
-        by_owner: dict[Channel, list[Reply]] = defaultdict(list)
-        for owner, reply in replies:
-            by_owner[owner].append(reply)
-        for owner, together in by_owner.items():
-            if owner in self._workers.values() and not owner.send(encode(together)):
-                self._poll.modify(owner.fileno(), select.POLLIN | select.POLLOUT)
+def _reply(outcome: Outcome[_Crop]) -> tuple[Channel, Reply]:
+    crop, result = outcome.job.payload, outcome.result
+    if isinstance(result, ServiceError):
+        return crop.owner, Failure(crop.id, result.code, result.detail)
+    return crop.owner, Answer(
+        crop.id,
+        result.probabilities.tobytes(),
+        result.indices.tobytes(),
+        result.logits.tobytes(),
+        result.queue_s,
+        result.inference_s,
+        result.batch_size,
+        result.features.tobytes(),
+        result.activation_maps.tobytes(),
+    )
 
 
 def _thread() -> ThreadPoolExecutor:

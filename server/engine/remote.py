@@ -1,6 +1,6 @@
-"""An HTTP worker's side of the engines: it reaches them by sockets, and hands over pixels in shared memory.
+"""An HTTP worker's connection to the engines: requests go through sockets, pixels through shared memory.
 
-`tickets` decides what happens to a request; this module has the futures, the decoders' results, and the sockets.
+`tickets` decides what happens to a request; this module has the futures, the decoders' results and the sockets.
 """
 
 import asyncio
@@ -95,12 +95,12 @@ class RemoteEngine:
             decoding = self._decoders.submit(
                 image, model.manifest.preprocessing, pixels, lambda: first.wanted(time.monotonic())
             )
-        except RuntimeError:  # no new thread, but an existing one may still take this image: have it skipped
+        except RuntimeError:  # no thread could be started; have an existing one that takes this image skip it
             for ticket in tickets:
                 ticket.given_up = True
             self._do(self._tickets.decoded(tickets, None, now_s))
             raise
-        decoding.add_done_callback(lambda done: self._call_in_loop(self._decoded, tickets, done))
+        decoding.add_done_callback(lambda done: _call_in(self._loop, self._decoded, tickets, done))
         try:
             with TimeLimit(deadline_s - now_s):
                 answers = [await future for future in futures]
@@ -110,12 +110,12 @@ class RemoteEngine:
         except TimeoutError:
             raise self._tickets.too_late(tickets) from None
         finally:
-            decoding.cancel()  # has an effect only if it has not begun
+            decoding.cancel()  # has an effect only before a decoder begins
             for ticket in tickets:
                 self._do(self._tickets.give_up(ticket))
 
     def _expect(self, tickets: Sequence[Ticket], *, kept: bool) -> list[asyncio.Future[Classes]]:
-        """Futures of the next answer to each ticket, whose pixels are then `kept` if so asked."""
+        """Futures of the next answer to each ticket; `kept`: the pixels stay in the slot after it."""
         futures = [self._loop.create_future() for _ in tickets]
         for ticket, future in zip(tickets, futures, strict=True):
             self._slots.running[ticket.slot] = False
@@ -140,7 +140,7 @@ class RemoteEngine:
         try:
             connected = socket.socket(socket.AF_UNIX)
             connected.connect(address)
-        except OSError:  # it has died meanwhile, or this process is out of descriptors
+        except OSError:  # the engine has died, or this process is out of descriptors
             if connected:
                 connected.close()
             return False
@@ -168,7 +168,7 @@ class RemoteEngine:
         self._do(self._tickets.decoded(tickets, result, time.monotonic()))
 
     def _readable(self, engine: int) -> None:
-        """Read from an engine. EOF means that its process has ended; no message from the supervisor is needed."""
+        """Read from an engine. EOF means that its process has ended, whether or not the supervisor has said so."""
         if not self._receive(engine):
             self.engine_down(engine, recovering=True)
 
@@ -220,15 +220,16 @@ class RemoteEngine:
             future.set_exception(outcome)
             future.exception()  # marks it as retrieved: a cancelled caller never asks, and asyncio would log it
 
-    def _call_in_loop(self, function: Callable[..., None], *args: Any) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
-            self._loop.call_soon_threadsafe(function, *args)
-
     def _disconnect(self, engine: int) -> None:
         if channel := self._channels.pop(engine, None):
             self._loop.remove_reader(channel.fileno())
             self._loop.remove_writer(channel.fileno())
             channel.close()
+
+
+def _call_in(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *args: Any) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
+        loop.call_soon_threadsafe(function, *args)
 
 
 def _classes(ticket: Ticket, answer: Answer) -> Classes:

@@ -278,7 +278,7 @@ async def _picture(service: Service, request: Request, answer: Answer, image: by
     if not (include and Extras.HEATMAP in include and responses.prefers_png(request.headers.get("accept", ""))):
         return None
     classes = answer.classes
-    return await service.draw(image, classes.photo_size, classes.activation_maps[0], answer.box)
+    return await service.drawing.draw(image, classes.photo_size, classes.activation_maps[0], answer.box)
 
 
 def _is_binary(request: Request, answer: Answer) -> bool:

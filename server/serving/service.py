@@ -8,17 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from models.manifest import Entry
 from server import tracing
 from server.control import Change
 from server.engine.classes import Classes
 from server.engine.decoding import Image
 from server.errors import Code, ServiceError
-from server.images import heatmap
-from server.images.heatmap import Box
 from server.keys import Keys
 from server.metrics import Metrics
 from server.placement import Place
@@ -28,6 +23,7 @@ from server.serving.cache import Cache, digest_of
 from server.serving.canaries import Canaries
 from server.serving.cascade import Pace, descend
 from server.serving.classifier import Classifier
+from server.serving.drawing import Drawing
 from server.serving.leases import Leases
 from server.serving.loads import Loads, State
 from server.serving.outcomes import Outcome
@@ -47,7 +43,7 @@ class Changes:
         self._asked: dict[int, asyncio.Future[None]] = {}
 
     async def ask(self, name: str, action: Literal["load", "unload"]) -> None:
-        """Have a model loaded, as the repository has it by now, or unloaded; returns when that is done.
+        """Have the supervisor load a model, as the repository has it now, or unload it; returns when that is done.
 
         Raises:
             ServiceError: UNKNOWN_MODEL, MODEL_REFUSED, MODEL_UNAVAILABLE.
@@ -61,10 +57,10 @@ class Changes:
             del self._asked[change_id]
 
     def done(self, change_id: int, error: ServiceError | None) -> None:
-        """The supervisor's answer."""
+        """Note the supervisor's answer."""
         asked = self._asked.get(change_id)
         if asked is None or asked.done():
-            return  # the caller has gone
+            return  # the caller no longer waits
         if error:
             asked.set_exception(error)
         else:
@@ -73,7 +69,7 @@ class Changes:
 
 @dataclass(slots=True)
 class Service:
-    """The state that transports share. Only the supervisor's messages change it. It belongs to one event loop."""
+    """The state that transports share. It belongs to one event loop; only the supervisor's messages change it."""
 
     settings: Settings
     catalogue: Catalogue
@@ -82,30 +78,30 @@ class Service:
     changes: Changes
     permits: Permits
     keys: Keys | None = None
-    """None: anybody may do anything"""
+    """None: clients need no key"""
     certificate: Certificate | None = None
     """None: no TLS"""
     places: tuple[Place, ...] = ()
-    """of the engines, where they are processes"""
+    """of the engines, if they are processes"""
     loads: Loads | None = None
     """None: all models are loaded"""
     draining: bool = False
     change: asyncio.Event = field(init=False, default_factory=asyncio.Event)
-    """Is set, and replaced by another, when it may have become ready or not, or serves other models."""
+    """Set, and replaced by a new event, when the server's readiness or its models may have changed."""
     buffers: Buffers = field(init=False)
     cache: Cache = field(init=False)
     canaries: Canaries = field(init=False)
     shadows: Shadows | None = None
-    """None: none are asked"""
+    """None: no model is a shadow"""
     leases: Leases = field(init=False, default_factory=Leases)
-    drawing: asyncio.Semaphore = field(init=False, default_factory=lambda: asyncio.Semaphore(1))
-    """Of photos that are decoded once more, whole: one at a time bounds what they take of the memory."""
+    drawing: Drawing = field(init=False)
     pace: Pace = field(init=False, default_factory=Pace)
 
     def __post_init__(self) -> None:
         self.buffers = Buffers(self.settings.max_body_bytes, self.settings.max_buffered_bytes)
         self.cache = Cache(self.settings.cache_entries)
         self.canaries = Canaries(self.settings, self.classifier, self.metrics)
+        self.drawing = Drawing(self.settings.max_pixels)
 
     def changed(self) -> None:
         """Wake the tasks that wait for `change`."""
@@ -113,20 +109,19 @@ class Service:
         self.change = asyncio.Event()
 
     def why_not_ready(self) -> str | None:
-        """None where an engine is there with every model that must be there, warmed up."""
+        """Why requests should not come here; None: engines have every required model, warmed up."""
         if self.draining:
             return "the server is shutting down"
         if not self.classifier.connected:
             return "the inference engine is starting or down"
-        served = {key.name for key in self.catalogue.entries}
-        default = self.catalogue.default_model
+        catalogue, default = self.catalogue, self.catalogue.default_model
+        served = {key.name for key in catalogue.entries}
         must_be_there = self.settings.models or ([default] if default else [])
-        missing = [name for name in must_be_there if name not in served | self.catalogue.unloaded]
+        missing = [name for name in must_be_there if name not in served | catalogue.unloaded]
         if missing:
             return f"not served: {', '.join(missing)}; GET /models says why"
-        if not served and (self.catalogue.refused or not self.catalogue.unloaded):
+        if not served and (catalogue.refused or not catalogue.unloaded):
             return "no model is served; GET /models says why"
-        catalogue = self.catalogue
         needed = [catalogue.members(catalogue.resolve(name, None)) for name in must_be_there if name in served]
         if homeless := {model.key for models in needed for model in models if not self.can_answer(model.manifest)}:
             names = ", ".join(map(str, sorted(homeless)))
@@ -141,19 +136,19 @@ class Service:
         return "loaded" if all(map(self.classifier.has, ids)) else "loading"
 
     def can_answer(self, entry: Entry) -> bool:
-        """Whether an engine that is there has it, or will have once a request asks for it."""
+        """Whether a running engine has the model, or will load it for a request."""
         return self.state(entry) == "loaded" or bool(self.loads and self.classifier.connected)
 
     @property
     def away(self) -> str:
-        """Which engines are not there, with their devices; empty where all are."""
+        """Which engines are down, with their devices; empty if none is."""
         away = ", ".join(str(self.places[number]) for number in self.classifier.away if self.places)
         return away and f"not there: {away}"
 
     def shed(self, permits: int = 1, within_s: float = math.inf) -> None:
-        """Refuse a request, before its body is read, whose images could not be admitted now.
+        """Refuse a request, before its body is read, if its images could not be admitted now.
 
-        With a cache nothing is refused so early: only the image can tell whether it needs a permit.
+        With a cache, this refuses nothing: only the image can tell whether it needs a permit.
 
         Raises:
             ServiceError: as `Classifier.check_admission`.
@@ -162,7 +157,7 @@ class Service:
             self.classifier.check_admission(permits, within_s)
 
     def plan(self, ask: Ask) -> Plan:
-        """How what is served now answers an ask.
+        """Plan how the models served now answer an ask.
 
         Raises:
             ServiceError: UNKNOWN_MODEL, MODEL_UNAVAILABLE.
@@ -170,7 +165,7 @@ class Service:
         return Plan.of(ask, self.catalogue, self.settings)
 
     def admit(self, ask: Ask, outcome: Outcome, *, patient: bool = False) -> Plan:
-        """The plan of a request whose body is still to be read, if it could be carried out now.
+        """Plan a request whose body is still to be read, if its images could be admitted now.
 
         A `patient` request waits for permits that others hold.
 
@@ -187,15 +182,15 @@ class Service:
         return plan
 
     async def classify(self, plan: Plan, image: Image, received_s: float, *, patient: bool = False) -> Answer:
-        """Classify one image, whose last byte came at `received_s` of the monotonic clock.
+        """Classify one image, whose last byte arrived at `received_s` of the monotonic clock.
 
-        What has changed in the catalogue since the plan was made is taken into account. A `patient` caller waits for
-        permits, which others have; else that is an error. Cancelling the call gives the work up.
+        If the catalogue has changed since, the image is planned again. A `patient` caller waits for permits that others
+        hold; for any other, their lack is an error. Cancelling the call gives the work up.
 
         Raises:
             ServiceError: the model has gone, or as `Classifier.classify`.
         """
-        # What more is included may be large, and is seldom asked for twice: it is not remembered.
+        # Features and maps may be large, and clients seldom ask for them twice: they are not remembered.
         remember = self.cache and not plan.ask.include
         digest = await digest_of(image) if remember and isinstance(image, bytes) else None
         while True:
@@ -209,20 +204,15 @@ class Service:
                     continue
             await self.permits.retry()
 
-    async def draw(self, image: bytes, size: tuple[int, int], values: NDArray[np.float32], box: Box) -> bytes:
-        """The photo with a heat map over it; see `heatmap.overlaid`."""
-        async with self.drawing:
-            return await asyncio.to_thread(heatmap.overlaid, image, size, values, box, self.settings.max_pixels)
-
     async def _answer(
         self, plan: Plan, image: Image, digest: bytes | None, received_s: float, *, patient: bool
     ) -> Answer:
-        if plan.catalogue is not self.catalogue:  # it has changed, during the upload for instance
+        if plan.catalogue is not self.catalogue:  # it has changed, perhaps during the upload
             plan = self.plan(plan.ask)._replace(instead=plan.instead)
         ids = tuple(member.id for member in plan.members)
         ask, key = plan.ask, None
         if digest and ask.top_k is not None:
-            asked = (plan.entry.fingerprint, *ids) if plan.stages else ids  # by which rule is in the fingerprint
+            asked = (plan.entry.fingerprint, *ids) if plan.stages else ids  # the fingerprint tells by which rule
             key = digest, asked, ask.top_k, int(ask.crops), ask.coverage, ask.reject
         if key and (remembered := self.cache.get(key)):
             self.metrics.cache_hits.labels(*plan.labels).inc()
@@ -242,7 +232,7 @@ class Service:
         return Answer(plan, classes, time.monotonic() - received_s)
 
     async def _wait_until_loaded(self, loads: Loads, ids: Sequence[str], deadline_s: float, *, patient: bool) -> None:
-        """Return once these models are loaded, or other ones are meant."""
+        """Return once these models are loaded, or the catalogue has changed."""
         catalogue, started_s = self.catalogue, time.monotonic()
         try:
             while self.catalogue is catalogue and not loads.begin(ids):
@@ -251,9 +241,9 @@ class Service:
             self.metrics.load_wait.add(time.monotonic() - started_s)
 
     async def _ask_members(self, plan: Plan, image: Image, deadline_s: float) -> Classes:
-        """Ask every member about every crop at one time; all answer, or the first failure is the request's.
+        """Ask all members about all crops at the same time; the first failure fails the request.
 
-        Those of a cascade are asked one after another, where they are needed.
+        Members of a cascade are asked one after another, as far as needed.
         """
         if plan.stages:
             return await descend(plan, image, deadline_s, self.classifier, self.pace, self.metrics)
@@ -267,7 +257,7 @@ class Service:
         return plan.answer([answer for task in asked for answer in task.result()])
 
     async def _ask(self, plan: Plan, model: Model, image: Image, deadline_s: float) -> list[Classes]:
-        """The answers of one member, to every crop."""
+        """The answers of one member, one for each crop."""
         top_k, include = plan.question
         answers = await self.classifier.classify(
             image, model, top_k, deadline_s, crops=plan.ask.crops, priority=plan.priority, include=include
