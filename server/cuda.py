@@ -18,6 +18,9 @@ except ImportError:  # CUDA for Python is not installed: `find_gpu` then returns
 log = logging.getLogger(__name__)
 
 
+_OUT_OF_MEMORY = ("out of memory", "Failed to allocate memory", "Available memory of", "ALLOC_FAILED")
+
+
 class OutOfMemoryError(Exception):
     """The GPU has no memory left."""
 
@@ -60,12 +63,20 @@ def raise_if_lost() -> None:
     """Check, after an error, whether it is sticky.
 
     Raises:
-        DeviceLostError: it is.
+        DeviceLostError: every later call will.
     """
     runtime.cudaGetLastError()  # forgets an error that is not sticky
     (again,) = runtime.cudaDeviceSynchronize()
     if again != runtime.cudaError_t.cudaSuccess:
         raise DeviceLostError(f"CUDA: {again.name}")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a runtime's error says that memory ran out.
+
+    CUDA, cuDNN, cuBLAS and the arena of ONNX Runtime each have their own words for it, and no code.
+    """
+    return any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
 def used_bytes() -> int:
@@ -87,7 +98,10 @@ def create_stream() -> Any:
 
 
 def record(work: Callable[[], None], stream: Any) -> Any:
-    """Return a CUDA graph of all that `work` enqueues on the stream, without running it."""
+    """Return a CUDA graph of all that `work` enqueues on the stream, without running it.
+
+    The caller owns it, and frees it with `forget`.
+    """
     # Capture this thread alone: others may allocate meanwhile.
     mode = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
     checked(runtime.cudaStreamBeginCapture(stream, mode))
@@ -95,12 +109,21 @@ def record(work: Callable[[], None], stream: Any) -> Any:
         work()
     finally:
         ended = runtime.cudaStreamEndCapture(stream)
-    return checked(runtime.cudaGraphInstantiate(checked(ended), 0))
+    graph = checked(ended)
+    try:
+        return checked(runtime.cudaGraphInstantiate(graph, 0))
+    finally:
+        runtime.cudaGraphDestroy(graph)  # what can be launched is a copy
 
 
 def launch(graph: Any, stream: Any) -> None:
     """Enqueue a recorded graph."""
     checked(runtime.cudaGraphLaunch(graph, stream))
+
+
+def forget(graph: Any) -> None:
+    """Free a recorded graph, which nothing launches any more."""
+    runtime.cudaGraphExecDestroy(graph)
 
 
 def synchronize(stream: Any) -> None:
@@ -116,6 +139,8 @@ def page_locked(memory: NDArray[np.uint8]) -> Iterator[None]:
     """
     address = memory.ctypes.data
     try:
+        if runtime is None:
+            raise RuntimeError("cuda-bindings is not installed")
         checked(runtime.cudaHostRegister(address, memory.nbytes, runtime.cudaHostRegisterDefault))
     except (OutOfMemoryError, RuntimeError) as error:
         log.warning("the GPU cannot read the slots directly, which costs a copy of each image: %s", error)

@@ -31,6 +31,8 @@ class Place(NamedTuple):
     """CPUs that it may run on; empty: any."""
     threads: int | None = None
     """Threads of one inference on the CPU; None: as in the settings."""
+    on_gpu: bool = False
+    """Whether its models run on a GPU, even if that has no name here."""
 
     @property
     def device(self) -> str:
@@ -53,9 +55,9 @@ def place(engines: int | None, machine: Machine, *, on_gpus: bool) -> tuple[Plac
     count = engines or len(gpus) or (len(machine.nodes) or 1 if machine.cpus >= MANY_CPUS and not on_gpus else 1)
     names = ["engine"] if count == 1 else [f"engine-{number}" for number in range(count)]
     if len(gpus) > 1 or (gpus and count > 1):
-        return tuple(Place(name, gpus[number % len(gpus)]) for number, name in enumerate(names))
+        return tuple(Place(name, gpus[number % len(gpus)], on_gpu=True) for number, name in enumerate(names))
     if count == 1 or on_gpus:
-        return tuple(map(Place, names))
+        return tuple(Place(name, on_gpu=on_gpus) for name in names)
     threads = max(1, machine.cpus // count)
     if count > sum(map(len, machine.nodes)):
         return tuple(Place(name, threads=threads) for name in names)

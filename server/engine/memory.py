@@ -1,4 +1,4 @@
-"""What the models of an engine take of the memory: of the GPU's, where it has one, else of the machine's."""
+"""The memory that the models of an engine take: the GPU's, where it has one, else the machine's."""
 
 import re
 from collections.abc import Generator
@@ -9,25 +9,30 @@ _ANONYMOUS = re.compile(r"^RssAnon:\s+(\d+) kB", re.MULTILINE)
 
 
 class Meter:
-    """Counts from when it was made, before the first model was loaded."""
+    """Counts from the moment when it is made, which is before the engine loads its first model."""
 
     def __init__(self, *, gpu: bool) -> None:
+        """`gpu`: models run on a GPU, if there is one: PyTorch for CUDA runs them on the CPU of a machine without."""
+        if gpu:
+            from server import cuda
+
+            gpu = cuda.find_gpu() is not None
         self._gpu = gpu
         self._start_bytes = self._read()
 
     def taken_bytes(self) -> int:
-        """By all models; 0 where the system does not tell."""
+        """Return the bytes that all models take; 0 where the system does not tell."""
         return max(0, self._read() - self._start_bytes)
 
     @contextmanager
     def apart(self) -> Generator[None]:
-        """What is taken until the block ends is of no model."""
+        """Count what is taken until the block ends as no model's."""
         before_bytes = self._read()
         yield
         self._start_bytes += max(0, self._read() - before_bytes)
 
     def _read(self) -> int:
-        """Without slots and libraries, which all processes share."""
+        """Return the bytes in use, without slots and libraries, which all processes share."""
         if self._gpu:
             from server import cuda
 

@@ -192,7 +192,7 @@ class _Process:
             on_start=self._started,
             on_end=self._ended,
         )
-        self._loader = _Loader(settings, folder, slots.slot_bytes, self._bell.ring, gpu=place.gpu is not None)
+        self._loader = _Loader(settings, folder, slots.slot_bytes, self._bell.ring, gpu=place.on_gpu)
         self._held = ExitStack()
         self._page_locked = False
         listener = socket.socket(socket.AF_UNIX)

@@ -26,7 +26,10 @@ def test_one_engine_on_cpus_has_all_of_them_as_ever() -> None:
 
 def test_by_default_there_is_one_engine_for_each_gpu_and_with_many_cpus_one_for_each_node() -> None:
     both = machine(8, 8, gpus=GPUS)
-    assert place(None, both, on_gpus=True) == (Place("engine-0", "GPU-a"), Place("engine-1", "GPU-b"))
+    assert [(each.name, each.gpu) for each in place(None, both, on_gpus=True)] == [
+        ("engine-0", "GPU-a"),
+        ("engine-1", "GPU-b"),
+    ]
     assert [each.cpus for each in place(None, both, on_gpus=False)] == [tuple(range(8)), tuple(range(8, 16))]
     assert len(place(None, machine(8, 7), on_gpus=False)) == 1
     assert len(place(None, machine(32, 32, granted=MANY_CPUS - 1), on_gpus=False)) == 1
@@ -34,13 +37,19 @@ def test_by_default_there_is_one_engine_for_each_gpu_and_with_many_cpus_one_for_
 
 
 def test_a_single_gpu_and_one_that_nobody_can_name_are_used_as_ever() -> None:
-    assert place(None, machine(4, gpus=GPUS[:1]), on_gpus=True) == (Place("engine"),)
-    assert place(None, machine(64, 64), on_gpus=True) == (Place("engine"),)
+    assert place(None, machine(4, gpus=GPUS[:1]), on_gpus=True) == (Place("engine", on_gpu=True),)
+    assert place(None, machine(64, 64), on_gpus=True) == (Place("engine", on_gpu=True),)
+
+
+def test_an_engine_knows_that_its_models_take_the_memory_of_a_gpu_also_of_the_only_one() -> None:
+    for gpus in ((), GPUS[:1], GPUS):
+        assert all(each.on_gpu for each in place(None, machine(4, gpus=gpus), on_gpus=True))
+        assert not any(each.on_gpu for each in place(2, machine(4, gpus=gpus), on_gpus=False))
 
 
 def test_fewer_or_more_engines_than_gpus_are_what_was_asked_for() -> None:
     several = machine(4, gpus=GPUS)
-    assert place(1, several, on_gpus=True) == (Place("engine", "GPU-a"),)
+    assert place(1, several, on_gpus=True) == (Place("engine", "GPU-a", on_gpu=True),)
     assert [each.gpu for each in place(3, several, on_gpus=True)] == ["GPU-a", "GPU-b", "GPU-a"]
     assert [each.gpu for each in place(2, machine(4, gpus=GPUS[:1]), on_gpus=True)] == ["GPU-a"] * 2
 

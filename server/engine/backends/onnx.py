@@ -32,8 +32,6 @@ SPIN_US = "25"
 """About as long as it takes to wake a thread: waiting longer costs more than it can save, and waiting less saves little
 (docs/measurements/alternatives.md)."""
 _KINDS = {"tensor(float)": np.float32, "tensor(int32)": np.int32}
-_OUT_OF_MEMORY = ("out of memory", "Failed to allocate memory", "Available memory of", "ALLOC_FAILED")
-"""How ONNX Runtime's arena, CUDA, cuDNN and cuBLAS say it: the errors have no code of their own."""
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +140,7 @@ class _Bucket:
             self._session.run_with_iobinding(self._binding, self._options)
         except Exception as error:  # its errors have no common class
             cuda.raise_if_lost()
-            if any(text in str(error) for text in _OUT_OF_MEMORY):
+            if cuda.is_out_of_memory(error):
                 raise OutOfMemoryError(f"the GPU has no memory left for batches of {self.size}") from error
             raise
 

@@ -150,6 +150,7 @@ class _Bucket:
     def __init__(self, module: Any, engine: "trt.ICudaEngine", profile: int, size: int, stream: Any) -> None:
         self.size = size
         self._stream = stream
+        self._graph: Any = None
         context = _create_context(module, engine)
         # TensorRT tells of missing memory by its log and by giving no result.
         if context is None or not context.set_optimization_profile_async(profile, int(stream)):
@@ -171,6 +172,8 @@ class _Bucket:
 
     def free(self) -> None:
         """See `Bucket.free`."""
+        if self._graph is not None:
+            cuda.forget(self._graph)
         self._buffers.free()
 
     def run(self, images: Sequence[NDArray[np.uint8]], wanted: Extras) -> Outputs:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.manifest import OUTPUT_NAMES, Manifest
+from server import cuda
 from server.cuda import OutOfMemoryError
 from server.engine.backends import Outputs, extra_names, stack
 from server.engine.backends.device import Instance
@@ -169,6 +170,8 @@ class _Bucket:
         except RuntimeError as error:
             if self._stream:
                 _raise_if_lost(error)
+            if cuda.is_out_of_memory(error):
+                raise OutOfMemoryError(f"the GPU has no memory left for batches of {self.size}") from error
             raise
 
 
@@ -185,11 +188,21 @@ def load(found: Manifest, content: bytes, settings: Settings) -> TorchBackend | 
     whole = place(content, device)
     program: Program = classes_alone(whole)
     if settings.torch_compile:
-        program = torch.compile(program, dynamic=device.type == "cpu")  # on a GPU, once for each bucket
+        program = _compiled(program, device, len(buckets(settings.max_batch)))
     if device.type == "cpu":
         log.info("%s runs on the CPU: torch %s finds no GPU", found.name, torch.__version__)
         return TorchBackend(program, whole)
     return TorchGpuBackend(program, found, buckets(settings.max_batch), device, whole)
+
+
+def _compiled(program: Program, device: torch.device, sizes: int) -> Program:
+    """Compile a program, on a GPU once for each of so many batch sizes."""
+    from torch._dynamo import config
+
+    # Torch does not compile for further sizes, and runs those as they are.
+    config.recompile_limit = max(config.recompile_limit, sizes)
+    compiled: Program = torch.compile(program, dynamic=device.type == "cpu")
+    return compiled
 
 
 def classes_alone(whole: torch.fx.GraphModule) -> torch.fx.GraphModule:

@@ -117,6 +117,15 @@ def test_memory_that_cannot_be_page_locked_is_said_once_and_served(
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
 
 
+def test_without_cuda_bindings_slots_are_copied_and_served(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("server.cuda.runtime", None)
+    with page_locked(np.zeros(4096, np.uint8)):
+        pass
+    assert "cuda-bindings is not installed" in caplog.text
+
+
 def test_device_lost_before_it_serves_ends_the_engine(host_cuda: HostCuda) -> None:
     host_cuda.refuses_to_register = host_cuda.lost = STICKY
     with pytest.raises(DeviceLostError), page_locked(np.zeros(4096, np.uint8)):

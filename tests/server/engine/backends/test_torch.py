@@ -18,6 +18,7 @@ from models.manifest import Manifest
 from server.cuda import OutOfMemoryError
 from server.engine import backends
 from server.engine.backends.torch import Program, TorchBackend, TorchGpuBackend, place
+from server.engine.scheduler import buckets
 from server.settings import Settings
 from tests import tiny
 
@@ -79,20 +80,40 @@ def test_image_of_another_shape_is_an_error_and_the_next_is_answered(
     assert ours.run(images[:1]).indices[0, 0] == 3
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError(),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+    ids=["torch", "CUDA", "cuBLAS"],
+)
 def test_bucket_without_memory_leaves_the_smaller_ones(
-    model: tuple[Manifest, bytes], images: list[NDArray[np.uint8]]
+    model: tuple[Manifest, bytes], images: list[NDArray[np.uint8]], error: Exception
 ) -> None:
     program = on(model[1], "cpu")
 
     def cramped(batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
         if len(batch) > 2:
-            raise torch.OutOfMemoryError
+            raise error
         return program(batch)
 
     ours = TorchGpuBackend(cramped, model[0], SIZES, torch.device("cpu"))
     assert ours.run(images[:5]).indices[:, 0].tolist() == [3, 15, 27, 39, 51]
     with pytest.raises(OutOfMemoryError, match="cannot hold model tiny"):
         TorchGpuBackend(cramped, model[0], (4, 8), torch.device("cpu"))
+
+
+def test_compiling_goes_on_until_the_largest_batch_size(
+    model: tuple[Manifest, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._dynamo import config
+
+    monkeypatch.setattr(config, "recompile_limit", 8)
+    monkeypatch.setattr(torch, "compile", lambda program, **_: program)
+    backends.load(*model, Settings(torch_compile=True, max_batch=256)).close()
+    assert config.recompile_limit == len(buckets(256)) == 9
 
 
 @pytest.mark.slow
