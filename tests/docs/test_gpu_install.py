@@ -1,7 +1,8 @@
-"""Packages that a machine has stay in place, and missing ones are installed beside them."""
+"""A machine's packages stay, and those of the bundle come beside them."""
 
 import subprocess
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -9,26 +10,32 @@ import pytest
 from docs.measurements.gpu import install
 
 
-def wheel(folder: Path, name: str, module: str) -> Path:
-    path = folder / f"{name.replace('-', '_')}-1.0-py3-none-any.whl"
+def wheel(folder: Path, name: str, module: str, version: str = "1.0") -> Path:
+    path = folder / f"{name.replace('-', '_')}-{version}-py3-none-any.whl"
     info = f"{path.name.removesuffix('-py3-none-any.whl')}.dist-info"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(f"{module}.py", "HERE = True\n")
-        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
         archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr(f"{info}/RECORD", "")
     return path
 
 
 @pytest.mark.slow
-def test_what_is_missing_is_installed_and_what_is_there_is_not(tmp_path: Path) -> None:
+def test_what_is_missing_or_of_another_version_is_installed_once(tmp_path: Path) -> None:
     python = install.environment(tmp_path / "venv")
-    wheels = [wheel(tmp_path, "pytest", "pytest"), wheel(tmp_path, "brought-along", "brought")]
-    assert install.install(python, wheels) == (["brought-along"], [])
+    wheels = [
+        wheel(tmp_path, "pytest", "pytest", version("pytest")),
+        wheel(tmp_path, "pluggy", "pluggy", "0.1"),
+        wheel(tmp_path, "brought-along", "brought"),
+    ]
+    assert install.install(python, wheels) == (["brought-along", "pluggy"], [])
     assert install.install(python, wheels) == ([], [])
-    program = "import brought, pytest; print(brought.HERE, hasattr(pytest, 'HERE'))"
+    program = "import brought, pluggy; print(brought.HERE, pluggy.HERE); import importlib.util as i;"
+    program += "print(i.find_spec('pytest').origin)"
     done = subprocess.run([python, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout == "True False\n"
+    assert done.stdout == f"True True\n{pytest.__file__}\n"
+    assert version("pluggy") != "0.1"  # the machine's own
 
 
 @pytest.mark.slow

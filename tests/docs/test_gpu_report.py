@@ -35,6 +35,7 @@ def test_every_part_that_has_a_result_is_in_the_report() -> None:
             "checks": {"tests": "RuntimeError: two failed", "server": "ok: fine"},
             "agreement": [{"model": "one", "images": 250, "same_class": 249, "right": 224}],
         },
+        "safe": {"verdict": "failed", "seconds": 2},  # it ended before its first check
         "service": {"verdict": "passed", "seconds": 100, "checks": {}, "steps": [STEP]},
         "engines": {
             "verdict": "out of time",
@@ -57,6 +58,7 @@ def test_every_part_that_has_a_result_is_in_the_report() -> None:
     text = report(results)
     assert text.startswith("H100, 16 CPUs, Python 3.12.3\n")
     assert "| right | failed | 61 | 60 | tests |" in text
+    assert "| safe | failed | 2 | 75 |  |" in text
     assert "| one | 250 | 249 | 224 |" in text
     assert "| 8 | 128 | 4000.0 | 30.1 | 61.0 | 31.5 | 0.2 | 2.5 | 0.3 | 41% | the CPUs, most of them for http |" in text
     assert "| m | {} | 1 | 1.0 | 1 | 2 | 80% |" in text

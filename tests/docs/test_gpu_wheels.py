@@ -1,8 +1,10 @@
 """The wheels collected for the machine are those in pyproject.toml and constraints.txt, each listed once."""
 
+import subprocess
 import tomllib
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -60,6 +62,15 @@ def test_what_the_first_call_needs_of_the_data_comes_first(tmp_path: Path) -> No
         "shared/weights/cifar10/resnet32-1.th",
     ]
     assert Requirement("torch").name in wheels.THERE  # far too large to send
+
+
+def test_the_project_and_a_folder_travel_together() -> None:
+    done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip("this is no clone")
+    files = [ROOT / name for name in done.stdout.split("\0") if name]
+    project_bytes = sum(path.stat().st_size for path in files if path.is_file())
+    assert project_bytes + wheels.ROOM_MIB * 2**20 < 63 * 2**20  # 64 are allowed
 
 
 def test_plugins_that_pytests_settings_need_come_along() -> None:

@@ -1,7 +1,7 @@
 """`docs/measurements/gpu.sh`: run the parts in order of value, each to its own limit, until the time is up.
 
-Needs nothing but Python: what the parts need is installed first, from a bundle. What a part measures is on disk at once
-(`<part>.json`), and so is its log; a part that has its result is not run again, whenever the program was cut off.
+This program needs nothing but Python; it first installs what the parts need, from a bundle. Each result is on disk at
+once (`<part>.json`), and so is each log. Wherever the program was cut off, it does not run a part with a result again.
 """
 
 import argparse
@@ -23,9 +23,9 @@ from docs.measurements.gpu.plan import Part, Verdict
 
 ROOT = Path(__file__).parents[3]
 GRACE_S = 5.0
-"""From SIGTERM to SIGKILL, for a part that has to end."""
+"""From SIGTERM to SIGKILL, for a part that has to end. A part's limit leaves so much of `--within`."""
 REHEARSAL_LIMIT_S = 900.0
-"""Of each part on a CPU, where what is small for a GPU takes long."""
+"""Of each part on a CPU, which takes long for what a GPU does at once."""
 RESULTS, LOGS = "results.json", "logs.tar.gz"
 
 
@@ -37,25 +37,25 @@ class Run:
     python: Path
     rehearse: bool
     results: Path | None
-    """Where a copy of all results and logs goes after every part."""
+    """The folder to which all results and logs are copied after every part."""
 
     def done(self) -> dict[str, Any]:
-        """All results so far, by part."""
+        """Return all results so far, by part."""
         found = {part.name: self.folder / f"{part.name}.json" for part in plan.PARTS}
         return {name: json.loads(path.read_text()) for name, path in found.items() if path.exists()}
 
 
 def main() -> int:
-    """Run what there is to run; 0: each part that has a result has passed."""
+    """Run all parts that are ready; 0: each part that has a result has passed."""
     options = _parse()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # not before what it has started is ended
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # ends the part under way first
     started_s = time.monotonic()
     options.folder.mkdir(parents=True, exist_ok=True)
     python = install.environment(options.folder / "venv")
     whole, problems = bundle.unpack(options.parts, options.folder / "bundle")
     installed, refused = install.install(python, [path for path in whole if path.suffix == ".whl"])
     print(f"== installed in {time.monotonic() - started_s:.0f} s: {', '.join(installed) or 'nothing'}", flush=True)
-    for problem in (*problems, *refused):  # some parts may do without
+    for problem in (*problems, *refused):  # parts that do not need these still run
         print(f"== {problem}", flush=True)
     run = Run(options.folder, python, options.rehearse, options.results)
     for name in options.again:
@@ -65,9 +65,12 @@ def main() -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    publish(run)  # what is kept from an earlier call may be wanted from this one, too
     for part in ready:
-        left_s = options.within - (time.monotonic() - started_s)
-        limit_s = REHEARSAL_LIMIT_S if options.rehearse else plan.fits(part, left_s)
+        left_s = options.within - GRACE_S - (time.monotonic() - started_s)
+        limit_s = plan.fits(part, left_s)
+        if options.rehearse and left_s > 0:  # seconds are those of a GPU
+            limit_s = min(REHEARSAL_LIMIT_S, left_s)
         if limit_s is None:
             waiting[part.name] = f"takes {part.seconds} s, of which {left_s:.0f} s are left"
             continue
@@ -80,7 +83,7 @@ def main() -> int:
 
 
 def run_part(run: Run, part: Part, limit_s: float, command: Callable[[Run, Part], list[str]] | None = None) -> Verdict:
-    """Run one part in processes of its own, none of which outlives it, and write its result."""
+    """Run one part in processes of its own, which all end with it, and write its result."""
     print(f"== {part.name}, at most {limit_s:.0f} s", flush=True)
     started_s = time.monotonic()
     rows, log = run.folder / f"{part.name}.rows.json", run.folder / f"{part.name}.log"
@@ -89,7 +92,7 @@ def run_part(run: Run, part: Part, limit_s: float, command: Callable[[Run, Part]
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: S603
             (command or _command)(run, part), cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=output,
-            stderr=subprocess.STDOUT, process_group=0,  # no session of its own: it may not outlive what ends this one
+            stderr=subprocess.STDOUT, process_group=0,  # in this session, so whatever ends the session ends it, too
         )  # fmt: skip
         try:
             verdict: Verdict = "failed" if process.wait(limit_s) else "passed"
@@ -116,7 +119,7 @@ def run_part(run: Run, part: Part, limit_s: float, command: Callable[[Run, Part]
 
 
 def publish(run: Run) -> None:
-    """Copy all results, as one file, and all logs, as another, to where they are wanted."""
+    """Copy all results into one file, and all logs into another, in the folder that the user named."""
     if run.results is None:
         return
     run.results.mkdir(parents=True, exist_ok=True)
@@ -129,7 +132,7 @@ def publish(run: Run) -> None:
 
 
 def summary(done: dict[str, Any]) -> str:
-    """A line for each part that has a result, and one for each of its checks that failed."""
+    """Return a line for each part that has a result, and one for each of its checks that failed."""
     lines = []
     for name, result in done.items():
         verdict: Verdict = result["verdict"]
@@ -160,7 +163,7 @@ def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> N
 
 
 def _write(path: Path, text: str) -> None:
-    """Whole or not at all: a machine may go at any moment."""
+    """Write a file whole or not at all: the machine may disappear at any moment."""
     scratch = path.with_name(f".{path.name}")
     scratch.write_text(text + "\n")
     scratch.rename(path)
@@ -174,13 +177,19 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--rehearse", action="store_true", help="small sizes, on the CPU where there is no GPU")
     parser.add_argument(
-        "--within", type=float, default=float("inf"), metavar="S", help="begin nothing that takes longer"
+        "--within",
+        type=float,
+        default=float("inf"),
+        metavar="S",
+        help="begin no part that needs longer, and end by then",
     )
-    parser.add_argument("--again", action="append", default=[], metavar="PART", help="although it has a result")
-    parser.add_argument("--folder", type=lambda text: Path(text).resolve(), default=ROOT / "gpu-measurements",
-                        metavar="FOLDER", help="of results, logs, models and what is installed")  # fmt: skip
     parser.add_argument(
-        "--parts", type=Path, default=ROOT / "gpu-parts", metavar="FOLDER", help="what wheels.py collected"
+        "--again", action="append", default=[], metavar="PART", help="run this part although it has a result"
+    )
+    parser.add_argument("--folder", type=lambda text: Path(text).resolve(), default=ROOT / "gpu-measurements",
+                        metavar="FOLDER", help="for results, logs, models and packages")  # fmt: skip
+    parser.add_argument(
+        "--parts", type=Path, default=ROOT / "gpu-parts", metavar="FOLDER", help="the folder that wheels.py wrote"
     )
     parser.add_argument("--results", type=Path, default=Path(out) if out else None, metavar="FOLDER",
                         help=f"where {RESULTS} and {LOGS} go as well (default $OUT)")  # fmt: skip

@@ -1,7 +1,7 @@
 """Engines alone: images a second of the backends with no server around them, beside the roofline of this machine.
 
-`torch` are the programs with CUDA graphs, `compiled` the FP16 one through torch.compile, `onnx` ONNX Runtime's CUDA
-provider with and without CUDA graphs. Images lie in page-locked memory, as the slots of the server do.
+`torch` runs the programs with CUDA graphs, `compiled` the FP16 one through torch.compile, `onnx` ONNX Runtime's CUDA
+provider with CUDA graphs and, for one file, without. Images lie in page-locked memory, as the server's slots do.
 """
 
 import json
@@ -37,7 +37,7 @@ def main() -> int:
 
 
 def ways(ctx: Context, network: str) -> list[tuple[str, dict[str, Any]]]:
-    """Models of a network, and the settings that differ from the server's own."""
+    """Return the models of a network, and the settings that differ from the server's defaults."""
     half, full = f"{network}-torch-fp16", f"{network}-torch"
     match ctx.variant:
         case "torch":
@@ -47,7 +47,8 @@ def ways(ctx: Context, network: str) -> list[tuple[str, dict[str, Any]]]:
         case _:
             cuda: dict[str, Any] = {"providers": CUDA} if ctx.on_gpu else {}
             graph = cuda | {"cuda_graph": True} if ctx.on_gpu else {}
-            return [(f"{network}-fp16", graph), (network, graph), (f"{network}-fp16", cuda)]
+            plain = [(f"{network}-fp16", cuda)] if network == ctx.sizes.network else []
+            return [(f"{network}-fp16", graph), (network, graph), *plain]
 
 
 def _measure(ctx: Context, network: str, model: str, changes: dict[str, Any], limits: Roofline) -> str:
@@ -87,7 +88,7 @@ def _measure(ctx: Context, network: str, model: str, changes: dict[str, Any], li
 
 
 def _work(ctx: Context, network: str) -> Work | None:
-    """Of the network's FP32 ONNX file; None where it could not be built."""
+    """Count the work of the network's FP32 ONNX file; None if it could not be built."""
     path = ctx.repository / network / "1" / "model.onnx"
     return roofline.count(path.read_bytes()) if path.exists() else None
 

@@ -1,4 +1,4 @@
-"""An environment that has what a machine has already, and beside it what a bundle brings. Needs nothing but Python."""
+"""An environment with the packages of a machine, and beside them those of a bundle. Needs nothing but Python."""
 
 import re
 import subprocess
@@ -6,14 +6,17 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-_DISTRIBUTIONS = "from importlib.metadata import distributions as d\nprint(*(one.name for one in d()), sep='\\n')"
+_DISTRIBUTIONS = """
+from importlib.metadata import distributions
+print(*(f"{one.name}=={one.version}" for one in distributions()), sep="\\n")
+"""
 _SITES = "import sys\nprint(*(path for path in sys.path if path.endswith('-packages')), sep='\\n')"
 
 
 def environment(folder: Path) -> Path:
-    """Make a virtual environment in `folder`, if it is not there, that sees all packages of this Python; its Python.
+    """Make a virtual environment in `folder`, unless it exists, that sees all packages of this Python; its Python.
 
-    Not by --system-site-packages: where this Python is itself of a virtual environment, that would not be its packages.
+    --system-site-packages would not do: if this Python is that of a virtual environment, it shows other packages.
     """
     python = folder / "bin" / "python"
     if not python.exists():
@@ -24,13 +27,17 @@ def environment(folder: Path) -> Path:
 
 
 def install(python: Path, wheels: Iterable[Path]) -> tuple[list[str], list[str]]:
-    """Install those wheels whose package is not there in any version: their names, and what cannot be installed.
+    """Install those wheels whose package is not there in their version: their names, and what cannot be installed.
 
-    What is there stays, whatever its version: PyTorch above all. onnxruntime-gpu hides an onnxruntime that is there.
+    They hide the machine's packages and remove none. A bundle has no PyTorch, which therefore stays the machine's;
+    onnxruntime-gpu hides an onnxruntime that is there.
     """
     there = distributions(python)
-    fresh = {plain(wheel.name.partition("-")[0]): wheel for wheel in wheels}
-    missing = {name: wheel for name, wheel in fresh.items() if name not in there}
+    missing = {}
+    for wheel in wheels:
+        name, version, *_ = wheel.name.split("-")
+        if there.get(plain(name)) != version:
+            missing[plain(name)] = wheel
     command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--disable-pip-version-check"]
     command += ["--no-index", "--no-deps", "--no-compile", "--quiet"]
     refused = []
@@ -44,18 +51,21 @@ def install(python: Path, wheels: Iterable[Path]) -> tuple[list[str], list[str]]
     return sorted(missing), refused
 
 
-def distributions(python: Path) -> set[str]:
-    """Names of all packages that a Python sees."""
-    return set(map(plain, _lines(python, _DISTRIBUTIONS)))
+def distributions(python: Path) -> dict[str, str]:
+    """Return the version of each package that a Python sees, by its name."""
+    found: dict[str, str] = {}
+    for name, _, version in (line.partition("==") for line in _lines(python, _DISTRIBUTIONS)):
+        found.setdefault(plain(name), version)  # the first is the one that is imported
+    return found
 
 
 def plain(name: str) -> str:
-    """A package's name as indexes compare it."""
+    """Return a package's name as indexes compare it."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _link_libraries(there: Path, here: Path) -> None:
-    """Have CUDA's libraries beside the packages that look for them there, as where all are installed in one place."""
+    """Link CUDA's libraries to where packages look for them, as if all were installed in one place."""
     for library in there.glob("*/lib/*.so*"):
         link = here / library.relative_to(there)
         if not link.exists():

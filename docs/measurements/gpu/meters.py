@@ -1,7 +1,8 @@
-"""Who was busy while a server was measured, and so what bounds it."""
+"""How busy each process was while a server was measured, and so what bounds the server."""
 
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,34 +15,35 @@ from loadtest.loops import Photo
 from server import gpus
 
 BUSY = 0.9
-"""From this share on, something is what bounds the service."""
+"""A resource that is busy for this share of the time is what bounds the service."""
 GPU_EVERY_S = 0.1
 
 Reading = tuple[float, dict[str, float], float]
-"""When; CPU-seconds of the server by what processes do; those of all processes."""
+"""The moment; CPU-seconds of the server's processes, by role; CPU-seconds of all processes of the machine."""
 
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """Of one window."""
+    """What one window of time took."""
 
     cpus: int
     cpu_s: Mapping[str, float]
-    """by what processes do: supervisor, engine, http, and sender"""
+    """by role: supervisor, engine, http, and sender"""
     machine_busy: float
-    """share of all CPUs, whoever took them"""
+    """share of all CPUs, by whatever processes"""
     gpu_busy: float | None
     """share of the window in which anything ran on the GPU; None where there is none"""
     senders: int
     http_workers: int
+    engines: int
     seconds: float
 
 
 def bound_by(use: Use) -> str:
-    """What would have to be cheaper for more images a second.
+    """Say what would have to be cheaper for more images a second.
 
-    Python runs one thread of a process at a time: the engine and a sender are at their end with one CPU, while the HTTP
-    workers decode beside that.
+    Python runs one thread of a process at a time: an engine and a sender reach their limit with one CPU, while the HTTP
+    workers decode beside that. An engine without a GPU computes with many CPUs, and is no limit before these are.
     """
     if use.gpu_busy is not None and use.gpu_busy >= BUSY:
         return "the GPU"
@@ -50,15 +52,26 @@ def bound_by(use: Use) -> str:
     if use.machine_busy >= BUSY:
         most = max(use.cpu_s, key=lambda role: use.cpu_s[role])
         return f"the CPUs, most of them for {most}"
-    if use.cpu_s.get("engine", 0.0) >= BUSY * use.seconds:
+    if use.gpu_busy is not None and use.cpu_s.get("engine", 0.0) >= BUSY * use.engines * use.seconds:
         return "the engine process"
     if use.cpu_s.get("http", 0.0) >= BUSY * use.http_workers * use.seconds:
         return "the HTTP workers' interpreters"
     return "nothing that is busy: waiting for each other"
 
 
-def measure(ctx: Context, server: Server, senders: Senders, photos: list[Photo], connections: int, **known: Any) -> str:
-    """Measure one number of connections; put a row into the table `steps`; what to say of it.
+def measure(
+    ctx: Context,
+    server: Server,
+    senders: Senders,
+    photos: list[Photo],
+    connections: int,
+    *,
+    on_gpu: bool,
+    **known: Any,
+) -> str:
+    """Measure with so many connections, and put a row into the table `steps`; returns a summary of it.
+
+    `on_gpu`: whether the server may use the GPU; otherwise nobody looks how busy that is.
 
     Raises:
         RuntimeError: a request failed.
@@ -70,15 +83,15 @@ def measure(ctx: Context, server: Server, senders: Senders, photos: list[Photo],
     def meanwhile(begin_s: float) -> None:
         time.sleep(max(0.0, begin_s - time.monotonic()))
         readings.append(_read(server))
-        with gpus.management() as library:
+        with gpus.management() if on_gpu else nullcontext() as library:
             while time.monotonic() < begin_s + sizes.seconds:
                 busy.extend(gpu.utilisation for gpu in (gpus.look(library) if library is not None else []))
                 time.sleep(GPU_EVERY_S)
         readings.append(_read(server))
 
     done = senders.measure(server.url, photos, connections, sizes.warm_up_s, sizes.seconds, meanwhile)
-    use = _use(readings, busy, done, senders, known["http_workers"])
-    # Untrained networks find nearly the same in all photos, and batches of other sizes round in other ways.
+    use = _use(readings, busy, done, senders, known["http_workers"], known.get("engines", 1))
+    # Untrained networks rank classes nearly alike for all photos, and batches of other sizes round differently.
     flips = sum(count for fault, count in done.faults.items() if fault.startswith("class "))
     row = {
         **known,
@@ -106,7 +119,9 @@ def _read(server: Server) -> Reading:
     return time.monotonic(), server.cpu_s(), sum(machine) - machine.idle - machine.iowait
 
 
-def _use(readings: list[Reading], busy: list[float], done: Measured, senders: Senders, workers: int) -> Use:
+def _use(
+    readings: list[Reading], busy: list[float], done: Measured, senders: Senders, workers: int, engines: int
+) -> Use:
     (began_s, before, taken_before), (ended_s, after, taken_after) = readings
     seconds, cpus = ended_s - began_s, psutil.cpu_count() or 1
     return Use(
@@ -116,5 +131,6 @@ def _use(readings: list[Reading], busy: list[float], done: Measured, senders: Se
         gpu_busy=sum(busy) / len(busy) if busy else None,
         senders=senders.count,
         http_workers=workers,
+        engines=engines,
         seconds=seconds,
     )

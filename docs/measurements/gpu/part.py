@@ -1,4 +1,4 @@
-"""What all parts share: sizes, where things are, and the result, which is on disk after every step."""
+"""Shared by all parts: sizes, paths, and the result, which is on disk after every step."""
 
 import argparse
 import json
@@ -38,8 +38,10 @@ class Sizes:
     """processes of the load generator"""
     grid: tuple[tuple[int, tuple[int, ...]], ...]
     """HTTP workers, and the connections to try with them"""
-    cores: tuple[int, ...]
-    """HTTP workers where there is no GPU"""
+    short_grid: tuple[tuple[int, tuple[int, ...]], ...]
+    """the same for ONNX Runtime, and for decoding on the GPU"""
+    cores: tuple[tuple[int, int], ...]
+    """engines and HTTP workers without the GPU"""
     core_connections: int
     batches: tuple[int, ...]
 
@@ -56,7 +58,8 @@ FULL = Sizes(
     warm_up_s=1.5,
     senders=4,
     grid=((8, (32, 128, 256, 512)), (12, (128, 512)), (4, (128, 512)), (2, (128,)), (1, (32, 128))),
-    cores=(2, 4, 8, 12),
+    short_grid=((8, (32, 128, 512)), (12, (512,))),
+    cores=((1, 12), (4, 12), (2, 6), (1, 6), (1, 2)),
     core_connections=64,
     batches=(1, 2, 4, 8, 16, 32, 64, 128, 256),
 )
@@ -72,14 +75,15 @@ SMALL = Sizes(
     warm_up_s=0.5,
     senders=2,
     grid=((1, (2, 4)), (2, (4,))),
-    cores=(1, 2),
+    short_grid=((1, (2, 4)),),
+    cores=((1, 2), (2, 1)),
     core_connections=4,
     batches=(1, 2),
 )
 
 
 class Result:
-    """What a part has measured so far."""
+    """The measurements of a part so far."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -97,11 +101,11 @@ class Result:
         self._write()
 
     def check(self, name: str, look: Callable[[], str]) -> None:
-        """Do a check, which tells what it saw, or raises; those after it are done in any case."""
+        """Do a check, which returns what it saw, or raises; later checks are done in any case."""
         started_s = time.monotonic()
         try:
             text = f"ok: {look()}"
-        except Exception as error:  # whatever it is, it is the result
+        except Exception as error:  # of any kind: the error is the result
             traceback.print_exc()
             text = f"{type(error).__name__}: {str(error)[:2000]}"
         text = f"{text} ({time.monotonic() - started_s:.1f} s)"
@@ -121,10 +125,10 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a part is told."""
+    """The command line of a part, and the machine."""
 
     variant: str
-    """What of it to do, where there is a choice."""
+    """The one to run, of a part that has several."""
     folder: Path
     result: Result
     rehearse: bool
@@ -137,31 +141,28 @@ class Context:
         return self.folder / "model_repository"
 
     def photos(self) -> list[Path]:
-        """As many of the sample's photos as there are here and are wanted, in the order of the classes."""
+        """Return the sample's photos in the order of the classes, as many as are here and are wanted."""
         found = sorted(path for shared in self._shared() for path in shared.glob("data/imagenet-sample/*"))
         return found[: self.sizes.photos] or sorted((ROOT / "export" / "photos").glob("*.jpg"))
 
     def cifar(self) -> dict[str, Path]:
-        """Trained checkpoints by network."""
+        """Return trained checkpoints by network."""
         found = [path for shared in self._shared() for path in sorted(shared.glob("weights/cifar10/resnet*.th"))]
         return {f"cifar_{path.name.partition('-')[0]}": path for path in found[: self.sizes.checkpoints]}
 
     def cifar_images(self) -> list[Path]:
-        """Spread over the classes."""
+        """Return images from all classes."""
         found = sorted(path for shared in self._shared() for path in shared.glob("data/cifar10-test/*/*"))
         return found[:: max(1, len(found) // self.sizes.cifar_images)]
 
     def _shared(self) -> list[Path]:
-        """The one place where the data are: those that a bundle brought, else those beside the project."""
+        """Return the folder of data, if there is one: a bundle's, or that beside the project."""
         places = (self.folder / "bundle" / "shared", ROOT.parent / "shared", ROOT / "shared")
         return [place for place in places if place.is_dir()][:1]
 
 
 def context(variants: tuple[str, ...]) -> Context:
-    """From the command line; the first variant if none is named.
-
-    Without a GPU everything but a rehearsal ends here.
-    """
+    """Read the command line; the default variant is the first. Without a GPU, only a rehearsal continues."""
     parser = argparse.ArgumentParser()
     parser.add_argument("variant", nargs="?", choices=variants, default=variants[0])
     parser.add_argument("--folder", type=Path, required=True)

@@ -1,4 +1,7 @@
-"""Results as Markdown, for gpu.md: `python -m docs.measurements.gpu.report results.json`. Needs nothing but Python."""
+"""Results as Markdown, for gpu.md: `python -m docs.measurements.gpu.report results.json`. Needs nothing but Python.
+
+Several files are of machines that took turns: of a part that is in more than one, the last counts.
+"""
 
 import json
 import sys
@@ -13,13 +16,16 @@ Row = Mapping[str, Any]
 
 
 def main() -> int:
-    """Print it."""
-    print(report(json.loads(Path(sys.argv[1]).read_text())))
+    """Print the tables of all files."""
+    results: dict[str, Row] = {}
+    for path in sys.argv[1:]:
+        results |= json.loads(Path(path).read_text())
+    print(report(results))
     return 0
 
 
 def report(results: Mapping[str, Row]) -> str:
-    """All parts that have results, each as a table."""
+    """Return the tables of all parts that have results."""
     machine = results.get("machine", {})
     lines = [
         f"{machine.get('gpu', 'no GPU')}, {machine.get('cpus')} CPUs, Python {str(machine.get('python')).split()[0]}"
@@ -46,7 +52,7 @@ def report(results: Mapping[str, Row]) -> str:
 
 
 def goal(steps: Iterable[Row], cpus: int) -> str:
-    """What every stage may cost for the goal, beside what it does in the fastest row."""
+    """Return what each stage costs in the fastest row, and may cost for the goal."""
     best = max(steps, key=lambda row: float(row["images_per_s"]))
     costs: Mapping[str, float] = best["cpu_ms"]
     total_ms, allowed_ms = sum(costs.values()), 1e3 * cpus / GOAL_PER_S
@@ -69,7 +75,7 @@ def _done(results: Mapping[str, Row]) -> list[tuple[str, Row]]:
 def _verdict(done: tuple[str, Row]) -> list[object]:
     name, result = done
     (planned,) = (part.seconds for part in PARTS if part.name == name)
-    failed = [check for check, text in result["checks"].items() if not text.startswith("ok")]
+    failed = [check for check, text in result.get("checks", {}).items() if not text.startswith("ok")]
     return [name, result["verdict"], result["seconds"], planned, ", ".join(failed)]
 
 

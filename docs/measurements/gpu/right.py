@@ -1,11 +1,12 @@
-"""Right: the tests that need a GPU, and real photos through HTTP that get the classes PyTorch finds on the CPU in FP32.
+"""Right: the tests that need a GPU, and real photos whose classes over HTTP are those of PyTorch in FP32 on a CPU.
 
-`torch` are the programs on the GPU, `onnx` ONNX Runtime's CUDA provider, with and without CUDA graphs, and the programs
-once more with all photos there.
+`torch` runs the programs on the GPU; `onnx` runs the files by ONNX Runtime's CUDA provider, with and without CUDA
+graphs, and the programs once more, when all photos have come.
 """
 
 import asyncio
 import json
+import os
 import re
 import subprocess
 import sys
@@ -49,11 +50,14 @@ def main() -> int:
 
 def _tests(ctx: Context) -> str:
     report = ctx.folder / f"tests-{ctx.variant}.xml"
-    # Those files alone: others may need what is not on the machine.
+    # These files alone: others may need packages that are not on the machine.
     found = [path for path in sorted((ROOT / "tests").rglob("test_*.py")) if MARKED.search(path.read_text())]
     paths = [str(path) for path in found if ctx.variant == "torch" or path.is_relative_to(ROOT / "tests" / "server")]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu or torchvision", "-rsfE"]
-    done = subprocess.run([*command, f"--junitxml={report}", *paths], cwd=ROOT, check=False)  # noqa: S603
+    # The machine may have other plugins, and packages of other versions, whose warnings are no fault of the server.
+    command += ["-p", "pytest_timeout", "-W", "default", f"--junitxml={report}", "--durations=5"]
+    environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    done = subprocess.run([*command, *paths], cwd=ROOT, env=environment, check=False)  # noqa: S603
     suites = ElementTree.parse(report).getroot().findall("testsuite")  # noqa: S314
     counts = {
         name: sum(int(suite.get(name, 0)) for suite in suites) for name in ("tests", "skipped", "failures", "errors")
@@ -80,9 +84,8 @@ def _compare(ctx: Context, url: str, model: str) -> str:
     served = uvloop.run(_served_top1(f"{url}/classify?model={model}", [path.read_bytes() for path in paths]))
     expected = reference_top1(ctx, network, paths)
     same = int((served == expected).sum())
-    allowed = (
-        1 if network == EFFICIENTNET else 2
-    )  # of 250 photos, and of 1,000 small images, which JPEG decoders tell apart
+    # Of 250 photos, and of 1,000 small images, of which JPEG decoders make other pixels.
+    allowed = 1 if network == EFFICIENTNET else 2
     row = {"model": model, "images": len(paths), "same_class": same, "right": _right(network, paths, served.tolist())}
     ctx.result.add("agreement", row)
     if same < len(paths) - allowed:
@@ -91,7 +94,7 @@ def _compare(ctx: Context, url: str, model: str) -> str:
 
 
 async def _served_top1(url: str, images: list[bytes]) -> NDArray[np.int64]:
-    """From several clients at a time, so that there are batches."""
+    """Ask by several clients at the same time, so that there are batches."""
     shares = await asyncio.gather(
         *(ask_alone(Target(url), images[at::CLIENTS]) for at in range(min(CLIENTS, len(images))))
     )
@@ -102,7 +105,7 @@ async def _served_top1(url: str, images: list[bytes]) -> NDArray[np.int64]:
 
 
 def reference_top1(ctx: Context, network: str, paths: list[Path]) -> NDArray[np.int64]:
-    """What plain Pillow and PyTorch make of the same files on the CPU, kept for other parts."""
+    """Return the best classes by plain Pillow and PyTorch on the CPU, which are kept for other parts."""
     kept = ctx.folder / f"reference-{network}.json"
     known: dict[str, int] = json.loads(kept.read_text()) if kept.exists() else {}
     fresh = [path for path in paths if str(path) not in known]
@@ -118,7 +121,7 @@ def reference_top1(ctx: Context, network: str, paths: list[Path]) -> NDArray[np.
 
 
 def _right(network: str, paths: list[Path], served: list[int]) -> int | None:
-    """How many answers are true; None where the files do not tell."""
+    """Return how many answers are true; None if the files do not tell."""
     if network != EFFICIENTNET:
         names = sorted({path.parent.name for path in paths})
         return sum(names.index(path.parent.name) == best for path, best in zip(paths, served, strict=True))

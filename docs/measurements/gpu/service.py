@@ -1,7 +1,7 @@
 """The whole service: JPEG over HTTP in, five classes out, by connections and HTTP workers, and what bounds it.
 
 `torch` is the FP16 program with CUDA graphs, `onnx` the FP16 file by ONNX Runtime's CUDA provider, `decoder` the former
-with JPEG decoded on the GPU. The load generator runs on the same CPUs, and its share is told.
+with JPEG decoded on the GPU. The load generator runs on the same CPUs; each row has its share.
 """
 
 import sys
@@ -23,7 +23,7 @@ def main() -> int:
     images = [path.read_bytes() for path in ctx.photos()]
     ctx.result.put("photos", {"count": len(images), "mean_bytes": sum(map(len, images)) / len(images)})
     try:
-        for workers, connections in ctx.sizes.grid if ctx.variant == "torch" else ctx.sizes.grid[:2]:
+        for workers, connections in ctx.sizes.grid if ctx.variant == "torch" else ctx.sizes.short_grid:
             ctx.result.check(f"{workers} HTTP workers", partial(_step, ctx, senders, images, workers, connections))
     finally:
         senders.close()
@@ -31,7 +31,7 @@ def main() -> int:
 
 
 def flags(ctx: Context) -> dict[str, object]:
-    """The server's, by variant; on a CPU what stands in for the GPU."""
+    """Return the server's flags for a variant; without a GPU, those of its substitutes on the CPU."""
     found: dict[str, object] = {"max_batch": ctx.sizes.max_batch, "queue_size": QUEUE, "stall_timeout_ms": 120_000}
     if ctx.variant == "onnx":
         cuda = {"providers": "CUDAExecutionProvider,CPUExecutionProvider", "cuda_graph": "true"} if ctx.on_gpu else {}
@@ -46,7 +46,8 @@ def _step(ctx: Context, senders: Senders, images: list[bytes], workers: int, con
     known: dict[str, Any] = {"variant": ctx.variant, "http_workers": workers}
     with serving(ctx.repository, flags(ctx) | {"http_workers": workers}) as server:
         photos = prepared(f"{server.url}/classify", images)
-        return "; ".join(measure(ctx, server, senders, photos, count, **known) for count in connections)
+        said = [measure(ctx, server, senders, photos, count, on_gpu=ctx.on_gpu, **known) for count in connections]
+        return "; ".join(said)
 
 
 if __name__ == "__main__":

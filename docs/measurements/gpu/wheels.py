@@ -1,11 +1,11 @@
-"""Collect what a machine with a GPU and no network lacks, in folders of a bounded size.
+"""Collect the packages and data that a machine with a GPU and no network lacks, in folders of a bounded size.
 
     python -m docs.measurements.gpu.wheels                    writes gpu-parts/1, gpu-parts/2, …
 
 Wheels for Python 3.12 on x86-64 Linux, in the versions of constraints.txt, and the photos and checkpoints of ../shared.
 The most needed come first: folder 1 suffices for the whole service with the torch backend, with two checkpoints and
-most photos. Their rest comes next, then onnxruntime-gpu in pieces, then nvImageCodec. TensorRT for RTX is left out: it
-has nothing for SM90 (docs/guides/tensorrt.md).
+some photos. The other photos and checkpoints come next, then onnxruntime-gpu in pieces, then nvImageCodec. TensorRT for
+RTX is left out: it has no kernels for SM90 (docs/guides/tensorrt.md).
 """
 
 import argparse
@@ -25,18 +25,18 @@ from packaging.utils import canonicalize_name
 from docs.measurements.gpu import bundle
 
 ROOT = Path(__file__).parents[3]
-ROOM_MIB = 59
-"""Of a folder, so that with the project itself some 63 MiB travel at one time."""
+ROOM_MIB = 56
+"""Of a folder. The project travels with it, and both together may have 64 MiB."""
 
 THERE = {
     "cuda-bindings", "cuda-pathfinder", "flatbuffers", "ml-dtypes", "mpmath", "numpy", "onnx", "onnxruntime",
     "packaging", "pillow", "protobuf", "pygments", "pytest", "sympy", "timm", "torch", "torchvision",
     "typing-extensions",
 }  # fmt: skip
-"""On the machine already, in whatever version: what it is said to have, and all that is large of what that needs."""
+"""Packages that the machine has already, in whatever version, and those large ones that these need."""
 
 Extras = dict[str, set[str] | None]
-"""What is wanted of pyproject.toml, by extra ("" is the project itself): names, or None for all."""
+"""Names of requirements in pyproject.toml, by extra ("" is the project itself); None stands for all of an extra."""
 
 SERVICE: Extras = {
     "": None,
@@ -57,11 +57,13 @@ _TARGET = {"python_version": "3.12", "python_full_version": "3.12.0", "sys_platf
 
 
 def main() -> int:
-    """Collect and say what is where."""
+    """Collect everything, and print the folders."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=ROOT / "gpu-parts", metavar="FOLDER")
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared", metavar="FOLDER")
-    parser.add_argument("--room-mib", type=int, default=ROOM_MIB, metavar="N", help=f"of a folder (default {ROOM_MIB})")
+    parser.add_argument(
+        "--room-mib", type=int, default=ROOM_MIB, metavar="N", help=f"size of a folder (default {ROOM_MIB})"
+    )
     options = parser.parse_args()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     pins = constraints((ROOT / "constraints.txt").read_text())
@@ -80,13 +82,13 @@ def main() -> int:
 
 
 def constraints(text: str) -> dict[str, str]:
-    """Version by name."""
+    """Return the pinned versions, by name."""
     lines = (line.split("==") for line in text.splitlines() if line)
     return {canonicalize_name(name): version for name, version in lines}
 
 
 def wanted(project: dict[str, Any], extras: Extras) -> list[Requirement]:
-    """The requirements of these extras, or those of them that are named."""
+    """Return the requirements of these extras, or those among them that are named."""
     optional = project["optional-dependencies"]
     found = []
     for extra, names in extras.items():
@@ -98,7 +100,7 @@ def wanted(project: dict[str, Any], extras: Extras) -> list[Requirement]:
 
 
 def needs(metadata: bytes, extras: Iterable[str]) -> list[Requirement]:
-    """What a wheel with these extras needs on the machine, by its metadata."""
+    """Return the requirements of a wheel with these extras on the machine, by its metadata."""
     lines = BytesParser().parsebytes(metadata).get_all("Requires-Dist") or []
     found = [Requirement(line) for line in lines]
     return [one for one in found if _applies(one, extras)]
@@ -110,7 +112,7 @@ def _applies(requirement: Requirement, extras: Iterable[str]) -> bool:
 
 
 def download(requirements: Iterable[Requirement], pins: dict[str, str], folder: Path) -> list[Path]:
-    """Wheels of these and all that they need but what is `THERE`."""
+    """Download the wheels of these, and of all that they need, except those that are `THERE`."""
     folder.mkdir()
     seen: set[str] = set(THERE)
     waiting = [one for one in requirements if _applies(one, ())]
@@ -136,7 +138,7 @@ def _pip(folder: Path, requirements: list[str]) -> None:
 
 
 def data(shared: Path) -> list[tuple[str, Path]]:
-    """The photos and checkpoints that the parts need, those first that the first folder is to have."""
+    """Return the photos and checkpoints that the parts need, beginning with those for the first folder."""
     first = ("weights/cifar10/resnet[25][06]-*", "data/cifar10-test/*/*", "data/imagenet-sample/*")
     patterns = (*first, "weights/cifar10/resnet[34][24]-*")
     found = [path for pattern in patterns for path in sorted(shared.glob(pattern))]
