@@ -15,7 +15,7 @@ def main() -> int:
     senders = Senders(min(2, ctx.sizes.senders))
     images = [path.read_bytes() for path in ctx.photos()[:50]]
     try:
-        for engines, workers in ctx.sizes.cores:  # the most telling first: the time may end before the last
+        for engines, workers in ctx.sizes.cores:
             for model in ("efficientnet_lite0", f"{ctx.sizes.network}-int8"):
                 name = f"{model}, {engines} engines, {workers} HTTP workers"
                 ctx.result.check(name, partial(_step, ctx, senders, images, model, engines, workers))

@@ -41,7 +41,7 @@ class Sizes:
     short_grid: tuple[tuple[int, tuple[int, ...]], ...]
     """the same for ONNX Runtime, and for decoding on the GPU"""
     cores: tuple[tuple[int, int], ...]
-    """engines and HTTP workers without the GPU"""
+    """engines and HTTP workers without the GPU, the most telling first: the time may end before the last"""
     core_connections: int
     batches: tuple[int, ...]
 

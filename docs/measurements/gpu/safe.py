@@ -1,6 +1,7 @@
-"""Safe: an engine that is killed, a GPU without memory, and a device that is lost cost nobody an answer.
+"""Safe: no answer is lost when an engine is killed, a GPU has no memory left, or a device is lost.
 
-On a CPU the same steps are done, but memory does not run out there, and what loses a device is an error of its batch.
+The steps on a CPU are the same. But memory does not run out there, and an image that would lose the device only fails
+its batch.
 """
 
 import os
@@ -52,10 +53,11 @@ def main() -> int:
 
 
 def killed_engine(ctx: Context) -> str:
-    """The engine is killed under load: each answer is right, and `/readyz` says 503 until the next one is there."""
+    """Kill the engine under load: each answer is right, and `/readyz` says 503 until the next engine is ready."""
     repository = _tiny(ctx)
     images = [red(value) for value in range(256)]
-    with serving(repository, {"models": "tiny", "timeout_ms": 120_000, "http_workers": 2}) as server:
+    flags = {"models": "tiny", "timeout_ms": 120_000, "http_workers": 2, "stall_timeout_ms": 120_000}
+    with serving(repository, flags) as server:
         back_s: list[float] = []
         with watched(server.url) as readiness, _load(server.url, images) as answers:
             for _ in range(ctx.sizes.kills):
@@ -71,9 +73,9 @@ def killed_engine(ctx: Context) -> str:
 
 
 def lost_device(ctx: Context) -> str:
-    """An image that loses the device is given up, those beside it are answered by the next engine.
+    """Send an image that loses the device: the server gives it up, and the next engine answers those beside it.
 
-    On a CPU the error ends no process: the image is answered with it, and the others are as well.
+    On a CPU the error ends no process: that image gets it as its answer, and all others get theirs.
     """
     repository = _tiny(ctx)
     poison, images = red(7, green=POISONED), [red(value) for value in range(16)]
@@ -83,6 +85,7 @@ def lost_device(ctx: Context) -> str:
         "http_workers": 1,
         "timeout_ms": 120_000,
         "max_wait_ms": 200,
+        "stall_timeout_ms": 120_000,
     }
     with serving(repository, flags) as server, httpx.Client(timeout=120) as client:
         first = server.engine()
@@ -114,7 +117,7 @@ def lost_device(ctx: Context) -> str:
 
 
 def no_memory(ctx: Context) -> str:
-    """With little memory left, the largest batches are given up, and requests are answered."""
+    """Leave little memory: the server gives up its largest batches, and answers."""
     flags: dict[str, object] = {"models": f"{ctx.sizes.network}-torch", "http_workers": 2, "stall_timeout_ms": 120_000}
     flags["max_batch"] = HUGE_BATCH if ctx.on_gpu else ctx.sizes.max_batch
     photos = [path.read_bytes() for path in ctx.photos()[:32]]
@@ -147,7 +150,7 @@ def _tiny(ctx: Context) -> Path:
 
 
 def _kill_engine(server: Server) -> float:
-    """Seconds from the kill until the next engine is ready."""
+    """Kill the engine; returns the seconds until the next one is ready."""
     start, began_s = len(server.lines), time.monotonic()
     os.kill(server.engine(), signal.SIGKILL)
     server.wait_for(r"(engine) is ready", start)
@@ -156,7 +159,7 @@ def _kill_engine(server: Server) -> float:
 
 @contextmanager
 def _load(url: str, images: Sequence[bytes]) -> Generator[list[tuple[int, Any]]]:
-    """Send from many clients while open: the number of each image that was sent, and its class, or the error."""
+    """Send from many clients while open; yields the number of each image that was sent, with its class or the error."""
     answers: list[tuple[int, Any]] = []
     end = threading.Event()
 
@@ -176,11 +179,11 @@ def _load(url: str, images: Sequence[bytes]) -> Generator[list[tuple[int, Any]]]
         finally:
             end.set()
         for one in sending:
-            one.result()  # a connection that broke is a request that was lost
+            one.result()  # raises if a connection broke, which is a lost request
 
 
 def _await_more(answers: Sequence[object], count: int = 100) -> None:
-    """Return when there are that many more."""
+    """Wait until there are so many more."""
     enough, give_up_s = len(answers) + count, time.monotonic() + PATIENCE_S
     while len(answers) < enough:
         if time.monotonic() > give_up_s:
@@ -189,14 +192,14 @@ def _await_more(answers: Sequence[object], count: int = 100) -> None:
 
 
 def _had_gaps(readiness: Readiness, count: int) -> None:
-    """Raises where `/readyz` was not 200, then 503 and 200 again at least `count` times."""
+    """Raise unless `/readyz` was 503 at least `count` times, and 200 at the end."""
     if readiness.seen.count(503) < count or readiness.seen[-1] != 200:
         raise RuntimeError(f"/readyz was {readiness.seen}, where {count} times 503 was due, and 200 at the end")
 
 
 @contextmanager
 def _ballast() -> Generator[int]:
-    """A process that holds all of the GPU's memory but LEFT_MIB; how many bytes."""
+    """Hold all of the GPU's memory but LEFT_MIB, in another process, while open; yields how many bytes."""
     with subprocess.Popen(  # noqa: S603
         [sys.executable, "-c", _BALLAST, str(LEFT_MIB)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:

@@ -1,4 +1,4 @@
-"""A server of our own, whose processes are known by what they do, and whose readiness is watched."""
+"""A server to measure: the role of each of its processes, and how its readiness changes."""
 
 import http.client
 import os
@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import psutil
 
 PATIENCE_S = 90.0
-"""For an engine to come: it loads CUDA and records a graph for each batch size."""
+"""For an engine to start: it loads CUDA and records a graph for each batch size."""
 STOP_S = 20.0
 
 
@@ -28,14 +28,14 @@ class Server:
     """Its log so far."""
     url: str = ""
     has_ended: bool = False
-    """and its log with it"""
+    """The server has ended, and so has its log."""
     _heard: threading.Condition = field(default_factory=threading.Condition)
 
     def wait_for(self, pattern: str, start: int = 0) -> str:
-        """The first group of the first match in the log, from line `start`.
+        """Wait for a line of the log that matches, from line `start`; returns the first group.
 
         Raises:
-            RuntimeError: the server ends, or says nothing of it in time; with the end of its log.
+            RuntimeError: the server ends, or no line matches in time; with the end of the log.
         """
 
         def find() -> str | None:
@@ -49,7 +49,7 @@ class Server:
         return found
 
     def pids(self) -> dict[int, str]:
-        """What each process does that is ready: supervisor, engine or http."""
+        """Return the role of each process that is ready: supervisor, engine or http."""
         found = {self.process.pid: "supervisor"}
         for line in list(self.lines):
             if match := re.search(r"(\w+)(-\d+)? is ready, process (\d+)", line):
@@ -57,11 +57,11 @@ class Server:
         return found
 
     def engine(self) -> int:
-        """Process id of the newest engine."""
+        """Return the process id of the newest engine."""
         return [pid for pid, role in self.pids().items() if role == "engine"][-1]
 
     def cpu_s(self) -> dict[str, float]:
-        """CPU time so far, by what processes do."""
+        """Return the CPU time so far, by role."""
         total: dict[str, float] = {}
         for pid, role in self.pids().items():
             with suppress(psutil.NoSuchProcess):
@@ -70,7 +70,7 @@ class Server:
         return total
 
     def hear(self) -> None:
-        """Keep the log; returns when the server has ended."""
+        """Collect the log; returns when the server has ended."""
         for line in self.process.stderr or ():
             print(line, end="", flush=True)
             with self._heard:
@@ -85,10 +85,10 @@ class Server:
 def serving(
     repository: Path, flags: Mapping[str, object], environment: Mapping[str, str] | None = None
 ) -> Generator[Server]:
-    """A server of a repository on a free port; flags are its own, `{"max_batch": 1}` for `--max-batch 1`.
+    """Run a server of a repository on a free port while open; `{"max_batch": 1}` stands for its flag `--max-batch 1`.
 
     Raises:
-        RuntimeError: it does not start; with its log.
+        RuntimeError: the server does not start; with its log.
     """
     command = [sys.executable, "-m", "server", "--port", "0", "--repository", str(repository)]
     for name, value in flags.items():
@@ -115,14 +115,14 @@ def serving(
 
 @dataclass(slots=True)
 class Readiness:
-    """What `/readyz` answered, one after the other, each answer once until another came."""
+    """The statuses of `/readyz`, without repetitions."""
 
     seen: list[int] = field(default_factory=list)
 
 
 @contextmanager
 def watched(url: str, every_s: float = 0.005) -> Generator[Readiness]:
-    """Ask `/readyz` again and again while open; whoever does not answer is no change."""
+    """Ask `/readyz` again and again while open; a missing answer is no change."""
     parts, readiness, end = urlsplit(url), Readiness(), threading.Event()
 
     def look() -> None:
