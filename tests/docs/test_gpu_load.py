@@ -34,11 +34,9 @@ def test_processes_are_told_apart_and_a_killed_engine_is_seen_in_readyz(server: 
     assert readiness.seen[-2:] == [503, 200]
 
 
-def test_a_server_that_does_not_start_is_an_error_with_its_log_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("docs.measurements.gpu.serving.PATIENCE_S", 10_000)
-    with pytest.raises(RuntimeError, match="never said 'ready on"), serving(tmp_path, {"http_workers": 1}):
+def test_a_server_that_does_not_start_is_an_error_with_its_log_at_once(tmp_path: Path) -> None:
+    never = serving(tmp_path, {"http_workers": 1}, patience_s=10_000)
+    with pytest.raises(RuntimeError, match="never said 'ready on"), never:
         pass
 
 

@@ -26,7 +26,7 @@ def main() -> int:
 
 def _step(ctx: Context, senders: Senders, images: list[bytes], model: str, engines: int, workers: int) -> str:
     flags = {"models": model, "engines": engines, "http_workers": workers}
-    with serving(ctx.repository, flags, {"CUDA_VISIBLE_DEVICES": ""}) as server:
+    with serving(ctx.repository, flags, {"CUDA_VISIBLE_DEVICES": ""}, patience_s=ctx.sizes.patience_s) as server:
         photos = prepared(f"{server.url}/classify", images)
         return measure(ctx, server, senders, photos, ctx.sizes.core_connections, on_gpu=False, **flags)
 

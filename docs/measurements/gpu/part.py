@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from docs.measurements.gpu.serving import PATIENCE_S, REHEARSAL_PATIENCE_S
 from server import gpus
 
 ROOT = Path(__file__).parents[3]
@@ -44,6 +45,8 @@ class Sizes:
     """engines and HTTP workers without the GPU, the most telling first: the time may end before the last"""
     core_connections: int
     batches: tuple[int, ...]
+    patience_s: float
+    """for an engine to start"""
 
 
 FULL = Sizes(
@@ -62,6 +65,7 @@ FULL = Sizes(
     cores=((1, 12), (4, 12), (2, 6), (1, 6), (1, 2)),
     core_connections=64,
     batches=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+    patience_s=PATIENCE_S,
 )
 SMALL = Sizes(
     network="cifar_resnet32",
@@ -79,6 +83,7 @@ SMALL = Sizes(
     cores=((1, 2), (2, 1)),
     core_connections=4,
     batches=(1, 2),
+    patience_s=REHEARSAL_PATIENCE_S,
 )
 
 

@@ -70,7 +70,11 @@ def _tests(ctx: Context, mark: str) -> str:
 
 def _served(ctx: Context, title: str, models: list[str], flags: dict[str, str]) -> None:
     def serve() -> str:
-        with serving(ctx.repository, {"models": ",".join(models), "stall_timeout_ms": 120_000, **flags}) as server:
+        with serving(
+            ctx.repository,
+            {"models": ",".join(models), "stall_timeout_ms": 120_000, **flags},
+            patience_s=ctx.sizes.patience_s,
+        ) as server:
             for model in models:
                 ctx.result.check(f"{model} by {title}", partial(_compare, ctx, server.url, model))
         return f"{len(models)} models served"

@@ -21,7 +21,7 @@ import httpx
 from PIL import Image
 
 from docs.measurements.gpu.part import Context, context
-from docs.measurements.gpu.serving import PATIENCE_S, Readiness, Server, serving, watched
+from docs.measurements.gpu.serving import Readiness, Server, serving, watched
 from tests import tiny
 
 CLIENTS = 32
@@ -57,13 +57,13 @@ def killed_engine(ctx: Context) -> str:
     repository = _tiny(ctx)
     images = [red(value) for value in range(256)]
     flags = {"models": "tiny", "timeout_ms": 120_000, "http_workers": 2, "stall_timeout_ms": 120_000}
-    with serving(repository, flags) as server:
+    with serving(repository, flags, patience_s=ctx.sizes.patience_s) as server:
         back_s: list[float] = []
         with watched(server.url) as readiness, _load(server.url, images) as answers:
             for _ in range(ctx.sizes.kills):
-                _await_more(answers)
+                _await_more(ctx, answers)
                 back_s.append(_kill_engine(server))
-            _await_more(answers)
+            _await_more(ctx, answers)
         wrong = [answer for answer in answers if answer[1] != answer[0]]
     ctx.result.put("killed_engine", {"answers": len(answers), "back_after_s": back_s, "readyz": readiness.seen})
     if wrong:
@@ -87,7 +87,7 @@ def lost_device(ctx: Context) -> str:
         "max_wait_ms": 200,
         "stall_timeout_ms": 120_000,
     }
-    with serving(repository, flags) as server, httpx.Client(timeout=120) as client:
+    with serving(repository, flags, patience_s=ctx.sizes.patience_s) as server, httpx.Client(timeout=120) as client:
         first = server.engine()
         with watched(server.url) as readiness, ThreadPoolExecutor(CLIENTS) as pool:
             url = f"{server.url}/classify"
@@ -121,7 +121,11 @@ def no_memory(ctx: Context) -> str:
     flags: dict[str, object] = {"models": f"{ctx.sizes.network}-torch", "http_workers": 2, "stall_timeout_ms": 120_000}
     flags["max_batch"] = HUGE_BATCH if ctx.on_gpu else ctx.sizes.max_batch
     photos = [path.read_bytes() for path in ctx.photos()[:32]]
-    with _ballast() as held, serving(ctx.repository, flags) as server, httpx.Client(timeout=120) as client:
+    with (
+        _ballast() as held,
+        serving(ctx.repository, flags, patience_s=ctx.sizes.patience_s) as server,
+        httpx.Client(timeout=120) as client,
+    ):
         with ThreadPoolExecutor(CLIENTS) as pool:
             answers = list(pool.map(lambda photo: client.post(f"{server.url}/classify", content=photo), photos))
         told = [line for line in server.lines if "runs batches of up to" in line]
@@ -182,9 +186,9 @@ def _load(url: str, images: Sequence[bytes]) -> Generator[list[tuple[int, Any]]]
             one.result()  # raises if a connection broke, which is a lost request
 
 
-def _await_more(answers: Sequence[object], count: int = 100) -> None:
+def _await_more(ctx: Context, answers: Sequence[object], count: int = 100) -> None:
     """Wait until there are so many more."""
-    enough, give_up_s = len(answers) + count, time.monotonic() + PATIENCE_S
+    enough, give_up_s = len(answers) + count, time.monotonic() + ctx.sizes.patience_s
     while len(answers) < enough:
         if time.monotonic() > give_up_s:
             raise TimeoutError("no more answers")

@@ -44,7 +44,7 @@ def flags(ctx: Context) -> dict[str, object]:
 
 def _step(ctx: Context, senders: Senders, images: list[bytes], workers: int, connections: tuple[int, ...]) -> str:
     known: dict[str, Any] = {"variant": ctx.variant, "http_workers": workers}
-    with serving(ctx.repository, flags(ctx) | {"http_workers": workers}) as server:
+    with serving(ctx.repository, flags(ctx) | {"http_workers": workers}, patience_s=ctx.sizes.patience_s) as server:
         photos = prepared(f"{server.url}/classify", images)
         said = [measure(ctx, server, senders, photos, count, on_gpu=ctx.on_gpu, **known) for count in connections]
         return "; ".join(said)

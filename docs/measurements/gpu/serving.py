@@ -16,6 +16,8 @@ import psutil
 
 PATIENCE_S = 90.0
 """For an engine to start: it loads CUDA and records a graph for each batch size."""
+REHEARSAL_PATIENCE_S = 400.0
+"""The same on a few CPUs, which other programs may use, too."""
 STOP_S = 20.0
 
 
@@ -26,6 +28,7 @@ class Server:
     process: subprocess.Popen[str]
     lines: list[str] = field(default_factory=list)
     """Its log so far."""
+    patience_s: float = PATIENCE_S
     url: str = ""
     has_ended: bool = False
     """The server has ended, and so has its log."""
@@ -42,7 +45,7 @@ class Server:
             return next((found[1] for line in self.lines[start:] if (found := re.search(pattern, line))), None)
 
         with self._heard:
-            self._heard.wait_for(lambda: find() is not None or self.has_ended, PATIENCE_S)
+            self._heard.wait_for(lambda: find() is not None or self.has_ended, self.patience_s)
             found = find()
         if found is None:
             raise RuntimeError("\n".join([f"the server never said {pattern!r}:", *self.lines[-20:]]))
@@ -83,7 +86,11 @@ class Server:
 
 @contextmanager
 def serving(
-    repository: Path, flags: Mapping[str, object], environment: Mapping[str, str] | None = None
+    repository: Path,
+    flags: Mapping[str, object],
+    environment: Mapping[str, str] | None = None,
+    *,
+    patience_s: float = PATIENCE_S,
 ) -> Generator[Server]:
     """Run a server of a repository on a free port while open; `{"max_batch": 1}` stands for its flag `--max-batch 1`.
 
@@ -96,7 +103,7 @@ def serving(
     process = subprocess.Popen(  # noqa: S603
         command, env={**os.environ, **(environment or {})}, stderr=subprocess.PIPE, text=True
     )
-    server = Server(process)
+    server = Server(process, patience_s=patience_s)
     reader = threading.Thread(target=server.hear, daemon=True)
     reader.start()
     try:
