@@ -49,5 +49,5 @@
 # engines-compiled    90 s   150 s  what torch.compile adds: FP16, batch 1 to 128
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
-export PYTHONPATH=$PWD PYTHONDONTWRITEBYTECODE=1
+export PYTHONPATH=$PWD
 exec "${PYTHON:-python3}" -m docs.measurements.gpu "$@"
