@@ -24,7 +24,7 @@ from docs.measurements.gpu.plan import Part, Verdict
 ROOT = Path(__file__).parents[3]
 GRACE_S = 5.0
 """From SIGTERM to SIGKILL, for a part that has to end. A part's limit leaves so much of `--within`."""
-REHEARSAL_LIMIT_S = 900.0
+REHEARSAL_LIMIT_S = 1800.0
 """Of each part on a CPU, which takes long for what a GPU does at once."""
 RESULTS, LOGS = "results.json", "logs.tar.gz"
 
