@@ -72,7 +72,7 @@ def main() -> int:
         if options.rehearse and left_s > 0:  # seconds are those of a GPU
             limit_s = min(REHEARSAL_LIMIT_S, left_s)
         if limit_s is None:
-            waiting[part.name] = f"takes {part.seconds} s, of which {left_s:.0f} s are left"
+            waiting[part.name] = f"takes {part.seconds} s, and {max(0.0, left_s):.0f} s are left"
             continue
         run_part(run, part, limit_s)
         publish(run)
