@@ -43,7 +43,7 @@ PARTS = (
     Part("build-rest", 50, 100, "and the ONNX files, FP16 and INT8, and the deeper network", "build", ("rest",)),
     Part("engines", 60, 100, "PyTorch with CUDA graphs of the roofline, FP32 and FP16, batch 1 to 256", "engines",
          after=BOTH),
-    Part("cores", 60, 90, "the CPUs alone: EfficientNet-Lite0, ResNet-50 INT8, by engines and HTTP workers", "cores",
+    Part("cores", 60, 100, "the CPUs alone: EfficientNet-Lite0, ResNet-50 INT8, by engines and HTTP workers", "cores",
          after=BOTH),
     Part("right-onnx", 45, 110, "the same by ONNX Runtime's CUDA provider, all 250 photos", "right", ("onnx",), {ONNX},
          after=BOTH),
