@@ -41,7 +41,7 @@
 # service            120 s   170 s  JPEG to top-5, ResNet-50 FP16: connections, HTTP workers, what bounds it
 # build-rest          50 s   100 s  and the ONNX files, FP16 and INT8, and the deeper network
 # engines             60 s   100 s  PyTorch with CUDA graphs of the roofline, FP32 and FP16, batch 1 to 256
-# cores               60 s    90 s  the CPUs alone: EfficientNet-Lite0, ResNet-50 INT8, by engines and HTTP workers
+# cores               60 s   100 s  the CPUs alone: EfficientNet-Lite0, ResNet-50 INT8, by engines and HTTP workers
 # right-onnx          45 s   110 s  the same by ONNX Runtime's CUDA provider, all 250 photos
 # service-onnx        45 s   100 s  the service by ONNX Runtime with CUDA graphs
 # service-decoder     50 s    90 s  the service, JPEG decoded on the GPU
