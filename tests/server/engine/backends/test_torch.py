@@ -110,10 +110,10 @@ def test_compiling_goes_on_until_the_largest_batch_size(
 ) -> None:
     from torch._dynamo import config
 
-    monkeypatch.setattr(config, "recompile_limit", 8)
     monkeypatch.setattr(torch, "compile", lambda program, **_: program)
-    backends.load(*model, Settings(torch_compile=True, max_batch=256)).close()
-    assert config.recompile_limit == len(buckets(256)) == 9
+    with config.patch(recompile_limit=8):
+        backends.load(*model, Settings(torch_compile=True, max_batch=256)).close()
+        assert config.recompile_limit == len(buckets(256)) == 9
 
 
 @pytest.mark.slow
