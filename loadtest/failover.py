@@ -1,9 +1,9 @@
 """`python loadtest/failover.py --engines 1,2`: how long clients wait when an engine is killed.
 
-Starts a server with so many engines of one thread each, sends requests that do not wait for each other (Poisson), and
-kills one engine after another with SIGKILL, far enough apart that each restart is at once. Printed are the latencies of
-the requests that were due shortly before or after a kill, beside those of the others. Exits with 1 if any is lost,
-refused or answered wrongly.
+Starts a server with that many engines of one thread each, sends requests at a constant rate (Poisson) whatever is still
+unanswered, and kills one engine after another with SIGKILL, far enough apart that each restart is immediate. Prints the
+latencies of the requests that were due shortly before or after a kill ("met") beside those of the others ("calm").
+Exits with 1 if a request is lost, refused or answered wrongly.
 """
 
 import models.missing  # noqa: F401 before what may be missing
@@ -32,21 +32,21 @@ from loadtest.results import percentiles_ms
 from loadtest.tables import decimal
 
 BEFORE_S, AFTER_S = 0.1, 0.5
-"""A request that was due so long before or after a kill was under way then, or found an engine missing."""
+"""A request that was due within this time of a kill was under way then, or found an engine missing."""
 BACK_S = 60.0
-"""An engine that is not back by then will not be."""
+"""An engine that has not come back by then has failed for good."""
 DEADLINE_S = 30.0
 """Far beyond any pause, so that its whole length is measured."""
 
 
 class Row(NamedTuple):
-    """One number of engines."""
+    """What was measured with one number of engines."""
 
     engines: int
     kills: int
     met: Sequence[float]
     calm: Sequence[float]
-    """seconds from when each was due to its answer"""
+    """seconds from when each request was due to its answer"""
 
 
 COLUMNS: tables.Columns[Row] = {
@@ -64,7 +64,7 @@ COLUMNS: tables.Columns[Row] = {
 
 
 def main() -> int:
-    """Measure each number of engines; 0: nothing was lost."""
+    """Measure each number of engines; returns 0 if nothing was lost."""
     options = _parse()
     print(tables.line(COLUMNS, None), flush=True)
     faults: Counter[str] = Counter()
@@ -118,16 +118,16 @@ def _lost(outcome: Outcomes) -> Counter[str]:
 
 
 async def _kill(server: Serving, name: str) -> None:
-    """And wait until another is there.
+    """Kill a process and wait for its successor.
 
     Raises:
-        LoadTestError: there never is.
+        LoadTestError: there is none within BACK_S.
     """
     killed = server.children[name]
     os.kill(killed, signal.SIGKILL)
     try:
         async with asyncio.timeout(BACK_S):
-            while server.children.get(name, killed) == killed:  # noqa: ASYNC110 it says so in a file
+            while server.children.get(name, killed) == killed:  # noqa: ASYNC110 only a file tells
                 await asyncio.sleep(0.05)
     except TimeoutError:
         raise LoadTestError(f"{name} does not come back:\n{server.running.log_tail()}") from None
@@ -139,7 +139,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=50, metavar="R", help="requests a second (default 50)")
     parser.add_argument("--connections", type=int, default=64, metavar="N", help="requests at one time (default 64)")
     parser.add_argument("--kills", type=int, default=10, metavar="N", help="default 10")
-    parser.add_argument("--every", type=float, default=12, metavar="S", help="from a recovery to the next (default 12)")
+    parser.add_argument(
+        "--every", type=float, default=12, metavar="S", help="from a recovery to the next kill (default 12)"
+    )
     return parser.parse_args()
 
 

@@ -44,8 +44,8 @@ def _can_watch_threads() -> bool:
 def watched(folder: Path, held: ExitStack, *options: str) -> tuple[int, socket.socket, list[int]]:
     """A process that listens as an engine does: its number, a connection to it, and what tells that it is dying."""
     address = folder / "engine"
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    engine = held.enter_context(subprocess.Popen([sys.executable, "-c", ENGINE, str(address), *options], **pipes))
+    arguments = [sys.executable, "-c", ENGINE, str(address), *options]
+    engine = held.enter_context(subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
     held.callback(engine.kill)
     assert engine.stdout is not None
     assert engine.stdout.readline() == b"listening\n"
