@@ -1,9 +1,10 @@
 """`python loadtest/devices.py`: what 1, 2, 4 and 8 devices carry together, and what the rest of the server costs.
 
-The devices are pretended (`loadtest/pretended.py`): each takes a set time for a batch and no CPU, so where anything
-binds, it is HTTP, decoding or the engines' loops. Each row is a server of its own with so many engines, which gets as
-many requests at a time as fill three batches of each. CPU-ms are those of an image, by process; the last column is what
-these CPUs could carry at most. Exits with 1 on a wrong answer.
+The devices are pretended (`loadtest/pretended.py`): each takes a set time for a batch and no CPU, so any other limit is
+HTTP, decoding or the engines' loops. Each row is a server of its own with that many engines and as many requests under
+way as fill three batches of each. CPU-ms are per image: of the event loops of HTTP workers, of their other threads,
+which decode, of the engines, and of this client. The last column is what the CPUs could carry if they did nothing but
+serve. Exits with 1 on a wrong answer.
 """
 
 import models.missing  # noqa: F401 before what may be missing
@@ -14,6 +15,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from statistics import harmonic_mean
 from typing import NamedTuple
 
 import psutil
@@ -22,12 +24,12 @@ import uvloop
 from loadtest import command, loops, photos, processes, tables
 from loadtest.command import numbers
 from loadtest.loops import Target
-from loadtest.machine import Meters, read_meters
+from loadtest.machine import Meters, cpu_s_by_thread, read_meters
 from loadtest.processes import Serving
 from loadtest.tables import decimal, percent
 
 BATCHES = 3
-"""One runs, one is full, and one forms."""
+"""One runs, one waits in full, and one forms."""
 ROOT = Path(__file__).parents[1]
 
 
@@ -37,19 +39,20 @@ class Row(NamedTuple):
     devices: int
     per_s: float
     proportional: float | None
-    """of the first row, as many times as there are more devices"""
+    """share of what the first row's rate, multiplied by the devices, would be"""
     mean_batch: float
     http_ms: float
+    decode_ms: float
     engines_ms: float
     client_ms: float
-    """CPU time for an image"""
+    """CPU time per image"""
     busy: float
     """share of the machine's CPUs"""
 
     @property
     def most_per_s(self) -> float:
-        """If all CPUs did nothing else."""
-        return 1e3 * (psutil.cpu_count() or 1) / (self.http_ms + self.engines_ms)
+        """What all CPUs could carry if they did nothing but serve."""
+        return 1e3 * (psutil.cpu_count() or 1) / (self.http_ms + self.decode_ms + self.engines_ms)
 
 
 COLUMNS: tables.Columns[Row] = {
@@ -58,6 +61,7 @@ COLUMNS: tables.Columns[Row] = {
     "of proportional": lambda row: percent(row.proportional),
     "batch": lambda row: f"{row.mean_batch:.1f}",
     "http CPU-ms": lambda row: decimal(row.http_ms),
+    "decode CPU-ms": lambda row: decimal(row.decode_ms),
     "engines CPU-ms": lambda row: f"{row.engines_ms:.3f}",
     "client CPU-ms": lambda row: decimal(row.client_ms),
     "CPUs": lambda row: percent(row.busy),
@@ -66,14 +70,17 @@ COLUMNS: tables.Columns[Row] = {
 
 
 class _Readings(NamedTuple):
-    """CPU time so far."""
+    """CPU-seconds so far."""
 
-    http: Meters
-    engines: Meters
+    http_s: float
+    decode_s: float
+    engines_s: float
+    meters: Meters
+    """of this client and of the machine"""
 
 
 def main() -> int:
-    """Measure each number of devices; 0: all answers were right."""
+    """Measure each number of devices; returns 0 if all answers were right."""
     options = _parse()
     image_s = 1 / (2 * options.per_s)  # half of a full batch's time is a batch's own, as on a GPU
     seconds = f"{options.max_batch * image_s},{image_s}"
@@ -106,26 +113,28 @@ async def _measure(server: Serving, devices: int, first: Row | None, options: ar
     for fault in window.faults:
         print(f"error: {fault}", file=sys.stderr)
     images = len(window.latencies_s)
-    http, engines = (after.since(was) for was, after in zip(window.before, window.after, strict=True))
+    before, after = window.before, window.after
+    meters = after.meters.since(before.meters)
     per_s = images / window.seconds
     row = Row(
         devices,
         per_s,
         per_s * first.devices / (first.per_s * devices) if first else None,
-        sum(window.batch_sizes) / images,
-        1e3 * (http.server or 0) / images,
-        1e3 * (engines.server or 0) / images,
-        1e3 * http.client / images,
-        http.machine / (window.seconds * (psutil.cpu_count() or 1)),
+        harmonic_mean(window.batch_sizes),  # a batch of n is reported n times
+        1e3 * (after.http_s - before.http_s) / images,
+        1e3 * (after.decode_s - before.decode_s) / images,
+        1e3 * (after.engines_s - before.engines_s) / images,
+        1e3 * meters.client / images,
+        meters.machine / (window.seconds * (psutil.cpu_count() or 1)),
     )
     return row, window.faults.total()
 
 
 def _read(server: Serving) -> _Readings:
-    def of(kind: str) -> Meters:
-        return read_meters(psutil.Process(pid) for name, pid in server.children.items() if name.startswith(kind))
-
-    return _Readings(of("http"), of("engine"))
+    cpu_s = {name: cpu_s_by_thread(psutil.Process(pid)) for name, pid in server.children.items()}
+    workers = [used for name, used in cpu_s.items() if name.startswith("http")]
+    engines_s = sum(sum(used) for name, used in cpu_s.items() if name.startswith("engine"))
+    return _Readings(sum(loop for loop, _ in workers), sum(others for _, others in workers), engines_s, read_meters(()))
 
 
 def _parse() -> argparse.Namespace:

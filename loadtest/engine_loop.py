@@ -1,10 +1,9 @@
 """`python loadtest/engine_loop.py`: what an image costs the engine process beside the backend's own run.
 
-The server's own engine process, with a backend that only waits as long as one would take, and the HTTP workers' own end
-of the way to it: images one by one as they come from decoders, twice as many under way as a batch has, so that every
-batch is full.
-What is measured is the CPU time of the engine process, all its threads together. A model of the repository says how
-large images and answers are; its file is not loaded.
+Runs the server's own engine process with a backend that only sleeps, as long as a GPU would compute, and the HTTP
+workers' end of the connection to it. Images come one by one, as from decoders; twice as many are under way as a batch
+holds, so that every batch can be full. Measures the CPU time of the engine process, all its threads together. A model
+of the repository determines how large images and answers are; its file is not loaded.
 """
 
 import models.missing  # noqa: F401 before what may be missing
@@ -30,6 +29,7 @@ from loadtest import command, tables
 from loadtest.command import numbers
 from loadtest.machine import read_meters
 from loadtest.pretended import Pretended
+from models.manifest import Manifest
 from server import metrics, repository
 from server.control import EngineReady
 from server.engine import backends, process
@@ -43,9 +43,9 @@ from server.slots import Slots
 WARM_UP_S = 0.5
 TOP_K = 5
 DECODE_THREADS = 2
-"""Of each worker. They only wait, too."""
+"""Of each worker. They only sleep, too."""
 DECODED_EARLIER = 2
-"""How much faster all of them together are than the backend."""
+"""How many times faster than the backend all decoders together are."""
 
 
 class Row(NamedTuple):
@@ -73,13 +73,13 @@ def main() -> int:
     print(f"{model.key}, {options.workers} HTTP workers; the backend could do {options.images_per_s:g} images/s")
     print(tables.line(columns, None))
     for size in options.batches:
-        row = measure(options.repository, model, size, options.workers, 1 / options.images_per_s, options.seconds)
+        row = measure(options.repository, model, size, options.workers, options.images_per_s, options.seconds)
         print(tables.line(columns, row))
     return 0
 
 
-def measure(folder: Path, model: Model, max_batch: int, workers: int, image_s: float, seconds: float) -> Row:
-    """Run an engine process for about `seconds` after it has warmed up."""
+def measure(folder: Path, model: Model, max_batch: int, workers: int, per_s: float, seconds: float) -> Row:
+    """Run an engine process for about `seconds` after it has warmed up; its backend does `per_s` in full batches."""
     settings = Settings(max_batch=max_batch, http_workers=workers, queue_size=2 * max_batch * workers)
     slots = Slots(settings.queue_size, math.prod(model.manifest.input_shape))
     with ExitStack() as held:
@@ -88,7 +88,7 @@ def measure(folder: Path, model: Model, max_batch: int, workers: int, image_s: f
         address = str(directory / "engine")
         context = multiprocessing.get_context("spawn")
         control, theirs = context.Pipe()
-        arguments = image_s, settings, folder, [model], slots, address, theirs
+        arguments = per_s, settings, folder, [model], slots, address, theirs
         engine = context.Process(target=_serve, args=arguments, daemon=True)
         engine.start()
         held.callback(engine.join)
@@ -96,20 +96,27 @@ def measure(folder: Path, model: Model, max_batch: int, workers: int, image_s: f
         theirs.close()
         while not isinstance(control.recv(), EngineReady):
             pass
-        decode_s = workers * DECODE_THREADS * image_s / DECODED_EARLIER
+        decode_s = workers * DECODE_THREADS / per_s / DECODED_EARLIER
         return asyncio.run(_load(engine.pid or 0, address, model, slots, settings, decode_s, seconds))
 
 
-def _serve(image_s: float, *arguments: Any) -> None:
+def _serve(per_s: float, *arguments: Any) -> None:
     """The engine process."""
-    with mock.patch.object(backends, "load", lambda found, _, its: Pretended(found, its.max_batch, 0, image_s)):
+
+    def load(manifest: Manifest, _: bytes, settings: Settings) -> Pretended:
+        # Half of a full batch's time is the batch's own, as on a GPU: otherwise no size would be cheaper per image, and
+        # the scheduler would choose one by chance.
+        image_s = 1 / (2 * per_s)
+        return Pretended(manifest, settings.max_batch, settings.max_batch * image_s, image_s)
+
+    with mock.patch.object(backends, "load", load):
         process.main(Place("engine"), *arguments)
 
 
 async def _load(
     pid: int, address: str, model: Model, slots: Slots, settings: Settings, decode_s: float, seconds: float
 ) -> Row:
-    """Keep two batches under way, shared by the workers."""
+    """Keep as many images under way as two batches hold, shared by the workers."""
     each = settings.slots_per_worker
     sizes: list[int] = []
     ending = asyncio.Event()
@@ -152,7 +159,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--model", metavar="NAME", help="if not the server's default")
     parser.add_argument("--batches", type=numbers(int), default=[1, 8, 32, 64], metavar="N,N,…")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="HTTP workers (default 2)")
-    text = "that the backend could do (default 1000)"
+    text = "capacity of the backend (default 1000)"
     parser.add_argument("--images-per-s", type=float, default=1000, metavar="N", help=text)
     parser.add_argument("--seconds", type=float, default=3, metavar="S", help="for each figure (default 3)")
     return parser.parse_args()

@@ -1,9 +1,9 @@
 """`python loadtest/failover.py --engines 1,2`: how long clients wait when an engine is killed.
 
-Starts a server with so many engines of one thread each, sends requests that do not wait for each other (Poisson), and
-kills one engine after another with SIGKILL, far enough apart that each restart is at once. Printed are the latencies of
-the requests that were due shortly before or after a kill, beside those of the others. Exits with 1 if any is lost,
-refused or answered wrongly.
+Starts a server with that many engines of one thread each, sends requests at a constant rate (Poisson) whatever is still
+unanswered, and kills one engine after another with SIGKILL, far enough apart that each restart is immediate. Prints the
+latencies of the requests that were due shortly before or after a kill ("met") beside those of the others ("calm").
+Exits with 1 if a request is lost, refused or answered wrongly.
 """
 
 import models.missing  # noqa: F401 before what may be missing
@@ -12,41 +12,41 @@ import models.missing  # noqa: F401 before what may be missing
 
 import argparse
 import asyncio
-import contextlib
 import os
 import random
 import signal
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from itertools import takewhile
 from typing import NamedTuple
 
 import uvloop
 
 from loadtest import command, loops, photos, processes, tables
 from loadtest.command import LoadTestError, numbers
-from loadtest.connection import Connection, connect
-from loadtest.loops import Photo, Target, poisson
+from loadtest.loops import OpenLoop, Outcomes, Target, poisson
 from loadtest.processes import Serving
-from loadtest.responses import WrongAnswerError
 from loadtest.results import percentiles_ms
 from loadtest.tables import decimal
 
 BEFORE_S, AFTER_S = 0.1, 0.5
-"""A request that was due so long before or after a kill was under way then, or found an engine missing."""
+"""A request that was due within this time of a kill was under way then, or found an engine missing."""
 BACK_S = 60.0
-"""An engine that is not back by then will not be."""
+"""An engine that has not come back by then has failed for good."""
+DEADLINE_S = 30.0
+"""Far beyond any pause, so that its whole length is measured."""
 
 
 class Row(NamedTuple):
-    """One number of engines."""
+    """What was measured with one number of engines."""
 
     engines: int
     kills: int
     met: Sequence[float]
     calm: Sequence[float]
-    """seconds from when each was due to its answer"""
+    """seconds from when each request was due to its answer"""
 
 
 COLUMNS: tables.Columns[Row] = {
@@ -64,7 +64,7 @@ COLUMNS: tables.Columns[Row] = {
 
 
 def main() -> int:
-    """Measure each number of engines; 0: nothing was lost."""
+    """Measure each number of engines; returns 0 if nothing was lost."""
     options = _parse()
     print(tables.line(COLUMNS, None), flush=True)
     faults: Counter[str] = Counter()
@@ -82,73 +82,52 @@ def main() -> int:
 async def _measure(server: Serving, engines: int, options: argparse.Namespace, faults: Counter[str]) -> Row:
     target = Target(f"{server.url}/classify")
     _, sent = await loops.ask_alone(target, [path.read_bytes() for path in photos.find(options.photos)])
-    answered: list[tuple[float, float]] = []  # when each was due, and its latency
-    chance = random.Random(0)  # noqa: S311
-    due = _Due(options.rate, time.perf_counter(), chance)
-    senders = [asyncio.create_task(_send(target, sent, due, answered, faults)) for _ in range(options.connections)]
+    outcomes: defaultdict[float, Outcomes] = defaultdict(Outcomes)  # by when the requests were due
     kills: list[float] = []
+    over = asyncio.Event()
+    loop, started_s = OpenLoop(target, sent, DEADLINE_S, options.connections), time.perf_counter()
+    due = takewhile(lambda _: not over.is_set(), poisson(options.rate, random.Random(0)))  # noqa: S311
+    sending = asyncio.create_task(loop.send(due, outcomes.__getitem__))
     try:
         for turn in range(options.kills):
             await asyncio.sleep(options.every)
             names = sorted(name for name in server.children if name.startswith("engine"))
             name = names[turn % len(names)]
-            kills.append(time.perf_counter())
+            kills.append(time.perf_counter() - started_s)
             await _kill(server, name)
         await asyncio.sleep(options.every)
     finally:
-        due.over = True
-        await asyncio.gather(*senders)
-    met = [latency for at, latency in answered if any(-BEFORE_S <= at - kill <= AFTER_S for kill in kills)]
-    calm = [latency for at, latency in answered if not any(-BEFORE_S <= at - kill <= AFTER_S for kill in kills)]
+        over.set()
+        await sending
+    met: list[float] = []
+    calm: list[float] = []
+    for at_s, outcome in outcomes.items():
+        near = any(-BEFORE_S <= at_s - kill_s <= AFTER_S for kill_s in kills)
+        (met if near else calm).extend(outcome.good_s)
+        faults += _lost(outcome)
+    faults += loop.faults
     return Row(engines, len(kills), met, calm)
 
 
-class _Due:
-    """The times at which requests are due, one after another, for whoever is free."""
-
-    def __init__(self, per_s: float, start_s: float, chance: random.Random) -> None:
-        self._start_s = start_s
-        self._gaps: Iterator[float] = poisson(per_s, chance)
-        self.over = False
-
-    def next_s(self) -> float:
-        """The next."""
-        return self._start_s + next(self._gaps)
-
-
-async def _send(
-    target: Target, sent: Sequence[Photo], due: _Due, answered: list[tuple[float, float]], faults: Counter[str]
-) -> None:
-    number = 0
-    async with contextlib.AsyncExitStack() as held:
-        connection: Connection | None = None
-        while not due.over:
-            at_s = due.next_s()
-            await asyncio.sleep(at_s - time.perf_counter())
-            photo, number = sent[number % len(sent)], number + 1
-            try:
-                if connection is None or not connection.is_usable:
-                    connection = await held.enter_async_context(connect(target.url))
-                answer = target.parse(*await connection.ask(photo.request))
-            except (WrongAnswerError, OSError) as error:
-                faults[str(error)] += 1
-                continue
-            answered.append((at_s, time.perf_counter() - at_s))
-            if answer.top1 != photo.top1:
-                faults[f"class {answer.top1} for a photo that was first found to be {photo.top1}"] += 1
+def _lost(outcome: Outcomes) -> Counter[str]:
+    """What became of requests without a right answer in time, except what the loop itself reports as faults."""
+    found = Counter({code: len(latencies) for code, latencies in outcome.refused_s.items()})
+    return found + Counter(
+        {f"no answer within {DEADLINE_S:g} s": len(outcome.late_s), "no free socket": outcome.unsent}
+    )
 
 
 async def _kill(server: Serving, name: str) -> None:
-    """And wait until another is there.
+    """Kill a process and wait for its successor.
 
     Raises:
-        LoadTestError: there never is.
+        LoadTestError: there is none within BACK_S.
     """
     killed = server.children[name]
     os.kill(killed, signal.SIGKILL)
     try:
         async with asyncio.timeout(BACK_S):
-            while server.children.get(name, killed) == killed:  # noqa: ASYNC110 it says so in a file
+            while server.children.get(name, killed) == killed:  # noqa: ASYNC110 only a file tells
                 await asyncio.sleep(0.05)
     except TimeoutError:
         raise LoadTestError(f"{name} does not come back:\n{server.running.log_tail()}") from None
@@ -160,7 +139,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=50, metavar="R", help="requests a second (default 50)")
     parser.add_argument("--connections", type=int, default=64, metavar="N", help="requests at one time (default 64)")
     parser.add_argument("--kills", type=int, default=10, metavar="N", help="default 10")
-    parser.add_argument("--every", type=float, default=12, metavar="S", help="from a recovery to the next (default 12)")
+    parser.add_argument(
+        "--every", type=float, default=12, metavar="S", help="from a recovery to the next kill (default 12)"
+    )
     return parser.parse_args()
 
 

@@ -170,12 +170,13 @@ class OpenLoop:
     photos: Iterable[Photo]
     deadline_s: float
     sockets: int = 512
+    faults: Counter[str] = field(default_factory=Counter)
+    """wrong answers and lost connections"""
     _idle: list[Connection] = field(default_factory=list)
     _open: set[Connection] = field(default_factory=set)
     _opening: set[asyncio.Task[None]] = field(default_factory=set)
     _waiting: deque[asyncio.Future[Connection]] = field(default_factory=deque)  # one for each connection being opened
     _most: int = 0
-    _faults: Counter[str] = field(default_factory=Counter)
 
     async def run(
         self,
@@ -195,16 +196,25 @@ class OpenLoop:
         counted, others = Outcomes(), Outcomes()
         ends_s = warm_up_s + seconds
         last_s = ends_s + (self.deadline_s if tail_s is None else tail_s)
+        reading = asyncio.create_task(_read_twice(read_meters, time.perf_counter() + warm_up_s, seconds))
+        await self.send(
+            takewhile(lambda at_s: at_s < last_s, poisson(per_s, random.Random(seed))),  # noqa: S311
+            lambda at_s: counted if warm_up_s <= at_s < ends_s else others,
+        )
+        before, after = await reading
+        return OpenWindow(before, after, seconds, counted, self._most, self.faults)
+
+    async def send(self, times_s: Iterable[float], outcomes: Callable[[float], Outcomes]) -> None:
+        """Send a request at each of `times_s`, seconds from now, then wait for the answers.
+
+        Each request counts in the `outcomes` of its own time.
+        """
         photos, calls, started_s = cycle(self.photos), list[asyncio.Task[None]](), time.perf_counter()
-        reading = asyncio.create_task(_read_twice(read_meters, started_s + warm_up_s, seconds))
-        for at_s in takewhile(lambda at_s: at_s < last_s, poisson(per_s, random.Random(seed))):  # noqa: S311
+        for at_s in times_s:
             # Even when late: the loop must get to read answers.
             await asyncio.sleep(max(0.0, started_s + at_s - time.perf_counter()))
-            outcomes = counted if warm_up_s <= at_s < ends_s else others
-            calls.append(asyncio.create_task(self._call(next(photos), started_s + at_s, outcomes)))
-        before, after = await reading
+            calls.append(asyncio.create_task(self._call(next(photos), started_s + at_s, outcomes(at_s))))
         await self._end(calls)
-        return OpenWindow(before, after, seconds, counted, self._most, self._faults)
 
     async def _call(self, photo: Photo, due_s: float, outcomes: Outcomes) -> None:
         """Send one request, and count it under exactly one outcome."""
@@ -214,7 +224,7 @@ class OpenLoop:
             connection = await self._take()
         except OSError as error:
             outcomes.lost += 1
-            self._faults[f"no connection: {error!r}"] += 1
+            self.faults[f"no connection: {error!r}"] += 1
             return
         except asyncio.CancelledError:
             connection = None
@@ -226,7 +236,7 @@ class OpenLoop:
             response = await connection.ask(photo.request)
         except (OSError, asyncio.CancelledError) as error:
             outcomes.lost += 1
-            self._faults[f"connection lost: {error!r}"] += 1
+            self.faults[f"connection lost: {error!r}"] += 1
             return
         self._give(connection)
         now_s = time.perf_counter()
@@ -240,7 +250,7 @@ class OpenLoop:
                 raise WrongAnswerError(_other_class(top1, photo))
         except WrongAnswerError as error:
             outcomes.wrong += 1
-            self._faults[str(error)] += 1
+            self.faults[str(error)] += 1
             return
         took_s = now_s - due_s
         (outcomes.good_s if took_s <= self.deadline_s else outcomes.late_s).append(took_s)

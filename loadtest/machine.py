@@ -71,6 +71,13 @@ def _cpu_s(process: psutil.Process) -> float:
     return 0.0
 
 
+def cpu_s_by_thread(process: psutil.Process) -> tuple[float, float]:
+    """CPU-seconds so far of a process's first thread, and of its other threads that still run."""
+    threads = {thread.id: thread.user_time + thread.system_time for thread in process.threads()}
+    first_s = threads.pop(process.pid, 0.0)
+    return first_s, sum(threads.values())
+
+
 def cpu_name() -> str:
     """The model name of the machine's CPUs."""
     lines: list[str] = []

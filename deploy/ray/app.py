@@ -31,14 +31,16 @@ class Classifier:
     """A replica. Ray starts, watches and ends it, instead of the server's supervisor."""
 
     async def __init__(self, options: Options) -> None:  # type: ignore[misc]  # Ray awaits it, in its event loop
-        from deploy.ray.engine import LocalEngine, catalogue_of
+        from deploy.ray.engine import LocalEngine, catalogue_of, check_gpus
         from server.http.app import create_app
         from server.metrics import Metrics
         from server.serving.permits import Permits
         from server.serving.service import Changes, Service
 
         self._folder = RunFolder()
-        cpus = max(1, round(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
+        assigned = ray.get_runtime_context().get_assigned_resources()
+        check_gpus(assigned.get("GPU", 0))
+        cpus = max(1, round(assigned.get("CPU", 1)))
         threads = {"http_workers": 1, "inference_threads": cpus, "decode_threads": min(4, cpus)}
         settings = Settings(**{**threads, **options.settings})
         logs.configure(settings.log_level)

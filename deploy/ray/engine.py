@@ -49,6 +49,16 @@ def catalogue_of(settings: Settings, versions: dict[str, int]) -> Catalogue:
     return replace(found.serving(chosen, {}), default_model=found.default_model)
 
 
+def check_gpus(assigned: float) -> None:
+    """Refuse more GPUs than a replica uses, rather than leave the others idle.
+
+    Raises:
+        ValueError: Ray has assigned several to this replica.
+    """
+    if assigned > 1:
+        raise ValueError(f"a replica uses one GPU, not {assigned:g}: set num_gpus: 1 and as many replicas as GPUs")
+
+
 class _Crop(NamedTuple):
     """A job's payload."""
 

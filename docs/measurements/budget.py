@@ -20,6 +20,7 @@ import uvloop
 from loadtest import loops, photos, processes
 from loadtest.connection import JPEG
 from loadtest.loops import Target
+from loadtest.machine import cpu_s_by_thread
 from loadtest.processes import Serving
 
 CONNECTIONS, WARM_UP_S, SECONDS = 32, 2.0, 10.0
@@ -85,9 +86,9 @@ def _read(server: Serving) -> Reading:
     cpu_s: dict[str, float] = defaultdict(float)
     for each in server.members():
         name = _role(each)
-        for thread in each.threads():
-            mine = THREADS.index(name) + (thread.id != each.pid and name != "the rest")
-            cpu_s[THREADS[mine]] += thread.user_time + thread.system_time
+        others = THREADS[THREADS.index(name) + (name != "the rest")]
+        for thread, used_s in zip((name, others), cpu_s_by_thread(each), strict=True):
+            cpu_s[thread] += used_s
     with urlopen(f"{server.url}/metrics") as answer:  # noqa: S310
         text = answer.read().decode()
     stages: dict[str, float] = defaultdict(float)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from models.manifest import ManifestError
 from server import logs, metrics, portable
 from server.control import HEARTBEAT_S, EngineReady, FromEngine, Heartbeat, Load, Loaded, ToEngine, Unload
-from server.engine import backends
+from server.engine import backends, life
 from server.engine.channel import Channel
 from server.engine.classes import Extras
 from server.engine.connections import Connections
@@ -72,6 +72,7 @@ def main(
     """Load the models, then serve jobs at `address` until the supervisor closes its end of the pipe."""
     logs.configure(settings.log_level)
     settings = _settled(place, settings)
+    life.show()
     with suppress(BrokenPipeError):  # the supervisor is gone, so this process ends too
         process = _Process(place, settings, folder, slots, address, control)
         process.serve(EngineReady(address, *process.load_all(models)))

@@ -6,6 +6,7 @@
 import asyncio
 import contextlib
 import math
+import os
 import socket
 import time
 from collections.abc import Callable, Iterable, Sequence, Set
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.manifest import CropCount
+from server.engine import life
 from server.engine.channel import Channel
 from server.engine.classes import Classes, Extras, Follow, Question, shaped
 from server.engine.decoding import Decoded, Decoders, Image
@@ -52,6 +54,7 @@ class RemoteEngine:
         self._tickets = Tickets(owned, self._engines, most_crashes)
         self._futures: dict[int, asyncio.Future[Classes]] = {}  # by ticket
         self._channels: dict[int, Channel] = {}  # by engine
+        self._lives: dict[int, list[int]] = {}  # by engine: descriptors that become readable when it is dying
 
     @property
     def connected(self) -> bool:
@@ -146,6 +149,9 @@ class RemoteEngine:
             return False
         self._channels[engine] = Channel(connected)
         self._loop.add_reader(connected, self._readable, engine)
+        self._lives[engine] = life.watch(connected)
+        for descriptor in self._lives[engine]:
+            self._loop.add_reader(descriptor, lambda: self.engine_down(engine, recovering=True))
         self._do(self._tickets.engine_up(engine, models, time.monotonic()))
         return True
 
@@ -221,6 +227,9 @@ class RemoteEngine:
             future.exception()  # marks it as retrieved: a cancelled caller never asks, and asyncio would log it
 
     def _disconnect(self, engine: int) -> None:
+        for descriptor in self._lives.pop(engine, ()):
+            self._loop.remove_reader(descriptor)
+            os.close(descriptor)
         if channel := self._channels.pop(engine, None):
             self._loop.remove_reader(channel.fileno())
             self._loop.remove_writer(channel.fileno())

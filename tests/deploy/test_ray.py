@@ -16,7 +16,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from deploy.ray.engine import catalogue_of
+from deploy.ray.engine import catalogue_of, check_gpus
 from models.manifest import CropCount, ManifestError, Preprocessing
 from server import metrics, repository
 from server.engine.classes import Classes
@@ -36,6 +36,13 @@ def test_the_config_sets_what_are_settings() -> None:
     (deployment,) = application["deployments"]
     assert f"class {deployment['name']}:" in (ROOT / "deploy" / "ray" / "app.py").read_text()
     assert deployment["autoscaling_config"]["target_ongoing_requests"] <= deployment["max_ongoing_requests"]
+
+
+def test_gpus_that_a_replica_would_leave_idle_are_refused() -> None:
+    for enough in (0, 0.25, 1):
+        check_gpus(enough)
+    with pytest.raises(ValueError, match="uses one GPU, not 2: set num_gpus: 1"):
+        check_gpus(2.0)
 
 
 def _classified(folder: Path, images: list[bytes], within_s: float, **settings: Any) -> list[Any]:

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from models.manifest import Manifest, Preprocessing
+from server.engine import life
 from server.engine.channel import Channel
 from server.engine.classes import Classes, Question, average
 from server.engine.decoding import Decoders
@@ -613,6 +614,25 @@ def test_an_answer_that_was_sent_before_the_engine_died_is_not_lost(play: Play) 
         second = bench.engine_up()
         assert await class_of(classifying) == 1
         await hears_nothing_of_the_past(second, bench)
+
+    play(scenario)
+
+
+def test_what_a_dying_engine_had_does_not_wait_until_its_socket_closes(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(bench: Bench) -> None:
+        theirs, dying = socket.socketpair()
+        with monkeypatch.context() as patched, theirs, dying:
+            patched.setattr(life, "watch", lambda _: [theirs.detach()])
+            first = bench.engine_up()
+            classifying = bench.classify(1)
+            await first.submitted()
+            dying.close()
+            await until(lambda: not bench.remote.connected)
+        second = bench.engine_up()
+        await second.answer(await second.submitted())
+        assert await class_of(classifying) == 1
 
     play(scenario)
 
