@@ -92,7 +92,7 @@ async def _classify_all(options: argparse.Namespace) -> int:
             await client.wait_until_ready(options.wait_s)
         names = [name for given in options.images for name in sources.expand(given)]
         if options.format == "csv":
-            print(_csv_row(_CSV_HEAD))
+            print(_csv_row(_CSV_HEAD + (("known",) if options.reject else ())))
         hidden = len(names) == 1 or not sys.stderr.isatty()
         with tqdm(total=len(names), unit=" images", leave=False, disable=hidden) as progress:
             async with aclosing(in_order(classify, names, options.in_flight)) as outcomes:
@@ -159,8 +159,11 @@ _CSV_HEAD = ("image", "rank", "class_id", "wordnet_id", "label", "probability", 
 
 
 def _csv(name: str, answer: Classification) -> str:
+    known = () if answer.known is None else (json.dumps(answer.known),)
     return "\n".join(
-        _csv_row((name, rank, one.class_id, one.wordnet_id, one.label, one.probability, answer.model, answer.version))
+        _csv_row(
+            (name, rank, one.class_id, one.wordnet_id, one.label, one.probability, answer.model, answer.version, *known)
+        )
         for rank, one in enumerate(answer.predictions, start=1)
     )
 
@@ -197,7 +200,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--format",
         choices=list(_FORMATS),
         default="table",
-        help="json: a line for each image; csv: a line for each class",
+        help="json: a line for each image; csv: a line for each class (with --reject, its last column says known)",
     )
     parser.add_argument(
         "--features", type=Path, metavar="FILE", help="write the features of each image to a .npy or .parquet file"

@@ -27,9 +27,10 @@ from tests.server.running import PATIENCE_S, ROOT, GatedServer, RunningServer, r
 
 @pytest.fixture(scope="module")
 def seeing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """Serves `seeing`, which has features and activation maps."""
+    """Serves `seeing`, which has features and activation maps, and `sure`, which is calibrated."""
     repository = tmp_path_factory.mktemp("repository")
     tiny.write(repository, "seeing", extras=True)
+    tiny.calibrate(repository, tiny.write(repository, "sure"))
     with RunningServer(repository) as running:
         yield running
 
@@ -81,6 +82,21 @@ def test_csv_has_a_row_for_each_class(server: RunningServer, folder: Path) -> No
     assert len(rows) == 18
     assert [int(row["class_id"]) for row in rows[::2]] == list(range(1, 10))
     assert (rows[0]["image"], rows[0]["rank"], rows[0]["model"]) == (f"{folder}/01.png", "1", "tiny")
+
+
+def test_csv_says_which_images_are_of_a_known_class_where_that_was_asked(seeing: RunningServer, folder: Path) -> None:
+    (folder / "60.png").write_bytes(red_image(60))
+    asked = ("--format", "csv", "--model", "sure", "--top-k", "2", folder / "20.png", folder / "60.png")
+    done = classify(seeing, "--reject", *asked)
+    rows = list(csv.DictReader(io.StringIO(done.stdout)))
+    assert done.returncode == 0, done.stderr
+    assert [(row["rank"], row["known"]) for row in rows] == [
+        ("1", "false"),
+        ("2", "false"),
+        ("1", "true"),
+        ("2", "true"),
+    ]
+    assert "known" not in classify(seeing, *asked).stdout
 
 
 def test_choices_reach_the_service(server: RunningServer, folder: Path) -> None:
