@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from export import backends, comparison
 from models.errors import ExpectedError
 from models.manifest import Manifest, Parity
-from server.engine.backends import Outputs
-from server.engine.classes import Extras
+from server.engine.backends import Outputs, questions
 
 BATCH_SIZES = (1, 3, 8)
 """One, which exporters take for a constant; an odd size; and one larger than the example that the exporter traced."""
@@ -91,13 +90,14 @@ def check(
         ParityError: they differ by more than the tolerances, or the file does not run at each batch size.
     """
     batches = list(_batches(photos, np.random.default_rng(0)))
-    wanted = Extras.FEATURES | Extras.HEATMAP if draft.features else Extras.NONE
     try:
         with closing(backends.load(draft, content)) as backend:
-            outputs = [backend.run(list(images), wanted) for images in batches]
+            wants = questions(draft, backend)
+            outputs = [[backend.run(list(images), wanted) for wanted in wants] for images in batches]
     except Exception as failure:  # runtimes' errors have no common class
         raise ParityError(f"the exported graph does not run: {str(failure).splitlines()[0]}") from failure
-    results = [(output, truth(images)) for output, images in zip(outputs, batches, strict=True)]
+    truths = map(truth, batches)
+    results = [(output, known) for answers, known in zip(outputs, truths, strict=True) for output in answers]
     error = truth_error + float(np.max([_error(output.logits, known.logits) for output, known in results]))
     allowed = MAX_LOGIT_ERROR[draft.precision]
     if not error <= allowed:  # so that NaN fails

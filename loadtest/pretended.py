@@ -30,6 +30,7 @@ class Pretended:
 
     instances = 1
     on_gpu = False
+    extras_apart = False
 
     def __init__(self, manifest: Manifest, max_batch: int, batch_s: float, image_s: float) -> None:
         self._manifest = manifest

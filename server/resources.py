@@ -23,12 +23,10 @@ from server.protection import Protection
 from server.ready_file import ReadyFile
 from server.repository import Catalogue
 from server.run_folder import RunFolder
-from server.settings import Settings
+from server.settings import GPU_PROVIDERS, Settings
 from server.slots import Slots, more_room
 from server.usage import Usage
 
-GPU_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
-"""ONNX Runtime's execution providers for NVIDIA GPUs."""
 USUAL_BYTES = 224 * 224 * 3
 """Bytes of a crop, assumed if no model can be read at the start."""
 

@@ -40,6 +40,9 @@ Size = Annotated[ByteSize, Field(ge=1), WithJsonSchema({"type": "string", "forma
 Instances = Annotated[int, Field(ge=0, le=8)]
 PriorityName = Literal["high", "normal", "low"]
 
+GPU_PROVIDERS = frozenset({"CUDAExecutionProvider", "TensorrtExecutionProvider"})
+"""ONNX Runtime's execution providers for NVIDIA GPUs."""
+
 
 LINK = re.compile("(tcp|udp|sctp)://")
 """Kubernetes sets a variable `<NAME>_PORT` with such a value in each container, for each Service of its namespace."""

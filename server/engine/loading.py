@@ -61,13 +61,8 @@ def load(
         for size in buckets(settings.max_batch):
             progress()
             images = [np.zeros(found.input_shape, np.uint8)] * size
-            outputs = backend.run(images)
-            if (outputs.indices.shape, outputs.logits.shape) != ((size, found.top_k), (size, found.num_classes)):
-                raise ManifestError(
-                    f"{folder / found.file.name}: it does not rank {found.num_classes} classes as it should"
-                )
-            if size == 1 and found.activation_maps:
-                _check_extras(backend.run(images, Extras.FEATURES | Extras.HEATMAP), found, folder / found.file.name)
+            for wanted in backends.questions(found, backend):
+                _check(backend.run(images, wanted), size, wanted, found, folder / found.file.name)
             warm_s = time.monotonic()
             backend.run(images)
             latency_s[size] = time.monotonic() - warm_s
@@ -80,9 +75,12 @@ def load(
     return Warm(backend, limits, latency_s)
 
 
-def _check_extras(outputs: Outputs, found: Manifest, path: Path) -> None:
+def _check(outputs: Outputs, size: int, wanted: Extras, found: Manifest, path: Path) -> None:
+    if (outputs.indices.shape, outputs.logits.shape) != ((size, found.top_k), (size, found.num_classes)):
+        raise ManifestError(f"{path}: it does not rank {found.num_classes} classes as it should")
     shapes = [rows is not None and rows.shape for rows in (outputs.features, outputs.activation_maps)]
-    if shapes != [(1, found.features), (1, found.mapped_classes, *(found.activation_maps or ()))]:
+    maps = (size, found.mapped_classes, *(found.activation_maps or ()))
+    if wanted and shapes != [(size, found.features), maps]:
         raise ManifestError(f"{path}: its features and activation maps are not as its manifest says")
 
 

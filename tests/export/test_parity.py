@@ -11,6 +11,7 @@ from torch import nn
 from export import last_layer, parity
 from export.parity import ParityError
 from models.manifest import FEATURES_NAME, INDICES_NAME, PROBABILITIES_NAME, Parity, Preprocessing
+from server.engine.backends import two_graphs
 from tests.export.conftest import Exported, truth
 
 
@@ -77,6 +78,24 @@ def test_other_normalisation_is_rejected(exported: Exported) -> None:
     other = exported.recipe.preprocessing.model_copy(update={"mean": (0.5, 0.5, 0.5)})
     with pytest.raises(ParityError, match="logits differ"):
         check(exported, preprocessing=other)
+
+
+def test_graph_for_requests_without_extras_is_put_to_the_gate_as_well(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other(content: bytes) -> bytes:
+        proto = onnx.load_from_string(two_graphs_of(content))
+        bias = next(tensor for tensor in proto.graph.initializer if tensor.name == "fc.bias")
+        bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(0.1), bias.name))
+        made: bytes = proto.SerializeToString()
+        return made
+
+    two_graphs_of = two_graphs.classes_alone
+    monkeypatch.setattr(two_graphs, "LARGEST_FILE_BYTES", {"onnx": len(exported.model)})
+    check(exported)
+    monkeypatch.setattr(two_graphs, "classes_alone", other)
+    with pytest.raises(ParityError, match="logits differ"):
+        check(exported)
 
 
 def test_frozen_batch_is_rejected(exported: Exported) -> None:

@@ -48,6 +48,8 @@ class Backend(Protocol):
     """Batches that it gains by running at one time."""
     on_gpu: bool
     """Whether it copies images to a GPU."""
+    extras_apart: bool
+    """Whether batches that want features or activation maps run in a graph, or program, of their own."""
 
     def run(self, images: Sequence[NDArray[np.uint8]], wanted: Extras = Extras.NONE) -> Outputs:
         """Classify 1 <= N <= max_batch images, each uint8[H, W, 3] without gaps, wherever it lies; blocks.
@@ -84,8 +86,21 @@ def load(manifest: Manifest, content: bytes, settings: Settings) -> Backend:
         BackendMissingError, WrongBackendError: as `runtime`.
         Exception: whatever the runtime reports of a file it cannot load.
     """
-    backend: Backend = runtime(manifest, settings).load(manifest, content, settings)
-    return backend
+    module = runtime(manifest, settings)
+    from server.engine.backends import two_graphs
+
+    if not two_graphs.are_worth_it(manifest, content, settings):
+        only: Backend = module.load(manifest, content, settings)
+        return only
+    plain: Backend = module.load(manifest, two_graphs.classes_alone(content), settings)
+    whole = module.load(manifest, content, settings.model_copy(update={"instances": plain.instances}))
+    return two_graphs.TwoGraphs(plain, whole)
+
+
+def questions(manifest: Manifest, backend: Backend) -> tuple[Extras, ...]:
+    """What to want of a backend so that each of its graphs runs and answers all that it can."""
+    everything = Extras.FEATURES | Extras.HEATMAP if manifest.features else Extras.NONE
+    return (everything, Extras.NONE) if everything and backend.extras_apart else (everything,)
 
 
 def runtime(manifest: Manifest, settings: Settings) -> ModuleType:

@@ -44,6 +44,7 @@ class OnnxBackend:
     """A session on the CPU, and perhaps another of fewer threads for batches that run beside others."""
 
     on_gpu = False
+    extras_apart = False
 
     def __init__(self, session: ort.InferenceSession, instances: int = 1, beside: lanes.Run | None = None) -> None:
         self.instances = instances
@@ -69,6 +70,7 @@ class OnnxGpuBackend:
 
     instances = 1  # a session has one stream
     on_gpu = True
+    extras_apart = False
 
     def __init__(
         self, session: ort.InferenceSession, found: Manifest, sizes: Sequence[int], stream: Any, kind: str

@@ -25,6 +25,7 @@ class OpenVinoBackend:
     """
 
     on_gpu = False
+    extras_apart = False
 
     def __init__(self, content: bytes, settings: Settings, precision: str = "f32") -> None:
         """Compile the graph in `content`.

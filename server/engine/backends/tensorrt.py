@@ -117,6 +117,7 @@ class TensorRTBackend:
 
     instances = INSTANCES
     on_gpu = True
+    extras_apart = False
 
     def __init__(self, instances: list[Instance]) -> None:
         self._idle: SimpleQueue[Instance] = SimpleQueue()

@@ -45,6 +45,7 @@ class TorchBackend:
 
     instances = 1  # one batch uses all inference threads
     on_gpu = False
+    extras_apart = True
 
     def __init__(self, program: Program, whole: Program | None = None) -> None:
         """Of the whole program, with features and activation maps, `program` is the part without them."""
@@ -66,6 +67,7 @@ class TorchGpuBackend:
 
     instances = 1  # one stream
     on_gpu = True
+    extras_apart = True
 
     def __init__(
         self,

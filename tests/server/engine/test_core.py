@@ -47,6 +47,7 @@ class GatedBackend:
     """Each batch waits until the test ends it; an image's class is its first byte."""
 
     on_gpu = False
+    extras_apart = False
 
     def __init__(self, instances: int = 1) -> None:
         self.instances = instances

@@ -1,13 +1,18 @@
 """A model is warm, measured and checked before it counts as loaded."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock, patch
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from models.manifest import Manifest, ManifestError
-from server.engine.backends import WrongBackendError
+from server.engine.backends import Outputs, WrongBackendError
 from server.engine.backends.onnx import OnnxBackend
+from server.engine.classes import Extras
 from server.engine.loading import UnsuitableError, load
 from server.refusals import Refusal
 from server.repository import Model
@@ -23,6 +28,27 @@ def test_every_bucket_is_measured_with_the_models_own_settings(tmp_path: Path) -
     assert min(warm.latency_s.values()) > 0
     assert (warm.limits.max_batch, warm.limits.max_wait_s) == (6, 0.007)
     assert len(steps) == 4
+
+
+def test_both_graphs_of_a_small_model_run_every_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: set[tuple[int, int]] = set()
+    run = OnnxBackend.run
+
+    def noted(backend: OnnxBackend, images: Sequence[NDArray[np.uint8]], wanted: Extras = Extras.NONE) -> Outputs:
+        ran.add((id(backend), len(images)))
+        return run(backend, images, wanted)
+
+    monkeypatch.setattr(OnnxBackend, "run", noted)
+    warm = load(tmp_path, Model.of(tiny.write(tmp_path, extras=True)), Settings(max_batch=4))
+    assert sorted(size for _, size in ran) == [1, 1, 2, 2, 4, 4]
+    assert list(warm.latency_s) == [1, 2, 4]
+
+
+@pytest.mark.parametrize("changes", [{"features": 4}, {"activation_maps": (32, 31)}], ids=str)
+def test_features_and_maps_that_are_not_the_manifests_are_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    found = tiny.write(tmp_path, extras=True).model_copy(update=changes)
+    with pytest.raises(ManifestError, match="features and activation maps are not as its manifest says"):
+        load(tmp_path, Model.of(found), Settings())
 
 
 @pytest.mark.parametrize("changes", [{"top_k": 5}, {"num_classes": 200}], ids=str)
