@@ -1,5 +1,6 @@
 """The files that the command `classify` writes: features of many images, and photos with their heat maps."""
 
+import os
 import re
 from collections.abc import Iterator
 from itertools import count
@@ -29,14 +30,22 @@ class FeaturesFile:
     """
 
     def __init__(self, path: Path) -> None:
-        """
+        """Create the file's folder, before anything is classified.
+
         Raises:
-            FileError: the suffix is not one of KINDS, or a package that writes it is not installed.
+            FileError: the suffix is not one of KINDS, a package that writes it is not installed, or the file cannot be
+                written.
         """
         if path.suffix not in KINDS:
             raise FileError(f"--features writes {' or '.join(KINDS)}: {path} is neither by its name")
         if reason := lacking(*ARRAYS, *(["pyarrow"] if path.suffix == ".parquet" else [])):
             raise FileError(f"--features cannot write {path.suffix}: {reason}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FileError(f"{path}: {error.strerror}") from None
+        if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise FileError(f"{path}: it cannot be written")
         self._path = path
         self._rows: list[tuple[str, Classification | None]] = []
 

@@ -208,7 +208,7 @@ def test_no_server_is_one_line(folder: Path) -> None:
 
 
 def test_features_are_written_in_the_order_of_the_images(seeing: RunningServer, folder: Path, tmp_path: Path) -> None:
-    files = [tmp_path / "features.npy", tmp_path / "features.parquet"]
+    files = [tmp_path / "made" / "features.npy", tmp_path / "features.parquet"]
     for file in files:
         done = classify(seeing, "--model", "seeing", "--format", "json", "--features", file, folder)
         assert done.returncode == 1  # one of them is broken
@@ -238,12 +238,16 @@ def test_each_photo_is_written_with_its_heat_map(seeing: RunningServer, folder: 
     [
         (["--features", "features.txt"], "features.txt is neither"),
         (["--features", "features.npy"], "unsupported_by_model"),
+        (["--features", "/dev/null/folder/features.npy"], "/dev/null/folder/features.npy: Not a directory"),
+        (["--features", "FOLDER.npy"], "FOLDER.npy: it cannot be written"),
         (["--heatmaps", "/dev/null/maps"], "/dev/null/maps: Not a directory"),
     ],
 )
 def test_what_cannot_be_written_is_said_in_one_line(
     server: RunningServer, folder: Path, arguments: list[str], reason: str
 ) -> None:
+    (folder / "FOLDER.npy").mkdir()
+    arguments = [argument.replace("FOLDER", str(folder / "FOLDER")) for argument in arguments]
     done = classify(server, *arguments, folder / "07.png")
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()
