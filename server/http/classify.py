@@ -17,6 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.json_schema import SkipJsonSchema
+from pydantic_core import PydanticCustomError
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
@@ -56,7 +57,7 @@ EXTRAS = {"logits": Extras.LOGITS, "features": Extras.FEATURES, "heatmap": Extra
 def _included(text: str) -> str:
     names = text.split(",")
     if not set(names) <= EXTRAS.keys():
-        raise ValueError(f"name some of {', '.join(EXTRAS)}, separated by commas")
+        raise PydanticCustomError("include", "name some of logits, features, heatmap, separated by commas alone")
     return text
 
 

@@ -133,7 +133,8 @@ def test_what_is_remembered_of_an_image_does_not_answer_for_more(server: Running
         ({"model": "none", "include": "heatmap"}, "unsupported_by_model", "does not end in global average pooling"),
         ({"model": "both", "include": "features"}, "unsupported_by_model", "ask one of them"),
         ({"crops": 10, "include": "logits"}, "invalid_parameter", "leave out crops"),
-        ({"include": "feature"}, "invalid_parameter", "logits, features, heatmap"),
+        ({"include": "feature"}, "invalid_parameter", "include: name some of logits, features, heatmap"),
+        ({"include": "features, heatmap"}, "invalid_parameter", "separated by commas alone"),
     ],
 )
 def test_what_cannot_be_had_is_refused_with_the_reason(
