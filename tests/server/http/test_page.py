@@ -75,13 +75,15 @@ class Browser:
         Select(self.by_id("model")).select_by_visible_text(f"{model} · version 1")
 
     @contextmanager
-    def looking(self, size: tuple[int, int], scheme: str = "light") -> Iterator[None]:
-        """Emulate a screen of that size and colour scheme; a narrow one is a phone's."""
+    def looking(self, size: tuple[int, int], scheme: str = "light", motion: str = "") -> Iterator[None]:
+        """Emulate a screen of that size, colour scheme and preference of motion; a narrow one is a phone's."""
         width, height = size
         phone = width < 500
         self.cdp("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
         self.cdp("Emulation.setTouchEmulationEnabled", enabled=phone)
-        self.cdp("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        preferred = {"color-scheme": scheme, "reduced-motion": motion}
+        features = [{"name": f"prefers-{name}", "value": value} for name, value in preferred.items()]
+        self.cdp("Emulation.setEmulatedMedia", features=features)
         try:
             yield
         finally:
@@ -613,6 +615,29 @@ def test_the_api_is_grouped_and_dark_in_the_dark_and_leads_back(browser: Browser
     assert str(browser.by_id("api").get_attribute("textContent")).count("urn:resnet-serving:") == 1
     browser.go("Try it")
     until(lambda: bool(browser.driver.find_elements(By.ID, "drop")))
+
+
+def test_nothing_moves_where_reduced_motion_is_preferred(
+    browser: Browser, server: RunningServer, tmp_path: Path
+) -> None:
+    moving = """
+        const seconds = (list) => list.split(",").some((each) => parseFloat(each) > 0);
+        return [...document.querySelectorAll("*")].flatMap((element) => ["", "::before", "::after"].filter((part) => {
+            const { animationDuration, transitionDuration } = getComputedStyle(element, part);
+            return seconds(animationDuration) || seconds(transitionDuration);
+        }).map((part) => `${element.localName}${element.id && "#"}${element.id}${part}`));
+    """
+    for motion in ("", "reduce"):
+        with browser.looking((1280, 800), motion=motion):
+            opened(browser, server)
+            browser.choose(image(tmp_path, 80))
+            until(lambda: browser.sees(80))
+            found = browser.driver.execute_script(moving)
+            assert ({"div::before", "div#progress"} <= set(found)) if not motion else found == []
+            browser.go("API")
+            until(lambda: "Classify an image" in browser.text("api"))
+            found = browser.driver.execute_script(moving)
+            assert found if not motion else found == []
 
 
 @pytest.mark.parametrize("size", PHONES)
