@@ -218,8 +218,11 @@ def _calibration(subject: Subject, answered: Answers, classes: NDArray[np.int64]
 
 def _table(report: Report) -> Table:
     first = report.lines[0]
-    caption = f"{report.images} images, {report.threads} threads; compared with the first line"
-    table = Table(caption=f"{caption}\nthough sure: another best class where its two best differ by more than {SURE:g}")
+    caption = [f"{report.images} images, {report.threads} threads; compared with the first line"]
+    caption.append(f"though sure: another best class where its two best differ by more than {SURE:g}")
+    if not first.accuracy:
+        caption.append("no accuracy: not every image's class is known; --labels-from folders names one that is not")
+    table = Table(caption="\n".join(caption))
     for heading in ("model", "precision", "runtime"):
         table.add_column(heading, no_wrap=heading != "model")
     headings = ["MB", "agreement", "95 %", "though sure", "logit error"]

@@ -9,6 +9,7 @@ import asyncio
 import csv
 import io
 import json
+import math
 import os
 import sys
 from collections import deque
@@ -213,13 +214,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--deadline-s",
-        type=float,
+        type=_seconds,
         default=DEFAULT_DEADLINE_S,
         metavar="S",
         help="seconds for one image, including all attempts (default %(default)g)",
     )
     parser.add_argument(
-        "--wait-s", type=float, default=0, metavar="S", help="seconds to wait for the service to become ready"
+        "--wait-s", type=_seconds, default=0, metavar="S", help="seconds to wait for the service to become ready"
     )
     return parser.parse_intermixed_args(arguments)
 
@@ -227,6 +228,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _positive(text: str) -> int:
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def _seconds(text: str) -> float:
+    if not 0 <= (number := float(text)) < math.inf:
+        raise argparse.ArgumentTypeError("must be a number of seconds")
     return number
 
 

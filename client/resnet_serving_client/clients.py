@@ -14,6 +14,7 @@ from resnet_serving_client.attempts import Attempts
 from resnet_serving_client.decoding import ARRAYS, lacking, structured
 from resnet_serving_client.errors import ClientError, MissingPackageError, NoAnswerError, error_of
 from resnet_serving_client.responses import Answer, Classification, Embedding, Include, Model, Models, with_arrays
+from resnet_serving_client.sources import LARGEST_PORT
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_DEADLINE_S = 60.0
@@ -189,10 +190,18 @@ def _checked(url: str) -> str:
         raise NoAnswerError(f"{url}: {error}") from None
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise NoAnswerError(f"{url} is not an address: it must look like {DEFAULT_URL}")
+    if (parsed.port or 0) > LARGEST_PORT:
+        raise NoAnswerError(f"{url} is not an address: ports end at {LARGEST_PORT}")
     return url
 
 
 def _key_headers(api_key: str | None) -> dict[str, str]:
+    """
+    Raises:
+        ClientError: no header field can hold this key.
+    """
+    if api_key and not (api_key.isascii() and api_key.isprintable()):
+        raise ClientError("the API key has characters that no key has: copy it again, without line breaks")
     return {"Authorization": f"Bearer {api_key}"} if api_key else {}
 
 

@@ -13,6 +13,7 @@ SUFFIXES = {".avif", ".bmp", ".gif", ".heic", ".heif", ".jpeg", ".jpg", ".png", 
 MAX_BYTES = 256 * 2**20
 """Larger files are not read: no service accepts them."""
 STDIN = "-"
+LARGEST_PORT = 65535
 
 
 class SourceError(Exception):
@@ -21,14 +22,20 @@ class SourceError(Exception):
 
 def expand(name: str) -> Iterator[str]:
     """The single images that a name stands for, in order; the name itself if there are none."""
+    try:
+        found = _found(name)
+    except OSError:  # the name is too long, for one: reading it says why
+        found = []
+    yield from found or [name]
+
+
+def _found(name: str) -> list[str]:
     path = Path(name)
     if name == STDIN or _is_address(name) or path.is_file():
-        found = []
-    elif path.is_dir():
-        found = sorted(str(file) for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-    else:
-        found = [image for match in sorted(glob(name, recursive=True)) for image in expand(match)]  # noqa: PTH207
-    yield from found or [name]
+        return []
+    if path.is_dir():
+        return sorted(str(file) for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    return [image for match in sorted(glob(name, recursive=True)) for image in expand(match)]  # noqa: PTH207
 
 
 async def read(name: str, web: httpx.AsyncClient) -> bytes:
@@ -62,9 +69,12 @@ def _read(name: str) -> bytes:
 
 
 async def _download(address: str, web: httpx.AsyncClient) -> bytes:
+    if (httpx.URL(address).port or 0) > LARGEST_PORT:
+        raise SourceError(f"cannot be downloaded: ports end at {LARGEST_PORT}")
     content = bytearray()
     async with web.stream("GET", address, follow_redirects=True) as response:
-        response.raise_for_status()
+        if not response.is_success:
+            raise SourceError(f"cannot be downloaded: {response.status_code} {response.reason_phrase}")
         async for chunk in response.aiter_bytes():
             content += chunk
             if len(content) > MAX_BYTES:

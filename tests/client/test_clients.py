@@ -213,10 +213,19 @@ def test_something_else_at_the_address_is_told_of(call: Call, server: RunningSer
 
 
 @both
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://127.0.0.1", "http://", "http://[", "/tmp/socket"])
+@pytest.mark.parametrize(
+    "url", ["localhost:8000", "ftp://127.0.0.1", "http://", "http://[", "/tmp/socket", "http://127.0.0.1:65536"]
+)
 def test_a_wrong_address_is_told_of_at_once(call: Call, url: str) -> None:
     with pytest.raises(ClientError):
         call(url, "models")
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize("key", ["schlüssel", "rsk_1\nrsk_2"])
+def test_what_can_be_no_key_is_told_of_at_once(kind: type[Client] | type[AsyncClient], key: str) -> None:
+    with pytest.raises(ClientError, match="API key"):
+        kind(api_key=key)
 
 
 @both

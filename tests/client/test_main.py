@@ -192,7 +192,10 @@ def test_a_reader_that_has_enough_ends_it(server: RunningServer, folder: Path) -
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("wrong", [[], ["--crops", "3", "x"], ["--in-flight", "0", "x"], ["--format", "xml", "x"]])
+@pytest.mark.parametrize(
+    "wrong",
+    [[], ["--crops", "3", "x"], ["--in-flight", "0", "x"], ["--format", "xml", "x"], ["--deadline-s", "nan", "x"]],
+)
 def test_wrong_arguments_are_told_of(server: RunningServer, wrong: list[str]) -> None:
     done = classify(server, *wrong)
     assert (done.returncode, done.stdout) == (2, "")
