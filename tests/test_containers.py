@@ -118,6 +118,15 @@ def test_every_profile_is_valid_and_publishes_nothing_to_the_network(
     assert {port["host_ip"] for service in services for port in service.get("ports", [])} == {"127.0.0.1"}
 
 
+@pytest.mark.parametrize(("scenario", "starts"), [("", False), ("steady", True)])
+def test_a_scenario_waits_for_nobody_who_starts_it_on_the_page(
+    environment: dict[str, str], scenario: str, starts: bool
+) -> None:
+    project = Project({**environment, "SCENARIO": scenario})
+    config = json.loads(project.compose("--profile", "loadtest", "config", "--format", "json"))
+    assert ("--autostart" in config["services"]["loadtest"]["command"]) is starts
+
+
 def test_up_on_an_empty_machine_ends_with_a_server_that_answers(project: Project) -> None:
     with project.client("server", 8000) as client:
         assert "cat" in classify(client)
