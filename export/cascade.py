@@ -60,6 +60,7 @@ def _exact(root: Path, options: argparse.Namespace) -> _Asked:
     images = exact.split(image_paths(options.images))
     source = convert.find_or_export(root, options.exact or _default(root), options.weights_dir)
     first = exact.int8_of(root, source, images, options.labels_from)
+    console.say(f"{first.name} version {first.version} is in the repository, and stays there without a cascade, too")
     members = [cascading.find(root, f"{model.name}:{model.version}") for model in (first, source)]
     return _Asked(options.name or source.name + EXACT, members, images.tune, images.judge)
 

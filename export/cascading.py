@@ -282,7 +282,7 @@ def _share(right: NDArray[np.bool_]) -> Share:
 def _too_seldom(wanted: Wanted, agreement: Share, images: int) -> str:
     text = (
         f"agreement with {wanted.reference.entry.name} is {agreement.share:.1%} on {images} images,"
-        f" {100 * wanted.min_agreement:g} % is wanted: nothing was added to the repository"
+        f" {100 * wanted.min_agreement:g} % is wanted: no cascade was added to the repository"
     )
     if agreement.high >= wanted.min_agreement:
         return f"{text}; it may be {agreement.high:.1%} in truth: try with more images, or a lower --min-agreement"
@@ -298,10 +298,10 @@ def _check_worth(members: Sequence[Member], said: Said, passed: Passed) -> None:
     last = members[-1].entry.name
     if (passed.answered == len(members) - 1).all():
         raise CascadeError(
-            f"no member is ever sure enough but the last: nothing was added to the repository, use {last}"
+            f"no member is ever sure enough but the last: no cascade was added to the repository, use {last}"
         )
     if said.seconds and passed.cost >= said.seconds[-1]:
         raise CascadeError(
             f"it would cost {passed.cost * 1e3:.1f} ms an image, and {last} alone {said.seconds[-1] * 1e3:.1f} ms:"
-            " nothing was added to the repository"
+            " no cascade was added to the repository"
         )

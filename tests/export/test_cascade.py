@@ -79,7 +79,7 @@ def test_an_exact_cascade_makes_its_first_member_and_uses_no_image_twice(
     assert first.conversion
     assert first.conversion.calibration
     assert first.conversion.calibration.images == 34
-    capsys.readouterr()
+    assert "cifar_resnet20-int8 version 1 is in the repository" in capsys.readouterr().out
     assert cascade.main(command) == 0
     assert "calibrate" not in capsys.readouterr().out  # both exist already
     assert len(list((repository / "cifar_resnet20-exact").iterdir())) == 1
