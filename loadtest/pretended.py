@@ -57,6 +57,8 @@ class Pretended:
             else None,
         )
 
+    run_beside = run
+
     def close(self) -> None:
         """See `Backend.close`."""
 

@@ -37,7 +37,7 @@ MaxWait = Annotated[float, Field(ge=0, le=10_000)]
 QueueSize = Annotated[int, Field(ge=1, le=65536)]
 Timeout = Annotated[float, Field(gt=0, le=3_600_000)]
 Size = Annotated[ByteSize, Field(ge=1), WithJsonSchema({"type": "string", "format": "bytes"})]
-Instances = Annotated[int, Field(ge=0, le=8)]
+Instances = Annotated[int, Field(ge=1, le=8)]
 PriorityName = Literal["high", "normal", "low"]
 
 GPU_PROVIDERS = frozenset({"CUDAExecutionProvider", "TensorrtExecutionProvider"})
@@ -215,9 +215,9 @@ class Settings(BaseSettings):
     requests. Not given: one for each GPU; without GPUs one, or with 16 CPUs or more one for each NUMA node."""
     inference_threads: Annotated[int, Field(ge=1, le=256)] = Field(default_factory=available_cpus)
     """Threads of one inference on the CPU. Default: all CPUs, or the engine's share of them."""
-    instances: Instances = 1
-    """Batches that run at one time on the CPU and share those threads. 0: the number that is fastest with ONNX Runtime,
-    measured when a model is loaded."""
+    instances: Instances = 2
+    """Batches that run at one time on the CPU and share those threads, at most one a thread. A lone batch uses all
+    threads."""
     drain_delay_ms: Annotated[float, Field(ge=0, le=600_000)] = 0
     """After SIGTERM, how long the server goes on accepting requests while /readyz already fails: a load balancer needs
     some seconds to notice."""

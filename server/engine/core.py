@@ -168,14 +168,18 @@ class Engine(Generic[Payload]):
         self._on_start(jobs)
         started_s = self._clock()  # before the other thread can start
         backend = self._backends[model]
-        future = self._threads.submit(self._run, backend, jobs)
+        alone = not self._running and not len(self._scheduler)  # what waits starts next, beside it
+        run = backend.run if alone else backend.run_beside
+        future = self._threads.submit(self._run, run, jobs)
         self._running[future] = _Batch(model, jobs, started_s, _share(backend))
         future.add_done_callback(lambda _: self._wake())
 
-    def _run(self, backend: Backend, jobs: Sequence[Job[Payload]]) -> tuple[Outputs, float]:
+    def _run(
+        self, run: Callable[[Sequence[NDArray[np.uint8]], Extras], Outputs], jobs: Sequence[Job[Payload]]
+    ) -> tuple[Outputs, float]:
         started_s = self._clock()
         wanted = reduce(or_, {job.payload.include for job in jobs})
-        outputs = backend.run([job.payload.pixels for job in jobs], wanted)
+        outputs = run([job.payload.pixels for job in jobs], wanted)
         if any(rows is not None and len(rows) != len(jobs) for rows in outputs):
             raise ValueError(f"{len(jobs)} images have {len(outputs.indices)} answers; the model's graph is wrong")
         return outputs, self._clock() - started_s

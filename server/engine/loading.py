@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Set
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,11 +59,12 @@ def load(
     try:
         if not backend.on_gpu and (reason := cpus.why_not(found, cpu_flags())):
             raise UnsuitableError(reason)
+        ways = (backend.run, backend.run_beside) if backend.instances > 1 else (backend.run,)
         for size in buckets(settings.max_batch):
             progress()
             images = [np.zeros(found.input_shape, np.uint8)] * size
-            for wanted in backends.questions(found, backend):
-                _check(backend.run(images, wanted), size, wanted, found, folder / found.file.name)
+            for wanted, run in product(backends.questions(found, backend), ways):
+                _check(run(images, wanted), size, wanted, found, folder / found.file.name)
             warm_s = time.monotonic()
             backend.run(images)
             latency_s[size] = time.monotonic() - warm_s

@@ -45,7 +45,7 @@ class Backend(Protocol):
     """One loaded model."""
 
     instances: int
-    """Batches that it gains by running at one time."""
+    """Batches that it gains from running at one time."""
     on_gpu: bool
     """Whether it copies images to a GPU."""
     extras_apart: bool
@@ -61,6 +61,9 @@ class Backend(Protocol):
             DeviceLostError: no model on this device is usable any more in this process.
             Exception: whatever else the runtime reports; the model stays usable for later batches.
         """
+
+    def run_beside(self, images: Sequence[NDArray[np.uint8]], wanted: Extras = Extras.NONE) -> Outputs:
+        """As `run`, for a batch beside others of this process: on the CPU it uses no more than its share of threads."""
 
     def close(self) -> None:
         """Give up what Python does not: memory of a GPU. Nothing runs, and nothing will."""
@@ -93,7 +96,7 @@ def load(manifest: Manifest, content: bytes, settings: Settings) -> Backend:
         only: Backend = module.load(manifest, content, settings)
         return only
     plain: Backend = module.load(manifest, two_graphs.classes_alone(content), settings)
-    whole = module.load(manifest, content, settings.model_copy(update={"instances": plain.instances}))
+    whole = module.load(manifest, content, settings.model_copy(update={"instances": 1}))
     return two_graphs.TwoGraphs(plain, whole)
 
 

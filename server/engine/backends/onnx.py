@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from models.manifest import INPUT_NAME, OUTPUT_NAMES, Manifest
 from server import cuda
 from server.cuda import OutOfMemoryError
-from server.engine.backends import Outputs, extra_names, lanes, stack
+from server.engine.backends import Outputs, extra_names, stack
 from server.engine.backends.device import Buffers, Instance, Tensor
 from server.engine.classes import Extras
 from server.engine.scheduler import buckets
@@ -41,25 +41,29 @@ class ProviderRefusedError(Exception):
 
 
 class OnnxBackend:
-    """A session on the CPU, and perhaps another of fewer threads for batches that run beside others."""
+    """Sessions on the CPU: one of all threads for a lone batch, and one of their share for batches that run together.
+
+    Threads that share a batch wait for each other after each operator, the longer the more often decoding takes a CPU
+    from one of them. Batches of one thread each do not (docs/measurements/alternatives.md).
+    """
 
     on_gpu = False
     extras_apart = False
 
-    def __init__(self, session: ort.InferenceSession, instances: int = 1, beside: lanes.Run | None = None) -> None:
-        self.instances = instances
-        self._session = session
-        self._beside = beside
-        self._underway = lanes.Underway()
+    def __init__(self, content: bytes, settings: Settings) -> None:
+        self.instances = min(settings.instances, settings.inference_threads)
+        self._alone = self._shared = _open(content, settings, list(settings.providers))
+        if self.instances > 1:
+            share = settings.model_copy(update={"inference_threads": settings.inference_threads // self.instances})
+            self._shared = _open(content, share, list(settings.providers))
 
     def run(self, images: Sequence[NDArray[np.uint8]], wanted: Extras = Extras.NONE) -> Outputs:
         """See `Backend.run`."""
-        with self._underway as is_alone:
-            if self._beside and not is_alone:
-                return self._beside(images, wanted)
-            names = OUTPUT_NAMES + extra_names(wanted)
-            outputs = self._session.run(names, {INPUT_NAME: stack(images)})
-            return Outputs(**dict(zip(names, outputs, strict=True)))
+        return _run(self._alone, images, wanted)
+
+    def run_beside(self, images: Sequence[NDArray[np.uint8]], wanted: Extras = Extras.NONE) -> Outputs:
+        """See `Backend.run_beside`."""
+        return _run(self._shared, images, wanted)
 
     def close(self) -> None:
         """See `Backend.close`."""
@@ -94,6 +98,8 @@ class OnnxGpuBackend:
     def run(self, images: Sequence[NDArray[np.uint8]], wanted: Extras = Extras.NONE) -> Outputs:
         """See `Backend.run`. More images than the largest bucket take several turns."""
         return self._thread.submit(self._instance.run, images, wanted).result()
+
+    run_beside = run
 
     def close(self) -> None:
         """See `Backend.close`."""
@@ -156,7 +162,7 @@ def load(found: Manifest, content: bytes, settings: Settings) -> OnnxBackend | O
     """
     _check_providers(settings)
     if not {CUDA, TENSORRT} & set(settings.providers):
-        return _on_cpu(found, content, settings)
+        return OnnxBackend(content, settings)
     if cuda.find_gpu() is None:
         raise ProviderRefusedError(
             "this machine has no NVIDIA GPU that CUDA can use, or lacks its driver or cuda-bindings:"
@@ -170,23 +176,9 @@ def load(found: Manifest, content: bytes, settings: Settings) -> OnnxBackend | O
     return OnnxGpuBackend(session, found, sizes, stream, "cuda")
 
 
-def _on_cpu(found: Manifest, content: bytes, settings: Settings) -> OnnxBackend:
-    def open_with(threads: int) -> ort.InferenceSession:
-        changed = settings.model_copy(update={"inference_threads": threads})
-        return _open(content, changed, list(settings.providers))
-
-    session = open_with(settings.inference_threads)
-    if settings.instances:
-        return OnnxBackend(session, settings.instances)
-    image = np.zeros(found.input_shape, np.uint8)
-    batches = [[image] * size for size in sorted({1, settings.max_batch})]
-    chosen = lanes.choose(
-        OnnxBackend(session).run,
-        lambda threads: OnnxBackend(open_with(threads)).run,
-        settings.inference_threads,
-        batches,
-    )
-    return OnnxBackend(session, chosen.instances, chosen.run) if chosen else OnnxBackend(session)
+def _run(session: ort.InferenceSession, images: Sequence[NDArray[np.uint8]], wanted: Extras) -> Outputs:
+    names = OUTPUT_NAMES + extra_names(wanted)
+    return Outputs(**dict(zip(names, session.run(names, {INPUT_NAME: stack(images)}), strict=True)))
 
 
 def _check_providers(settings: Settings) -> None:

@@ -18,10 +18,9 @@ class PrecisionError(Exception):
 
 
 class OpenVinoBackend:
-    """A compiled graph with a free batch size, and a request for each thread that runs it at one time.
+    """The graph compiled for a lone batch, which uses all threads, and again for batches that run together.
 
-    One graph for all batch sizes: one for each would hold the weights as often. It gains nothing with ResNet-50,
-    but does with EfficientNet-Lite0 in INT8 (docs/guides/precision.md).
+    See `OnnxBackend` for the reason.
     """
 
     on_gpu = False
@@ -38,16 +37,42 @@ class OpenVinoBackend:
         Raises:
             PrecisionError: it would be computed in another precision on this machine.
         """
+        threads = settings.inference_threads
+        self.instances = min(settings.instances, threads)
+        self._alone = self._shared = _Compiled(content, threads, 1, precision)
+        if self.instances > 1:
+            self._shared = _Compiled(content, threads, self.instances, precision)
+
+    def run(self, images: Sequence[NDArray[np.uint8]], wanted: Extras = Extras.NONE) -> Outputs:
+        """See `Backend.run`. The runtime computes all outputs of a graph; only what is wanted is copied."""
+        return self._alone.run(images, OUTPUT_NAMES + extra_names(wanted))
+
+    def run_beside(self, images: Sequence[NDArray[np.uint8]], wanted: Extras = Extras.NONE) -> Outputs:
+        """See `Backend.run_beside`."""
+        return self._shared.run(images, OUTPUT_NAMES + extra_names(wanted))
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+
+
+class _Compiled:
+    """A compiled graph with a free batch size, and a request for each batch that runs at one time.
+
+    One graph for all batch sizes: one for each would hold the weights as often. It gains nothing with ResNet-50,
+    but does with EfficientNet-Lite0 in INT8 (docs/guides/precision.md).
+    """
+
+    def __init__(self, content: bytes, threads: int, streams: int, precision: str) -> None:
         core = openvino.Core()
         config = {
-            "PERFORMANCE_HINT": "LATENCY",  # all threads on one batch; batches are the scheduler's to make
-            "INFERENCE_NUM_THREADS": settings.inference_threads,
+            "PERFORMANCE_HINT": "LATENCY",  # batches are the scheduler's to make
+            "NUM_STREAMS": streams,  # batches at one time, which share the threads
+            "INFERENCE_NUM_THREADS": threads,
             # Otherwise FP32 is computed in bfloat16 where the CPU can, and answers differ from one machine to another.
             "INFERENCE_PRECISION_HINT": precision,
             # Pinned threads cannot leave a core that decoding is using.
             "ENABLE_CPU_PINNING": False,
         }
-        self.instances = max(1, settings.instances)
         compiled = core.compile_model(core.read_model(content), "CPU", config)
         if (computed := compiled.get_property("INFERENCE_PRECISION_HINT").to_string()) != precision:
             raise PrecisionError(
@@ -58,21 +83,16 @@ class OpenVinoBackend:
         self._outputs = {name: compiled.output(name) for name in OUTPUT_NAMES + EXTRA_NAMES if name in there}
         self._idle: SimpleQueue[openvino.InferRequest] = SimpleQueue()
 
-    def run(self, images: Sequence[NDArray[np.uint8]], wanted: Extras = Extras.NONE) -> Outputs:
-        """See `Backend.run`. The runtime computes all outputs of a graph; only what is wanted is copied."""
+    def run(self, images: Sequence[NDArray[np.uint8]], names: Sequence[str]) -> Outputs:
         try:
             request = self._idle.get_nowait()
         except Empty:
             request = self._create_request()
         try:
             answers = request.infer({INPUT_NAME: stack(images)}, share_inputs=True, share_outputs=True)
-            names = OUTPUT_NAMES + extra_names(wanted)
             return Outputs(**{name: answers[self._outputs[name]].copy() for name in names})
         finally:
             self._idle.put(request)
-
-    def close(self) -> None:
-        """See `Backend.close`."""
 
 
 def load(found: Manifest, content: bytes, settings: Settings) -> OpenVinoBackend:

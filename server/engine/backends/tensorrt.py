@@ -132,6 +132,8 @@ class TensorRTBackend:
         finally:
             self._idle.put(instance)
 
+    run_beside = run
+
     def close(self) -> None:
         """See `Backend.close`."""
         while not self._idle.empty():

@@ -58,6 +58,8 @@ class TorchBackend:
         with torch.inference_mode():
             return Outputs(*(output.numpy() for output in program(torch.from_numpy(stack(images)))))
 
+    run_beside = run
+
     def close(self) -> None:
         """See `Backend.close`."""
 
@@ -100,6 +102,8 @@ class TorchGpuBackend:
         """See `Backend.run`. More images than the largest bucket take several turns."""
         with self._lock:
             return self._instance.run(images, wanted)
+
+    run_beside = run
 
     def close(self) -> None:
         """See `Backend.close`."""

@@ -40,7 +40,14 @@ class TwoGraphs:
 
     def run(self, images: Sequence[NDArray[np.uint8]], wanted: Extras = Extras.NONE) -> Outputs:
         """See `Backend.run`."""
-        return (self._whole if extra_names(wanted) else self._plain).run(images, wanted)
+        return self._graph(wanted).run(images, wanted)
+
+    def run_beside(self, images: Sequence[NDArray[np.uint8]], wanted: Extras = Extras.NONE) -> Outputs:
+        """See `Backend.run_beside`."""
+        return self._graph(wanted).run_beside(images, wanted)
+
+    def _graph(self, wanted: Extras) -> Backend:
+        return self._whole if extra_names(wanted) else self._plain
 
     def close(self) -> None:
         """See `Backend.close`."""

@@ -37,6 +37,7 @@ class Running(NamedTuple):
     images: Sequence[NDArray[np.uint8]]
     ending: Future[Outputs]
     wanted: Extras
+    alone: bool
 
     @property
     def ids(self) -> list[int]:
@@ -56,7 +57,13 @@ class GatedBackend:
         self.all: list[Running] = []
 
     def run(self, images: Sequence[NDArray[np.uint8]], wanted: Extras = Extras.NONE) -> Outputs:
-        running = Running(images, Future(), wanted)
+        return self._run(images, wanted, alone=True)
+
+    def run_beside(self, images: Sequence[NDArray[np.uint8]], wanted: Extras = Extras.NONE) -> Outputs:
+        return self._run(images, wanted, alone=False)
+
+    def _run(self, images: Sequence[NDArray[np.uint8]], wanted: Extras, *, alone: bool) -> Outputs:
+        running = Running(images, Future(), wanted, alone)
         self.all.append(running)
         self.started.put(running)
         return running.ending.result(PATIENCE_S)
@@ -344,6 +351,24 @@ def test_a_model_of_one_instance_never_runs_beside_another(make_bench: MakeBench
         bench.step()
         assert bench.told == [[each] for each in range(1, job_id + 1)]
         bench.end(bench.started())
+
+
+def test_a_batch_is_alone_if_none_runs_and_none_starts_beside_it(make_bench: MakeBench) -> None:
+    bench = make_bench(Limits(max_batch=1, max_wait_s=0.0, queue_size=9), instances=2)
+    bench.submit(1)
+    bench.step()
+    bench.submit(2, 3)
+    bench.step()
+    running = sorted((bench.started(), bench.started()), key=lambda one: one.ids)
+    assert [(one.ids, one.alone) for one in running] == [([1], True), ([2], False)]
+    for one in running:
+        bench.end(one)
+    bench.submit(4)
+    bench.step()
+    running = sorted((bench.started(), bench.started()), key=lambda one: one.ids)
+    assert [(one.ids, one.alone) for one in running] == [([3], False), ([4], False)]
+    for one in running:
+        bench.end(one)
 
 
 def test_each_batch_is_told_of_at_its_end_whether_it_fails_or_not(make_bench: MakeBench) -> None:

@@ -31,16 +31,23 @@ def test_every_bucket_is_measured_with_the_models_own_settings(tmp_path: Path) -
 
 
 def test_both_graphs_of_a_small_model_run_every_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ran: set[tuple[int, int]] = set()
-    run = OnnxBackend.run
+    ran: set[tuple[str, int, int]] = set()
 
-    def noted(backend: OnnxBackend, images: Sequence[NDArray[np.uint8]], wanted: Extras = Extras.NONE) -> Outputs:
-        ran.add((id(backend), len(images)))
-        return run(backend, images, wanted)
+    def note(way: str) -> None:
+        run = getattr(OnnxBackend, way)
 
-    monkeypatch.setattr(OnnxBackend, "run", noted)
-    warm = load(tmp_path, Model.of(tiny.write(tmp_path, extras=True)), Settings(max_batch=4))
-    assert sorted(size for _, size in ran) == [1, 1, 2, 2, 4, 4]
+        def noted(backend: OnnxBackend, images: Sequence[NDArray[np.uint8]], wanted: Extras = Extras.NONE) -> Outputs:
+            ran.add((way, id(backend), len(images)))
+            outputs: Outputs = run(backend, images, wanted)
+            return outputs
+
+        monkeypatch.setattr(OnnxBackend, way, noted)
+
+    note("run")
+    note("run_beside")
+    warm = load(tmp_path, Model.of(tiny.write(tmp_path, extras=True)), Settings(max_batch=4, inference_threads=2))
+    for way in ("run", "run_beside"):
+        assert sorted(size for its, _, size in ran if its == way) == [1, 1, 2, 2, 4, 4]
     assert list(warm.latency_s) == [1, 2, 4]
 
 

@@ -109,7 +109,7 @@ def test_threads_may_run_batches_at_one_time(backend: Backend, images: NDArray[n
 
     def run(n: int) -> list[Outputs]:
         barrier.wait()
-        return [backend.run(list(images[: n + 1])) for _ in range(50)]
+        return [backend.run_beside(list(images[: n + 1])) for _ in range(50)]
 
     with ThreadPoolExecutor(2) as pool:
         for answers, wanted in zip(pool.map(run, range(2)), expected, strict=True):

@@ -59,11 +59,15 @@ def bind(model: tuple[Manifest, bytes]) -> Bind:
 @pytest.mark.usefixtures("host_cuda")
 @pytest.mark.parametrize("count", [1, 2, 3, 8, 20])  # alone, in a bucket, padded, in the largest, in several turns
 def test_bound_buffers_answer_as_the_plain_session_does(
-    session: ort.InferenceSession, bind: Bind, images: list[NDArray[np.uint8]], count: int
+    session: ort.InferenceSession,
+    model: tuple[Manifest, bytes],
+    bind: Bind,
+    images: list[NDArray[np.uint8]],
+    count: int,
 ) -> None:
     ours = bind(session)
     ours.run(images[::-1][:count])  # leftovers of an earlier batch are in no answer
-    answer, expected = ours.run(images[:count]), onnx.OnnxBackend(session).run(images[:count])
+    answer, expected = ours.run(images[:count]), onnx.OnnxBackend(model[1], Settings()).run(images[:count])
     assert answer.indices[:, 0].tolist() == [image[0, 0, 0] for image in images[:count]]
     for ours_, theirs in zip(answer[:3], expected[:3], strict=True):
         assert (ours_.dtype, ours_.shape) == (theirs.dtype, theirs.shape)

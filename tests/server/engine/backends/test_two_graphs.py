@@ -78,9 +78,11 @@ def test_only_batches_that_want_them_run_the_whole_graph() -> None:
     both = TwoGraphs(plain, whole)
     for wanted in (Extras.NONE, Extras.LOGITS):
         assert both.run([], wanted) is plain.run.return_value
+        assert both.run_beside([], wanted) is plain.run_beside.return_value
     assert not whole.run.called
     for wanted in (Extras.FEATURES, Extras.HEATMAP, Extras.LOGITS | Extras.HEATMAP):
         assert both.run([], wanted) is whole.run.return_value
+        assert both.run_beside([], wanted) is whole.run_beside.return_value
     assert plain.run.call_count == 2
     assert both.instances == 3
     both.close()
