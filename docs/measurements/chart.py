@@ -1,8 +1,8 @@
 """Draws the README's chart from the rows of `make compare`.
 
-    python docs/measurements/chart.py docs/measurements/compare.jsonl docs/compare.svg
+    python docs/measurements/chart.py docs/measurements/cascade.jsonl docs/compare.svg
 
-A bar is the median of the rounds under the largest load, for each rival in its better variant, as in compare.md.
+A bar is the median of the rounds under the largest load, for each rival in its better variant, as in cascade.md.
 """
 
 import argparse
@@ -14,9 +14,9 @@ from statistics import median
 
 from loadtest.compare.servers import OURS, SERVERS
 
-TITLES = {"tiny": "A network that costs nothing", "resnet50": "ResNet-50"}
-VARIANTS = {"onnx": "this server", "int8": "this server, INT8"}
-"""Variants of this server that are drawn: FP32 as the rivals have it, and INT8."""
+TITLES = {"efficientnet_lite0": "EfficientNet-Lite0", "resnet50": "ResNet-50"}
+VARIANTS = {"onnx": "this server, FP32", "cascade": "this server, exact"}
+"""The variants of this server that are drawn: FP32 as the rivals have it, and the exact cascade."""
 
 WIDTH, LEFT, BAR, STEP, HEAD = 420, 130, 15, 21, 44
 STYLE = """
@@ -35,7 +35,7 @@ Bar = tuple[str, float, bool]
 def main() -> None:
     """Read the rows, draw a panel for each network."""
     parser = argparse.ArgumentParser(prog="chart.py", description=__doc__)
-    parser.add_argument("rows", type=Path, metavar="ROWS", help="compare.jsonl")
+    parser.add_argument("rows", type=Path, metavar="ROWS", help="rows of comparisons, as cascade.jsonl")
     parser.add_argument("drawing", type=Path, metavar="SVG", help="the file to write")
     options = parser.parse_args()
     rows = [json.loads(line) for line in options.rows.read_text().splitlines()]

@@ -1,7 +1,7 @@
 """The whole service with several settings, in turns: prints images per second by number of connections.
 
     python docs/measurements/variants.py ../shared/data/imagenet-sample --model efficientnet_lite0 \
-        "--instances 1" "--instances 0" "--instances 2 --inference-threads 1"
+        "--instances 1" "--instances 2"
 
 Each variant is a server's flags. A round starts each server once; a cell is the median of the rounds, and in brackets
 the median of the ratios to the first variant within a round, which says more on a noisy machine.

@@ -329,13 +329,13 @@ class Gates:
 
 
 class GatedServer(RunningServer):
-    """A server whose batches a test can hold for as long as it wants, on any machine."""
+    """A server whose batches a test can hold for as long as it wants, on any machine; one at a time unless it says."""
 
     program = "tests.server.gated"
 
     def __init__(self, repository: Path, *, gates: Gates | None = None, **flags: object) -> None:
         self._gates = gates
-        super().__init__(repository, **flags)
+        super().__init__(repository, **{"instances": 1} | flags)
 
     def environment(self) -> Mapping[str, str]:
         self._gates = self._gates or Gates(self._folder)
