@@ -209,7 +209,7 @@ def model(tmp_path: Path) -> tuple[Manifest, bytes]:
 
 def test_onnx_runtime(model: tuple[Manifest, bytes]) -> None:
     backend: Any = backends.load(*model, SETTINGS)
-    options, fresh = backend._session.get_session_options(), ort.SessionOptions()
+    options, fresh = backend._alone.get_session_options(), ort.SessionOptions()
     names = [name for name in dir(fresh) if not name.startswith("_") and not callable(getattr(fresh, name))]
     live = {name: getattr(options, name) for name in names}
     spin = "session.intra_op.spin_duration_us"
@@ -222,7 +222,7 @@ def _of(found: object, names: list[str]) -> dict[str, object]:
 
 def test_openvino(model: tuple[Manifest, bytes]) -> None:
     backend: Any = backends.load(*model, SETTINGS.model_copy(update={"backend": "openvino"}))
-    compiled, core = backend._create_request.__self__, openvino.Core()
+    compiled, core = backend._alone._create_request.__self__, openvino.Core()
     can_be_set = [name for name, kind in core.get_property("CPU", "SUPPORTED_PROPERTIES").items() if kind == "RW"]
     names = [name for name in can_be_set if name in compiled.get_property("SUPPORTED_PROPERTIES")]
     defaults = {name: core.get_property("CPU", name) for name in names}
