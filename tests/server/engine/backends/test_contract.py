@@ -17,7 +17,7 @@ from tests import tiny
 
 TOLERANCE = 1e-6
 """For probabilities. In a larger batch a runtime may add in another order; the precision of float32 at 1 is 6e-8."""
-SETTINGS = Settings(max_batch=8, inference_threads=2)
+SETTINGS = Settings(max_batch=8, inference_threads=2, instances=2)
 
 
 @pytest.fixture(scope="module", params=[*ONNX_BACKENDS, "torch"])
