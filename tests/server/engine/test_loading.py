@@ -45,7 +45,9 @@ def test_both_graphs_of_a_small_model_run_every_bucket(tmp_path: Path, monkeypat
 
     note("run")
     note("run_beside")
-    warm = load(tmp_path, Model.of(tiny.write(tmp_path, extras=True)), Settings(max_batch=4, inference_threads=2, instances=2))
+    warm = load(
+        tmp_path, Model.of(tiny.write(tmp_path, extras=True)), Settings(max_batch=4, inference_threads=2, instances=2)
+    )
     for way in ("run", "run_beside"):
         assert sorted(size for its, _, size in ran if its == way) == [1, 1, 2, 2, 4, 4]
     assert list(warm.latency_s) == [1, 2, 4]
