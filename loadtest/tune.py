@@ -115,7 +115,7 @@ def _axes(model: str, options: argparse.Namespace) -> dict[str, list[str]]:
         "default_model": [model, *names] if names else [],  # the same network in other precisions
         "backend": ["onnx", "openvino"] if find_spec("openvino") else [],
         "inference_threads": sorted({str(max(1, cpus // 2)), str(cpus)}, key=int),
-        "instances": ["1", "2", "4"],
+        "instances": [str(count) for count in powers if count <= 4],
         "max_batch": ["1", "2", "4", "8", "16", "32"],
         "decode_threads": [str(count) for count in powers if count <= 8],
         "http_workers": [str(count) for count in powers if count <= max(2, cpus // 2)],

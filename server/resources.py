@@ -104,7 +104,7 @@ def worker_names(settings: Settings) -> list[str]:
 def places_of(settings: Settings, catalogue: Catalogue) -> tuple[Place, ...]:
     """The GPU or CPUs that each engine owns."""
     backends = {model.manifest.backend for model in catalogue.models.values()}
-    on_gpus = any(provider in GPU_PROVIDERS for provider in settings.providers) or "tensorrt" in backends
+    on_gpus = not GPU_PROVIDERS.isdisjoint(settings.providers) or "tensorrt" in backends
     on_gpus = on_gpus or ("torch" in backends and _torch_has_cuda())
     found: tuple[str, ...] = ()
     if on_gpus:

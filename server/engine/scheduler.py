@@ -123,6 +123,10 @@ class _Queue(Generic[Payload]):
             return head.arrived_s
         return min(head.arrived_s + self.limits.max_wait_s, self.earliest_s - self.predict_s(self.length))
 
+    def fits(self, free: float) -> bool:
+        """Whether a batch can run in the share of the engine that is free."""
+        return self.share <= free + NEGLIGIBLE
+
     def makes_room_for(self, job: Job[Payload]) -> bool:
         """Whether the queue is full only because of shadows, which must not keep other jobs out."""
         others = self.length - len(self.jobs[Priority.SHADOW])
@@ -222,7 +226,7 @@ class Scheduler(Generic[Payload]):
         expired = [job for queue in self._queues.values() for job in queue.expire(now_s)]
         batch: Sequence[Job[Payload]] = ()
         model = self._next_model(now_s) if free > NEGLIGIBLE else None
-        if model is not None and (queue := self._queues[model]).share <= free + NEGLIGIBLE:
+        if model is not None and (queue := self._queues[model]).fits(free):
             batch = queue.batch(now_s)
             for job in batch:
                 queue.remove(job)
@@ -250,6 +254,6 @@ class Scheduler(Generic[Payload]):
         times = [queue.earliest_s for queue in busy]
         if free > NEGLIGIBLE:
             turn = self._next_model(now_s)
-            fits = turn is None or self._queues[turn].share <= free + NEGLIGIBLE
+            fits = turn is None or self._queues[turn].fits(free)
             times += [due_s for queue in busy if (due_s := queue.due_s()) > now_s or fits]
         return min(times, default=None)

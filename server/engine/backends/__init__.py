@@ -96,6 +96,7 @@ def load(manifest: Manifest, content: bytes, settings: Settings) -> Backend:
         only: Backend = module.load(manifest, content, settings)
         return only
     plain: Backend = module.load(manifest, two_graphs.classes_alone(content), settings)
+    # Few batches want the whole graph: not worth its weights once more for those that run beside others.
     whole = module.load(manifest, content, settings.model_copy(update={"instances": 1}))
     return two_graphs.TwoGraphs(plain, whole)
 

@@ -21,7 +21,7 @@ from server.engine.backends import Outputs, extra_names, stack
 from server.engine.backends.device import Buffers, Instance, Tensor
 from server.engine.classes import Extras
 from server.engine.scheduler import buckets
-from server.settings import Settings
+from server.settings import GPU_PROVIDERS, Settings
 
 CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
@@ -161,7 +161,7 @@ def load(found: Manifest, content: bytes, settings: Settings) -> OnnxBackend | O
         OutOfMemoryError: not even a batch of one fits on the GPU.
     """
     _check_providers(settings)
-    if not {CUDA, TENSORRT} & set(settings.providers):
+    if GPU_PROVIDERS.isdisjoint(settings.providers):
         return OnnxBackend(content, settings)
     if cuda.find_gpu() is None:
         raise ProviderRefusedError(
