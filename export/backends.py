@@ -32,7 +32,7 @@ def load(model: Manifest, content: bytes, runtime: Runtime | None = None, thread
     Raises:
         BackendError: the runtime is not installed or refuses the file.
     """
-    settings = Settings.model_construct(backend=runtime, inference_threads=threads or available_cpus())
+    settings = Settings.model_construct(backend=runtime, inference_threads=threads or available_cpus(), instances=1)
     try:
         return backends.load(model, content, settings)
     except BackendMissingError as missing:

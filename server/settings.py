@@ -215,9 +215,9 @@ class Settings(BaseSettings):
     requests. Not given: one for each GPU; without GPUs one, or with 16 CPUs or more one for each NUMA node."""
     inference_threads: Annotated[int, Field(ge=1, le=256)] = Field(default_factory=available_cpus)
     """Threads of one inference on the CPU. Default: all CPUs, or the engine's share of them."""
-    instances: Instances = 1
+    instances: Instances = 2
     """Batches that run at one time on the CPU and share those threads, at most one a thread. A lone batch uses all
-    threads."""
+    threads. With more than one, a model's weights lie in memory twice."""
     drain_delay_ms: Annotated[float, Field(ge=0, le=600_000)] = 0
     """After SIGTERM, how long the server goes on accepting requests while /readyz already fails: a load balancer needs
     some seconds to notice."""

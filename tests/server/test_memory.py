@@ -55,14 +55,17 @@ def write_heavy(repository: Path) -> None:
     (folder / manifest.FILE_NAME).write_text(Manifest(**dict(found) | {"file": file}).model_dump_json())
 
 
-def test_an_engine_holds_a_models_parameters_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("instances", "copies"), [(1, 1), (2, 2), (4, 2)])
+def test_an_engine_holds_a_models_parameters_once_or_for_batches_at_one_time_twice(
+    tmp_path: Path, instances: int, copies: int
+) -> None:
     tiny.write(tmp_path / "light")
     write_heavy(tmp_path / "heavy")
     held = []
     for name in ("light", "heavy"):
-        with RunningServer(tmp_path / name) as server:
+        with RunningServer(tmp_path / name, instances=instances, inference_threads=4) as server:
             held.append(psutil.Process(server.pid("engine")).memory_full_info().uss)
-    assert held[1] - held[0] < 1.2 * BALLAST_BYTES
+    assert held[1] - held[0] < 1.2 * copies * BALLAST_BYTES
 
 
 def resident_bytes(server: RunningServer) -> int:
