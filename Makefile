@@ -66,16 +66,19 @@ test: COMPILED := --no-compile  # most of what is installed is never imported
 # PyTorch's threads spin while they wait for those that other tests keep from running.
 test: export OMP_NUM_THREADS := 1
 test: export EXPORTED := $(CURDIR)/$(VENV)/exported
+# A crash of the interpreter is told with where it was, even after the last test.
+test: PYTEST := $(BIN)/python -X faulthandler $(BIN)/pytest
 test: style
 	@rm -rf "$(EXPORTED)" && mkdir "$(EXPORTED)"
-	@nice -n 19 $(BIN)/pytest $(EXPORTING) >$(VENV)/exporting.log 2>&1 & exporting=$$!; \
-	nice -n 19 $(BIN)/pytest $(COMPUTING) >$(VENV)/computing.log 2>&1 & computing=$$!; \
+	@nice -n 19 $(PYTEST) $(EXPORTING) >$(VENV)/exporting.log 2>&1 & exporting=$$!; \
+	nice -n 19 $(PYTEST) $(COMPUTING) >$(VENV)/computing.log 2>&1 & computing=$$!; \
 	nice -n 19 $(BIN)/mypy >$(VENV)/types.log 2>&1 & typing=$$!; \
-	$(BIN)/pytest $(BUILDING) $(MEASURING) >$(VENV)/building.log 2>&1 & building=$$!; \
+	$(PYTEST) $(BUILDING) $(MEASURING) >$(VENV)/building.log 2>&1 & building=$$!; \
 	trap "kill $$exporting $$computing $$typing $$building; exit 130" INT TERM; \
-	$(BIN)/pytest $(addprefix --ignore=,$(EXPORTING) $(COMPUTING) $(BUILDING) $(MEASURING)); serving=$$?; \
+	$(PYTEST) $(addprefix --ignore=,$(EXPORTING) $(COMPUTING) $(BUILDING) $(MEASURING)); serving=$$?; \
 	wait $$exporting; exported=$$?; wait $$computing; computed=$$?; wait $$typing; typed=$$?; wait $$building; built=$$?; \
 	cat $(VENV)/exporting.log $(VENV)/computing.log $(VENV)/types.log $(VENV)/building.log; \
+	echo "exit codes: serving $$serving, exporting $$exported, computing $$computed, types $$typed, building $$built"; \
 	exit $$((serving | exported | computed | typed | built))
 
 lint: style

@@ -1,4 +1,5 @@
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ from server.settings import Settings
 from tests.export.conftest import Exported
 
 
-def options_of(backend: object) -> tuple[int, str]:
+def options_of(backend: Any) -> tuple[int, str]:
     """A session's number of threads, and how long they spin."""
-    options = backend._session.get_session_options()  # type: ignore[attr-defined]
+    backend = getattr(backend, "_plain", backend)  # of two graphs, the one without features
+    options = backend._alone.get_session_options()
     return options.intra_op_num_threads, options.get_session_config_entry("session.intra_op.spin_duration_us")
 
 

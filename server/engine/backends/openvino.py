@@ -12,6 +12,10 @@ from server.engine.backends import Outputs, extra_names, stack
 from server.engine.classes import Extras
 from server.settings import Settings
 
+_CORE = openvino.Core()
+"""The only one of the process, and never freed: its CPU plugin has the thread that loads it handle signals on a stack
+of the plugin's, and frees that stack with itself. If another thread frees it, the next signal ends the process."""
+
 
 class PrecisionError(Exception):
     """OpenVINO does not compute in the precision that a manifest says."""
@@ -63,7 +67,6 @@ class _Compiled:
     """
 
     def __init__(self, content: bytes, threads: int, streams: int, precision: str) -> None:
-        core = openvino.Core()
         config = {
             "PERFORMANCE_HINT": "LATENCY",  # batches are the scheduler's to make
             "NUM_STREAMS": streams,  # batches at one time, which share the threads
@@ -73,7 +76,7 @@ class _Compiled:
             # Pinned threads cannot leave a core that decoding is using.
             "ENABLE_CPU_PINNING": False,
         }
-        compiled = core.compile_model(core.read_model(content), "CPU", config)
+        compiled = _CORE.compile_model(_CORE.read_model(content), "CPU", config)
         if (computed := compiled.get_property("INFERENCE_PRECISION_HINT").to_string()) != precision:
             raise PrecisionError(
                 f"OpenVINO would compute it in {computed} on this machine, not in {precision}: serve its FP32 file"

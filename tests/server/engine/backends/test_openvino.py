@@ -1,5 +1,7 @@
 """OpenVINO's own behaviour; `test_contract.py` has what every backend promises."""
 
+import subprocess
+import sys
 from pathlib import Path
 from unittest.mock import patch
 
@@ -85,3 +87,29 @@ def test_another_precision_than_was_asked_for_is_an_error(tmp_path: Path) -> Non
         pytest.raises(PrecisionError, match="would compute it in bf16 on this machine, not in f32: serve"),
     ):
         backends.load(found, content, Settings(backend="openvino"))
+
+
+FREED_ELSEWHERE = """
+import signal, sys, threading
+from pathlib import Path
+
+from models import manifest
+from server.engine import backends
+from server.settings import Settings
+
+folder = Path(sys.argv[1])
+found = manifest.read(folder)
+held = [backends.load(found, manifest.read_model_file(folder, found), Settings(backend="openvino"))]
+free = threading.Thread(target=held.clear)
+free.start()
+free.join()
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+signal.raise_signal(signal.SIGTERM)
+"""
+
+
+def test_a_process_handles_signals_after_another_thread_has_freed_a_model(tmp_path: Path) -> None:
+    tiny.write(tmp_path, work=1)
+    command = [sys.executable, "-c", FREED_ELSEWHERE, str(tmp_path / "tiny" / "1")]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert done.stdout == "handled\n"
