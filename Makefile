@@ -1,5 +1,5 @@
 # make serve   install, export a model, serve it, classify a first photo
-# make exact IMAGES=FOLDER   the same answers at INT8's cost, on a CPU with VNNI; then make serve again (docs/guides/cascade.md)
+# make exact IMAGES=FOLDER   FP32's best class at nearly INT8's cost, on a CPU with VNNI; then make serve again (docs/guides/cascade.md)
 # make test    what CI runs: style, types, tests
 # make bench   images per second and latency beside the machine's baseline
 # make loadtest SCENARIO=spike   steady, ramp, spike, soak, sizes or bad, on a running server; without one, a web page
@@ -51,7 +51,7 @@ help:
 
 serve: model
 	@! grep -sqwE 'avx512_vnni|avx_vnni' /proc/cpuinfo || ls -d model_repository/*-exact >/dev/null 2>&1 || \
-	    echo "This CPU has VNNI: 'make exact IMAGES=FOLDER' gives the same answers at INT8's price (docs/guides/cascade.md)"
+	    echo "This CPU has VNNI: 'make exact IMAGES=FOLDER' gives the same best classes at nearly INT8's price (docs/guides/cascade.md)"
 	@$(BIN)/classify --url http://127.0.0.1:$(PORT) --wait-s 60 $(PHOTO) & \
 	    exec $(BIN)/python -m server --port $(PORT) $(FLAGS)
 
@@ -70,9 +70,9 @@ test: export EXPORTED := $(CURDIR)/$(VENV)/exported
 test: PYTEST := $(BIN)/python -X faulthandler $(BIN)/pytest
 test: style
 	@rm -rf "$(EXPORTED)" && mkdir "$(EXPORTED)"
-	@nice -n 19 $(PYTEST) $(EXPORTING) >$(VENV)/exporting.log 2>&1 & exporting=$$!; \
-	nice -n 19 $(PYTEST) $(COMPUTING) >$(VENV)/computing.log 2>&1 & computing=$$!; \
-	nice -n 19 $(BIN)/mypy >$(VENV)/types.log 2>&1 & typing=$$!; \
+	@nice -n 5 $(PYTEST) $(EXPORTING) >$(VENV)/exporting.log 2>&1 & exporting=$$!; \
+	nice -n 5 $(PYTEST) $(COMPUTING) >$(VENV)/computing.log 2>&1 & computing=$$!; \
+	nice -n 5 $(BIN)/mypy >$(VENV)/types.log 2>&1 & typing=$$!; \
 	$(PYTEST) $(BUILDING) $(MEASURING) >$(VENV)/building.log 2>&1 & building=$$!; \
 	trap "kill $$exporting $$computing $$typing $$building; exit 130" INT TERM; \
 	$(PYTEST) $(addprefix --ignore=,$(EXPORTING) $(COMPUTING) $(BUILDING) $(MEASURING)); serving=$$?; \

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from export import cascading, command, console, convert, exact, repository
 from export.cascading import CascadeError, Member, Wanted
@@ -60,7 +60,7 @@ def _exact(root: Path, options: argparse.Namespace) -> _Asked:
     images = exact.split(image_paths(options.images))
     source = convert.find_or_export(root, options.exact or _default(root), options.weights_dir)
     first = exact.int8_of(root, source, images, options.labels_from)
-    console.say(f"{first.name} version {first.version} is in the repository, and stays there without a cascade, too")
+    console.say(f"{first.name} version {first.version} is in the repository, even if the cascade is not")
     members = [cascading.find(root, f"{model.name}:{model.version}") for model in (first, source)]
     return _Asked(options.name or source.name + EXACT, members, images.tune, images.judge)
 
@@ -72,7 +72,8 @@ def _default(root: Path) -> str:
 
 
 def _show(root: Path, cascade: Cascade) -> None:
-    table = Table("member", "its answer is final if", "answers %", "agreement % (95 %)", "top-1 %", "ms")
+    headings = ["its answer is final if", "answers %", "agreement % (95 %)", "top-1 %", "ms"]
+    table = Table(Column("member", overflow="fold"), *headings)
     for member in cascade.members:
         table.add_row(
             f"{member.name} version {member.version}",

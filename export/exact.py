@@ -32,7 +32,8 @@ def split(paths: Sequence[Path]) -> Split:
         ExpectedError: there are too few images.
     """
     if len(paths) < LEAST:
-        raise ExpectedError(f"{len(paths)} images are too few to calibrate INT8, find the rule and judge it: give more")
+        too_few = f"{len(paths)} images are too few to calibrate INT8, find the rule and judge it"
+        raise ExpectedError(f"{too_few}: give {LEAST} at the very least")
     return Split(paths[::3], paths[1::3], paths[2::3])
 
 

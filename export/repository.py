@@ -66,8 +66,7 @@ def _why_not(repository: Path, name: str, version: int | None) -> str:
 def _other_than_wanted(known: Entry) -> str:
     """Say what has the name of an FP32 model, and what to name instead."""
     if not isinstance(known, Manifest):
-        members = ", ".join(one.name for one in known.members)
-        return f"{known.name} is {manifest.called(known)}: name one of its members, {members}"
+        return f"{known.name} is {manifest.called(known)}: name one of its members, {manifest.members_of(known)}"
     what = f"{known.name} is a file of {known.backend} in {known.precision}, not of ONNX in FP32"
     return f"{what}: name {known.conversion.source}, which it was made from" if known.conversion else what
 

@@ -663,6 +663,11 @@ def called(recipe: Recipe) -> str:
     return "an ensemble" if isinstance(recipe, Ensemble) else "a cascade"
 
 
+def members_of(recipe: Recipe) -> str:
+    """Name its members for messages: `one, two`."""
+    return ", ".join(one.name for one in recipe.members)
+
+
 def _read_file(path: Path) -> bytes:
     """Read a regular file only: reading a pipe of that name would block for ever."""
     if path.exists() and not path.is_file():

@@ -47,11 +47,11 @@ class Code(StrEnum):
     """The model cannot be loaded for now (its file cannot be read, or memory is short). The server keeps trying;
     `Retry-After` says when to come back."""
     UNSUPPORTED_BY_MODEL = "unsupported_by_model"
-    """The request wants features or a heat map from a network that has none, or from an ensemble; the detail says
-    why."""
+    """The request wants features or a heat map from a network that has none, or from an ensemble or a cascade; the
+    detail says why."""
     NOT_CALIBRATED = "not_calibrated"
     """The request states `coverage` or `reject`, and the model has never been calibrated; the detail says what to
-    run."""
+    run, or which members of an ensemble or a cascade to ask."""
     UNAUTHORIZED = "unauthorized"
     """The server has `api_keys`, and the request has no key, or an unknown one."""
     FORBIDDEN = "forbidden"

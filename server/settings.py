@@ -147,7 +147,7 @@ class Settings(BaseSettings):
     something in the repository cannot be read."""
     default_model: ModelName | None = None
     """The model for requests that name none. Not given: the only one, else resnet50, else efficientnet_lite0, or the
-    exact cascade of either, such as resnet50-exact, if there is one."""
+    exact cascade of either, such as resnet50-exact, if there is one when the server starts."""
     backend: Literal["onnx", "openvino"] | None = None
     """Runtime for ONNX files: ONNX Runtime, or OpenVINO (extra `openvino`), which is faster for INT8. Not given: the
     one that each model's manifest names."""

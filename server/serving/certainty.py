@@ -3,7 +3,7 @@
 import numpy as np
 
 from models import confidence
-from models.manifest import CropCount, Entry, Manifest
+from models.manifest import CropCount, Entry, Manifest, members_of
 from server.engine.classes import Classes, Extras, average
 from server.errors import Code, ServiceError
 
@@ -17,7 +17,8 @@ def check(entry: Entry, coverage: float | None, *, reject: bool, crops: CropCoun
     if not isinstance(entry, Manifest):
         detail = (
             f"{entry.name} combines several networks, which are never calibrated together: leave out coverage and"
-            " reject, or name one of them that is calibrated"
+            f" reject, or ask one of them, {members_of(entry)}, which python export/calibrate.py NAME --images FOLDER"
+            " calibrates"
         )
         raise ServiceError(Code.NOT_CALIBRATED, detail)
     known = entry.confidence

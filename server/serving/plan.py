@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple, Self
 
-from models.manifest import Cascade, CropCount, Entry, Manifest, Rule
+from models.manifest import Cascade, CropCount, Entry, Manifest, Rule, members_of
 from server.engine.classes import Classes, Extras, average
 from server.engine.scheduler import Priority
 from server.errors import Code, ServiceError
@@ -156,7 +156,10 @@ def _check_include(ask: Ask, entry: Entry) -> None:
         ServiceError: UNSUPPORTED_BY_MODEL, INVALID_PARAMETER.
     """
     if not isinstance(entry, Manifest):
-        detail = f"{entry.name} combines several networks, each with its own logits, features and maps: ask one of them"
+        detail = (
+            f"{entry.name} combines several networks, each with its own logits, features and maps:"
+            f" ask one of them, {members_of(entry)}"
+        )
         raise ServiceError(Code.UNSUPPORTED_BY_MODEL, detail)
     if ask.include & (Extras.FEATURES | Extras.HEATMAP) and entry.features is None:
         detail = (

@@ -11,7 +11,7 @@ const millions = (parameters) => (parameters / 1e6).toFixed(1);
 const input = ({ crop }) => `${crop[1]}×${crop[0]}`;
 const accuracy = ({ published_accuracy, accuracy }) => {
   const { top1 } = published_accuracy ?? accuracy ?? {};
-  return top1 && `${top1.toFixed(1)}%`;
+  return top1 && `${top1.toFixed(1)}%${published_accuracy ? "" : " on its own images"}`;
 };
 
 export function describe(model) {

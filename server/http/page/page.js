@@ -202,7 +202,7 @@ function show({ answer = null, problem = null, busy = false, name = "" }) {
   byId("classes").hidden = !answer;
   byId("bars").replaceChildren(...(answer?.predictions ?? []).map(bar));
   byId("unsure").hidden = answer?.known !== false;
-  byId("meaning").textContent = answer?.known === undefined ? "" : meaning(answer);
+  byId("meaning").textContent = answer?.known ? meaning(answer) : "";
   byId("summary").textContent = answer
     ? `${answer.predictions[0].label}, ${percent(answer.predictions[0].probability)}` : "";
   if (answer) showDetails(answer);
