@@ -57,7 +57,7 @@ def test_the_command_itself_ends_with_the_same_codes_and_lines() -> None:
         (("cifar_resnet20",), "--random-weights"),
         (("resnet18", "--weights", "none.pth"), "none.pth"),
         (("resnet18", "--weights", "pyproject.toml"), "no checkpoint"),
-        (("resnet18", "--random-weights", "--num-classes", "0"), "0 classes"),
+        (("resnet18", "--random-weights", "--num-classes", "0"), "--num-classes is 0"),
         (("resnet18", "--random-weights", "--stride-in", "1x1"), "no bottlenecks"),
         (("resnet18", "--ema"), "--weights FILE"),
         (("resnet18", "--random-weights", "--check-images", "models"), "models has no images"),

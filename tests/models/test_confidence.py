@@ -135,7 +135,7 @@ def test_manifest_of_before_calibration_has_none_and_one_with_it_comes_back_as_i
 @pytest.mark.parametrize(
     ("changes", "mistake"),
     [
-        ({"activation": "sigmoid", "confidence": {"temperature": 1.5}}, "sigmoid is not"),
+        ({"activation": "sigmoid", "confidence": {"temperature": 1.5}}, "not for sigmoid"),
         ({"confidence": {"temperature": 0}}, "greater than 0"),
         ({"confidence": {"temperature": 1, "sets": {"method": "lac", "images": 2, "scores": [1, 0]}}}, "do not rise"),
     ],
