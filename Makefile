@@ -70,9 +70,9 @@ test: export EXPORTED := $(CURDIR)/$(VENV)/exported
 test: PYTEST := $(BIN)/python -X faulthandler $(BIN)/pytest
 test: style
 	@rm -rf "$(EXPORTED)" && mkdir "$(EXPORTED)"
-	@nice -n 5 $(PYTEST) $(EXPORTING) >$(VENV)/exporting.log 2>&1 & exporting=$$!; \
-	nice -n 5 $(PYTEST) $(COMPUTING) >$(VENV)/computing.log 2>&1 & computing=$$!; \
-	nice -n 5 $(BIN)/mypy >$(VENV)/types.log 2>&1 & typing=$$!; \
+	@nice -n 10 $(PYTEST) $(EXPORTING) >$(VENV)/exporting.log 2>&1 & exporting=$$!; \
+	nice -n 10 $(PYTEST) $(COMPUTING) >$(VENV)/computing.log 2>&1 & computing=$$!; \
+	nice -n 10 $(BIN)/mypy >$(VENV)/types.log 2>&1 & typing=$$!; \
 	$(PYTEST) $(BUILDING) $(MEASURING) >$(VENV)/building.log 2>&1 & building=$$!; \
 	trap "kill $$exporting $$computing $$typing $$building; exit 130" INT TERM; \
 	$(PYTEST) $(addprefix --ignore=,$(EXPORTING) $(COMPUTING) $(BUILDING) $(MEASURING)); serving=$$?; \
