@@ -118,6 +118,7 @@ def test_compiling_goes_on_until_the_largest_batch_size(
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # from imports of the compiler
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0")
 def test_compiled_program_has_the_same_answers(
     model: tuple[Manifest, bytes], plain: TorchBackend, images: list[NDArray[np.uint8]]
 ) -> None:
