@@ -36,8 +36,8 @@ CUSTOM: dict[str, Any] = {
 }
 BUILDS = ("overlays/cpu", "overlays/gpu", "kserve")
 UNITS = {"": 1, "m": 1e-3, "Mi": 2**20, "Gi": 2**30}
-PROCESSES_BYTES = 512 * 2**20
-"""Memory of the supervisor, two HTTP workers and the engine with a model (a ResNet-152 has 240 MB)."""
+PROCESSES_BYTES = 2**30
+"""Memory of the supervisor, two HTTP workers and the engine with a model (a ResNet-152 has 240 MB, twice in memory)."""
 
 Manifest = dict[str, Any]
 
