@@ -223,8 +223,9 @@ def _table(report: Report) -> Table:
     if not first.accuracy:
         caption.append("no accuracy: not every image's class is known; --labels-from folders names one that is not")
     table = Table(caption="\n".join(caption))
-    for heading in ("model", "precision", "runtime"):
-        table.add_column(heading, no_wrap=heading != "model", overflow="fold" if heading == "model" else "ellipsis")
+    table.add_column("model", overflow="fold")
+    for heading in ("precision", "runtime"):
+        table.add_column(heading, no_wrap=True)
     headings = ["MB", "agreement", "95 %", "though sure", "logit error"]
     headings += [f"top-1 %, {crops} crop{'s' if crops > 1 else ''}" for crops in first.accuracy]
     headings += [f"images/s, batch {size}" for size in first.images_per_s]
