@@ -36,7 +36,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="to_torch.py",
         description="Export a network as a program of PyTorch (torch.export), compare it with the network itself, and"
-        " add it to the model repository as NAME-torch. A server needs torch to run it.",
+        " add it to the model repository as NAME-torch. A server needs torch to run it. No program has"
+        " run on a GPU yet.",
     )
     parser.add_argument("network", metavar="SOURCE", help=command.sources())
     parser.add_argument(

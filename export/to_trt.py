@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="to_trt.py",
         description="Build a TensorRT engine from a model's ONNX file; if that is missing, export it first.",
         epilog="Without --target, the engine is for this machine's GPU. Any machine can build engines for GeForce RTX"
-        " and RTX PRO: --target sm89.",
+        " and RTX PRO: --target sm89. No engine has run on a GPU yet.",
     )
     parser.add_argument(
         "network",

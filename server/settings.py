@@ -153,13 +153,13 @@ class Settings(BaseSettings):
     one that each model's manifest names."""
     providers: Annotated[tuple[str, ...], NoDecode, CommaSeparated] = ("CPUExecutionProvider",)
     """ONNX Runtime's execution providers, comma-separated, the preferred one first; the server refuses one that is
-    not installed. Those for GPUs are untested on a GPU."""
+    not installed. Those for GPUs have not run on a GPU yet."""
     cuda_graph: bool = False
     """CUDAExecutionProvider launches each batch as one recorded graph. Off, because not every file can be recorded.
-    Untested on a GPU."""
+    Not run on a GPU yet."""
     tf32: bool = False
     """CUDAExecutionProvider, and torch on a GPU, may compute FP32 with 10 bits of mantissa, which is faster. Off, so
-    that answers do not depend on the machine. Untested on a GPU."""
+    that answers do not depend on the machine. Not run on a GPU yet."""
     torch_compile: bool = False
     """Compile torch programs when loading them. Off, because that takes long and needs a C++ compiler."""
     max_batch: MaxBatch = 8
@@ -208,8 +208,8 @@ class Settings(BaseSettings):
     )
     """Images that one HTTP worker decodes at one time. Default: the CPUs divided by the workers, at most 4."""
     decoder: Literal["pillow", "nvimagecodec", "nvimagecodec-cpu"] = "pillow"
-    """JPEG decoder. nvimagecodec decodes and resamples on the GPU (untested on one); nvimagecodec-cpu does the same on
-    the CPU, for comparison. Pillow decodes the files that nvimagecodec refuses."""
+    """JPEG decoder. nvimagecodec decodes and resamples on the GPU (not run on one yet); nvimagecodec-cpu does the same
+    on the CPU, for comparison. Pillow decodes the files that nvimagecodec refuses."""
     engines: Annotated[int, Field(ge=1, le=64)] | None = None
     """Processes that run the models, each on a GPU or a share of the CPUs; if one dies, the others answer its
     requests. Not given: one for each GPU; without GPUs one, or with 16 CPUs or more one for each NUMA node."""
