@@ -117,11 +117,7 @@ class Holding:
 
     def lacks(self, model_id: str) -> bool:
         """Whether the engine does not have this model, and nothing speaks against loading it."""
-        return model_id not in self.loaded and not self.is_refused(model_id)
-
-    def may_load(self, model_id: str) -> bool:
-        """Whether the engine lacks this model, and no earlier load of it hangs."""
-        return self.lacks(model_id) and model_id not in self.hanging
+        return not (model_id in self.loaded or model_id in self.hanging or self.is_refused(model_id))
 
     def is_refused(self, model_id: str) -> bool:
         """Whether the engine could not load this model, and it is not time to try again."""

@@ -99,7 +99,7 @@ class Holdings:
         for engine in self.engines:
             engine.try_again(model_id)
 
-    def retry(self, now_s: float) -> bool:
-        """Whether some refused model is due for another attempt; its engines then lack it."""
-        due = [engine.retry(now_s) for engine in self.engines]
+    def retry(self, now_s: float, patience_s: float) -> bool:
+        """Whether some refused model is due for another attempt, or a load has taken `patience_s` and is given up."""
+        due = [engine.retry(now_s) | engine.give_up_overdue(patience_s, now_s) for engine in self.engines]
         return any(due)

@@ -74,7 +74,7 @@ class ModelControl:
         self._rollout = (
             OnDemand(catalogue, default_model, engines, budget, first, patience_s)
             if budget
-            else Rollout(catalogue, default_model, engines)
+            else Rollout(catalogue, default_model, engines, patience_s)
         )
         self._engines = range(engines)
         self._held = list(self._rollout.held)  # what the HTTP workers were last told each engine has
@@ -157,7 +157,7 @@ class ModelControl:
             self._rollout.measured(engine, {model_id: measured})
 
     def retry(self, now_s: float) -> bool:
-        """Whether a model refused for now is due for another attempt; `steps` then contains it."""
+        """Whether a model refused for now is due for another attempt, or a load that hangs is given up."""
         return self._rollout.retry(now_s)
 
     def scanned(self, catalogue: Catalogue, changed: Set[ModelKey] = frozenset()) -> None:

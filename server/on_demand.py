@@ -28,12 +28,8 @@ class OnDemand(Rollout):
         first: Sequence[str] = (),
         patience_s: float = 60.0,
     ) -> None:
-        """At first, load the pinned models, the default model and those named `first`, as far as they fit.
-
-        A model that has not been loaded after `patience_s` is refused for now, so that others can be loaded.
-        """
-        super().__init__(scanned, default_model, engines)
-        self._patience_s = patience_s
+        """At first, load the pinned models, the default model and those named `first`, as far as they fit."""
+        super().__init__(scanned, default_model, engines, patience_s)
         self._fitting = Fitting(budget, engines)
         self._residence = Residence(self._fitting, self._holdings)
         self._known: Mapping[str, Model] = {}
@@ -116,17 +112,8 @@ class OnDemand(Rollout):
             self._update()
         self._residence.reconsider()
 
-    def retry(self, now_s: float) -> bool:
-        """See `Rollout`; loads that hang are given up, and requests may ask again for models refused for now."""
-        due = super().retry(now_s)
-        for engine in self._holdings.engines:
-            due |= engine.give_up_overdue(self._patience_s, now_s)
-        if due:
-            self._update()
-        return due
-
     def take_missing(self, engine: int) -> list[Model]:
-        """See `Rollout`: at most one model at a time, once the engine has room for it."""
+        """See `Rollout`; only once the engine has room for the model."""
         model = self._residence.take_load(engine)
         return [model] if model else []
 

@@ -127,7 +127,7 @@ class Residence:
         return [
             number
             for number, engine in enumerate(self._holdings.engines)
-            if engine in homes and (model.id in engine.loaded or engine.may_load(model.id))
+            if engine in homes and (model.id in engine.loaded or engine.lacks(model.id))
         ]
 
     def _decide(self) -> _Decided:
@@ -165,7 +165,7 @@ class Residence:
     def _is_next(self, number: int, model: Model, there: Set[str]) -> bool:
         """Whether an engine may load this; it evicts others only for models pinned, awaited or loaded elsewhere."""
         engine = self._holdings.engines[number]
-        if engine not in self._holdings.homes(model) or model.id in engine.loaded or not engine.may_load(model.id):
+        if engine not in self._holdings.homes(model) or not engine.lacks(model.id):
             return False
         if not self._holdings.may_try(model.id):
             return False

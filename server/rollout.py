@@ -30,13 +30,19 @@ class Progress(Enum):
 class Rollout:
     """What the repository holds, what clients asked for, what the engines have, and what to do about it."""
 
-    def __init__(self, scanned: Catalogue, default_model: str | None = None, engines: int = 1) -> None:
-        """Start from the first scan; `default_model` is the one that the operator set."""
+    def __init__(
+        self, scanned: Catalogue, default_model: str | None = None, engines: int = 1, patience_s: float = 60.0
+    ) -> None:
+        """Start from the first scan; `default_model` is the one that the operator set.
+
+        A model that has not been loaded after `patience_s` is refused for now, so that others can be loaded.
+        """
         self._scanned = scanned
         self._default = default_model or scanned.default_model
         self._default_is_fixed = default_model is not None
         self._unloaded: set[str] = set()  # names, until someone asks to load them again
         self._holdings = Holdings(engines)
+        self._patience_s = patience_s
         self.served = scanned
         """The models that requests may name; before the first engine is ready, all that the engines will try."""
 
@@ -139,23 +145,28 @@ class Rollout:
         self._update()
 
     def retry(self, now_s: float) -> bool:
-        """Whether some refused model is due for another attempt; `take_missing` then returns it."""
-        return self._holdings.retry(now_s)
+        """Whether some refused model is due for another attempt, or a load is given up, as it hangs."""
+        due = self._holdings.retry(now_s, self._patience_s)
+        if due:
+            self._update()
+        return due
 
     def take_missing(self, engine: int) -> list[Model]:
-        """Models that this engine, which is ready, is to load; each is returned once."""
+        """The model that this engine, which is ready, is to load next, if any; each is returned once.
+
+        An engine gets one at a time, so it is known which one it dies of, or hangs in. No two engines try unproven ones
+        at one time, since both might die.
+        """
         holdings, holding = self._holdings, self._holdings.engines[engine]
-        missing = [
-            model
-            for model in self._wanted.models.values()
-            if holding in holdings.homes(model)
-            and holding.lacks(model.id)
-            and model.id not in holding.loading
-            and holdings.may_try(model.id)
-        ]
-        for model in missing:
-            holding.load(model.id)
-        return missing
+        if holding.loading:
+            return []
+        alone = holdings.loading <= holdings.proven
+        for model in self._wanted.models.values():
+            may_try = holdings.may_try(model.id) and (alone or model.id in holdings.proven)
+            if may_try and holding.lacks(model.id) and holding in holdings.homes(model):
+                holding.load(model.id)
+                return [model]
+        return []
 
     def loaded(self, engine: int, model_id: str, refusal: Refusal | None, now_s: float) -> None:
         """Note that a running engine has loaded a model, or refused it."""

@@ -139,7 +139,6 @@ class _Loader:
         self._wake = wake
         self._thread = _thread()
         self._loading: dict[Future[tuple[Warm, Measured]], Model] = {}
-        self._began_s = 0.0
         self._meter = Meter(gpu=gpu)
 
     def load(self, model: Model, progress: Callable[[], None] = lambda: None) -> tuple[Warm, Measured]:
@@ -162,10 +161,9 @@ class _Loader:
         return warm, Measured(time.monotonic() - started_s, max(0, total_bytes - before_bytes), total_bytes)
 
     def begin(self, model: Model) -> None:
-        """Start to load a model in the loader thread, or in a new one if that thread hangs."""
-        if self._loading and time.monotonic() - self._began_s > self._settings.stall_timeout_ms / 1e3:
+        """Start to load a model, in a new thread if the one before has not ended: the supervisor has given that up."""
+        if self._loading:
             self._thread = _thread()
-        self._began_s = time.monotonic()
         loading = self._thread.submit(self.load, model)
         self._loading[loading] = model
         loading.add_done_callback(lambda _: self._wake())

@@ -100,6 +100,22 @@ def test_what_a_worker_says_of_an_older_catalogue_counts_for_no_newer_one(tmp_pa
     assert sorted(simulated.steps()) == ["unload b", "unload c"]
 
 
+def test_who_asks_for_a_load_that_hangs_is_told_so(tmp_path: Path) -> None:
+    simulated = Simulated(tmp_path, "a")
+    control = simulated.control
+    tiny.write(tmp_path, "b")
+    simulated.scan()
+    control.asked("http-0", Change(7, "b", "load"))
+    assert simulated.steps() == ["load b"]
+    control.retry(1000)
+    assert simulated.steps() == []
+    control.retry(1060)
+    assert simulated.steps() == ["serve a as 1"]
+    for worker in WORKERS:
+        control.serving(worker, 1)
+    assert simulated.steps() == ["http-0: 7 model_unavailable"]
+
+
 def test_a_worker_that_ends_holds_nobody_up_and_its_successor_hears_nothing_of_it(tmp_path: Path) -> None:
     simulated = Simulated(tmp_path, "a", "b", "c")
     control = simulated.control

@@ -232,6 +232,38 @@ def test_a_model_that_engines_die_of_is_refused(tmp_path: Path) -> None:
     assert not rollout.retry(1e9)  # it would crash the engine, and with it the other model
 
 
+def test_only_the_model_that_an_engine_died_of_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, ["a1"])
+    rollout = started(tmp_path)
+    write(tmp_path, ["b1", "c1"])
+    rollout.scanned(repository.scan(tmp_path))
+    assert names(rollout.take_missing(0)) == ["b1"]
+    assert rollout.take_missing(0) == []
+    rollout.engine_lost(0, NOW_S)
+    assert names(rollout.start_engine(0)) == ["a1", "b1", "c1"]
+    rollout.engine_lost(0, NOW_S)
+    assert names(rollout.start_engine(0)) == ["a1", "c1"]
+    rollout.engine_ready(0, {}, NOW_S)
+    assert served(rollout) == {"a1", "c1"}
+
+
+def test_a_load_that_hangs_is_refused_for_now_and_keeps_no_other_from_being_loaded(tmp_path: Path) -> None:
+    write(tmp_path, ["a1"])
+    rollout = started(tmp_path)
+    write(tmp_path, ["b1", "c1"])
+    rollout.scanned(repository.scan(tmp_path))
+    (hanging,) = rollout.take_missing(0)
+    assert (rollout.retry(NOW_S), rollout.retry(NOW_S + 59)) == (False, False)
+    assert rollout.outcome("b") is Progress.LOADING
+    assert rollout.retry(NOW_S + 60)
+    assert rollout.outcome("b") == Refusal(Cause.NOT_NOW, "it was not loaded within 60 s")
+    assert load(rollout) == ["c1"]
+    assert rollout.retry(NOW_S + 120)
+    assert load(rollout) == []  # it still is being loaded
+    rollout.loaded(0, hanging.id, None, NOW_S + 180)
+    assert (served(rollout), rollout.served.refused) == ({"a1", "b1", "c1"}, {})
+
+
 def test_what_is_refused_for_now_is_loaded_again_later_and_later(tmp_path: Path) -> None:
     write(tmp_path, ["a1", "b1"])
     rollout = Rollout(repository.scan(tmp_path))
@@ -388,6 +420,17 @@ def test_a_model_that_engines_die_of_never_takes_the_last_one_down(tmp_path: Pat
     assert isinstance(outcome, Refusal)
     assert (outcome.cause, outcome.reason) == (Cause.NEVER, "2 inference engines died while they loaded it")
     assert rollout.take_missing(0) == []
+
+
+def test_engines_try_unproven_models_one_after_the_other(tmp_path: Path) -> None:
+    write(tmp_path, ["a1"])
+    rollout = two_started(tmp_path)
+    write(tmp_path, ["b1", "c1"])
+    rollout.scanned(repository.scan(tmp_path))
+    (new,) = rollout.take_missing(0)
+    assert rollout.take_missing(1) == []  # two of them could take down both engines
+    rollout.loaded(0, new.id, None, NOW_S)
+    assert [names(rollout.take_missing(engine)) for engine in range(2)] == [["c1"], ["b1"]]
 
 
 def test_models_are_where_they_were_put(tmp_path: Path) -> None:
