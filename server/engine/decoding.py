@@ -52,9 +52,23 @@ class Decoders:
         """Decode into `outs`, which belong to a thread until the future is done; None if no longer `wanted`.
 
         Raises:
-            RuntimeError: the system has no thread left. An existing thread may still decode this image.
+            RuntimeError: the system has no thread left, and no existing one will decode this image.
         """
-        return self._threads.submit(self._run, image, preprocessing, outs, wanted)
+        decoding: Future[Decoded | None] = Future()
+
+        def run() -> None:
+            if decoding.set_running_or_notify_cancel():
+                try:
+                    decoding.set_result(self._run(image, preprocessing, outs, wanted))
+                except BaseException as error:
+                    decoding.set_exception(error)
+
+        try:
+            self._threads.submit(run)
+        except RuntimeError:
+            if decoding.cancel():  # otherwise an existing thread has begun
+                raise
+        return decoding
 
     def longest_s(self) -> float:
         """How long the slowest decoder has been at its image; 0 if none is at work."""

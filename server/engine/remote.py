@@ -98,9 +98,7 @@ class RemoteEngine:
             decoding = self._decoders.submit(
                 image, model.manifest.preprocessing, pixels, lambda: first.wanted(time.monotonic())
             )
-        except RuntimeError:  # no thread could be started; have an existing one that takes this image skip it
-            for ticket in tickets:
-                ticket.given_up = True
+        except RuntimeError:  # no thread could be started
             self._do(self._tickets.decoded(tickets, None, now_s))
             raise
         decoding.add_done_callback(lambda done: _call_in(self._loop, self._decoded, tickets, done))

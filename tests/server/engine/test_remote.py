@@ -298,6 +298,32 @@ def test_places_are_free_again_where_no_thread_can_be_started(play: Play, monkey
     play(scenario)
 
 
+def test_an_image_that_another_thread_begins_with_where_none_can_be_started_is_answered(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(bench: Bench) -> None:
+        begun = threading.Event()
+
+        def start(_: threading.Thread) -> None:
+            bench.gates[1].set()
+            assert begun.wait(PATIENCE_S)
+            raise RuntimeError("can't start new thread")
+
+        engine = bench.engine_up()
+        first = bench.classify(1, gated=True)
+        await until(lambda: bench.begun == [1])
+        bench.gates[2] = Mock(wait=lambda _: begun.set() or True)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", start)
+            second = bench.classify(2)
+            await until(lambda: begun.is_set())
+        await engine.answer(await engine.submitted(), await engine.submitted())
+        assert [await class_of(classifying) for classifying in (first, second)] == [1, 2]
+        assert bench.pending == 0
+
+    play(scenario, threads=2)
+
+
 def test_ten_crops_are_admitted_together_or_not_at_all(play: Play) -> None:
     async def scenario(bench: Bench) -> None:
         engine = bench.engine_up()
