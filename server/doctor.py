@@ -11,7 +11,6 @@ import platform
 import re
 import resource
 import shutil
-import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,14 +25,14 @@ from PIL import features
 
 from models import hints, manifest
 from models.manifest import Manifest, ManifestError
-from server import VERSION, cpus, gpus, portable, repository, run_folder, tracing
+from server import VERSION, cpus, descriptors, gpus, portable, repository, run_folder, tracing
 from server.cpus import allowed_cpus, available_cpus, cgroup_quota
 from server.engine import backends
 from server.engine.backends import inventory
 from server.images import jpeg
 from server.images.bounds import PIXEL_BYTES
-from server.metrics import ROOM_BYTES
-from server.placement import Place
+from server.listeners import free_port
+from server.metrics import room_bytes
 from server.repository import Catalogue
 from server.resources import places_of
 from server.settings import Settings, WrongSettingsError, read, unknown_variables
@@ -199,14 +198,8 @@ def _engines(settings: Settings, report: Report) -> dict[str, Any]:
                 f"{key} is assigned to engines {beyond}, but there are only {len(found)}, counted from 0",
                 f"correct its {repository.SETTINGS_FILE}, or raise --engines",
             )
-    return {each.name: _place(each, settings) for each in found}
-
-
-def _place(place: Place, settings: Settings) -> str:
-    threads = settings.inference_threads
-    if place.threads is not None and "inference_threads" not in settings.model_fields_set:
-        threads = place.threads
-    return f"{place.device}, {threads} threads per inference on the CPU"
+    threads = {each.name: each.settings(settings).inference_threads for each in found}
+    return {each.name: f"{each.device}, {threads[each.name]} threads per inference on the CPU" for each in found}
 
 
 def _catalogue(settings: Settings) -> Catalogue:
@@ -231,10 +224,11 @@ def _memory(settings: Settings, report: Report) -> dict[str, Any]:
             f"uploads and the worst images may take {_size(uploads + decoding)}, but {_size(available)} are available",
             "lower --max-buffered-bytes, --max-pixels, --decode-threads or --http-workers if clients are not trusted",
         )
-    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if files < settings.max_connections + 64:
+    _, files = resource.getrlimit(resource.RLIMIT_NOFILE)  # the server raises its own limit up to this one
+    if 0 <= files < (needed := descriptors.needed(settings)):
         report.warn(
-            f"only {files} files may be open, too few for max_connections", "ulimit -n, or lower --max-connections"
+            f"only {files} files may be open (ulimit -Hn), and max_connections takes {needed}: it will be lowered",
+            "raise that limit, or lower --max-connections",
         )
     return {
         "total": _size(total),
@@ -242,7 +236,7 @@ def _memory(settings: Settings, report: Report) -> dict[str, Any]:
         "cgroup limit": _size(limit) if limit < total else "none",
         "uploads may take": _size(uploads),
         "decoding may take": _size(decoding),
-        "open files": files,
+        "open files": "no limit" if files == resource.RLIM_INFINITY else files,
     }
 
 
@@ -253,8 +247,9 @@ def _first(*paths: Path) -> str:
 def _folders(settings: Settings, report: Report) -> dict[str, Any]:
     folder = Path(tempfile.gettempdir())
     free = shutil.disk_usage(folder).free
-    processes = settings.http_workers + len(places_of(settings, _catalogue(settings))) + 1  # with the supervisor
-    needed = processes * sum(ROOM_BYTES.values())
+    catalogue = _catalogue(settings)
+    processes = settings.http_workers + len(places_of(settings, catalogue)) + 1  # with the supervisor
+    needed = processes * sum(room_bytes(len(catalogue.entries)).values())
     if free < needed:
         report.stop(f"{folder} has {_size(free)} left", f"free {_size(needed)} for metrics, or set TMPDIR")
     if run_folder.is_too_long():
@@ -273,8 +268,7 @@ def _ports(settings: Settings, report: Report) -> dict[str, Any]:
 
 def _port(host: str, port: int, name: str, report: Report) -> str:
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        socket.create_server((host, port), family=family).close()
+        free_port(host, port)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         flag = name.replace("_", "-")

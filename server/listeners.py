@@ -46,7 +46,7 @@ class Listeners:
         with ExitStack() as held:
             grpc_port = None if settings.grpc_port is None else _reserve(held, host, settings.grpc_port)
             with _taking(host, settings.port, "--port"):
-                family, port = _free_port(host, settings.port)
+                family, port = free_port(host, settings.port)
                 sockets = [held.enter_context(_listening(host, port, family))]
                 for _ in range(1, settings.http_workers):
                     another = _listening(host, port, family) if portable.LINUX else sockets[0].dup()
@@ -73,7 +73,7 @@ def _reserve(held: ExitStack, host: str, port: int) -> int:
     if not all(map(find_spec, ("grpc", "grpc_health", "grpc_reflection"))):
         raise StartupError(f"gRPC is not installed: {hints.install('grpc')}, or leave --grpc-port out")
     with _taking(host, port, "--grpc-port"):
-        family, port = _free_port(host, port)
+        family, port = free_port(host, port)
         reserved = held.enter_context(socket.socket(family))
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         reserved.bind((host, port))
@@ -94,8 +94,14 @@ def _keep_from_version_6(held: ExitStack, port: int) -> None:
         kept.bind(("::", port))
 
 
-def _free_port(host: str, port: int) -> tuple[socket.AddressFamily, int]:
-    """Bind without SO_REUSEPORT first: with it, a second server of the same user would share the port unnoticed."""
+def free_port(host: str, port: int) -> tuple[socket.AddressFamily, int]:
+    """Family and number of a port that is free; 0 stands for any.
+
+    It is bound without SO_REUSEPORT, with which a second server of the same user would share the port unnoticed.
+
+    Raises:
+        OSError, UnicodeError: the port is taken, or there is no such host.
+    """
     family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
     with socket.create_server((host, port), family=family, dualstack_ipv6=_is_of_both(family)) as alone:
         return family, alone.getsockname()[1]

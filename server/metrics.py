@@ -33,18 +33,23 @@ NO_MODEL: Labels = ("", "")
 PROCESS_ID = "serving_process_id"
 """Metric by which the process that is asked for metrics finds the others, to report their memory and CPU time."""
 
-ROOM_BYTES = {
+_ROOM_BYTES = {
     "counter": 2**18,
     "summary": 2**19,
     "histogram": 2**21,
     "gauge_livesum": 2**16,
     "gauge_livemax": 2**16,
 }
-"""Size of each process's files, by kind: enough for `ROOM_FOR` versions of models, however long the server runs."""
-ROOM_FOR = 160
+"""Size of each process's files, by kind: enough for `_ROOM_FOR` versions of models, however long the server runs."""
+_ROOM_FOR = 160
 
 
-def use_directory(directory: Path, identities: Iterable[str], versions: int = ROOM_FOR) -> None:
+def room_bytes(versions: int) -> dict[str, int]:
+    """Size of each process's files, by kind, for so many versions of models."""
+    return {kind: size * max(1, math.ceil(versions / _ROOM_FOR)) for kind, size in _ROOM_BYTES.items()}
+
+
+def use_directory(directory: Path, identities: Iterable[str], versions: int = 0) -> None:
     """Have this process and its children keep their metrics in `directory`; call it before anything imports the client.
 
     The space, for so many versions of models, is reserved now: the client maps files that are empty, and a write to
@@ -54,9 +59,9 @@ def use_directory(directory: Path, identities: Iterable[str], versions: int = RO
         OSError: there is not enough space.
     """
     os.environ[DIRECTORY_VARIABLE] = str(directory)
-    for identity, (kind, size) in product(identities, ROOM_BYTES.items()):
+    for identity, (kind, size) in product(identities, room_bytes(versions).items()):
         with (directory / f"{kind}_{identity}.db").open("wb") as file:
-            portable.reserve(file, size * max(1, math.ceil(versions / ROOM_FOR)))
+            portable.reserve(file, size)
 
 
 class Metrics:
@@ -242,8 +247,7 @@ class Exemplars:
 
 def samples() -> "Iterator[Sample]":
     """The samples of all metrics of all processes, as numbers."""
-    from prometheus_client import CollectorRegistry, multiprocess
+    from prometheus_client import multiprocess
 
-    registry = CollectorRegistry()
-    multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    return (sample for metric in registry.collect() for sample in metric.samples)
+    collector = multiprocess.MultiProcessCollector(None)  # type: ignore[no-untyped-call]
+    return (sample for metric in collector.collect() for sample in metric.samples)

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+from server.settings import Settings
+
 MANY_CPUS = 16
 """With fewer CPUs, one engine is faster than several, as an engine cannot use CPUs that another leaves idle."""
 
@@ -40,6 +42,12 @@ class Place(NamedTuple):
         if self.gpu is not None:
             return self.gpu
         return f"cpus {_ranges(self.cpus)}" if self.cpus else "all"
+
+    def settings(self, settings: Settings) -> Settings:
+        """The settings for this place, whose threads count unless `inference_threads` was set."""
+        if self.threads is None or "inference_threads" in settings.model_fields_set:
+            return settings
+        return settings.model_copy(update={"inference_threads": self.threads})
 
     def __str__(self) -> str:
         return f"{self.name} ({self.device})"

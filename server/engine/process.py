@@ -87,9 +87,7 @@ def _settled(place: Place, settings: Settings) -> Settings:
             os.sched_setaffinity(0, place.cpus)
         except OSError as error:  # these CPUs were taken away after the server started
             log.warning("%s goes without CPUs of its own: %s", place, error.strerror)
-    if place.threads is None or "inference_threads" in settings.model_fields_set:
-        return settings
-    return settings.model_copy(update={"inference_threads": place.threads})
+    return place.settings(settings)
 
 
 class _Tally:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -96,11 +97,26 @@ def test_what_would_stop_the_server_is_named_with_what_to_do(
     assert any(what in problem["what"] and advice in problem["advice"] for problem in stopping), stopping
 
 
-def test_a_port_in_use_is_named(doctor: Doctor, repository: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+@pytest.mark.parametrize(("host", "others"), [("127.0.0.1", "127.0.0.1"), ("::", "0.0.0.0")])
+def test_a_port_in_use_is_named(doctor: Doctor, repository: Path, host: str, others: str) -> None:
+    if host == "::" and not socket.has_dualstack_ipv6():
+        pytest.skip("this machine has no IPv6")
+    with socket.create_server((others, 0)) as taken:
         port = taken.getsockname()[1]
-        printed = doctor.text(1, "--repository", repository, "--port", port)
-    assert f"STOPS IT: cannot listen on 127.0.0.1 port {port}: Address already in use" in printed
+        printed = doctor.text(1, "--repository", repository, "--host", host, "--port", port)
+    assert f"STOPS IT: cannot listen on {host} port {port}: Address already in use" in printed
+
+
+@pytest.mark.parametrize(("soft", "hard", "needed"), [(256, 4096, []), (1024, 1024, ["2304"])])
+def test_only_what_the_system_forbids_counts_as_too_few_open_files(
+    doctor: Doctor, repository: Path, monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, needed: list[str]
+) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda _: (soft, hard))
+    problems = " ".join(problem["what"] for problem in doctor.report(0, "--repository", repository)["problems"])
+    assert (
+        re.findall(r"only 1024 files may be open \(ulimit -Hn\), and max_connections takes (\d+)", problems) == needed
+    )
+    assert ("files may be open" in problems) is bool(needed)
 
 
 def test_a_folder_that_is_too_deep_for_sockets_is_named(doctor: Doctor, repository: Path, tmp_path: Path) -> None:

@@ -50,4 +50,4 @@ def test_the_room_for_metrics_is_taken_at_the_start_and_is_enough(tmp_path: Path
         metrics.requests.labels(*model, code).inc()"""
     run_with_metrics(tmp_path, f"metrics = Metrics('http-0')\n{models}")
     assert {path.name: path.stat().st_blocks for path in tmp_path.iterdir()} == before
-    assert sum(before.values()) * 512 >= sum(metrics.ROOM_BYTES.values())
+    assert sum(before.values()) * 512 >= sum(metrics.room_bytes(0).values())
