@@ -249,5 +249,5 @@ def samples() -> "Iterator[Sample]":
     """The samples of all metrics of all processes, as numbers."""
     from prometheus_client import multiprocess
 
-    collector = multiprocess.MultiProcessCollector(None)  # type: ignore[no-untyped-call]
-    return (sample for metric in collector.collect() for sample in metric.samples)
+    metrics = multiprocess.MultiProcessCollector(None).collect()  # type: ignore[no-untyped-call]
+    return (sample for metric in metrics for sample in metric.samples)

@@ -1,4 +1,4 @@
-"""Admission control: an image needs a free place, and a good chance of being answered in time."""
+"""Admission control: an image needs a free permit, and a good chance of being answered in time."""
 
 import math
 
@@ -11,17 +11,17 @@ The first measurements weigh equally instead, so that a single one from a cold s
 """
 REACH = 4
 """No prediction exceeds this multiple of the recent answer times. The first images of a burst had few images before
-them, but shared the CPUs with all that came after, so their time per place is far too high.
+them, but shared the CPUs with all that came after, so their time per image is far too high.
 """
 
 
 class Admission:
-    """Limits the images under way to the number of places, and learns the time that each image adds."""
+    """Limits the images under way to the number of permits, and learns the time that each image adds."""
 
-    def __init__(self, places: int) -> None:
-        self._places = places
+    def __init__(self, permits: int) -> None:
+        self._permits = permits
         self._observed = 0
-        self._seconds = self._under_way = 0.0  # means; their ratio is the time per place
+        self._seconds = self._under_way = 0.0  # means; their ratio is the time per image
         self._deviation_s = 0.0  # of answers from that line
 
     def check(self, wanted: int, under_way: int, within_s: float = math.inf) -> None:
@@ -30,9 +30,9 @@ class Admission:
         Raises:
             ServiceError: QUEUE_FULL, OVERLOADED, or INVALID_PARAMETER if they could never be admitted.
         """
-        if wanted > self._places:
+        if wanted > self._permits:
             raise ServiceError(Code.INVALID_PARAMETER, "the request has more crops than the server can hold")
-        if under_way + wanted > self._places:
+        if under_way + wanted > self._permits:
             raise ServiceError(Code.QUEUE_FULL, "the server is at capacity; try again later")
         # A request that finds the server idle is always tried, so that a bad estimate can be corrected.
         if under_way and self.predict_s(under_way + wanted) > within_s:

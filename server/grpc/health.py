@@ -8,14 +8,14 @@ import grpc.aio
 from grpc_health.v1.health_pb2 import DESCRIPTOR, HealthCheckRequest, HealthCheckResponse
 
 from server.errors import Code, ServiceError
-from server.grpc.inference_pb2 import DESCRIPTOR as INFERENCE
+from server.grpc.messages import SERVICE as INFERENCE
 from server.grpc.messages import parsed
 from server.grpc.streams import Context, Refuse, Streams
 from server.serving.service import Service
 from server.v2 import models
 
 SERVICE = DESCRIPTOR.services_by_name["Health"].full_name
-WHOLE = ("", INFERENCE.services_by_name["GRPCInferenceService"].full_name)
+WHOLE = ("", INFERENCE)
 """Service names that stand for the whole server. Any other name is a model's."""
 
 

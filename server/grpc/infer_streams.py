@@ -14,7 +14,8 @@ from server.errors import ServiceError
 from server.grpc import inference_pb2 as pb
 from server.grpc import messages
 from server.grpc.keys import ENTER
-from server.grpc.streams import Streams
+from server.grpc.messages import SERVICE
+from server.grpc.streams import Context, Streams
 from server.keys import RefusedError
 from server.serving.outcomes import Outcome
 from server.serving.service import Service
@@ -23,9 +24,7 @@ from server.v2.infer import infer
 IN_FLIGHT = 16
 """Most requests of one stream in progress, or half of the worker's slots if fewer; reading pauses at that many."""
 
-Context = grpc.aio.ServicerContext[Any, Any]
 _Answers = asyncio.Queue[asyncio.Task[pb.ModelStreamInferResponse] | None]
-CALL = "inference.GRPCInferenceService/ModelStreamInfer"
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +81,7 @@ class InferStreams:
             answers.put_nowait(None)
 
     async def _answer(self, content: bytes, context: Context) -> pb.ModelStreamInferResponse:
-        with tracing.call(CALL, context.invocation_metadata()):
+        with tracing.call(f"{SERVICE}/ModelStreamInfer", context.invocation_metadata()):
             request_id = ""
             try:
                 with ExitStack() as held:

@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from server.grpc.streams import Context, Refuse
 from server.keys import Account, Keys, RefusedError, RoleName, bearer
 from server.serving.service import Service
 
@@ -20,8 +21,6 @@ ENTER: ContextVar[Callable[[], AbstractContextManager[object]]] = ContextVar("en
 """Begins one request of a stream and checks its key again, as the stream may outlive the key."""
 
 Handler = Any  # grpc.RpcMethodHandler, which is generic for the type checker only
-Context = grpc.aio.ServicerContext[Any, Any]
-Refuse = Callable[[Context, RefusedError], Awaitable[Any]]
 Call = Callable[[Any, Context], Awaitable[Any]]
 Stream = Callable[[Any, Context], AsyncGenerator[Any, None]]
 

@@ -14,6 +14,7 @@ from server.v2.infer import InferAnswer, InferRequest, Input, RequestedOutput
 from server.v2.tensors import Values
 
 Kind = TypeVar("Kind", bound=Message)
+SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 MAX_DETAIL = 500
 """Most characters in a status's text: each takes up to 12 bytes on the wire, and clients accept 8 KiB of metadata."""
 OF_REST = "binary_data_size"

@@ -18,7 +18,8 @@ from server.grpc import health, messages, reflection
 from server.grpc import inference_pb2 as pb
 from server.grpc.infer_streams import InferStreams
 from server.grpc.keys import KeyCheck
-from server.grpc.streams import MAX_STREAMS, Streams
+from server.grpc.messages import SERVICE
+from server.grpc.streams import MAX_STREAMS, Context, Streams
 from server.serving.outcomes import Outcome
 from server.serving.service import Service
 from server.settings import Settings
@@ -60,9 +61,7 @@ KEEPALIVE_MS = 60_000
 """How often the server pings an idle connection to check that its client is there."""
 MIN_PING_MS = 10_000
 """Least interval between a client's pings. The library's default, five minutes, disconnects common clients."""
-SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 Kind = TypeVar("Kind")
-Context = grpc.aio.ServicerContext[Any, Any]
 _Answer = Callable[[Service, Any], Awaitable[models.Json]]
 
 log = logging.getLogger(__name__)

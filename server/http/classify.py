@@ -18,22 +18,21 @@ from fastapi.routing import APIRoute
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
-from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from models.manifest import MAX_TOP_K
 from server.engine.classes import Extras
 from server.engine.scheduler import Priority
-from server.errors import SHUTTING_DOWN, ServiceError
+from server.errors import ServiceError
 from server.http import openapi, problems, responses
 from server.http.archives import File
-from server.http.disconnects import cancelled_when_gone
+from server.http.disconnects import cancelled_when_gone, counted
 from server.http.fields import field
 from server.http.load_shedding import PATH, TIMEOUT_FIELD, TIMEOUT_HEADER
 from server.http.request_ids import request_id_of
 from server.http.responses import Classification, ClassificationBatch, Embedding, ImageProblem, ImageResult
 from server.http.uploads import Uploads
-from server.serving.outcomes import Outcome, counted_if_refused
+from server.serving.outcomes import counted_if_refused
 from server.serving.plan import DEFAULT_TOP_K, Answer, Ask, Plan
 from server.serving.service import Service
 from server.serving.several import classify_each
@@ -179,7 +178,7 @@ def router(service: Service, uploads: Uploads) -> APIRouter:
         request: Request, parameters: EmbedParameters, timeout_s: float | None
     ) -> tuple[Answer, bytes | None]:
         """The model's answer for the request's one image, and the heat map as a PNG if the client prefers that."""
-        with Outcome(service.metrics, cancelled=SHUTTING_DOWN, gone=ClientDisconnect) as outcome:
+        with counted(service.metrics) as outcome:
             plan = service.admit(_ask(parameters, timeout_s), outcome)
             async with uploads.image(request) as image:
                 received_s = time.monotonic()

@@ -1,4 +1,4 @@
-"""Cancels the work for clients that disconnect."""
+"""Cancels the work for clients that disconnect, and counts it as such."""
 
 import asyncio
 from collections.abc import Callable
@@ -6,9 +6,18 @@ from collections.abc import Callable
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
+from server.errors import SHUTTING_DOWN
+from server.metrics import Metrics
+from server.serving.outcomes import Outcome
+
 WHEN_GONE = "serving.when_gone"
 """An ASGI extension of our protocol: registers a callback for when the client has gone; None removes it."""
 WhenGone = Callable[[Callable[[], None] | None], None]
+
+
+def counted(metrics: Metrics) -> Outcome:
+    """An outcome that tells a client that has left from the end of the drain, which cancels requests."""
+    return Outcome(metrics, cancelled=SHUTTING_DOWN, gone=ClientDisconnect)
 
 
 class cancelled_when_gone:  # noqa: N801  # a context manager; not a generator, as each request has one

@@ -6,15 +6,13 @@ from typing import Annotated, Literal
 import msgspec
 from fastapi import APIRouter, Request, Response
 from msgspec import Meta
-from starlette.requests import ClientDisconnect
 
 from models.manifest import MAX_TOP_K
-from server.errors import SHUTTING_DOWN, Code, ServiceError
+from server.errors import Code, ServiceError
 from server.http import bodies, request_ids
-from server.http.disconnects import cancelled_when_gone
+from server.http.disconnects import cancelled_when_gone, counted
 from server.http.request_ids import request_id_of
 from server.http.uploads import Uploads
-from server.serving.outcomes import Outcome
 from server.serving.plan import DEFAULT_TOP_K, Ask, Plan
 from server.serving.service import Service
 
@@ -41,7 +39,7 @@ def router(service: Service, uploads: Uploads) -> APIRouter:
     @routes.post("/models/{name}", name="classify_by")
     async def classify(request: Request, name: str | None = None) -> Response:
         ask = Ask(name)
-        with Outcome(service.metrics, cancelled=SHUTTING_DOWN, gone=ClientDisconnect) as outcome:
+        with counted(service.metrics) as outcome:
             bodies.check_no_query(request)
             plan = service.admit(ask, outcome)
             async with uploads.body(request) as body:

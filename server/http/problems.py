@@ -62,11 +62,11 @@ OTHER_MEANINGS: dict[str, str] = {
     "cors_refused": "A browser asks on behalf of a page whose origin `cors_origins` does not name.",
     "not_found": "There is no such path.",
     "method_not_allowed": "The path does not answer this method.",
-    "headers_too_large": "The headers have more than 64 KiB or 100 fields.",
+    "headers_too_large": "URL and headers have more than 64 KiB, or the headers more than 100 fields.",
     "internal_error": "A bug; the log has the request id.",
     "not_implemented": "The server does not have this part of the Open Inference Protocol, such as shared memory.",
     "too_many_connections": "The HTTP worker has `max_connections` open connections.",
-    SHUTTING_DOWN: "The server ended before the upload did.",
+    SHUTTING_DOWN: "The server ended before it had the whole request, or before the answer was ready.",
 }
 """When each of these occurs."""
 

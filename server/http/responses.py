@@ -1,6 +1,5 @@
 """Response bodies for classified images: defined once, encoded as JSON or msgpack, and described in OpenAPI."""
 
-from collections.abc import Iterable
 from typing import Annotated, Any
 
 import msgspec
@@ -274,10 +273,9 @@ def content(answer: type[msgspec.Struct]) -> dict[str, Any]:
     return {JSON: described, MSGPACK: described}
 
 
-def schemas(
-    answers: Iterable[type[msgspec.Struct]] = (Classification, ClassificationBatch, Embedding),
-) -> dict[str, Any]:
+def schemas() -> dict[str, Any]:
     """The schemas that `content` refers to, for OpenAPI."""
+    answers = Classification, ClassificationBatch, Embedding
     return msgspec.json.schema_components(answers, ref_template=_REFERENCE)[1]
 
 

@@ -6,16 +6,14 @@ from typing import Annotated
 import msgspec
 from fastapi import APIRouter, Request, Response
 from msgspec import Meta
-from starlette.requests import ClientDisconnect
 from starlette.status import HTTP_503_SERVICE_UNAVAILABLE
 
 from models.manifest import MAX_TOP_K
-from server.errors import SHUTTING_DOWN, Code, ServiceError
+from server.errors import Code, ServiceError
 from server.http import bodies, request_ids
-from server.http.disconnects import cancelled_when_gone
+from server.http.disconnects import cancelled_when_gone, counted
 from server.http.request_ids import request_id_of
 from server.http.uploads import Uploads
-from server.serving.outcomes import Outcome
 from server.serving.plan import DEFAULT_TOP_K, Answer, Ask
 from server.serving.service import Service
 from server.serving.several import classify_all
@@ -50,7 +48,7 @@ def router(service: Service, uploads: Uploads) -> APIRouter:
 
     @routes.post("/models/{name}:predict")
     async def predict(request: Request, name: str) -> Response:
-        with Outcome(service.metrics, cancelled=SHUTTING_DOWN, gone=ClientDisconnect) as outcome:
+        with counted(service.metrics) as outcome:
             bodies.check_no_query(request)
             plan = service.admit(Ask(name), outcome)
             async with uploads.body(request) as body:

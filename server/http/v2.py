@@ -7,15 +7,13 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from fastapi import APIRouter, Request, Response
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 from starlette.status import HTTP_501_NOT_IMPLEMENTED, HTTP_503_SERVICE_UNAVAILABLE
 
-from server.errors import SHUTTING_DOWN, Code, ServiceError
+from server.errors import Code, ServiceError
 from server.http import bodies, request_ids
-from server.http.disconnects import cancelled_when_gone
+from server.http.disconnects import cancelled_when_gone, counted
 from server.http.request_ids import request_id_of
 from server.http.uploads import Uploads
-from server.serving.outcomes import Outcome
 from server.serving.plan import Ask
 from server.serving.service import Service
 from server.v2 import models, tensors, views
@@ -119,7 +117,7 @@ def router(service: Service, uploads: Uploads) -> APIRouter:
     @routes.post("/models/{name}/infer")
     @routes.post("/models/{name}/versions/{version}/infer")
     async def model_infer(request: Request, name: str, version: str = "") -> Response:
-        with Outcome(service.metrics, cancelled=SHUTTING_DOWN, gone=ClientDisconnect) as outcome:
+        with counted(service.metrics) as outcome:
             bodies.check_no_query(request)
             service.admit(Ask(views.parted(name)[0], models.number(version)), outcome)
             async with uploads.body(request) as body:

@@ -1,4 +1,4 @@
-"""Compressed image to network input: the only module in which Pillow opens files from clients."""
+"""Compressed image to network input. Pillow opens files from clients here, and once more in `png_repair`."""
 
 import logging
 import warnings

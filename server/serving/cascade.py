@@ -28,7 +28,7 @@ class Pace:
     """Predicts how long later members of cascades take, from recent answers. It belongs to one event loop."""
 
     def __init__(self) -> None:
-        self._learned: dict[str, Admission] = {}  # by model id; with one place, this is TCP's prediction
+        self._learned: dict[str, Admission] = {}  # by model id; with one permit, this is TCP's prediction
         self._skipped = 0
 
     def learn(self, model: str, seconds: float) -> None:

@@ -113,9 +113,7 @@ def test_only_what_the_system_forbids_counts_as_too_few_open_files(
 ) -> None:
     monkeypatch.setattr("resource.getrlimit", lambda _: (soft, hard))
     problems = " ".join(problem["what"] for problem in doctor.report(0, "--repository", repository)["problems"])
-    assert (
-        re.findall(r"only 1024 files may be open \(ulimit -Hn\), and max_connections takes (\d+)", problems) == needed
-    )
+    assert re.findall(r"only 1024 files may be open .* max_connections takes (\d+)", problems) == needed
     assert ("files may be open" in problems) is bool(needed)
 
 

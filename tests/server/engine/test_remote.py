@@ -304,6 +304,11 @@ def test_an_image_that_another_thread_begins_with_where_none_can_be_started_is_a
     async def scenario(bench: Bench) -> None:
         begun = threading.Event()
 
+        class Gate(threading.Event):
+            def wait(self, timeout: float | None = None) -> bool:
+                begun.set()
+                return super().wait(timeout)
+
         def start(_: threading.Thread) -> None:
             bench.gates[1].set()
             assert begun.wait(PATIENCE_S)
@@ -312,11 +317,12 @@ def test_an_image_that_another_thread_begins_with_where_none_can_be_started_is_a
         engine = bench.engine_up()
         first = bench.classify(1, gated=True)
         await until(lambda: bench.begun == [1])
-        bench.gates[2] = Mock(wait=lambda _: begun.set() or True)
+        bench.gates[2] = Gate()
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", start)
             second = bench.classify(2)
-            await until(lambda: begun.is_set())
+            await until(begun.is_set)
+        bench.gates[2].set()
         await engine.answer(await engine.submitted(), await engine.submitted())
         assert [await class_of(classifying) for classifying in (first, second)] == [1, 2]
         assert bench.pending == 0
