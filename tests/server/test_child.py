@@ -1,11 +1,16 @@
 """A child process, from the supervisor's side."""
 
+import threading
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
+from unittest.mock import MagicMock
+
+import pytest
 
 from server.child import Child
+from server.children import Children
 from server.settings import Settings
 from tests.server.running import PATIENCE_S
 
@@ -48,3 +53,13 @@ def test_a_child_ends_when_it_is_hung_up_on_and_has_heard_all_before() -> None:
         assert heard == list(range(100))
         child.stop()
         assert child.process.exitcode == 1  # its `recv` raised EOFError, which nothing caught
+
+
+def test_all_children_are_stopped_at_one_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    each_other = threading.Barrier(3)
+    stopping = MagicMock(stop=lambda: each_other.wait(PATIENCE_S))
+    monkeypatch.setattr(Child, "start", MagicMock(return_value=stopping))
+    with Children(MagicMock(settings=Settings(http_workers=2))) as children:
+        for name in ("http-0", "http-1"):
+            children.start_worker(name, MagicMock())
+        children.start_engine(MagicMock(), [])
