@@ -18,5 +18,7 @@ class Drawing:
 
     async def draw(self, image: bytes, size: tuple[int, int], values: NDArray[np.float32], box: Box) -> bytes:
         """The photo with a heat map over it; see `heatmap.overlaid`."""
-        async with self._turn:
-            return await asyncio.to_thread(heatmap.overlaid, image, size, values, box, self._max_pixels)
+        await self._turn.acquire()
+        drawing = asyncio.create_task(asyncio.to_thread(heatmap.overlaid, image, size, values, box, self._max_pixels))
+        drawing.add_done_callback(lambda _: self._turn.release())  # the thread goes on if the request is cancelled
+        return await asyncio.shield(drawing)
