@@ -38,7 +38,7 @@ class BackendMissingError(Exception):
 
 
 class WrongBackendError(Exception):
-    """A file is asked of a runtime that does not run it as it was meant."""
+    """A setting names another runtime than the one that a file is made for; the message says which."""
 
 
 class Backend(Protocol):
@@ -83,7 +83,7 @@ def stack(images: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
 
 
 def load(manifest: Manifest, content: bytes, settings: Settings) -> Backend:
-    """Load a model file's `content` with the backend that its manifest names, or the setting where it is an ONNX file.
+    """Load a model file's `content` with the backend that its manifest names, or the settings, for an ONNX file.
 
     Raises:
         BackendMissingError, WrongBackendError: as `runtime`.
@@ -102,7 +102,7 @@ def load(manifest: Manifest, content: bytes, settings: Settings) -> Backend:
 
 
 def questions(manifest: Manifest, backend: Backend) -> tuple[Extras, ...]:
-    """What to want of a backend so that each of its graphs runs and answers all that it can."""
+    """What to want, in one batch each, so that every graph of a backend runs with all its outputs."""
     everything = Extras.FEATURES | Extras.HEATMAP if manifest.features else Extras.NONE
     return (everything, Extras.NONE) if everything and backend.extras_apart else (everything,)
 
@@ -127,7 +127,7 @@ def runtime(manifest: Manifest, settings: Settings) -> ModuleType:
 
 
 def why_not(manifest: Manifest, name: str | None) -> str | None:
-    """Say why a backend must not run a file; None: it may, or none is asked for."""
+    """Why the backend `name` must not run a file; None: it may, or there is no `name`."""
     if not name or manifest.bound_to in (None, name):
         return None
     how = "in bfloat16" if manifest.precision == "bf16" else "as its activations are rounded"
@@ -138,7 +138,7 @@ def why_not(manifest: Manifest, name: str | None) -> str | None:
 
 
 def page_locked(memory: NDArray[np.uint8]) -> AbstractContextManager[None]:
-    """While open, backends that are on a GPU have images in `memory` read from where they lie."""
+    """While open, a GPU reads images in `memory` directly; see `cuda.page_locked`."""
     from server import cuda
 
     return cuda.page_locked(memory)

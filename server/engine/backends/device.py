@@ -19,14 +19,14 @@ log = logging.getLogger(__name__)
 
 
 class Tensor(NamedTuple):
-    """What is known of an input or output before it has memory."""
+    """Shape and element type of an input or output."""
 
     shape: tuple[int, ...]
     kind: np.dtype[Any]
 
     @property
     def size_bytes(self) -> int:
-        """Of all elements."""
+        """Size of all elements."""
         return prod(self.shape) * self.kind.itemsize
 
 

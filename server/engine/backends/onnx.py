@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 
 class ProviderRefusedError(Exception):
-    """An execution provider that was asked for is not to be had; the message says what to do."""
+    """An execution provider of the settings is not available; the message says what to do."""
 
 
 class OnnxBackend:
@@ -182,7 +182,7 @@ def _run(session: ort.InferenceSession, images: Sequence[NDArray[np.uint8]], wan
 
 
 def _check_providers(settings: Settings) -> None:
-    """Refuse what ONNX Runtime would only warn of before it runs on the CPU."""
+    """Refuse providers that ONNX Runtime would replace with the CPU, with no more than a warning."""
     available = ort.get_available_providers()
     if missing := [name for name in settings.providers if name not in available]:
         raise ProviderRefusedError(

@@ -48,7 +48,7 @@ class TorchBackend:
     extras_apart = True
 
     def __init__(self, program: Program, whole: Program | None = None) -> None:
-        """Of the whole program, with features and activation maps, `program` is the part without them."""
+        """`whole` also computes features and activation maps; `program` is the part of it without them."""
         self._program = program
         self._whole = whole or program
 
