@@ -55,11 +55,13 @@ class Decoders:
             RuntimeError: the system has no thread left, and no existing one will decode this image.
         """
         decoding: Future[Decoded | None] = Future()
+        waiting = [image]  # cleared when it is cancelled: the pool keeps what was submitted until a thread comes to it
+        decoding.add_done_callback(lambda _: waiting.clear())
 
         def run() -> None:
             if decoding.set_running_or_notify_cancel():
                 try:
-                    decoding.set_result(self._run(image, preprocessing, outs, wanted))
+                    decoding.set_result(self._run(waiting.pop(), preprocessing, outs, wanted))
                 except BaseException as error:
                     decoding.set_exception(error)
 
