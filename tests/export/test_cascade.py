@@ -3,6 +3,7 @@
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -127,7 +128,7 @@ def test_a_rule_that_separates_right_from_wrong_is_found_and_few_images_prove_li
 
 
 def test_images_never_prove_all() -> None:
-    many = {"images": 8000, "top1_agreement": Share(share=1, low=0.99954, high=1)}
+    many: dict[str, Any] = {"images": 8000, "top1_agreement": Share(share=1, low=0.99954, high=1)}
     assert cascading.what_it_proves(Cascade.model_construct(min_agreement=0.999, **many)) == (
         "0 of 8000 wrong proves 99.95% or more"
     )
