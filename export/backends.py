@@ -2,7 +2,7 @@
 
 from typing import Literal, get_args
 
-from models.errors import ExpectedError
+from models.errors import ExpectedError, first_line
 from models.manifest import Manifest
 from server.cpus import available_cpus
 from server.engine import backends
@@ -39,4 +39,4 @@ def load(model: Manifest, content: bytes, runtime: Runtime | None = None, thread
         raise BackendError(str(missing)) from missing
     except Exception as failure:  # runtimes' errors have no common class
         name = runtime or model.backend
-        raise BackendError(f"{name} cannot run the file: {str(failure).splitlines()[0]}") from failure
+        raise BackendError(f"{name} cannot run the file: {first_line(failure)}") from failure

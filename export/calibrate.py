@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--keep-known",
-        type=_percent,
+        type=command.number(float, 1e-6, 100 - 1e-6, "percentage above 0 and below 100"),
         metavar="PERCENT",
         default=95.0,
         help="share of the images of known classes that must not be taken for unknown; 95 if not given",
@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sets", choices=METHODS, default="lac", help="kind of prediction sets; lac if not given")
     parser.add_argument(
         "--temperature",
-        type=_temperature,
+        type=command.number(float, 0.01, 100, "temperature from 0.01 to 100"),
         metavar="T",
         help="use this temperature instead of a fitted one, without a gate; 1 leaves probabilities as they are",
     )
@@ -98,19 +98,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _percent(text: str) -> float:
-    if not 0 < float(text) < 100:
-        raise ValueError
-    return float(text)
-
-
-def _temperature(text: str) -> float:
-    if not 0.01 <= float(text) <= 100:
-        raise argparse.ArgumentTypeError(f"{text} is no temperature from 0.01 to 100")
-    return float(text)
-
-
-_percent.__name__, _temperature.__name__ = "percentage", "temperature"
 main = partial(command.main, _parser, _run)
 
 if __name__ == "__main__":

@@ -121,13 +121,6 @@ def _milliseconds(seconds: float | None) -> str:
     return "" if seconds is None else f"{seconds * 1e3:.2f}"
 
 
-def _percent(text: str) -> float:
-    value = float(text)
-    if not 0 < value <= 100:
-        raise argparse.ArgumentTypeError(f"{text} is no percentage")
-    return value
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cascade.py",
@@ -142,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--min-agreement",
-        type=_percent,
+        type=command.PERCENT,
         metavar="PERCENT",
         default=DEFAULT_AGREEMENT,
         help=f"least share of images with --of's best class; {DEFAULT_AGREEMENT:g} if not given",

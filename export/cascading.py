@@ -185,13 +185,14 @@ def what_it_proves(cascade: Cascade) -> str:
     wrong = round(images * (1 - agreement.share))
     seen = f"{wrong} of {images} wrong proves"
     if agreement.low >= wanted:
-        return f"{seen} {agreement.low:.1%} or more"
+        return f"{seen} {math.floor(1e4 * agreement.low) / 100:g}% or more"  # rounding up would claim more
     if agreement.share <= wanted:
         return f"{seen} no more than {agreement.low:.1%}"
     enough = trials_to_prove(wanted)
     while clopper_pearson(enough - math.ceil(wrong / images * enough), enough).low < wanted:
         enough = math.ceil(1.1 * enough)
-    return f"{seen} no more than {agreement.low:.1%}; to prove {wanted:.1%}, at that rate, takes about {enough} images"
+    more = f"to prove {100 * wanted:g}%, at that rate, takes about {enough} images"
+    return f"{seen} no more than {agreement.low:.1%}; {more}"
 
 
 def _ask(root: Path, members: Sequence[Member], reference: Member, paths: Sequence[Path], seconds: float) -> Said:

@@ -4,8 +4,9 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -18,6 +19,8 @@ from models.architectures import SHORTCUTS, STRIDES_IN
 from models.errors import ExpectedError
 from models.manifest import Manifest, ModelName, called
 from server import cpus
+
+Number = TypeVar("Number", int, float)
 
 
 def main(
@@ -231,6 +234,22 @@ def add(parser: argparse.ArgumentParser, *options: str, **changes: object) -> No
         parser.add_argument(option, **_SHARED[option] | changes)
 
 
+def number(kind: Callable[[str], Number], least: float, most: float, what: str) -> Callable[[str], Number]:
+    """Make a parser of numbers from `least` to `most`; its error says that a text is no `what`: "batch size"."""
+
+    def parse(text: str) -> Number:
+        with suppress(ValueError):
+            if least <= (value := kind(text)) <= most:
+                return value
+        raise argparse.ArgumentTypeError(f"{text} is no {what}")
+
+    return parse
+
+
+PERCENT = number(float, 0, 100, "percentage from 0 to 100")
+BATCH = number(int, 1, 1024, "batch size from 1 to 1024")
+
+
 def _model_name(text: str) -> str:
     try:
         return TypeAdapter[str](ModelName).validate_python(text)
@@ -276,10 +295,15 @@ _SHARED: Mapping[str, dict[str, Any]] = {
         "help": "draw reliability and risk-coverage diagrams into this folder, as PNG and in a page",
     },
     "--threads": {
-        "type": int,
+        "type": number(int, 1, 1024, "number of threads from 1 to 1024"),
         "metavar": "N",
         "default": cpus.available_cpus(),
         "help": "threads of one inference; all CPUs if not given",
     },
-    "--seconds": {"type": float, "metavar": "S", "default": 10, "help": "time for measuring speed; 0 skips it"},
+    "--seconds": {
+        "type": number(float, 0, 1e6, "number of seconds"),
+        "metavar": "S",
+        "default": 10,
+        "help": "time for measuring speed; 0 skips it",
+    },
 }

@@ -74,7 +74,7 @@ class Answers:
         return accuracy(self.probabilities()[:, :crops].mean(1), classes)
 
 
-def best(logits: NDArray[np.float32]) -> NDArray[np.int64]:
+def best(logits: NDArray[np.floating]) -> NDArray[np.int64]:
     """The class with the largest logit, int64[M] of [M, num_classes]; of one class, whether it is more likely than not.
 
     Otherwise two files of a network with one logit would always agree.

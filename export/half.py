@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from models.errors import ExpectedError
+from models.errors import ExpectedError, first_line
 from models.manifest import LOGITS_NAME
 
 _PIXELS = "pixels_fp16"
@@ -62,7 +62,7 @@ def to_half(model: bytes) -> bytes:
     try:
         onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise HalfError(f"the network cannot be converted to half precision: {str(error).splitlines()[0]}") from error
+        raise HalfError(f"the network cannot be converted to half precision: {first_line(error)}") from error
     content: bytes = proto.SerializeToString(deterministic=True)
     return content
 

@@ -16,14 +16,14 @@ from export import expect, last_layer, parity, repository, samples, splice
 from export.console import step
 from export.convert import ONNX_FILE
 from export.expect import Expected
-from export.onnx_file import OnnxFile, OnnxFileError, first_line
+from export.onnx_file import OnnxFile, OnnxFileError
 from export.options import Stated, as_options
 from export.original import Meaning, Original, Scores, fails
 from export.parity import Known
 from export.recipe import OPSET, TOOLS
 from export.reference import normalised, reference_logits
 from models import labels
-from models.errors import ExpectedError
+from models.errors import ExpectedError, first_line
 from models.manifest import MAX_TOP_K, Label, Manifest, Preprocessing, Weights
 from models.weights import sha256_of
 from models.zoo import IMAGENET_MEAN, IMAGENET_STD

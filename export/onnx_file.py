@@ -15,7 +15,7 @@ from onnx_ir.passes import common as passes
 
 from export.graph import silenced
 from models import foreign
-from models.errors import ExpectedError
+from models.errors import ExpectedError, first_line
 
 Layout = Literal["nchw", "nhwc"]
 Precision = Literal["fp32", "fp16", "int8"]
@@ -183,7 +183,7 @@ def _read(path: Path) -> bytes:
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
         raise OnnxFileError(
             f"{path} keeps its parameters in a file beside it, which cannot be read: put it there under the name it"
-            f" had ({str(error).splitlines()[0]})"
+            f" had ({first_line(error)})"
         ) from error
     if proto.ByteSize() > LARGEST_BYTES:
         raise OnnxFileError(f"{path} has more than 2 GiB of parameters: no single ONNX file can hold them")
@@ -356,11 +356,6 @@ def _count(graph: Graph) -> int:
 
 def _no_graph(path: Path, failure: Exception) -> OnnxFileError:
     return OnnxFileError(f"{path} has an invalid graph: {first_line(failure)}")
-
-
-def first_line(failure: Exception) -> str:
-    """Shorten what a library reports to one line."""
-    return (str(failure) or type(failure).__name__).splitlines()[0]
 
 
 def _listed(values: Iterable[Value]) -> str:

@@ -13,7 +13,8 @@ from onnx import helper
 from torch import Tensor
 
 from export.comparison import probabilities
-from export.onnx_file import OnnxFile, OnnxFileError, first_line
+from export.onnx_file import OnnxFile, OnnxFileError
+from models.errors import first_line
 from models.manifest import INPUT_NAME, Activation
 from server.cpus import available_cpus
 

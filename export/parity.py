@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export import backends, comparison
-from models.errors import ExpectedError
+from models.errors import ExpectedError, first_line
 from models.manifest import Manifest, Parity
 from server.engine.backends import Outputs, questions
 
@@ -95,7 +95,7 @@ def check(
             wants = questions(draft, backend)
             outputs = [[backend.run(list(images), wanted) for wanted in wants] for images in batches]
     except Exception as failure:  # runtimes' errors have no common class
-        raise ParityError(f"the exported graph does not run: {str(failure).splitlines()[0]}") from failure
+        raise ParityError(f"the exported graph does not run: {first_line(failure)}") from failure
     truths = map(truth, batches)
     results = [(output, known) for answers, known in zip(outputs, truths, strict=True) for output in answers]
     error = truth_error + float(np.max([_error(output.logits, known.logits) for output, known in results]))

@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--min-agreement",
-        type=float,
+        type=command.PERCENT,
         metavar="PERCENT",
         default=99.0,
         help="least top-1 agreement with FP32; 99 if not given",

@@ -4,8 +4,6 @@ A source is a name of the zoo, or a published model: a repository of the hub or 
 """
 
 import difflib
-import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -13,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
 
+from export import repository
 from export.expect import Expected
 from export.options import NOTHING, Stated
 from export.parameters import RANDOM_SEED, Checkpoint, OfTheZoo, Parameters, PublishedFile, Random
@@ -119,7 +118,7 @@ class Recipe:
                 ingredients["config"] = weights.sha256_of(self.network.config)
         if self.expected:
             ingredients["expected"] = self.expected.digest()
-        return hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
+        return repository.digest(ingredients)
 
     def obtain_weights(self, folder: Path) -> Path | None:
         """Return the file with the parameters, downloaded if needed (the zoo's into `folder`); None for random ones.

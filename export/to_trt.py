@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         default="fp16",
         help="precision; fp16 if not given; int8 needs quantize.py --target gpu",
     )
-    parser.add_argument("--max-batch", type=_batch, metavar="N", default=8, help="largest batch; 8 if not given")
+    parser.add_argument("--max-batch", type=command.BATCH, metavar="N", default=8, help="largest batch; 8 if not given")
     parser.add_argument(
         "--target",
         type=_target,
@@ -119,12 +119,6 @@ def _target(text: str) -> str:
     if not number.isdecimal() or not 2 <= len(number) <= 3:
         raise argparse.ArgumentTypeError(f"{text} is no compute capability: sm89 is one, also written 8.9")
     return f"sm{number}"
-
-
-def _batch(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 1024:
-        raise argparse.ArgumentTypeError(f"{text} is no batch size from 1 to 1024")
-    return int(text)
 
 
 main = partial(command.main, _parser, _run)

@@ -85,10 +85,7 @@ def _some(known: Sequence[Choice], read: Callable[[str], object]) -> Callable[[s
 
 
 def _sizes(text: str) -> tuple[int, ...]:
-    sizes = tuple(map(int, text.split(",")))
-    if min(sizes) < 1:
-        raise ValueError
-    return sizes
+    return tuple(map(command.BATCH, text.split(",")))
 
 
 main = partial(command.main, _parser, _run)

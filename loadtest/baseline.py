@@ -34,7 +34,8 @@ from server.engine.backends import Backend
 from server.engine.scheduler import buckets
 from server.errors import ServiceError
 from server.images.decode import decode
-from server.settings import Settings
+from server.settings import Settings, WrongSettingsError
+from server.settings import read as read_settings
 
 ROUNDS = 5
 
@@ -52,7 +53,7 @@ class _Sample(NamedTuple):
 def main() -> int:
     """Measure and print; 0 is success."""
     options = _parse()
-    settings = Settings()
+    settings = read_settings(())
     folder = options.repository or settings.repository
     catalogue = repository.scan(folder, settings.models)
     found = catalogue.members(catalogue.resolve(options.model or settings.default_model, None))[0].manifest
@@ -162,4 +163,4 @@ def _parse() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(command.run(main, ServiceError))
+    sys.exit(command.run(main, ServiceError, WrongSettingsError))

@@ -24,7 +24,8 @@ from loadtest import command
 from loadtest.command import LoadTestError
 from loadtest.results import Bench, Overload, read
 from loadtest.simulate import Balancer, Costs, Inference, Report, Shape, simulate
-from server.settings import Settings
+from server.settings import Settings, WrongSettingsError
+from server.settings import read as read_settings
 
 MOST_MACHINES = 2000
 MAX_FAILED = 0.001
@@ -103,13 +104,13 @@ def least(meets: Callable[[int], bool], first: int) -> int:
 
 
 def _plan(costs: Costs, options: argparse.Namespace) -> None:
-    bound = bound_per_s(costs)
+    settings, bound = read_settings(()), bound_per_s(costs)
     bound_machines = math.ceil(options.per_s / bound)
     print(f"one machine could do {bound:.1f} images/s at best, so {bound_machines} at least would be needed\n")
     print("machines   busy   p50 ms   p99 ms  not served", flush=True)
 
     def meets(machines: int) -> bool:
-        report = _simulate(costs, Settings(), options.per_s, machines, options.balancer)
+        report = _simulate(costs, settings, options.per_s, machines, options.balancer)
         failed = report.refused + report.expired
         milliseconds = f"{1e3 * report.p50_s:9.1f}{1e3 * report.p99_s:9.1f}"
         print(f"{machines:8}{report.busy:7.0%}{milliseconds}{failed:12.2%}", flush=True)
@@ -129,10 +130,10 @@ def _check(costs: Costs, measured: Overload) -> None:
 
     The load generator ran there too, so the CPU time that it and other programs used is not left for the server.
     """
+    settings = read_settings([f"--timeout-ms={measured.deadline_ms}"])
     print(" offered/s     good/s      p50 ms      p99 ms   (measured, simulated)")
     for step in measured.steps:
         left = max(0.01, costs.cpus * (1 - step.client_share - (step.others_share or 0)))
-        settings = Settings(timeout_ms=measured.deadline_ms)
         report = _simulate(costs.model_copy(update={"cpus": left}), settings, step.offered_per_s)
         pairs = [
             (step.good.per_s, report.good_per_s),
@@ -147,7 +148,7 @@ def _check(costs: Costs, measured: Overload) -> None:
 def _simulate(
     costs: Costs, settings: Settings, per_s: float, machines: int = 1, balancer: Balancer = "random"
 ) -> Report:
-    return simulate(costs, Shape.of(settings), per_s, SIMULATED_REQUESTS, machines, balancer)
+    return simulate(costs, Shape.of(settings, costs), per_s, SIMULATED_REQUESTS, machines, balancer)
 
 
 def _parse() -> argparse.Namespace:
@@ -171,4 +172,4 @@ def _parse() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(command.run(main))
+    sys.exit(command.run(main, WrongSettingsError))

@@ -20,7 +20,7 @@ def made(repository: Path, name: str | None, count: int) -> Generator[tuple[Path
     Raises:
         LoadTestError: there is no such model, or there are several.
     """
-    folders = [path.parent.resolve() for path in repository.glob(f"{name or '*'}/*/{MANIFEST}")]
+    folders = [path.parent.resolve() for path in repository.glob(f"{name or '*'}/[1-9]*/{MANIFEST}")]
     if len({folder.parent for folder in folders}) != 1:
         raise LoadTestError(f"{repository}: name the model that is to be copied by --model")
     original = max(folders, key=lambda folder: int(folder.name))

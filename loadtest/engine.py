@@ -36,7 +36,8 @@ from server import repository
 from server.engine import backends
 from server.engine.backends import ONNX_BACKENDS, Backend
 from server.errors import DeviceLostError
-from server.settings import Settings
+from server.settings import Settings, WrongSettingsError
+from server.settings import read as read_settings
 
 CUDA = ("CUDAExecutionProvider", "CPUExecutionProvider")
 LEAST_RUNS = 5
@@ -82,6 +83,7 @@ class Result(Record):
 def main() -> int:
     """Measure, print and write the table; 0 is success."""
     options = _parse()
+    settings = read_settings([f"--max-batch={max(options.batches)}"])
     load_average = os.getloadavg()[0]
     everything = _manifests(options.repository, ())
     plain = [found for found in everything if (found.backend, found.precision) == ("onnx", "fp32")]
@@ -91,7 +93,6 @@ def main() -> int:
         best = apart.submit(roofline.measure, options.seconds).result()
     rows: list[Row] = []
     refused: dict[str, str] = {}
-    settings = Settings(max_batch=max(options.batches))
     for found in _manifests(options.repository, options.models):
         content = _read(options.repository, found)
         for title, changed in variants(found, settings):
@@ -230,4 +231,4 @@ def _parse() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(command.run(main, DeviceLostError))
+    sys.exit(command.run(main, DeviceLostError, WrongSettingsError))

@@ -35,9 +35,11 @@ from server.control import EngineReady
 from server.engine import backends, process
 from server.engine.decoding import Decoders
 from server.engine.remote import RemoteEngine
+from server.errors import ServiceError
 from server.placement import Place
 from server.repository import Model
-from server.settings import Settings
+from server.settings import Settings, WrongSettingsError
+from server.settings import read as read_settings
 from server.slots import Slots
 
 WARM_UP_S = 0.5
@@ -80,7 +82,8 @@ def main() -> int:
 
 def measure(folder: Path, model: Model, max_batch: int, workers: int, per_s: float, seconds: float) -> Row:
     """Run an engine process for about `seconds` after it has warmed up; its backend does `per_s` in full batches."""
-    settings = Settings(max_batch=max_batch, http_workers=workers, queue_size=2 * max_batch * workers)
+    flags = {"max-batch": max_batch, "http-workers": workers, "queue-size": 2 * max_batch * workers}
+    settings = read_settings([f"--{name}={value}" for name, value in flags.items()])
     slots = Slots(settings.queue_size, math.prod(model.manifest.input_shape))
     with ExitStack() as held:
         directory = Path(held.enter_context(TemporaryDirectory()))
@@ -166,4 +169,4 @@ def _parse() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(command.run(main))
+    sys.exit(command.run(main, ServiceError, WrongSettingsError))

@@ -59,7 +59,8 @@ def baseline(model: str, repository: Path, photos: Sequence[Path], seconds: floa
     command += ["--repository", str(repository), *map(str, photos)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode:
-        print(f"no baseline: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+        *_, reason = f"it ended with {done.returncode}", *done.stderr.strip().splitlines()
+        print(f"no baseline: {reason}", file=sys.stderr)
         return None
     return Baseline.model_validate_json(done.stdout)
 

@@ -10,6 +10,10 @@ or answered wrongly.
     python loadtest/many_models.py --repository FOLDER --model NAME --copies 200 --budgets 20,100MB,all
 """
 
+import models.missing  # noqa: F401 before imports that may be missing
+
+# isort: split
+
 import argparse
 import random
 import re

@@ -330,7 +330,7 @@ and the server share; the load at the end was {os.getloadavg()[0]:.1f}, as `upti
 {tables.markdown(COLUMNS, rows, texts=4)}
 
 The verdict is LoadGen's own; accuracy is computed from its log and has none. A failed request got no right answer.
-[What the scenarios are, and how far this is from a submission](../loadtest.md#mlperf).
+[What the scenarios are, and how far this is from a submission](../guides/loadtest.md#mlperf).
 """
 
 

@@ -32,7 +32,8 @@ from server.engine.admission import Admission
 from server.engine.dispatch import Engines
 from server.engine.scheduler import Job, Limits, Scheduler
 from server.errors import ServiceError
-from server.settings import Settings
+from server.settings import Settings, WrongSettingsError
+from server.settings import read as read_settings
 
 Balancer = Literal["random", "round-robin", "least-connections"]
 Dispatch = Literal["least-work", "two-choices", "fill-first", "round-robin"]
@@ -100,18 +101,20 @@ class Shape(NamedTuple):
     timeout_s: float
     decoders: int
     instances: int = 1
-    """of each engine"""
+    """batches that one engine runs at one time"""
     engines: int = 1
     dispatch: Dispatch = "least-work"
     last_takes: float = 1.0
     """times as long for a batch: the last of several engines"""
 
     @classmethod
-    def of(cls, settings: Settings) -> "Shape":
-        """As the server would be."""
+    def of(cls, settings: Settings, costs: Costs) -> "Shape":
+        """As the server would be; a device that the CPUs do not slow down runs one batch at a time."""
         limits = Limits(settings.max_batch, settings.max_wait_ms / 1e3, settings.queue_size)
         decoders = settings.http_workers * settings.decode_threads
-        return cls(limits, settings.timeout_ms / 1e3, decoders, engines=settings.engines or 1)
+        on_cpus = any(one.cpu_ms for one in costs.inference.values())
+        instances = min(settings.instances, settings.inference_threads) if on_cpus else 1
+        return cls(limits, settings.timeout_ms / 1e3, decoders, instances, settings.engines or 1)
 
 
 class Report(Record):
@@ -311,10 +314,9 @@ def main() -> int:
     """Simulate and print a report as JSON; 0 is success."""
     options = _parse()
     requests = max(MIN_REQUESTS, int(options.per_s * options.seconds))
-    shape = Shape.of(Settings())._replace(engines=options.engines, dispatch=options.dispatch)
-    report = simulate(
-        read(Costs, options.costs), shape, options.per_s, requests, options.machines, options.balancer, options.seed
-    )
+    costs = read(Costs, options.costs)
+    shape = Shape.of(read_settings(()), costs)._replace(engines=options.engines, dispatch=options.dispatch)
+    report = simulate(costs, shape, options.per_s, requests, options.machines, options.balancer, options.seed)
     print(report.model_dump_json())
     return 0
 
@@ -424,4 +426,4 @@ def _positive(text: str) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(command.run(main))
+    sys.exit(command.run(main, WrongSettingsError))

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models import foreign, names, shards, unpickling
-from models.errors import ExpectedError
+from models.errors import ExpectedError, first_line
 
 _TRAINED_KEYS = ("state_dict", "model", "model_state_dict", "model_state", "net", "network", "module", "params")
 _AVERAGED_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "ema")
@@ -89,8 +89,7 @@ def _file(path: Path) -> object:
     except UnpicklingError as error:
         what = _unreadable(str(error))
     except Exception as error:  # a damaged file raises almost anything
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        what = f"is cut off or damaged: copy it again ({reason})"
+        what = f"is cut off or damaged: copy it again ({first_line(error)})"
     raise CheckpointError(f"{path} {what}")
 
 

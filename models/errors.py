@@ -1,4 +1,4 @@
-"""Base class of the errors that a command reports in one line, and a helper to write that line."""
+"""Base class of the errors that a command reports in one line, and helpers to write that line."""
 
 from pydantic import ValidationError
 
@@ -12,3 +12,8 @@ def first_mistake(error: ValidationError) -> str:
     first = error.errors()[0]
     where = ".".join(map(str, first["loc"]))
     return f"{where}: {first['msg']}" if where else first["msg"]
+
+
+def first_line(error: BaseException) -> str:
+    """Shorten what a library reports to one line; an error without a message is named by its class."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

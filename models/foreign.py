@@ -117,11 +117,7 @@ def _zip(path: Path) -> str | None:
     for pattern, sentence in _MEMBERS:
         if any(re.search(pattern, member) for member in members):
             return sentence
-    return (
-        None
-        if any(member.endswith("data.pkl") for member in members)
-        else "is an archive: unpack it and give the file in it"
-    )
+    return None if any(member.endswith("data.pkl") for member in members) else _ARCHIVE
 
 
 def _first_bytes(path: Path) -> bytes:

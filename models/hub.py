@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from models import foreign, hints, shards
-from models.errors import ExpectedError
+from models.errors import ExpectedError, first_line
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
@@ -213,7 +213,7 @@ def _answered(ask: Callable[[], _T], repository: str, revision: str | None) -> _
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, httpx2.HTTPError) as error:
         reason = error.__cause__ or error
         raise UnreachableHubError(
-            f"{name}: {_endpoint()} does not answer ({_first_line(reason)}), and the cache does not have it: set"
+            f"{name}: {_endpoint()} does not answer ({first_line(reason)}), and the cache does not have it: set"
             " HF_ENDPOINT to a mirror's address, or give a folder with its files"
         ) from error
     except OSError as error:
@@ -230,17 +230,13 @@ def _refused(name: str, error: "OSError") -> NoReturn:
         ) from error
     if status >= 500 or status == 429:
         raise UnreachableHubError(f"{_endpoint()} answers {status} for {name}: try again later") from error
-    raise SourceError(f"{_endpoint()} refuses {name}: {_first_line(error)}") from error
+    raise SourceError(f"{_endpoint()} refuses {name}: {first_line(error)}") from error
 
 
 def _endpoint() -> str:
     from huggingface_hub import constants
 
     return str(constants.ENDPOINT)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _no_config(name: str, files: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from models import checkpoint, hints
 from models.config import Timm, Transformers
-from models.errors import ExpectedError
+from models.errors import ExpectedError, first_line
 
 
 class LibraryError(ExpectedError):
@@ -55,7 +55,7 @@ def build(network: Timm | Transformers, num_classes: int, state: Mapping[str, Te
                 )
             except Exception as error:  # timm's networks take any arguments and raise any exception
                 what = f"timm {timm.__version__} does not build {network.name}"
-                raise LibraryError(f"{what}: {_reason(error)}") from error
+                raise LibraryError(f"{what}: {first_line(error)}") from error
             # transformers' TimmWrapper saves timm's parameters with this prefix.
             state = {name.removeprefix("timm_model."): tensor for name, tensor in state.items()}
             checkpoint.load(built, state, origin)
@@ -69,7 +69,7 @@ def build(network: Timm | Transformers, num_classes: int, state: Mapping[str, Te
                 built = transformers.AutoModelForImageClassification.from_config(config, trust_remote_code=False)
             except Exception as error:
                 what = f"transformers {transformers.__version__} does not build {network.name}"
-                raise LibraryError(f"{what}: {_reason(error)}") from error
+                raise LibraryError(f"{what}: {first_line(error)}") from error
             checkpoint.load(built, state, origin)
             return _Logits(built.float()).eval()
         case _:
@@ -81,10 +81,6 @@ def _imported(library: str, network: str) -> ModuleType:
         return importlib.import_module(library)
     except Exception as error:  # an incompatible dependency of the library may raise anything
         raise LibraryError(
-            f"{network} is a network that only {library} defines, and {library} cannot be imported ({_reason(error)}):"
-            f" {hints.install(library)}"
+            f"{network} is a network that only {library} defines, and {library} cannot be imported"
+            f" ({first_line(error)}): {hints.install(library)}"
         ) from error
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,27 +1,17 @@
 """Builds the PyTorch network of an architecture or its name."""
 
-from dataclasses import replace
-
 import torch
 from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
 
-from models.architectures import ARCHITECTURES, Architecture, Shortcut, StrideIn
+from models.architectures import ARCHITECTURES, Architecture
 from models.resnet import GlobalAveragePool, ResNet
 
 
-def build(
-    architecture: str | Architecture,
-    num_classes: int,
-    shortcut: Shortcut | None = None,
-    seed: int = 0,
-    *,
-    stride_in: StrideIn | None = None,
-) -> nn.Module:
+def build(architecture: str | Architecture, num_classes: int, seed: int = 0) -> nn.Module:
     """Build a network in evaluation mode with random parameters that depend on `seed` alone.
 
-    It maps normalised images float32[N, 3, H, W] to logits float32[N, num_classes]. For a residual network, `shortcut`
-    and `stride_in` default to the architecture's own.
+    It maps normalised images float32[N, 3, H, W] to logits float32[N, num_classes].
 
     Raises:
         KeyError: there is no such architecture.
@@ -32,9 +22,8 @@ def build(
             network: nn.Module = EfficientNet.from_name("efficientnet-lite0", num_classes=num_classes)
             network._avg_pooling = GlobalAveragePool()
         else:
-            usual = architecture if isinstance(architecture, Architecture) else ARCHITECTURES[architecture]
-            changed = replace(usual, shortcut=shortcut or usual.shortcut, stride_in=stride_in or usual.stride_in)
-            network = ResNet(changed, num_classes)
+            known = architecture if isinstance(architecture, Architecture) else ARCHITECTURES[architecture]
+            network = ResNet(known, num_classes)
     return network.eval()
 
 

@@ -68,7 +68,9 @@ EXPORTING = (
     ("ensemble", "both", "tiny", "tiny"),
     ("cascade", "steps", "tiny", "tiny", "--images", "."),
 )
-LOADING = ("bench", "devices", "engine_loop", "failover", "growth", "mlperf", "overload", "soak", "tune")
+LOADING = (
+    *("bench", "devices", "engine_loop", "failover", "growth", "many_models", "mlperf", "overload", "soak", "tune"),
+)
 SERVING = (
     ("tune",),
     *(

@@ -12,7 +12,7 @@ from unittest import mock
 
 from loadtest import command
 from loadtest.command import numbers
-from loadtest.simulate import Costs, Inference, Report, Shape, simulate
+from loadtest.simulate import Costs, Inference, Shape, simulate
 from server import settings as settings_module
 from server.settings import Settings
 
@@ -47,7 +47,8 @@ def _settings(cores: int, options: argparse.Namespace) -> Settings:
 
 def _most_per_s(cores: int, settings: Settings, devices: int, options: argparse.Namespace) -> float:
     """The highest rate that is answered in time."""
-    shape = Shape.of(settings)._replace(engines=devices)
+    costs = _costs(cores, options)
+    shape = Shape.of(settings, costs)._replace(engines=devices)
     cpu_ms = options.http_ms + options.decode_ms + options.engine_ms
     bound_per_s = min(
         1e3 * min(cores, shape.decoders) / cpu_ms,
@@ -57,19 +58,18 @@ def _most_per_s(cores: int, settings: Settings, devices: int, options: argparse.
     low, high = 0, round(1 / STEP)
     while high - low > 1:
         middle = (low + high) // 2
-        report = _simulate(cores, shape, middle * STEP * bound_per_s, options)
+        report = simulate(costs, shape, middle * STEP * bound_per_s, options.requests)
         fails = report.refused + report.expired > MOST_FAILED or 1e3 * report.p99_s > options.p99_ms
         low, high = (low, middle) if fails else (middle, high)
     return low * STEP * bound_per_s
 
 
-def _simulate(cores: int, shape: Shape, per_s: float, options: argparse.Namespace) -> Report:
+def _costs(cores: int, options: argparse.Namespace) -> Costs:
     # Half of a full batch's time is the batch's own, as for the pretended devices.
     full, image_s = options.max_batch, 1 / (2 * options.per_s)
     sizes = {size: Inference(images_per_s=size / ((full + size) * image_s), cpu_ms=0) for size in (1, full)}
     overhead_ms = options.http_ms + options.engine_ms
-    costs = Costs(cpus=cores, decode_ms=(options.decode_ms,), overhead_ms=overhead_ms, inference=sizes)
-    return simulate(costs, shape, per_s, options.requests)
+    return Costs(cpus=cores, decode_ms=(options.decode_ms,), overhead_ms=overhead_ms, inference=sizes)
 
 
 def _parse() -> argparse.Namespace:

@@ -146,9 +146,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--works", type=names(WORKS), default=WORKS, metavar="NAME,…", help=", ".join(WORKS))
     parser.add_argument("--connections", type=numbers(int), default=[1, 8, 32], metavar="N,N,…", help="default 1,8,32")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default 3")
-    parser.add_argument(
-        "--baseline-seconds", "--limit-seconds", type=float, default=4, metavar="S", help="of each baseline (default 4)"
-    )
+    text = "of each baseline (default 4)"
+    parser.add_argument("--baseline-seconds", type=float, default=4, metavar="S", help=text)
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "measurements", metavar="FOLDER")
     parser.add_argument("--resume", action="store_true", help="keep existing rows, and measure the missing ones")
     return parser.parse_args()

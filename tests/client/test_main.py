@@ -1,5 +1,6 @@
 """The command, as a person calls it, against a real server."""
 
+import asyncio
 import csv
 import io
 import json
@@ -21,6 +22,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from resnet_serving_client import Client
+from resnet_serving_client.__main__ import in_order
 from tests import processes, tiny
 from tests.server.running import PATIENCE_S, ROOT, GatedServer, RunningServer, red_image, until
 
@@ -73,6 +75,23 @@ def test_a_folder_is_printed_in_order_and_what_fails_spares_the_others(server: R
     assert broken.startswith(f"{folder}/broken.png: ")
     assert "(broken_image)" in broken
     assert missing == f"{folder}/none.png: No such file or directory"
+
+
+def test_no_more_images_are_in_flight_than_may_be() -> None:
+    started, ended = 0, 0
+
+    async def act(name: str) -> str:
+        nonlocal started, ended
+        started += 1
+        assert started - ended <= 3
+        await asyncio.sleep(0)
+        ended += 1
+        return name
+
+    async def scenario() -> list[str]:
+        return [name async for name in in_order(act, map(str, range(20)), 3)]
+
+    assert asyncio.run(scenario()) == [str(number) for number in range(20)]
 
 
 def test_csv_has_a_row_for_each_class(server: RunningServer, folder: Path) -> None:

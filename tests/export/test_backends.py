@@ -1,5 +1,6 @@
 import sys
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -31,6 +32,14 @@ def test_variables_for_a_server_do_not_reach_the_gates(exported: Exported, monke
         monkeypatch.setenv(f"SERVER_{name}", value)
     outputs = backends.load(exported.draft, exported.model).run([np.zeros((32, 32, 3), np.uint8)])
     assert outputs.logits.shape == (1, 10)
+
+
+def test_a_runtime_that_gives_no_reason_is_named_with_its_error(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_backend, "load", mock.Mock(side_effect=MemoryError))
+    with pytest.raises(BackendError, match=r"^onnx cannot run the file: MemoryError$"):
+        backends.load(exported.draft, exported.model)
 
 
 def test_what_cannot_run_is_said_in_one_line(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:

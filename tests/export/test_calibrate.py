@@ -8,17 +8,17 @@ import pytest
 from PIL import Image
 
 from export import backends, calibrate, confidence, convert, repository, temperature, verify
-from export.calibration import Wanted
+from export.calibration import Calibrated, CalibrationError, Wanted
 from export.precision import Fold
 from export.precision import Wanted as Lower
 from export.report import Report
 from export.samples import PHOTOS, image_paths
 from models import manifest
 from models.intervals import clopper_pearson
-from models.manifest import LOGITS_NAME, Confidence, Manifest
+from models.manifest import LOGITS_NAME, Confidence, HeldOut, Manifest, Miscalibration
 from tests import tiny
 from tests.export.conftest import Exported
-from tests.export.drafts import everything
+from tests.export.drafts import draft, everything
 
 SPREAD = 2.0
 """Standard deviation of true classes around the network's best: exp(-d^2 / T) is a normal density, T = 2 SPREAD^2."""
@@ -165,6 +165,15 @@ def test_one_that_is_no_better_is_refused_and_may_have_sets_without_a_temperatur
     made = newest(tmp_path)[1]
     assert (made.temperature, made.images) == (1, 0)
     assert made.sets is not None
+
+
+@pytest.mark.parametrize("after", [Miscalibration(ece=0.1, nll=1.1), Miscalibration(ece=0.3, nll=0.9)])
+def test_both_measures_must_be_better(after: Miscalibration) -> None:
+    held_out = HeldOut(images=40, before=Miscalibration(ece=0.2, nll=1.0), after=after)
+    made = draft().model_copy(update={"confidence": Confidence(temperature=2.0, held_out=held_out)})
+    nothing = np.zeros((0, 10), np.float32), np.zeros(0, np.int64)
+    with pytest.raises(CalibrationError, match="makes probabilities no better on 40 other images"):
+        Calibrated(draft(), made, b"", True, {}, *nothing).admit()
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])

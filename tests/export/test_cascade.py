@@ -3,13 +3,14 @@
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
-from export import cascade, ensemble
+from export import cascade, cascading, ensemble
 from models import manifest
-from models.manifest import Cascade
+from models.manifest import Cascade, Share
 from tests import tiny
 from tests.server.running import RunningServer
 
@@ -124,6 +125,15 @@ def test_a_rule_that_separates_right_from_wrong_is_found_and_few_images_prove_li
     assert first.top1_agreement.share == 0.8
     printed = capsys.readouterr().out
     assert "0 of 50 wrong proves no more than 92.9%; to prove 99.9%, at that rate, takes about 3688 images" in printed
+
+
+def test_images_never_prove_all() -> None:
+    many: dict[str, Any] = {"images": 8000, "top1_agreement": Share(share=1, low=0.99954, high=1)}
+    assert cascading.what_it_proves(Cascade.model_construct(min_agreement=0.999, **many)) == (
+        "0 of 8000 wrong proves 99.95% or more"
+    )
+    few = Cascade.model_construct(min_agreement=0.9998, **many)
+    assert cascading.what_it_proves(few).endswith("; to prove 99.98%, at that rate, takes about 18443 images")
 
 
 def test_the_same_cascade_twice_is_one_version_and_another_target_is_another(tinies: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from export import ensemble, interrupts, quantize, to_onnx, to_torch, to_trt, verify
+from export import calibrate, cascade, ensemble, interrupts, quantize, to_onnx, to_torch, to_trt, verify
 from export.backends import BackendError
 from export.samples import PHOTOS
 from tests import tiny
@@ -49,6 +49,29 @@ def test_only_an_interrupt_of_the_imports_is_one_line(tmp_path: Path, imported: 
     )
     assert done.returncode == code
     assert done.stderr == end if code == 130 else done.stderr.endswith(end)
+
+
+@pytest.mark.parametrize(
+    ("main", "option", "value", "wanted"),
+    [
+        (verify.main, "--threads", "0", "number of threads from 1 to 1024"),
+        (verify.main, "--seconds", "-1", "number of seconds"),
+        (verify.main, "--seconds", "inf", "number of seconds"),
+        (verify.main, "--batch-sizes", "0", "batch size from 1 to 1024"),
+        (quantize.main, "--min-agreement", "nan", "percentage from 0 to 100"),
+        (cascade.main, "--min-agreement", "101", "percentage from 0 to 100"),
+        (calibrate.main, "--keep-known", "100", "percentage above 0 and below 100"),
+        (calibrate.main, "--temperature", "0", "temperature from 0.01 to 100"),
+        (to_trt.main, "--max-batch", "many", "batch size from 1 to 1024"),
+    ],
+)
+def test_a_number_that_makes_no_sense_is_said(
+    main: Callable[[list[str]], int], option: str, value: str, wanted: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main(["model", f"{option}={value}"])
+    assert raised.value.code == 2
+    assert capsys.readouterr().err.endswith(f"error: argument {option}: {value} is no {wanted}\n")
 
 
 def interrupt() -> None:

@@ -1,12 +1,14 @@
 """An export is compared with the logits of a user's own model."""
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from export import expect, from_onnx
+from export import comparison, expect, from_onnx
+from export.comparison import Answers
 from export.expect import ExpectationError, Expected
 from export.reference import reference_logits
 from export.samples import PHOTOS, ImagesError, image_paths
@@ -74,6 +76,35 @@ def test_constant_of_all_logits_matters_only_where_probabilities_are_independent
     expect.check(draft, exported.model, shifted)
     with pytest.raises(ExpectationError):
         expect.check(draft.model_copy(update={"activation": "sigmoid"}), exported.model, shifted)
+
+
+def test_a_single_class_is_another_answer_on_the_other_side_of_one_half(
+    exported: Exported, draft: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    single = draft.model_copy(update={"num_classes": 1, "activation": "sigmoid"})
+    ours = np.array([9.0, 9.0, 0.1], np.float32).reshape(3, 1, 1)
+    monkeypatch.setattr(comparison, "answers", lambda *_: [Answers(ours, "sigmoid")])
+    found = expect.check(single, exported.model, expected(np.array([[9.0], [9.0], [-0.1]])))
+    assert found.top1_agreement == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("others", "ending"),
+    [(1, nullcontext()), (2, pytest.raises(ExpectationError, match="of 67% of the 3 images is another"))],
+)
+def test_at_most_one_best_class_is_another_where_logits_are_nearly_the_same(
+    exported: Exported,
+    draft: Manifest,
+    monkeypatch: pytest.MonkeyPatch,
+    others: int,
+    ending: AbstractContextManager[object],
+) -> None:
+    theirs = np.tile(np.array([*range(8), 8.99, 9.0]), (3, 1))
+    ours = theirs.copy()
+    ours[:others, 8] = 9.01
+    monkeypatch.setattr(comparison, "answers", lambda *_: [Answers(ours[:, None].astype(np.float32), "softmax")])
+    with ending:
+        expect.check(draft, exported.model, expected(theirs))
 
 
 def test_file_has_a_row_for_each_image(tmp_path: Path) -> None:

@@ -106,7 +106,12 @@ def test_frozen_batch_is_rejected(exported: Exported) -> None:
     assert "does not run" in rejected(exported, tampered(exported, freeze))
 
 
-def test_wrong_ranking_of_right_logits_is_rejected(exported: Exported) -> None:
+@pytest.mark.parametrize("allowed", [parity.MAX_PROBABILITY_ERROR, 1.0], ids=["by far", "however close"])
+def test_wrong_ranking_of_right_logits_is_rejected(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch, allowed: float
+) -> None:
+    monkeypatch.setattr(parity, "MAX_PROBABILITY_ERROR", allowed)
+
     def rank_smallest_first(proto: onnx.ModelProto) -> None:
         top_k = next(node for node in proto.graph.node if node.op_type == "TopK")
         next(attribute for attribute in top_k.attribute if attribute.name == "largest").i = 0

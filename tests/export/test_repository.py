@@ -40,6 +40,12 @@ def test_broken_version_keeps_its_number_and_hides_nothing(tmp_path: Path) -> No
     assert repository.publish(tmp_path, draft(0), MODEL).version == 2
 
 
+def test_a_folder_that_is_no_version_counts_for_none(tmp_path: Path) -> None:
+    for name in ("007", "0", "old", ".draft-1"):
+        (tmp_path / "cifar_resnet20" / name).mkdir(parents=True)
+    assert repository.publish(tmp_path, draft(), MODEL).version == 1
+
+
 def test_exporters_at_the_same_time_lose_nothing(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         published = list(pool.map(lambda n: repository.publish(tmp_path, draft(n % 4), MODEL), range(32)))

@@ -12,6 +12,7 @@ import torch
 from export import graph, repository, to_onnx
 from export.recipe import plan
 from models import manifest, networks, zoo
+from models.architectures import ARCHITECTURES
 from models.weights import MIRROR_VARIABLE, OFFICIAL_URL, sha256_of
 from models.zoo import OfficialWeights
 from tests.conftest import run_to_onnx
@@ -167,7 +168,9 @@ class QuietHandler(SimpleHTTPRequestHandler):
 def test_own_checkpoint_is_exported_with_its_own_classes(
     tmp_path: Path, labels_of_seven: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    torch.save(networks.build("cifar_resnet20", 7, "B").state_dict(), tmp_path / "mine.pth")
+    torch.save(
+        networks.build(replace(ARCHITECTURES["cifar_resnet20"], shortcut="B"), 7).state_dict(), tmp_path / "mine.pth"
+    )
     arguments = ["cifar_resnet20", "--shortcut", "B", "--weights", str(tmp_path / "mine.pth")]
     arguments += ["--labels", str(labels_of_seven), "--name", "mine", "--repository", str(tmp_path / "repository")]
     assert to_onnx.main(arguments) == 0, capsys.readouterr().err

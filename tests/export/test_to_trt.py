@@ -196,9 +196,7 @@ def test_error_is_one_line_and_1(
     assert everything(root) == before
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--target", "ada"], ["--max-batch", "0"], ["--compat", "all"], ["--precision", "fp8"]]
-)
+@pytest.mark.parametrize("arguments", [["--target", "ada"], ["--compat", "all"], ["--precision", "fp8"]])
 def test_wrong_usage_is_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         to_trt.main([SMALL, *arguments])

@@ -86,7 +86,7 @@ def test_file_that_was_changed_is_not_verified(
     assert "SHA-256" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("option", [("--crops", "5"), ("--backend", "caffe"), ("--batch-sizes", "0")])
+@pytest.mark.parametrize("option", [("--crops", "5"), ("--backend", "caffe")])
 def test_wrong_usage_is_2(option: tuple[str, str]) -> None:
     with pytest.raises(SystemExit) as done:
         verify.main(["efficientnet_lite0", *option])

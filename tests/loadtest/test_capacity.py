@@ -65,7 +65,7 @@ def overload(shares: Sequence[tuple[float, float | None]]) -> Overload:
     steps = [
         OverloadStep(
             factor=1,
-            offered_per_s=180,
+            offered_per_s=250,
             good=right,
             accepted=right,
             refused=never,
@@ -131,7 +131,7 @@ def test_a_target_that_no_number_meets_is_said() -> None:
 def test_machines_are_found_by_simulation(tmp_path: Path) -> None:
     path = tmp_path / "costs.json"
     path.write_text(COSTS.model_dump_json())
-    done = run("--costs", path, "--per-s", "500", "--p99-ms", "50", "--balancer", "least-connections")
+    done = run("--costs", path, "--per-s", "500", "--p99-ms", "30", "--balancer", "least-connections")
     assert done.returncode == 0, done.stderr
     assert "so 3 at least would be needed" in done.stdout
     assert "\n4 machines answer 500 requests/s" in done.stdout

@@ -1,11 +1,16 @@
 import argparse
+import re
 import signal
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
 
 import pytest
 
 from loadtest import command
 from loadtest.command import LoadTestError
+from loadtest.photos import FOLDER as PHOTOS
+from tests import tiny
+from tests.loadtest import commands
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +34,29 @@ def test_what_is_foreseen_is_one_line(error: Exception, capsys: pytest.CaptureFi
     assert command.run(raising(error), KeyError) == 1
     assert "why" in (said := capsys.readouterr().err)
     assert (said[:7], said.count("\n")) == ("error: ", 1)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("baseline.py", PHOTOS / "cat.jpg", "--repository"),
+        ("capacity.py", "--per-s", "50", "--costs"),
+        ("engine.py", "--repository"),
+        ("engine_loop.py", "--repository"),
+        ("simulate.py", "--per-s", "50"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_wrong_setting_is_one_line(
+    arguments: Sequence[str | Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.write(tmp_path)
+    costs = tmp_path / "costs.json"
+    costs.write_text('{"cpus": 1, "decode_ms": [1], "inference": {"1": {"images_per_s": 9, "cpu_ms": 9}}}')
+    monkeypatch.setenv("SERVER_MAX_WAIT_MS", "soon")
+    done = commands.run(*arguments, tmp_path if arguments[-1] == "--repository" else costs)  # type: ignore[arg-type]
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: max_wait_ms: .*\(SERVER_MAX_WAIT_MS='soon': .*\)\n", done.stderr)
 
 
 def test_what_is_not_foreseen_is_a_traceback() -> None:

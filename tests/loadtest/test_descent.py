@@ -17,8 +17,8 @@ def test_each_name_gets_its_best_value() -> None:
 
 
 def test_defaults_stay_where_nothing_is_better_by_more_than_noise() -> None:
-    readings = count()
-    assert Descent(lambda _: 100 + next(readings) % 3).best(AXES) == {}
+    assert Descent(lambda candidate: 102 if candidate else 100).best(AXES) == {}
+    assert Descent(lambda candidate: 104 if candidate else 100).best({"batch": ["8"]}) == {"batch": "8"}
 
 
 def test_one_lucky_measurement_does_not_win() -> None:
@@ -57,6 +57,6 @@ def test_what_is_of_no_use_never_wins_even_against_nothing() -> None:
 
 
 def test_when_time_is_up_the_best_so_far_is_the_answer() -> None:
-    left = iter(range(5 * REPEATS))  # for the default and four batch sizes
+    left = iter(range(5 * REPEATS + 1))  # for the default and four batch sizes, and then too few
     found = Descent(valley, has_time=lambda: next(left, None) is not None).best(AXES)
     assert found == {"batch": "4"}

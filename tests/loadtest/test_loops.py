@@ -1,6 +1,6 @@
 import random
 import threading
-from itertools import count, islice, pairwise
+from itertools import count, islice, pairwise, takewhile
 from statistics import mean, stdev
 
 import pytest
@@ -14,13 +14,15 @@ from tests.loadtest.serving import answer, fake_server
 FULL = (429, b'{"code": "queue_full"}')
 
 
-def send(base_url: str, per_s: float, *, deadline_s: float, sockets: int = 64) -> OpenWindow[int]:
+def send(
+    base_url: str, per_s: float, *, deadline_s: float, sockets: int = 64, warm_up_s: float = 0.0
+) -> OpenWindow[int]:
     """Count requests for half a second at `per_s`; sending goes on for another deadline."""
     url = f"{base_url}/classify"
     photo = Photo(request(url, b"photo"), top1=7)
     readings = count()
     loop = OpenLoop(Target(url), [photo], deadline_s, sockets)
-    return uvloop.run(loop.run(per_s, 0.0, 0.5, lambda: next(readings)))
+    return uvloop.run(loop.run(per_s, warm_up_s, 0.5, lambda: next(readings)))
 
 
 def test_every_request_that_is_due_has_one_outcome() -> None:
@@ -56,6 +58,14 @@ def test_a_server_that_does_not_answer_does_not_stop_the_requests() -> None:
         teller.join()
     assert window.most_sockets >= 10
     assert window.outcomes.lost == 0
+
+
+def test_what_is_due_in_the_window_is_counted_and_after_its_deadline_late() -> None:
+    with fake_server(lambda _: (200, answer(7))) as url:
+        found = send(url, 100, deadline_s=0.0, warm_up_s=0.2).outcomes
+    due_s = takewhile(lambda at_s: at_s < 0.7, poisson(100, random.Random(0)))
+    assert found.due == sum(at_s >= 0.2 for at_s in due_s)
+    assert (len(found.late_s), found.good_s) == (found.due, [])
 
 
 def test_what_has_no_socket_is_unsent_and_not_lost() -> None:
@@ -94,13 +104,19 @@ def test_requests_come_at_the_rate_and_as_chance_has_it() -> None:
 
 def test_a_closed_loop_counts_right_answers_and_names_the_others() -> None:
     outcomes = {1: (200, answer(8)), 2: (500, b"?"), 3: None}
-    with fake_server(lambda n: outcomes.get(n, (200, answer(7)))) as url:
+    served = 0
+
+    def serve(number: int) -> tuple[int, bytes] | None:
+        nonlocal served
+        served = number + 1
+        return outcomes.get(number, (200, answer(7)))
+
+    with fake_server(serve) as url:
         target = Target(f"{url}/classify")
         photo = Photo(request(target.url, b"photo"), top1=7)
-        readings = count()
-        window = uvloop.run(loops.closed_loop(target, [photo], 2, 0.0, 0.5, lambda: next(readings)))
-    assert (window.before, window.after) == (0, 1)
-    assert len(window.latencies_s) == len(window.batch_sizes) > 0
+        window = uvloop.run(loops.closed_loop(target, [photo], 2, 0.2, 0.5, lambda: served))
+    assert 0 < len(window.latencies_s) <= window.after - window.before + 2  # without those of the warm-up
+    assert len(window.batch_sizes) == len(window.latencies_s)
     assert set(window.faults) == {
         "class 8 for a photo that was first found to be 7",
         "status 500: ?",

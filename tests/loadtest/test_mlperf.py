@@ -1,4 +1,5 @@
 import json
+import re
 import sys
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -9,6 +10,7 @@ import pytest
 from loadtest import mlperf, photos
 from loadtest.photos import FOLDER
 from tests.loadtest import commands
+from tests.loadtest.commands import ROOT
 from tests.loadtest.serving import answer, fake_server
 
 SHORT = ("--min-duration-s", "0.3", "--min-queries", "5", "--connections", "4")
@@ -36,6 +38,8 @@ def test_loadgen_judges_every_scenario_and_counts_right_answers(server_url: str,
     lines = [line.split(" | ") for line in page.read_text().splitlines() if " | accuracy | " in line]
     assert [line[3] for line in lines] == ["top-1 66.67%"] * 3, done.stderr
     assert done.stdout.count("LoadGen's logs are in") == 1
+    (link,) = re.findall(r"\]\((.+)#mlperf\)", page.read_text())
+    assert (ROOT / "docs" / "measurements" / link).is_file()
     for scenario in mlperf.SCENARIOS:
         logs = tmp_path / "logs" / scenario
         assert f"Scenario : {scenario}" in (logs / "performance" / "mlperf_log_summary.txt").read_text()

@@ -10,6 +10,7 @@ import pytest
 
 from loadtest.simulate import Balancer, Costs, Dispatch, Inference, Report, Shape, simulate
 from server.engine.scheduler import Limits, Scheduler
+from server.settings import Settings
 from tests.loadtest import commands
 
 NOTHING = 1e-6  # milliseconds: practically free
@@ -61,6 +62,16 @@ def test_work_on_shared_cpus_slows_down_and_none_is_lost() -> None:
     assert report.busy == pytest.approx(80 * (0.005 + 0.005), rel=0.02)
     assert report.good_per_s == pytest.approx(report.offered_per_s)
     assert report.mean_s > 0.01
+
+
+def test_a_machine_is_set_up_as_the_servers_settings_say() -> None:
+    settings = Settings(max_batch=4, http_workers=3, decode_threads=2, inference_threads=4, instances=3)
+    on_cpus = Costs(cpus=4, decode_ms=(1.0,), inference={1: Inference(images_per_s=100, cpu_ms=20)})
+    shape = Shape.of(settings, on_cpus)
+    assert (shape.limits.max_batch, shape.decoders, shape.instances, shape.engines) == (4, 6, 3, 1)
+    one_thread = settings.model_copy(update={"inference_threads": 1})
+    assert Shape.of(one_thread, on_cpus).instances == 1
+    assert Shape.of(settings, device(100)[0]).instances == 1
 
 
 def run_overloaded(limits: Limits, timeout_s: float) -> Report:

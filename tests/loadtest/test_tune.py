@@ -1,10 +1,12 @@
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from loadtest import tune
+from loadtest.descent import Candidate
 from tests import tiny
 from tests.loadtest import commands
 
@@ -33,6 +35,22 @@ def test_settings_are_found_compared_and_written_for_the_server(tmp_path: Path) 
     written = env_file.read_text().splitlines()
     assert written[0].startswith("# python -m server tune --p99-ms 1000")
     assert [line for line in written if not line.startswith("#")] in ([], ["SERVER_MAX_BATCH=1"])
+
+
+def test_what_was_only_lucky_in_the_search_does_not_replace_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: Counter[str] = Counter()
+
+    def score(candidate: Candidate, *_: object) -> tune.Score:
+        measured[str(candidate)] += 1
+        lucky = candidate and measured[str(candidate)] == 1
+        return tune.Score(200.0 if lucky else 100.0, 5.0, 1)
+
+    monkeypatch.setattr(tune, "_score", score)
+    monkeypatch.setattr(tune, "_open_p99_ms", lambda *_: 5.0)
+    done = run("--p99-ms", "100", "--try", "max_batch=1")
+    assert done.returncode == 0, done.stderr
+    assert "found: max_batch 1;" in done.stdout
+    assert done.stdout.endswith("best: the defaults\n")
 
 
 def test_a_target_out_of_reach_is_one_line(tmp_path: Path) -> None:

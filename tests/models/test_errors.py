@@ -3,7 +3,7 @@
 import pytest
 from pydantic import BaseModel, ValidationError, model_validator
 
-from models.errors import first_mistake
+from models.errors import first_line, first_mistake
 
 
 class _Pair(BaseModel):
@@ -33,3 +33,11 @@ def test_the_first_mistake_is_one_line_with_its_place(json: str, line: str) -> N
     with pytest.raises(ValidationError) as error:
         _Pair.model_validate_json(json)
     assert first_mistake(error.value) == line
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [(ValueError("one\ntwo"), "one"), (ValueError("\n  indented\ntwo"), "indented"), (MemoryError(), "MemoryError")],
+)
+def test_what_a_library_reports_is_one_line_even_if_it_is_silent(error: Exception, line: str) -> None:
+    assert first_line(error) == line

@@ -97,6 +97,20 @@ def test_one_class_is_never_certain_by_itself() -> None:
     assert Manifest.model_validate(one | {"activation": "sigmoid"}).num_classes == 1
 
 
+@pytest.mark.parametrize(
+    ("changes", "mistake"),
+    [
+        ({"top_k": 11}, "top_k 11 is more than the 10 classes"),
+        ({"num_classes": 9}, "10 labels for 9 classes"),
+        ({"features": 64}, "a graph has both or neither"),
+        ({"backend": "tensorrt"}, "without a record of TensorRT"),
+    ],
+)
+def test_what_no_model_is_like_is_refused(changes: dict[str, Any], mistake: str) -> None:
+    with pytest.raises(ValidationError, match=mistake):
+        Manifest.model_validate(draft().model_dump() | changes)
+
+
 def test_file_that_is_bound_to_a_backend_names_no_other() -> None:
     known = draft().model_dump() | {"precision": "bf16"}
     with pytest.raises(ValidationError, match="only openvino runs it as it was meant"):

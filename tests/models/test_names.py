@@ -157,7 +157,8 @@ def test_transformers_network_computes_what_ours_does(name: str, how: dict[str, 
         theirs = transformers.ResNetForImageClassification(transformers.ResNetConfig(num_labels=NUM_CLASSES, **how))
     state = names.to_ours(libraries.trained(theirs))
     assert name in names.recognise(state)
-    ours = networks.build(name, NUM_CLASSES, stride_in="1x1" if how.get("downsample_in_bottleneck") else None)
+    first = bool(how.get("downsample_in_bottleneck"))
+    ours = networks.build(replace(ARCHITECTURES[name], stride_in="1x1" if first else "3x3"), NUM_CLASSES)
     ours.load_state_dict(state)
     assert_same_logits(ours, Logits(theirs), images())
 
@@ -208,4 +209,5 @@ def test_network_that_sees_grey_is_the_same() -> None:
 def test_what_is_no_network_of_ours_is_none() -> None:
     assert names.recognise({}) == ()
     assert names.recognise({"fc.weight": torch.ones(1, 1)}) == ()
-    assert names.recognise(networks.build("cifar_resnet20", NUM_CLASSES, "C").state_dict()) == ()
+    every = networks.build(replace(ARCHITECTURES["cifar_resnet20"], shortcut="C"), NUM_CLASSES)
+    assert names.recognise(every.state_dict()) == ()

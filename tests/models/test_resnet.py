@@ -1,4 +1,6 @@
 import re
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -39,11 +41,10 @@ PUBLISHED_PRE_ACTIVATION = {
 }
 
 
-def without_storage(
-    architecture: str, num_classes: int = 1000, shortcut: Shortcut | None = None, stride_in: StrideIn | None = None
-) -> nn.Module:
+def without_storage(architecture: str, num_classes: int = 1000, **changes: Any) -> nn.Module:
+    """Build a network, or a variant of it, of which only shapes matter."""
     with torch.device("meta"):
-        return networks.build(architecture, num_classes, shortcut, stride_in=stride_in)
+        return networks.build(replace(ARCHITECTURES[architecture], **changes), num_classes)
 
 
 def count(network: nn.Module) -> int:
@@ -80,7 +81,7 @@ def test_plain_network_has_the_parameters_of_its_residual_twin_but_for_projectio
 def test_pre_activation_110_has_the_published_parameters() -> None:
     # Table 5 of arXiv:1605.07146: 1.7 million; pytorchcv's has shortcuts B.
     assert round(count(without_storage("cifar_preresnet110", 10)) / 1e6, 1) == 1.7
-    assert count(without_storage("cifar_preresnet110", 10, "B")) == 1_730_522
+    assert count(without_storage("cifar_preresnet110", 10, shortcut="B")) == 1_730_522
 
 
 def test_depth_counts_the_layers_with_weights() -> None:
@@ -122,7 +123,8 @@ def test_parameters_have_torchvision_names_and_shapes() -> None:
 def test_bottleneck_halves_the_resolution_where_it_should(
     architecture: str, stride_in: StrideIn | None, strides: tuple[int, int]
 ) -> None:
-    block = without_storage(architecture, stride_in=stride_in).get_submodule("layer2.0")
+    wanted = stride_in or ARCHITECTURES[architecture].stride_in
+    block = without_storage(architecture, stride_in=wanted).get_submodule("layer2.0")
     assert isinstance(block, Bottleneck)
     assert (block.conv1.stride[0], block.conv2.stride[0]) == strides
 
@@ -207,7 +209,7 @@ def test_shortcut_a_subsamples_and_pads_channels_on_both_sides() -> None:
 
 @pytest.mark.parametrize(("shortcut", "projections"), [("A", 0), ("B", 2), ("C", 9)])
 def test_shortcut_decides_how_many_blocks_project(shortcut: Shortcut, projections: int) -> None:
-    names = without_storage("cifar_resnet20", 10, shortcut).state_dict()
+    names = without_storage("cifar_resnet20", 10, shortcut=shortcut).state_dict()
     assert sum(name.endswith("downsample.0.weight") for name in names) == projections
 
 
@@ -217,7 +219,7 @@ def test_shortcut_decides_how_many_blocks_project(shortcut: Shortcut, projection
 )
 def test_every_shortcut_runs_in_every_family(architecture: str, shortcut: Shortcut) -> None:
     images = torch.empty(2, 3, 64, 64, device="meta")
-    assert without_storage(architecture, 7, shortcut)(images).shape == (2, 7)
+    assert without_storage(architecture, 7, shortcut=shortcut)(images).shape == (2, 7)
 
 
 DEEP = ("cifar_resnet1202", "cifar_preresnet1001", "preresnet200", "cifar_preresnet110", "plain34")

@@ -15,6 +15,7 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 
+from models.errors import first_line
 from models.manifest import OUTPUT_NAMES, Manifest
 from server import cuda
 from server.cuda import OutOfMemoryError
@@ -240,4 +241,4 @@ def _raise_if_lost(cause: RuntimeError) -> None:
     try:
         torch.cuda.synchronize()
     except RuntimeError as error:
-        raise DeviceLostError(str(error).splitlines()[0]) from cause
+        raise DeviceLostError(first_line(error)) from cause
