@@ -112,7 +112,10 @@ _TEXTS: tuple[tuple[re.Pattern[bytes], str], ...] = (
     (re.compile(_HEXADECIMAL, re.I), "hexadecimal"),
     (re.compile(rb"b['\"](?:\\x|GIF8|RIFF|BM|II|MM)"), "bytes as a program prints them"),
     (re.compile(b"|".join(_MISREAD)), "an image that was read as text"),
-    (re.compile(rb"--[^\r\n]{1,250}\r?\nContent-", re.I), "a form, which /classify, /classify/batch and /embed take if its Content-Type says so"),
+    (
+        re.compile(rb"--[^\r\n]{1,250}\r?\nContent-", re.I),
+        "a form, which /classify, /classify/batch and /embed take if its Content-Type says so",
+    ),
     (re.compile(rb"[\w.%\[\]-]{1,100}=(?:[\w.*~+&=-]|%[0-9a-f]{2})*(?:%[0-9a-f]?)?\Z", re.I), "a form without files"),
     (re.compile(_JSON), "JSON"),
     (re.compile(_FILE_NAME, re.I), "the name of a file"),
