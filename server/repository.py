@@ -134,7 +134,7 @@ class Catalogue:
         Raises:
             ServiceError: UNKNOWN_MODEL, naming the models served, or MODEL_UNAVAILABLE if the server will try again.
         """
-        wanted = name or self.default_model
+        wanted = self.default_model if name is None else name
         versions = self.versions.get(wanted or "", {})
         found = versions.get(max(versions, default=0) if version is None else version)
         if found:
@@ -149,9 +149,8 @@ class Catalogue:
                 raise ServiceError(Code.MODEL_UNAVAILABLE, detail)
         if not versions:
             names = ", ".join(self.versions) or "none"
-            problem = (
-                f"there is no model {wanted!r}" if wanted else "no model was named and there is no --default-model"
-            )
+            nameless = "no model was named and there is no --default-model"
+            problem = nameless if wanted is None else f"there is no model {wanted!r}"
             raise ServiceError(Code.UNKNOWN_MODEL, f"{problem}; models served here: {names}")
         raise ServiceError(
             Code.UNKNOWN_MODEL,

@@ -39,6 +39,8 @@ Outcome = Classification | ClientError | SourceError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; 0: all images were classified, 1: some were not, 2: wrong arguments, 130: interrupted."""
     options = _parse(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files and classes may have characters that it lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         failed = asyncio.run(_classify_all(options))
         sys.stdout.flush()
@@ -150,9 +152,8 @@ def _table(name: str, answer: Classification) -> str:
 
 def _json(name: str, answer: Classification) -> str:
     plain = asdict(replace(answer, logits=None, features=None, heatmap=None))
-    return json.dumps(
-        {"image": name, **{key: value for key, value in plain.items() if key not in _ARRAYS}}, ensure_ascii=False
-    )
+    shown = {"image": name, **{key: value for key, value in plain.items() if key not in _ARRAYS}}
+    return json.dumps(shown, ensure_ascii=sys.stdout.encoding.lower() != "utf-8")
 
 
 _ARRAYS = {"logits", "features", "heatmap"}

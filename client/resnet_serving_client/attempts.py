@@ -9,6 +9,8 @@ from resnet_serving_client.errors import BusyError, ClientError, NoAnswerError
 
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
+LONGEST_WAIT_S = 86_400.0
+"""Most seconds for one attempt, however far the deadline is: sockets and event loops cannot wait for ever."""
 MOST_LOST = 4
 """Attempts that may end without an answer: few, so that a wrong address is reported soon, yet enough for a restart."""
 
@@ -37,8 +39,8 @@ class Attempts:
         self._lost = 0
 
     def left_s(self) -> float:
-        """Seconds left until the deadline; at least one millisecond."""
-        return max(0.001, self._ends_s - self._clock())
+        """Seconds left until the deadline; at least one millisecond, at most LONGEST_WAIT_S."""
+        return max(0.001, min(LONGEST_WAIT_S, self._ends_s - self._clock()))
 
     def pause_s(self, error: ClientError) -> float:
         """Seconds to wait before the next attempt.

@@ -70,17 +70,19 @@ class Client:
         """
         parameters = _parameters(top_k, model, version, crops, include, coverage=coverage, reject=reject)
         headers = _arrays() if include else {}
-        return _read(self._ask("POST", "/classify", content=image, params=parameters, headers=headers), Classification)
+        return _read(
+            self._ask("POST", "/classify", content=_bytes(image), params=parameters, headers=headers), Classification
+        )
 
     def embed(self, image: bytes, *, model: str | None = None, version: int | None = None) -> Embedding:
         """The features of an image: the input of the model's last layer."""
         parameters, headers = _parameters(None, model, version, None), _arrays()
-        return _read(self._ask("POST", "/embed", content=image, params=parameters, headers=headers), Embedding)
+        return _read(self._ask("POST", "/embed", content=_bytes(image), params=parameters, headers=headers), Embedding)
 
     def heatmap(self, image: bytes, *, model: str | None = None, version: int | None = None) -> bytes:
         """The photo as a PNG, with the regions that support its best class in colour."""
         parameters, headers = _parameters(1, model, version, None, ["heatmap"]), {"Accept": PNG}
-        return self._ask("POST", "/classify", content=image, params=parameters, headers=headers).content
+        return self._ask("POST", "/classify", content=_bytes(image), params=parameters, headers=headers).content
 
     def models(self) -> list[Model]:
         """The models that the service serves."""
@@ -147,18 +149,20 @@ class AsyncClient:
         """As `Client.classify`."""
         parameters = _parameters(top_k, model, version, crops, include, coverage=coverage, reject=reject)
         headers = _arrays() if include else {}
-        answer = await self._ask("POST", "/classify", content=image, params=parameters, headers=headers)
+        answer = await self._ask("POST", "/classify", content=_bytes(image), params=parameters, headers=headers)
         return _read(answer, Classification)
 
     async def embed(self, image: bytes, *, model: str | None = None, version: int | None = None) -> Embedding:
         """As `Client.embed`."""
         parameters, headers = _parameters(None, model, version, None), _arrays()
-        return _read(await self._ask("POST", "/embed", content=image, params=parameters, headers=headers), Embedding)
+        return _read(
+            await self._ask("POST", "/embed", content=_bytes(image), params=parameters, headers=headers), Embedding
+        )
 
     async def heatmap(self, image: bytes, *, model: str | None = None, version: int | None = None) -> bytes:
         """As `Client.heatmap`."""
         parameters, headers = _parameters(1, model, version, None, ["heatmap"]), {"Accept": PNG}
-        return (await self._ask("POST", "/classify", content=image, params=parameters, headers=headers)).content
+        return (await self._ask("POST", "/classify", content=_bytes(image), params=parameters, headers=headers)).content
 
     async def models(self) -> list[Model]:
         """As `Client.models`."""
@@ -216,6 +220,17 @@ def _arrays() -> dict[str, str]:
     return {"Accept": MSGPACK}
 
 
+def _bytes(image: object) -> bytes:
+    """The image, to be sent as often as needed; a file could be read only once.
+
+    Raises:
+        TypeError: it is not the bytes of a file.
+    """
+    if not isinstance(image, bytes | bytearray | memoryview):
+        raise TypeError(f"an image is the bytes of its file, not {type(image).__name__}: try Path(...).read_bytes()")
+    return bytes(image)
+
+
 def _parameters(
     top_k: int | None,
     model: str | None,
@@ -248,7 +263,7 @@ def _read(response: httpx.Response, kind: type[Answer]) -> Answer:
 
             return with_arrays(structured(msgspec.msgpack.decode(response.content), kind))
         return structured(json.loads(response.content), kind)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise NoAnswerError(f"{response.url} does not answer as this service does: {error}") from None
 
 

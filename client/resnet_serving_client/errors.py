@@ -55,8 +55,10 @@ def error_of(response: httpx.Response) -> ClientError:
     status = response.status_code
     try:
         problem = structured(json.loads(response.content), Problem)
-    except ValueError:
+    except (ValueError, RecursionError):
         detail = f"{response.url} answers {status} {response.reason_phrase}"
+        if response.has_redirect_location:
+            detail = f"{detail}, and is at {response.headers['Location']}: give the address of the service itself"
         if status >= 500 and status not in BUSY:
             return NoAnswerError(detail)
         problem = Problem(response.reason_phrase, f"http_{status}", detail, "")

@@ -86,7 +86,7 @@ class FeaturesFile:
 
         there = [(name, answer) for name, answer in self._rows if answer is not None]
         columns = {
-            "image": pa.array([name for name, _ in there], pa.string()),
+            "image": pa.array([name.encode(errors="backslashreplace").decode() for name, _ in there], pa.string()),
             "model": pa.array([answer.model for _, answer in there], pa.string()),
             "version": pa.array([answer.version for _, answer in there], pa.int32()),
             "features": pa.array([answer.features for _, answer in there], pa.list_(pa.float32())),

@@ -35,7 +35,9 @@ def _found(name: str) -> list[str]:
         return []
     if path.is_dir():
         return sorted(str(file) for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-    return [image for match in sorted(glob(name, recursive=True)) for image in expand(match)]  # noqa: PTH207
+    matches = sorted(glob(name, recursive=True))  # noqa: PTH207
+    # A pipe or a dangling link matches its own name.
+    return [image for match in matches if match != name for image in expand(match)]
 
 
 async def read(name: str, web: httpx.AsyncClient) -> bytes:

@@ -42,9 +42,11 @@ def read(content: bytes, timeout_s: float | None) -> tuple[InferRequest, str]:
     """A request and its id.
 
     Raises:
-        ServiceError: INVALID_REQUEST.
+        ServiceError: INVALID_REQUEST, INVALID_PARAMETER.
     """
     asked = parsed(pb.ModelInferRequest, content)
+    if not asked.model_name:
+        raise ServiceError(Code.INVALID_REQUEST, "the request names no model")
     request = InferRequest(
         asked.model_name,
         asked.model_version,
@@ -74,9 +76,15 @@ def written(answer: InferAnswer, request_id: str) -> pb.ModelInferResponse:
 def parameters(
     sent: Mapping[str, pb.InferParameter] | Mapping[str, pb.ModelRepositoryParameter],
 ) -> dict[str, Any]:
-    """The parameters' values; None for one without a value."""
+    """The parameters' values.
+
+    Raises:
+        ServiceError: INVALID_PARAMETER, one has no value.
+    """
     kinds = {name: value.WhichOneof("parameter_choice") for name, value in sent.items()}
-    return {name: getattr(sent[name], kind) if kind else None for name, kind in kinds.items()}
+    if valueless := [name for name, kind in kinds.items() if kind is None]:
+        raise ServiceError(Code.INVALID_PARAMETER, f"the parameter {valueless[0][:100]!r} has no value")
+    return {name: getattr(sent[name], kind) for name, kind in kinds.items() if kind}
 
 
 def _parameter(value: object) -> pb.InferParameter:
@@ -89,7 +97,7 @@ def _inputs(asked: pb.ModelInferRequest) -> list[Input]:
     """Each input with a function that reads its elements; either all are raw or none.
 
     Raises:
-        ServiceError: INVALID_REQUEST.
+        ServiceError: INVALID_REQUEST, INVALID_PARAMETER.
     """
     raw = asked.raw_input_contents
     if any(models.SHARED_MEMORY & each.parameters.keys() for each in asked.inputs):
@@ -97,6 +105,8 @@ def _inputs(asked: pb.ModelInferRequest) -> list[Input]:
     if raw and len(raw) != len(asked.inputs):
         detail = f"{len(asked.inputs)} inputs have {len(raw)} raw_input_contents; there must be one for each, or none"
         raise ServiceError(Code.INVALID_REQUEST, detail)
+    if raw and any(each.HasField("contents") for each in asked.inputs):
+        raise ServiceError(Code.INVALID_REQUEST, "an input has contents beside raw_input_contents; send one of the two")
     readers: list[Callable[[int], Values]] = [
         partial(tensors.from_raw, each.datatype, raw[index]) if raw else partial(_from_fields, each)
         for index, each in enumerate(asked.inputs)

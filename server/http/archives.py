@@ -39,6 +39,11 @@ class File(NamedTuple):
         return cls(printable(name), len(content), lambda: content)
 
 
+def is_zip(content: bytes) -> bool:
+    """Whether the content begins as a zip does."""
+    return content.startswith(_START)
+
+
 def files(archive: bytes) -> list[File]:
     """The files that a zip's directory lists, in its order; nothing is decompressed yet.
 
@@ -47,7 +52,7 @@ def files(archive: bytes) -> list[File]:
     Raises:
         ServiceError: INVALID_REQUEST, it is not a zip, or cannot be read to its end.
     """
-    if not archive.startswith(_START):
+    if not is_zip(archive):
         known = next((name for at, magic, name in _UNREAD if archive.startswith(magic, at)), None)
         what = f"{known} archives are not read" if known else "the body is neither a zip nor a form"
         raise ServiceError(Code.INVALID_REQUEST, f"{what}: send a zip, or each image as a file of a form")

@@ -147,7 +147,7 @@ def _parameters(request: Request, fields: Sequence[tuple[str, str]], kind: type[
     queried = [("query", *each) for each in request.query_params.multi_items()]
     for where, name, value in [*queried, *(("form", *each) for each in fields)]:
         if name not in known:
-            meant = difflib.get_close_matches(name, known, 1, cutoff=0.8)
+            meant = difflib.get_close_matches(name.lower(), known, 1, cutoff=0.8)
             if where == "query" or meant:
                 there_is = ", ".join(meant or known)
                 raise _invalid(where, name[:100], f"there is no such parameter; there is {there_is}")
@@ -275,7 +275,7 @@ def router(service: Service, uploads: Uploads) -> APIRouter:
 async def _picture(service: Service, request: Request, answer: Answer, image: bytes) -> bytes | None:
     """The photo with the heat map of its best class, as a PNG; None: the client does not prefer that."""
     include = answer.plan.ask.include
-    if not (include and Extras.HEATMAP in include and responses.prefers_png(request.headers.get("accept", ""))):
+    if not (include and Extras.HEATMAP in include and responses.prefers_png(field(request.scope, b"accept") or "")):
         return None
     classes = answer.classes
     return await service.drawing.draw(image, classes.photo_size, classes.activation_maps[0], answer.box)
@@ -284,7 +284,7 @@ async def _picture(service: Service, request: Request, answer: Answer, image: by
 def _is_binary(request: Request, answer: Answer) -> bool:
     """Whether features are sent as bytes."""
     include = answer.plan.ask.include
-    return bool(include) and responses.prefers_msgpack(request.headers.get("accept", ""))
+    return bool(include) and responses.prefers_msgpack(field(request.scope, b"accept") or "")
 
 
 def _plan(

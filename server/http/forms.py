@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 from python_multipart.exceptions import FormParserError
@@ -40,17 +41,17 @@ def read(body: bytes, boundary: bytes, max_files: int) -> Form:
     """The files and fields of a form of at most `max_files` + MAX_PARTS parts.
 
     Some clients omit the file name of a file they have in memory. So if no part has one, each part that is not text
-    counts as a file.
+    counts as a file. All other parts are fields; of one that is not text, the value is only good for an error message.
 
     Raises:
         ServiceError: MALFORMED_MULTIPART.
     """
     parts = _parts(body, boundary, max_files + MAX_PARTS)
-    files = [FormFile(part.filename, part.content) for part in parts if part.filename is not None]
-    others = [part for part in parts if part.filename is None]
-    if not files:
-        files = [FormFile("", part.content) for part in others if part.text is None]
-    return Form(files, [(part.name, part.text) for part in others if part.text is not None])
+    files = [part for part in parts if part.filename is not None] or [part for part in parts if part.text is None]
+    return Form(
+        [FormFile(part.filename or "", part.content) for part in files],
+        [(part.name, part.quotable if part.text is None else part.text) for part in parts if part not in files],
+    )
 
 
 class _Part:
@@ -65,7 +66,7 @@ class _Part:
     def content(self) -> bytes:
         return b"".join(self.chunks)
 
-    @property
+    @cached_property
     def text(self) -> str | None:
         """The content as text; None: it is not text."""
         try:
@@ -73,6 +74,11 @@ class _Part:
         except UnicodeDecodeError:
             return None
         return None if "\0" in text else text
+
+    @property
+    def quotable(self) -> str:
+        """The beginning of the content, with replacements for what is not text."""
+        return self.content[:100].decode("utf-8", "replace")
 
 
 def _parts(body: bytes, boundary: bytes, max_parts: int) -> list[_Part]:

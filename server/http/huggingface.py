@@ -11,6 +11,7 @@ from models.manifest import MAX_TOP_K
 from server.errors import Code, ServiceError
 from server.http import bodies, request_ids
 from server.http.disconnects import cancelled_when_gone, counted
+from server.http.fields import field
 from server.http.request_ids import request_id_of
 from server.http.uploads import Uploads
 from server.serving.plan import DEFAULT_TOP_K, Ask, Plan
@@ -45,7 +46,8 @@ def router(service: Service, uploads: Uploads) -> APIRouter:
             async with uploads.body(request) as body:
                 received_s = time.monotonic()
                 image = body
-                if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json":
+                kind = field(request.scope, b"content-type") or ""
+                if kind.partition(";")[0].strip().lower() == "application/json":
                     asked = await bodies.decoded(body, Inputs)
                     _check(asked.parameters.function_to_apply, plan)
                     (image,) = await bodies.images([asked.inputs])

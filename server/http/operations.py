@@ -24,6 +24,7 @@ from models.manifest import (
 from server.exposition import OPENMETRICS, exposition
 from server.http import candidates
 from server.http.candidates import Canary, Shadow
+from server.http.fields import field
 from server.http.responses import quality
 from server.repository import Catalogue, ModelKey
 from server.serving.loads import State
@@ -155,7 +156,7 @@ def router(service: Service) -> APIRouter:
         responses={200: {"content": {OPENMETRICS: {"schema": {"type": "string"}}}}},
     )
     def prometheus(request: Request) -> Response:
-        wanted = _prefers_openmetrics(request.headers.get("accept", ""))
+        wanted = _prefers_openmetrics(field(request.scope, b"accept") or "")
         content, media_type = exposition(service.metrics.exemplars if wanted else None)
         return Response(content, media_type=media_type, headers={"Vary": "Accept"})
 

@@ -95,8 +95,11 @@ class Uploads:
         if boundary is None:
             files = await asyncio.to_thread(archives.files, body)
         else:
-            form = forms.read(body, boundary, at_most)
-            files, fields = [File.of(*file) for file in form.files], form.fields
+            sent, fields = forms.read(body, boundary, at_most)
+            if len(sent) == 1 and archives.is_zip(sent[0].content):
+                files = await asyncio.to_thread(archives.files, sent[0].content)
+            else:
+                files = [File.of(*file) for file in sent]
         if not files:
             raise ServiceError(Code.EMPTY_BODY, "the upload has no files")
         if len(files) > at_most:

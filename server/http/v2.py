@@ -12,6 +12,7 @@ from starlette.status import HTTP_501_NOT_IMPLEMENTED, HTTP_503_SERVICE_UNAVAILA
 from server.errors import Code, ServiceError
 from server.http import bodies, request_ids
 from server.http.disconnects import cancelled_when_gone, counted
+from server.http.fields import field
 from server.http.request_ids import request_id_of
 from server.http.uploads import Uploads
 from server.serving.plan import Ask
@@ -121,7 +122,7 @@ def router(service: Service, uploads: Uploads) -> APIRouter:
             bodies.check_no_query(request)
             service.admit(Ask(views.parted(name)[0], models.number(version)), outcome)
             async with uploads.body(request) as body:
-                asked, binary = _split(body, request.headers.get(HEADER_LENGTH))
+                asked, binary = _split(body, field(request.scope, HEADER_LENGTH.lower().encode()))
                 if asked.model_name not in (None, name):
                     raise ServiceError(Code.INVALID_REQUEST, "model_name differs from the name in the path")
                 outputs, are_binary = _outputs(asked)
@@ -185,8 +186,10 @@ def _decoded(content: bytes | memoryview, kind: type[Kind]) -> Kind:
     """Decode JSON of limited size.
 
     Raises:
-        ServiceError: BODY_TOO_LARGE, INVALID_REQUEST.
+        ServiceError: EMPTY_BODY, BODY_TOO_LARGE, INVALID_REQUEST.
     """
+    if not content:
+        raise ServiceError(Code.EMPTY_BODY, "the request has no JSON; send it as the body")
     if len(content) > MAX_JSON_BYTES:
         detail = f"JSON may have at most {MAX_JSON_BYTES} bytes: send tensors as binary data"
         raise ServiceError(Code.BODY_TOO_LARGE, detail)

@@ -17,7 +17,8 @@ _MARKER = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")
 _START = 0xD8
 """Start of image: the marker without a length after it."""
 _TABLES_AND_FRAMES = {0xC4, 0xCC, 0xDB, 0xDD, *range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC)}
-_FRAMES = _TABLES_AND_FRAMES - {0xC4, 0xCC, 0xDB, 0xDD}
+_JPEG_LS = 0xF7
+_FRAMES = _TABLES_AND_FRAMES - {0xC4, 0xCC, 0xDB, 0xDD} | {_JPEG_LS}
 _APP0, _APP1, _APP14 = 0xE0, 0xE1, 0xEE
 _VARIANTS = {
     0xC3: "lossless JPEG",
@@ -25,6 +26,7 @@ _VARIANTS = {
     0xC9: "arithmetic-coded JPEG",
     0xCA: "arithmetic-coded JPEG",
     0xCB: "lossless JPEG",
+    _JPEG_LS: "JPEG-LS",
 }
 _COLOURS = (1, 3, 4)
 """Numbers of components: of grey, of YCbCr or RGB, and of CMYK."""

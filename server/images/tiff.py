@@ -85,7 +85,7 @@ def prepared(data: bytes) -> Prepared:
         raise unsupported(f"TIFF compressed by {_COMPRESSION_NAMES.get(compression, f'method {compression}')}")
     layout = directory.layout
     if not layout.decoded or directory.number(INK_SET, 1) != 1:
-        raise unsupported(f"TIFF of {layout}")
+        raise unsupported(f"TIFF of {layout}") if directory.has_whole_tags else damaged(data, "TIFF")
     if (share := directory.share_of_parts) < 1:
         raise incomplete("TIFF", share)
     if not directory.has_whole_jpegs:

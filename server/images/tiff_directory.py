@@ -139,6 +139,8 @@ class Directory:
         at += 8 if self._big else 2
         entry = struct.Struct(f"{self._order}HH{word}{'8x' if self._big else '4x'}")
         block = data[at : at + tags * entry.size]
+        if len(block) < tags * entry.size:
+            raise struct.error("the file ends within its directory")
         self._entries: dict[int, _Entry] = {}
         for index, (tag, kind, count) in enumerate(entry.iter_unpack(block)):
             start = index * entry.size
@@ -165,6 +167,12 @@ class Directory:
     def number(self, tag: int, default: int) -> int:
         """First value of a tag."""
         return next(iter(self.numbers(tag)), default)
+
+    @property
+    def has_whole_tags(self) -> bool:
+        """Whether the file contains the values of all tags that affect the pixels."""
+        needed = [tag for tag, entry in self._entries.items() if tag in _NEEDED and entry.kind in _INTEGERS]
+        return all(len(self.numbers(tag)) == self._entries[tag].values for tag in needed)
 
     @property
     def layout(self) -> Layout:

@@ -9,6 +9,9 @@ from server.serving.outcomes import Outcome
 from server.serving.plan import Answer, Plan
 from server.serving.service import Service
 
+_OF_ONE_IMAGE = frozenset({Code.EMPTY_BODY, Code.NOT_AN_IMAGE, Code.BROKEN_IMAGE, Code.TOO_MANY_PIXELS})
+"""Codes whose detail says which of several images has the fault."""
+
 
 async def classify_all(service: Service, plan: Plan, images: Sequence[Image], received_s: float) -> list[Answer]:
     """Classify all images at one time. Cancelling the call cancels all of them.
@@ -28,9 +31,18 @@ async def classify_all(service: Service, plan: Plan, images: Sequence[Image], re
 async def _classify_all(service: Service, plan: Plan, images: Sequence[Image], received_s: float) -> list[Answer]:
     if len(images) == 1:
         return [await service.classify(plan, images[0], received_s)]
+
+    async def classify(number: int, image: Image) -> Answer:
+        try:
+            return await service.classify(plan, image, received_s)
+        except ServiceError as error:
+            if error.code not in _OF_ONE_IMAGE:
+                raise
+            raise ServiceError(error.code, f"image {number} of {len(images)}: {error.detail}") from None
+
     try:
         async with asyncio.TaskGroup() as group:
-            asked = [group.create_task(service.classify(plan, image, received_s)) for image in images]
+            asked = [group.create_task(classify(number, image)) for number, image in enumerate(images, 1)]
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from None
     return [task.result() for task in asked]

@@ -1,6 +1,7 @@
 """When a request is sent again, with a clock that only the test moves."""
 
 import math
+import threading
 
 import pytest
 
@@ -50,6 +51,10 @@ def test_the_deadline_counts_from_the_first_attempt() -> None:
     assert attempts.left_s() == pytest.approx(4)
     with pytest.raises(BusyError):
         attempts.pause_s(busy(5))
+
+
+def test_a_deadline_that_never_comes_is_a_time_that_sockets_can_wait() -> None:
+    assert Attempts(math.inf).left_s() < threading.TIMEOUT_MAX
 
 
 def test_no_time_left_is_still_a_time() -> None:

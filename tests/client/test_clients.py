@@ -1,10 +1,12 @@
 """Both clients against real servers, including servers that are full, refuse, or die."""
 
 import asyncio
+import math
 import socket
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -84,6 +86,15 @@ def test_an_answer_is_typed(call: Call, server: RunningServer) -> None:
     assert (answer.predictions[0].label, answer.predictions[0].wordnet_id) == ("red 123", None)
     assert answer.timings_ms.total > 0
     assert len(answer.request_id) > 0
+
+
+@both
+def test_an_image_is_bytes_of_any_type(call: Call, server: RunningServer) -> None:
+    for kind in (bytearray, memoryview):
+        assert call(server.url, "classify", kind(red_image(7)), deadline_s=math.inf).predictions[0].class_id == 7
+    for other in (Path("a.png"), "a.png", BytesIO(red_image(7)), None):
+        with pytest.raises(TypeError, match="an image is the bytes of its file, not"):
+            call(server.url, "classify", other)
 
 
 @both

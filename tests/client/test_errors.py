@@ -35,6 +35,16 @@ def test_status_and_document_say_what_it_is(status: int, content: bytes, kind: t
     assert str(error) == "D (a_code)" if content == PROBLEM else f"http://host/path answers {status}" in str(error)
 
 
+def test_a_redirect_says_where_the_service_is() -> None:
+    response = answer(301, PAGE)
+    response.headers["Location"] = "https://host/path"
+    assert "is at https://host/path" in str(error_of(response))
+
+
+def test_a_document_that_is_nested_too_deep_is_no_problem_document() -> None:
+    assert isinstance(error_of(answer(500, b"[" * 200_000)), NoAnswerError)
+
+
 @pytest.mark.parametrize(("sent", "seconds"), [("3", 3), (None, 0), ("Wed, 21 Oct 2026 07:28:00 GMT", 0), ("-1", 0)])
 def test_retry_after_is_a_number_of_seconds(sent: str | None, seconds: float) -> None:
     error = error_of(answer(503, PROBLEM, sent))

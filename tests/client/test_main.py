@@ -118,6 +118,20 @@ def test_csv_says_which_images_are_of_a_known_class_where_that_was_asked(seeing:
     assert "known" not in classify(seeing, *asked).stdout
 
 
+def test_a_name_that_the_output_cannot_represent_spares_the_others(seeing: RunningServer, tmp_path: Path) -> None:
+    unusual = [tmp_path / name for name in ("\u65e5\U0001f600.png", os.fsdecode(b"\xff.png"))]
+    for path in unusual:
+        path.write_bytes(red_image(1))
+    table = tmp_path / "features.parquet"
+    for encoding in ("ascii", "utf-8"):
+        how = {**os.environ, "PYTHONIOENCODING": encoding}
+        done = classify(seeing, "--format=json", "--model=seeing", "--features", table, *unusual, env=how)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert [json.loads(line)["image"] for line in done.stdout.splitlines()] == [str(path) for path in unusual]
+        assert classify(seeing, "--model=seeing", *unusual, env=how).returncode == 0
+    assert parquet.read_table(table)["image"].to_pylist()[1].endswith("\\udcff.png")
+
+
 def test_choices_reach_the_service(server: RunningServer, folder: Path) -> None:
     done = classify(
         server, "--format=json", "--model=tiny", "--version=1", "--top-k=3", "--crops=10", folder / "01.png"

@@ -1,6 +1,7 @@
 """Which images a name stands for, and which cannot be read."""
 
 import asyncio
+import os
 from pathlib import Path
 
 import httpx
@@ -42,6 +43,14 @@ def names(folder: Path, name: str) -> list[str]:
 )
 def test_a_name_stands_for_images(folder: Path, name: str, found: list[str]) -> None:
     assert names(folder, name) == found
+
+
+def test_a_pipe_and_a_link_to_nothing_stand_for_themselves(folder: Path) -> None:
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / "pointless.jpg").symlink_to("none")
+    for name in ("pipe.jpg", "pointless.jpg"):
+        assert names(folder, name) == [name]
+    assert names(folder, "p*.jpg") == ["pipe.jpg", "pointless.jpg"]
 
 
 @pytest.mark.parametrize("name", ["-", "http://127.0.0.1/*", "https://127.0.0.1/a.jpg"])

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import queue
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -297,6 +298,9 @@ def test_a_view_takes_typed_floats(stub: GRPCInferenceServiceStub) -> None:
     assert answer.model_name == "tiny:inception"
 
 
+RAW = struct.pack("<I", len(red_image(1))) + red_image(1)
+
+
 def _request(**changes: Any) -> pb.ModelInferRequest:
     tensor = {"name": "encoded", "datatype": "BYTES", "shape": [1], "contents": {"bytes_contents": [red_image(1)]}}
     return pb.ModelInferRequest(**{"model_name": "tiny", "inputs": [tensor], **changes})
@@ -306,12 +310,15 @@ def _request(**changes: Any) -> pb.ModelInferRequest:
     ("request_", "status", "code"),
     [
         (_request(model_name="none"), grpc.StatusCode.NOT_FOUND, "unknown_model"),
+        (_request(model_name=""), grpc.StatusCode.INVALID_ARGUMENT, "invalid_request"),
         (_request(model_version="x"), grpc.StatusCode.NOT_FOUND, "unknown_model"),
         (_request(inputs=[]), grpc.StatusCode.INVALID_ARGUMENT, "invalid_request"),
         (_request(raw_input_contents=[b"", b""]), grpc.StatusCode.INVALID_ARGUMENT, "invalid_request"),
         (_request(raw_input_contents=[b"abc"]), grpc.StatusCode.INVALID_ARGUMENT, "invalid_request"),
+        (_request(raw_input_contents=[RAW]), grpc.StatusCode.INVALID_ARGUMENT, "invalid_request"),
         (_request(parameters={"else": {"bool_param": True}}), grpc.StatusCode.INVALID_ARGUMENT, "invalid_parameter"),
         (_request(parameters={"priority": {}}), grpc.StatusCode.INVALID_ARGUMENT, "invalid_parameter"),
+        (_request(parameters={"sequence_id": {}}), grpc.StatusCode.INVALID_ARGUMENT, "invalid_parameter"),
         (
             _request(outputs=[{"name": "labels", "parameters": {"shared_memory_region": {"string_param": "mine"}}}]),
             grpc.StatusCode.INVALID_ARGUMENT,

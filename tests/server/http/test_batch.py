@@ -67,6 +67,18 @@ def test_a_zip_is_answered_in_its_order(server: RunningServer) -> None:
     assert response.json()["request_id"] == response.headers["X-Request-ID"]
 
 
+def test_a_zip_may_be_the_only_file_of_a_form(server: RunningServer) -> None:
+    def sent(*files: tuple[str, bytes]) -> httpx.Response:
+        return server.client.post("/classify/batch", files=[("file", file) for file in files], data={"top_k": "2"})
+
+    response = sent(("photos.zip", zipped(SOME)))
+    assert classes(response) == [("a.png", 1), ("b.png", 2), ("a.png", 3)]
+    assert len(response.json()["results"][0]["classification"]["predictions"]) == 2
+    assert classes(sent(("photos.zip", zipped(SOME)), SOME[0])) == [("photos.zip", "not_an_image"), ("a.png", 1)]
+    assert sent(("photos.zip", zipped([("big", bytes(MAX_BODY_BYTES + 1))]))).json()["code"] == "body_too_large"
+    assert sent(("photos.zip", zipped(SOME)[:-30])).json()["code"] == "invalid_request"
+
+
 def test_a_form_is_answered_in_its_order_and_each_image_has_its_own_outcome(server: RunningServer) -> None:
     files = [
         ("file", ("\u00e4.png", red_image(7))),

@@ -1,11 +1,13 @@
 """Every way a request to classify can end, over real HTTP."""
 
+import gzip
 import http.client
 import json
 from collections.abc import Iterator
 from contextlib import closing
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -113,6 +115,7 @@ def _encoded(image_format: str, size: tuple[int, int]) -> bytes:
         (red_image(1), {"topk": 1}, 400, "invalid_parameter"),
         (red_image(1), {"top_k": [1, 2]}, 400, "invalid_parameter"),
         (red_image(1), {"_": 1}, 400, "invalid_parameter"),
+        (red_image(1), {"model": ""}, 404, "unknown_model"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -161,9 +164,23 @@ def test_fields_of_a_form_are_parameters(server: RunningServer) -> None:
     assert sent(model="none").json()["code"] == "unknown_model"
     assert sent(comment="of another program").status_code == 200
     assert sent(topk="1").json()["detail"] == "topk: there is no such parameter; there is top_k"
+    assert sent(topK="1").json()["detail"] == "topK: there is no such parameter; there is top_k"
     assert sent(params={"top_k": "2"}, top_k="2").json()["detail"] == "top_k: it is given twice"
+    for garbled in ("3".encode("utf-16"), b"\xff", b"\0"):
+        parts: list[tuple[str, Any]] = [("file", ("a.png", red_image(7))), ("top_k", (None, garbled))]
+        assert server.client.post("/classify", files=parts).json()["code"] == "invalid_parameter"
     (result,) = sent("/classify/batch", top_k="4").json()["results"]
     assert len(result["classification"]["predictions"]) == 4
+
+
+def test_lines_of_one_header_field_are_a_list(server: RunningServer) -> None:
+    def sent(*headers: tuple[str, str]) -> httpx.Response:
+        return server.client.post("/classify", content=gzip.compress(red_image(7)), headers=headers)
+
+    packed = ("Content-Encoding", "gzip")
+    answer = sent(packed, ("Accept", "text/html"), ("Accept", "application/msgpack"))
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/msgpack")
+    assert sent(packed, ("Content-Encoding", "br")).json()["code"] == "unsupported_encoding"
 
 
 def test_a_form_that_says_two_things_is_refused(server: RunningServer) -> None:

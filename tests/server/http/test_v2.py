@@ -397,6 +397,7 @@ def test_plain_json_is_enough(server: RunningServer) -> None:
 
 
 BAD: dict[str, tuple[Any, int, str]] = {
+    "nothing": (b"", 400, "empty_body"),
     "no JSON": (b"{", 400, "invalid_request"),
     "no object": ([], 400, "invalid_request"),
     "no inputs": ({}, 400, "invalid_request"),
@@ -524,7 +525,7 @@ def test_bytes_that_belong_to_no_input_are_refused(server: RunningServer) -> Non
 
 
 def test_a_batch_is_all_or_its_first_error(server: RunningServer, client: triton.InferenceServerClient) -> None:
-    with pytest.raises(InferenceServerException, match="not an image in an accepted format"):
+    with pytest.raises(InferenceServerException, match="image 2 of 3: the body is not an image"):
         client.infer("tiny", [encoded(red_image(1), b"no image", red_image(2))])
     until(lambda: server.metric("serving_pending_requests") == 0)
     assert best(client.infer("tiny", [pixels(*range(QUEUE_SIZE))])) == list(range(QUEUE_SIZE))

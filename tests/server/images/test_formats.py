@@ -50,7 +50,7 @@ OTHERS = {
     "JPEG XL": [b"\xff\x0a" + bytes(20), b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(20)],
     "JPEG 2000": [encoded(picture(), "JPEG2000"), b"\xff\x4f\xff\x51" + bytes(20)],
     "JPEG XR": [b"II\xbc\1" + bytes(20)],
-    "JPEG-LS": [b"\xff\xd8\xff\xf7" + bytes(20)],
+    "JPEG-LS": [b"\xff\xd8\xff\xf7" + bytes(20), b"\xff\xd8\xff\xe8\0\x06SPIF" + jpeg(0xF7, 8, 3)[2:]],
     "a Photoshop document": [b"8BPS\0\1" + bytes(60)],
     "SVG": [
         b"<svg xmlns='http://www.w3.org/2000/svg'/>",
@@ -62,6 +62,8 @@ OTHERS = {
     "an HTML page": [b"<!DOCTYPE html><html>", b"\n<html lang='en'>"],
     "an icon": [encoded(picture(), "ICO"), encoded(picture(), "ICNS")],
     "Netpbm": [encoded(picture(), "PPM"), encoded(picture().convert("L"), "PPM"), b"P7\nWIDTH 1"],
+    "a cursor": [b"\0\0\2\0\1\0  \0\0"],
+    "Targa": [encoded(picture().convert(mode), "TGA") for mode in ("RGB", "L", "P", "RGBA")],
     "PCX": [encoded(picture(), "PCX")],
     "SGI": [encoded(picture(), "SGI")],
     "QOI": [encoded(picture(), "QOI")],
@@ -70,7 +72,7 @@ OTHERS = {
     "OpenEXR": [b"\x76\x2f\x31\x01" + bytes(20)],
     "Radiance HDR": [b"#?RADIANCE\n"],
     "DICOM": [bytes(128) + b"DICM"],
-    "a zip archive (which is for /classify/batch)": [b"PK\3\4" + bytes(30)],
+    "a zip archive (which /classify/batch takes if it comes alone)": [b"PK\3\4" + bytes(30)],
     "gzip (which a Content-Encoding field must name)": [gzip.compress(encoded(picture(), "BMP"))],
     "a NumPy array": [b"\x93NUMPY\1\0v\0{'descr'"],
     "a video": [ftyp(b"isom", b"mp42"), ftyp(b"qt  "), ftyp(b"M4V ")],
@@ -224,7 +226,7 @@ TEXTS: dict[str, Callable[[bytes], bytes]] = {
     "hexadecimal": lambda data: data.hex().encode(),
     "bytes as a program prints them": lambda data: repr(data).encode(),
     "a form without files": lambda data: urllib.parse.urlencode({"image": data}).encode(),
-    "a form that its Content-Type does not call one": lambda data: (
+    "a form, which /classify, /classify/batch and /embed take if its Content-Type says so": lambda data: (
         b'------WebKitFormBoundary\r\nContent-Disposition: form-data; name="file"; filename="a.jpg"\r\n\r\n' + data
     ),
 }

@@ -194,6 +194,17 @@ def test_what_is_not_decoded_is_named(layout: Layout, name: str) -> None:
     assert f"this is TIFF of {name}" in named(written(layout, samples(layout)))
 
 
+@pytest.mark.parametrize("big", [False, True])
+def test_a_file_that_ends_within_its_tags_is_damaged_and_not_unsupported(*, big: bool) -> None:
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, np.asarray(picture()), photometric="rgb", metadata=None, bigtiff=big)
+    data = buffer.getvalue()
+    with tifffile.TiffFile(io.BytesIO(data)) as opened:
+        ends = min(opened.pages.first.dataoffsets)
+    for end in range(16, ends):
+        assert refusal(data[:end]) is Code.BROKEN_IMAGE, end
+
+
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("compression", [NONE, DEFLATE])
 def test_signed_samples_of_32_bits_count_as_16_bits_or_are_refused(order: Any, compression: int) -> None:
