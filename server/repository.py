@@ -370,7 +370,7 @@ def _read(
     """
     entries: dict[ModelKey, Entry] = {}
     refused: dict[ModelKey, Refusal] = {}
-    for model in _listed(folder):
+    for model in _models(folder):
         try:
             versions = [path for path in _listed(model) if path.name.isdecimal()]
         except UnreadableError as error:
@@ -431,15 +431,18 @@ def signature(folder: Path) -> Mapping[Path, tuple[int, int, int]]:
         UnreadableError: the repository cannot be listed.
     """
     found: dict[Path, tuple[int, int, int]] = {}
-    for model in _listed(folder):
-        if model.name.startswith("."):  # a runtime's own hidden folder
-            continue
+    for model in _models(folder):
         files = _listed_if_readable(model)
         for path in (*files, *(each for version in files for each in _listed_if_readable(version))):
             with contextlib.suppress(OSError):  # removed meanwhile
                 status = path.stat()
                 found[path] = status.st_ctime_ns, status.st_ino, status.st_size
     return found
+
+
+def _models(folder: Path) -> list[Path]:
+    """Folders of models; hidden ones are not: runtimes, volumes and people put theirs there."""
+    return [path for path in _listed(folder) if not path.name.startswith(".")]
 
 
 def _listed_if_readable(folder: Path) -> list[Path]:

@@ -100,8 +100,9 @@ def _read(folder: Path, found: Manifest, patience_s: float) -> bytes:
     key = path, found.file.sha256
     reading, wait_s = _reading.get(key), 0.0
     if reading is None:
-        reading, wait_s = _reading.setdefault(key, Future()), patience_s
+        reading, wait_s = Future(), patience_s
         threading.Thread(target=_fulfil, args=(reading, folder, found), name="reader", daemon=True).start()
+        _reading[key] = reading
     if not wait([reading], wait_s).done:
         raise UnreadableError(f"{path}: it was not read within {patience_s:g} s: its volume hangs, or is very slow")
     _reading.pop(key, None)

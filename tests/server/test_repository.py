@@ -362,6 +362,8 @@ def test_a_folder_that_cannot_be_listed_for_a_moment_is_not_taken_for_an_empty_o
 
 def test_a_folder_that_cannot_be_listed_keeps_no_other_model_from_being_served(tmp_path: Path) -> None:
     tiny.write(tmp_path, "a")
+    tiny.write(tmp_path / ".trash", "a")
+    (tmp_path / ".trash" / "a").rename(tmp_path / ".a")
     for name in ("lost+found", "b"):  # the first is the volume's, and no model's
         (tmp_path / name).symlink_to(name)  # a loop, which not even root can follow
     found = first_scan(tmp_path)
