@@ -1,5 +1,6 @@
 """The HEALTHCHECK of the images: prints the answer of /readyz; exits with 0 if the server can answer requests."""
 
+import os
 import sys
 from http.client import HTTPConnection, HTTPException
 
@@ -9,8 +10,9 @@ TIMEOUT_S = 4.0
 
 
 def main() -> int:
-    """Check PORT, or the port given as the first argument."""
-    connection = HTTPConnection("127.0.0.1", int(sys.argv[1]) if sys.argv[1:] else PORT, timeout=TIMEOUT_S)
+    """Check the port given as the first argument, or that of the server's variable, or PORT."""
+    port = int(sys.argv[1] if sys.argv[1:] else os.environ.get("SERVER_PORT") or PORT)
+    connection = HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
     try:
         connection.request("GET", "/readyz")
         answer = connection.getresponse()

@@ -57,7 +57,7 @@ class Stated:
         try:
             return Preprocessing.model_validate(found)
         except ValidationError as error:
-            raise StatedError(first_mistake(error).removeprefix("Value error, ")) from error
+            raise StatedError(first_mistake(error)) from error
 
     def _resize(self, base: Preprocessing, found: dict[str, object]) -> int:
         crop, mode = self.crop or base.crop, found["crop_mode"]

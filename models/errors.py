@@ -11,7 +11,8 @@ def first_mistake(error: ValidationError) -> str:
     """Return the first validation error in one line, after the invalid field's name if there is one."""
     first = error.errors()[0]
     where = ".".join(map(str, first["loc"]))
-    return f"{where}: {first['msg']}" if where else first["msg"]
+    mistake = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {mistake}" if where else mistake
 
 
 def first_line(error: BaseException) -> str:

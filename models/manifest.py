@@ -40,7 +40,8 @@ MAPPED_CLASSES = 5
 MAX_TOP_K = 100
 """The graph ranks min(MAX_TOP_K, num_classes) classes."""
 
-ModelName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.@-]{0,99}$")]
+NAME = r"^[a-z0-9][a-z0-9_.@-]{0,99}$"
+ModelName = Annotated[str, Field(pattern=NAME)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 ComputeCapability = Annotated[str, Field(pattern=r"^sm[0-9]{2,3}$")]
 """An NVIDIA GPU's compute capability as compilers write it: sm89 is 8.9."""

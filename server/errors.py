@@ -83,6 +83,8 @@ class ServiceError(Exception):
         self.code = code
         self.detail = detail
         self.retry_after_s = retry_after_s
+        self.model: tuple[str, str] | None = None
+        """Name and version of a served model that cannot do what was asked, for the metrics."""
 
     def __reduce__(self) -> tuple[type["ServiceError"], tuple[Code, str, int | None]]:
         """Pickle with our own arguments; by default, exceptions pickle those of `Exception.__init__`."""

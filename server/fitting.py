@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from statistics import median
 from typing import NamedTuple, Self
 
+from server.engine.backends import ONNX_BACKENDS
 from server.refusals import Cause, Refusal
 from server.repository import Model
-from server.settings import Settings
+from server.settings import GPU_PROVIDERS, Settings
 
 FIRST_LOAD_S = 1.0
 """Assumed duration of a load before any was measured."""
@@ -25,13 +26,16 @@ class Budget(NamedTuple):
 
     models: int | None
     memory_bytes: int | None
+    instances: int | None = None
+    """The server's setting, if CPUs run the models: with more than one, weights lie in memory twice."""
 
     @classmethod
     def of(cls, settings: Settings) -> Self | None:
         """The budget that the settings give; None: all models are kept loaded."""
         if settings.max_loaded is None and settings.memory_budget is None:
             return None
-        return cls(settings.max_loaded, settings.memory_budget)
+        on_gpu = not GPU_PROVIDERS.isdisjoint(settings.providers)
+        return cls(settings.max_loaded, settings.memory_budget, None if on_gpu else settings.instances)
 
 
 class Measured(NamedTuple):
@@ -73,8 +77,8 @@ class Fitting:
         self._used: dict[str, int] = {}  # turn of the last use, by model
         self._waiting: dict[str, Mapping[str, int]] = {}  # by waiting worker: for each model, the turn it began to wait
         self._cost_bytes: dict[str, int] = {}  # measured memory, by model
-        self._size_bytes: dict[str, int] = {}  # size of the file of each measured model
-        self._beyond_bytes = 0  # memory that models usually take beyond the size of their file
+        self._weights_bytes: dict[str, int] = {}  # of each measured model
+        self._beyond_bytes = 0  # memory that models usually take beyond their weights
         self._load_s: dict[str, float] = {}
         self._newest_load_s = FIRST_LOAD_S
         self._overhead_bytes = [0] * engines  # memory that each engine's models take beyond the sum of their costs
@@ -96,7 +100,7 @@ class Fitting:
 
     def forget_all_but(self, model_ids: Set[str]) -> None:
         """Forget all other models: they are gone from the repository."""
-        for known in (self._used, self._cost_bytes, self._size_bytes, self._load_s):
+        for known in (self._used, self._cost_bytes, self._weights_bytes, self._load_s):
             for gone in known.keys() - model_ids:
                 del known[gone]
 
@@ -108,8 +112,8 @@ class Fitting:
             # Growth may be too small, as the runtime reuses memory of unloaded models: a model takes at least its file.
             cost_bytes = max(measured.model_bytes, model.manifest.file.size_bytes)
             self._cost_bytes[model.id] = int(_mean(self._cost_bytes.get(model.id), cost_bytes))
-            self._size_bytes[model.id] = model.manifest.file.size_bytes
-            beyond = [cost - self._size_bytes[one] for one, cost in self._cost_bytes.items()]
+            self._weights_bytes[model.id] = self._expected_weights_bytes(model)
+            beyond = [cost - self._weights_bytes[one] for one, cost in self._cost_bytes.items()]
             self._beyond_bytes = int(median(beyond))
         known_bytes = sum(self.cost_bytes(one) for one in loaded)
         self._overhead_bytes[engine] = max(0, measured.total_bytes - known_bytes)
@@ -123,10 +127,10 @@ class Fitting:
         return self._load_s.get(model_id, self._newest_load_s)
 
     def cost_bytes(self, model: Model) -> int:
-        """Memory that a model takes: as measured, else the size of its file and what models usually take beyond it."""
+        """Memory that a model takes: as measured, else its weights and what models usually take beyond these."""
         if model.id in self._cost_bytes:
             return self._cost_bytes[model.id]
-        return model.manifest.file.size_bytes + self._beyond_bytes
+        return max(self._least_bytes(model), self._expected_weights_bytes(model) + self._beyond_bytes)
 
     def is_awaited(self, model_id: str) -> bool:
         """Whether any request waits for this model."""
@@ -194,6 +198,12 @@ class Fitting:
             needs = f"it takes {needed_bytes:,} bytes of memory" + (f", {beside} {taken_bytes:,}" if beside else "")
             return Refusal(Cause.NOT_NOW, f"{needs}; memory_budget is {self._budget.memory_bytes:,}")
         return None
+
+    def _expected_weights_bytes(self, model: Model) -> int:
+        """Memory for the weights in a model's file, of which CPU backends make two graphs for several instances."""
+        instances = self._budget.instances and (model.settings.instances or self._budget.instances)
+        twice = instances and instances > 1 and model.manifest.backend in ONNX_BACKENDS
+        return model.manifest.file.size_bytes * (2 if twice else 1)
 
     def _least_bytes(self, model: Model) -> int:
         """Memory that a model is certain to take."""

@@ -200,6 +200,8 @@ def _key(words: list[str]) -> Key:
     if not rest or not all("=" in word for word in rest[1:]):
         raise ValueError("must be NAME SHA256 [role=admin] [rate=50] [burst=100] [concurrent=8]")
     options = dict(word.split("=", 1) for word in rest[1:])
+    if len(options) < len(rest) - 1:
+        raise ValueError("an option is given twice")
     return Key.model_validate({**options, "name": name, "sha256": rest[0]})
 
 

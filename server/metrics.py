@@ -5,6 +5,7 @@ counters never fall and files never pile up.
 """
 
 import collections
+import contextlib
 import math
 import os
 from bisect import bisect_left
@@ -208,6 +209,13 @@ class Metrics:
         for each in loaded:
             self.load.add(each.seconds)
             self.model_memory.labels(engine).set(each.total_bytes)
+
+    def ended(self, identity: str) -> None:
+        """Note that a process has ended: nothing waits in it any more, of any model."""
+        from server.prometheus_internals import forget_gauges
+
+        with contextlib.suppress(OSError):
+            forget_gauges(identity)
 
     def count_gpu_decode(self, outcome: str) -> None:
         """Count a photo that nvImageCodec has "done" or "refused"."""

@@ -56,6 +56,7 @@ class ModelUpdates:
 
     def engine_ended(self, name: str, now_s: float) -> None:
         """Note that an engine has ended."""
+        self._metrics.ended(name)
         self._addresses.pop(name, None)
         self._models.engine_ended(self._numbers[name], now_s)
 

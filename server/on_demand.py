@@ -179,7 +179,7 @@ class OnDemand(Rollout):
             else:
                 successors[model.id] = key.name
         for key, old in before.items():
-            broken = key.name not in self._unloaded and key in wanted.refused
+            broken = key.name not in self._unloaded and wanted.is_refused(key)
             if key not in wanted.models and self._holdings.has(old) and (broken or key.name in successors.values()):
                 models[key] = old
         return models, {*successors}, refused

@@ -4,11 +4,15 @@ Any release of the client may change them, so its version is pinned; `tests/serv
 written here through the client's public interface.
 """
 
+import os
 from bisect import bisect_left
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import Histogram, values
+
+from server.metrics import DIRECTORY_VARIABLE
 
 
 def value_class(identity: str) -> type:
@@ -36,6 +40,12 @@ def value_class(identity: str) -> type:
             return self._number[0]
 
     return Value
+
+
+def forget_gauges(identity: str) -> None:
+    """Empty the file of gauges that are added up over the processes (`livesum`), of a process that has ended."""
+    with (Path(os.environ[DIRECTORY_VARIABLE]) / f"gauge_livesum_{identity}.db").open("r+b") as file:
+        file.write(bytes(8))  # the number of bytes in use
 
 
 class Times(Histogram):

@@ -37,7 +37,7 @@ class Refusal(NamedTuple):
     def of(cls, error: Exception) -> Self:
         """The refusal for an error that reading or loading a model raised."""
         passing = isinstance(error, UnreadableError | OSError | MemoryError) or _EXHAUSTED.search(str(error))
-        return cls(Cause.NOT_NOW if passing else Cause.NEVER, str(error) or type(error).__name__)
+        return cls(Cause.NOT_NOW if passing else Cause.NEVER, printable(str(error)) or type(error).__name__)
 
     @property
     def is_tried_again(self) -> bool:
@@ -54,3 +54,8 @@ class Refusal(NamedTuple):
 def delay_s(attempts: int) -> float:
     """How long to wait after this many failed attempts in a row, at least one."""
     return min(FIRST_DELAY_S * 2.0 ** min(attempts - 1, 32), LONGEST_DELAY_S)
+
+
+def printable(text: str) -> str:
+    """The text with the bytes of file names that are not UTF-8 written out, so that it can be sent and logged."""
+    return text.encode(errors="backslashreplace").decode()

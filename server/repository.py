@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import logging
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -29,7 +30,7 @@ from models.manifest import (
 from server import candidates
 from server.candidates import Candidates
 from server.errors import Code, ServiceError
-from server.refusals import Cause, Refusal
+from server.refusals import Cause, Refusal, printable
 from server.settings import OF_CANDIDATES, ModelSettings
 
 PREFERRED_DEFAULTS = ("resnet50", "efficientnet_lite0")
@@ -48,7 +49,12 @@ class ModelKey(NamedTuple):
     version: int
 
     def __str__(self) -> str:
-        return f"{self.name} version {self.version}"
+        return f"{self.name} version {self.version}" if self.version else f"every version of {self.name}"
+
+    @property
+    def every_version(self) -> "ModelKey":
+        """Key of the refusal if the model's folder cannot even be listed."""
+        return ModelKey(self.name, 0)
 
 
 _EVERYTHING = ModelKey("*", 0)
@@ -109,6 +115,10 @@ class Catalogue:
             found[key.name][key.version] = entry
         return found
 
+    def is_refused(self, key: ModelKey) -> bool:
+        """Whether this version was refused, or its model's folder cannot be listed."""
+        return key in self.refused or key.every_version in self.refused
+
     @cached_property
     def candidates(self) -> Candidates:
         """The models of this catalogue that may replace others."""
@@ -140,7 +150,7 @@ class Catalogue:
         if found:
             return found
         for key, refusal in self.refused.items():
-            if key.name == wanted and version in (None, key.version) and refusal.is_tried_again:
+            if key.name == wanted and (version in (None, key.version) or not key.version) and refusal.is_tried_again:
                 detail = f"{key} cannot be served for now, and the server will try again: {refusal.reason}"
                 raise ServiceError(Code.MODEL_UNAVAILABLE, detail)
         for key, refusal in self.refused.items():
@@ -218,8 +228,8 @@ def _why_not(recipe: Recipe, there: Mapping[ModelKey, Entry], refused: Mapping[M
         key = _key(member)
         entry = there.get(key)
         if entry is None or isinstance(entry, Cascade):
-            cause = refused[key].cause if key in refused else Cause.NEVER
-            return Refusal(cause, f"its member {key} is not served")
+            why = refused.get(key) or refused.get(key.every_version)
+            return Refusal(why.cause if why else Cause.NEVER, f"its member {key} is not served")
         if (entry.file.sha256 if isinstance(entry, Manifest) else entry.fingerprint) != member.sha256:
             return Refusal(Cause.NEVER, f"its member {key} is another file by now")
         if len(entry.labels) != len(recipe.labels):
@@ -247,7 +257,7 @@ class Watch:
             whole: whether the caller's scan could read everything; if not, the next look takes all files for changed.
 
         Raises:
-            UnreadableError: a folder cannot be listed.
+            UnreadableError: the repository cannot be listed.
         """
         self._folder = folder
         self._names = tuple(names)
@@ -355,17 +365,24 @@ def _read(
 
     Raises:
         ManifestError: the default model is not among `names`.
-        UnreadableError: a folder cannot be listed.
+        UnreadableError: the repository cannot be listed.
     """
     entries: dict[ModelKey, Entry] = {}
     refused: dict[ModelKey, Refusal] = {}
-    # A version's folder is named by its number; an export in progress has another name until it is complete.
-    for path in _versions(folder):
+    for model in _models(folder):
         try:
-            found = manifest.read_entry(path)
-            entries[ModelKey(found.name, found.version)] = found
-        except ManifestError as error:
-            refused[ModelKey(path.parent.name, int(path.name))] = Refusal.of(error)
+            versions = [path for path in _listed(model) if path.name.isdecimal()]
+        except UnreadableError as error:
+            if re.match(manifest.NAME, model.name):  # not the `lost+found` of a volume's root
+                refused[ModelKey(model.name, 0)] = Refusal.of(error)
+            continue
+        # A version's folder is named by its number; an export in progress has another name until it is complete.
+        for path in versions:
+            try:
+                found = manifest.read_entry(path)
+                entries[ModelKey(found.name, found.version)] = found
+            except ManifestError as error:
+                refused[ModelKey(printable(model.name), int(path.name))] = Refusal.of(error)
     recipes = {key: found for key, found in entries.items() if not isinstance(found, Manifest)}
     known = {key.name for key in (*entries, *refused)}
     if names:
@@ -407,23 +424,31 @@ def signature(folder: Path) -> Mapping[Path, tuple[int, int, int]]:
 
     Times are ctimes: an mtime can be set, and copies keep it.
 
+    What a folder that cannot be listed has in it is left out; `scan` refuses it.
+
     Raises:
-        UnreadableError: a folder cannot be listed.
+        UnreadableError: the repository cannot be listed.
     """
     found: dict[Path, tuple[int, int, int]] = {}
-    for model in _listed(folder):
-        if model.name.startswith("."):  # a runtime's own hidden folder
-            continue
-        files = _listed(model)
-        for path in (*files, *(each for version in files for each in _listed(version))):
+    for model in _models(folder):
+        files = _listed_if_readable(model)
+        for path in (*files, *(each for version in files for each in _listed_if_readable(version))):
             with contextlib.suppress(OSError):  # removed meanwhile
                 status = path.stat()
                 found[path] = status.st_ctime_ns, status.st_ino, status.st_size
     return found
 
 
-def _versions(folder: Path) -> list[Path]:
-    return [path for model in _listed(folder) for path in _listed(model) if path.name.isdecimal()]
+def _models(folder: Path) -> list[Path]:
+    """Folders of models; hidden ones are not: runtimes, volumes and people put theirs there."""
+    return [path for path in _listed(folder) if not path.name.startswith(".")]
+
+
+def _listed_if_readable(folder: Path) -> list[Path]:
+    try:
+        return _listed(folder)
+    except UnreadableError:
+        return []
 
 
 def _listed(folder: Path) -> list[Path]:

@@ -219,7 +219,7 @@ class Rollout:
         models: dict[ModelKey, Model] = {}
         for key in {**wanted.models, **self.served.models}:
             new, old = wanted.models.get(key), self.served.models.get(key)
-            broken = key.name not in self._unloaded and key in wanted.refused
+            broken = key.name not in self._unloaded and wanted.is_refused(key)
             if new and key in there:
                 models[key] = new
             elif old and holdings.has(old) and (new or broken or key.name in awaited):

@@ -44,12 +44,15 @@ class RunFolder:
         with contextlib.ExitStack() as unclaimed:
             unclaimed.callback(shutil.rmtree, self.path, ignore_errors=True)
             self._owner = _claim(self.path)
+            self._folder = os.open(self.path, os.O_RDONLY)
+            fcntl.flock(self._folder, fcntl.LOCK_EX)  # has systemd-tmpfiles leave it alone, however old its files
             unclaimed.pop_all()
 
     def remove(self) -> None:
         """Remove the folder and its contents."""
         shutil.rmtree(self.path, ignore_errors=True)
         self._owner.close()
+        os.close(self._folder)
 
 
 def remove_stale() -> None:

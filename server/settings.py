@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ByteSize,
@@ -29,6 +30,20 @@ def _split(names: object) -> object:
     return tuple(filter(None, map(str.strip, names.split(",")))) if isinstance(names, str) else names
 
 
+def _size(size: object) -> object:
+    """Refuse what pydantic would read only the beginning of: it takes `4,5GiB` for 4 bytes."""
+    if isinstance(size, str) and not re.fullmatch(r"\s*\d*\.?\d+\s*[kmgtpe]?(i?b)?\s*", size, re.ASCII | re.IGNORECASE):
+        raise ValueError(f"{size!r} is not a size: give bytes, or a number with a unit, such as 4GiB or 500MB")
+    return size
+
+
+def _origin(origin: str) -> str:
+    """Refuse what no browser ever sends as the origin of a page."""
+    if not re.fullmatch(r"\*|null|[a-z][a-z0-9+.-]*://[^/?#@\sA-Z]+", origin):
+        raise ValueError(f"{origin!r} is not an origin: write it as browsers do, such as https://page.example or *")
+    return origin
+
+
 CommaSeparated = BeforeValidator(_split)
 
 
@@ -36,7 +51,7 @@ MaxBatch = Annotated[int, Field(ge=1, le=1024)]
 MaxWait = Annotated[float, Field(ge=0, le=10_000)]
 QueueSize = Annotated[int, Field(ge=1, le=65536)]
 Timeout = Annotated[float, Field(gt=0, le=3_600_000)]
-Size = Annotated[ByteSize, Field(ge=1), WithJsonSchema({"type": "string", "format": "bytes"})]
+Size = Annotated[ByteSize, Field(ge=1), BeforeValidator(_size), WithJsonSchema({"type": "string", "format": "bytes"})]
 Instances = Annotated[int, Field(ge=1, le=8)]
 PriorityName = Literal["high", "normal", "low"]
 
@@ -128,7 +143,7 @@ class Settings(BaseSettings):
     loading and unloading models."""
     metrics_role: Literal["none", "classify", "admin"] = "classify"
     """With api_keys, the role that may read /metrics; none: anybody."""
-    cors_origins: Annotated[tuple[str, ...], NoDecode, CommaSeparated] = ()
+    cors_origins: Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], NoDecode, CommaSeparated] = ()
     """Origins whose pages may call this server from a browser, comma-separated; * for all. Not given: none, so no page
     of another origin can read answers."""
     repository: Path = Path("model_repository")
@@ -276,7 +291,7 @@ def read(arguments: Sequence[str]) -> Settings:
     """Read flags, the environment, and the file that `--env-file` names; empty values in the latter two are ignored.
 
     Raises:
-        WrongSettingsError: one is not valid, or there is no such file.
+        WrongSettingsError: one is not valid, or the file cannot be read.
     """
     files = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     files.add_argument("--env-file", type=Path)  # parsed before the settings, some of which it contains
@@ -287,21 +302,27 @@ def read(arguments: Sequence[str]) -> Settings:
         # Not in `model_config`: there it would also drop flags with an empty value, which must override variables.
         return Settings(_cli_parse_args=flags, _env_file=options.env_file, _env_ignore_empty=True)
     except ValidationError as error:
-        raise WrongSettingsError(_mistake(error, flags)) from error
+        raise WrongSettingsError(_mistake(error, flags, options.env_file)) from error
     except SettingsError as error:
         raise WrongSettingsError(str(error)) from error
+    except OSError as error:
+        raise WrongSettingsError(f"--env-file {options.env_file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise WrongSettingsError(f"--env-file {options.env_file}: it is not UTF-8: save it as text in UTF-8") from error
 
 
-def _mistake(error: ValidationError, flags: Sequence[str]) -> str:
-    """What is wrong; for a variable also its name, its value and what to do."""
+def _mistake(error: ValidationError, flags: Sequence[str], file: Path | None) -> str:
+    """What is wrong; for a variable also its name, its value and what to do, for a line of the file its name."""
     first, mistake, prefix = error.errors()[0], first_mistake(error), Settings.model_config["env_prefix"]
     if first["type"] == "extra_forbidden":  # a line of the file; the error names it without its prefix
-        return f"{prefix.lower()}{mistake}"
+        return f"{prefix.lower()}{mistake} (in {file}: there is no such setting)"
     field = str(first["loc"][0]) if first["loc"] else ""
     name, flag = f"{prefix}{field}".upper(), f"--{field.replace('_', '-')}"
     value = {variable.upper(): value for variable, value in os.environ.items()}.get(name)
-    if value is None or any(given.partition("=")[0] == flag for given in flags):
+    if any(given.partition("=")[0] == flag for given in flags):
         return mistake
+    if not value:
+        return f"{mistake} (in {file})" if file and field else mistake
     if not LINK.match(value):
         return f"{mistake} ({name}={value!r}: correct the variable, or unset it)"
     service = name.removesuffix("_PORT").replace("_", "-").lower()

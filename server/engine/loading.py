@@ -2,8 +2,10 @@
 
 import ctypes
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping, Set
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from itertools import product
 from pathlib import Path
@@ -12,13 +14,13 @@ from typing import NamedTuple
 import numpy as np
 
 from models import manifest
-from models.manifest import Manifest, ManifestError
+from models.manifest import Manifest, ManifestError, UnreadableError
 from server import cpus
 from server.engine import backends
 from server.engine.backends import Backend, Outputs
 from server.engine.classes import Extras
 from server.engine.scheduler import Limits, buckets
-from server.repository import Model
+from server.repository import SETTINGS_FILE, Model
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -47,14 +49,20 @@ def load(
     """Verify the digest, load, and run batches of every bucket, so that no request pays for a first time.
 
     Raises:
-        ManifestError: the file is not the manifest's, in its digest or in what it answers.
+        ManifestError: the file is not the manifest's, in its digest or in what it answers, or its settings exclude
+            each other.
+        UnreadableError: the file cannot be read, or not in half the time after which a process counts as hanging.
         UnsuitableError: it was quantised for another kind of CPU.
         Exception: whatever the runtime reports.
     """
     started_s = time.monotonic()
     found, settings = model.manifest, settings.of(model.settings)
     folder = repository / found.name / str(found.version)
-    backend = backends.load(found, manifest.read_model_file(folder, found), settings)
+    if settings.max_wait_ms >= settings.timeout_ms:
+        waits = f"max_wait_ms {settings.max_wait_ms:g} is not below timeout_ms {settings.timeout_ms:g}"
+        raise ManifestError(f"{folder.parent / SETTINGS_FILE}: {waits}: a lone request would never be answered")
+    progress()
+    backend = backends.load(found, _read(folder, found, settings.stall_timeout_ms / 2e3), settings)
     latency_s: dict[int, float] = {}
     try:
         if not backend.on_gpu and (reason := cpus.why_not(found, cpu_flags())):
@@ -75,6 +83,37 @@ def load(
     log.info("%s is warm after %.1f s", model.key, time.monotonic() - started_s)
     limits = Limits(settings.max_batch, settings.max_wait_ms / 1e3, settings.queue_size)
     return Warm(backend, limits, latency_s)
+
+
+_reading: dict[tuple[Path, str], Future[bytes]] = {}
+"""Reads of model files that nobody has taken the contents of: a volume that hangs keeps them from ending."""
+
+
+def _read(folder: Path, found: Manifest, patience_s: float) -> bytes:
+    """Read the model file in a thread, so that a volume that hangs does not hold up the other models.
+
+    Raises:
+        ManifestError: as `manifest.read_model_file`.
+        UnreadableError: the same, or it was not read within `patience_s`; later calls do not wait for that read again.
+    """
+    path = folder / found.file.name
+    key = path, found.file.sha256
+    reading, wait_s = _reading.get(key), 0.0
+    if reading is None:
+        reading, wait_s = Future(), patience_s
+        threading.Thread(target=_fulfil, args=(reading, folder, found), name="reader", daemon=True).start()
+        _reading[key] = reading
+    if not wait([reading], wait_s).done:
+        raise UnreadableError(f"{path}: it was not read within {patience_s:g} s: its volume hangs, or is very slow")
+    _reading.pop(key, None)
+    return reading.result()
+
+
+def _fulfil(reading: Future[bytes], folder: Path, found: Manifest) -> None:
+    try:
+        reading.set_result(manifest.read_model_file(folder, found))
+    except Exception as error:  # raised again where the result is asked for
+        reading.set_exception(error)
 
 
 def _check(outputs: Outputs, size: int, wanted: Extras, found: Manifest, path: Path) -> None:

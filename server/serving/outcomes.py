@@ -68,6 +68,7 @@ class Outcome:
     ) -> None:
         if isinstance(error, ServiceError):
             self.code = error.code
+            self.model = error.model or self.model
         elif isinstance(error, asyncio.CancelledError):
             self.code = self._cancelled
         elif isinstance(error, self._gone):
@@ -84,5 +85,5 @@ def counted_if_refused(metrics: Metrics) -> Generator[Outcome]:
     try:
         yield outcome
     except ServiceError as error:
-        metrics.requests.labels(*outcome.model, error.code).inc()
+        metrics.requests.labels(*(error.model or outcome.model), error.code).inc()
         raise

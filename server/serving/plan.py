@@ -77,10 +77,14 @@ class Plan(NamedTuple):
             ServiceError: UNKNOWN_MODEL, MODEL_UNAVAILABLE, UNSUPPORTED_BY_MODEL, NOT_CALIBRATED, INVALID_PARAMETER.
         """
         entry = catalogue.resolve(ask.model, ask.version)
-        if ask.include:
-            _check_include(ask, entry)
-        if ask.needs_calibration:
-            certainty.check(entry, ask.coverage, reject=ask.reject, crops=ask.crops)
+        try:
+            if ask.include:
+                _check_include(ask, entry)
+            if ask.needs_calibration:
+                certainty.check(entry, ask.coverage, reject=ask.reject, crops=ask.crops)
+        except ServiceError as error:
+            error.model = entry.name, str(entry.version)
+            raise
         own = catalogue.settings(entry)
         stages: tuple[AskedStage, ...] = ()
         if isinstance(entry, Cascade):

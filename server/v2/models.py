@@ -147,7 +147,7 @@ def index(service: Service, *, ready: bool) -> list[Json]:
     if ready:
         return [found for found in served if found["state"] == "READY"]
     refused = [
-        {"name": key.name, "version": str(key.version), "state": "UNAVAILABLE", "reason": refusal.reason}
+        {"name": key.name, "version": str(key.version or ""), "state": "UNAVAILABLE", "reason": refusal.reason}
         for key, refusal in sorted(catalogue.refused.items())
     ]
     unloaded = [

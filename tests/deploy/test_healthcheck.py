@@ -1,5 +1,6 @@
 """The check that tells a container engine whether the server can answer requests."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -10,9 +11,9 @@ from tests import tiny
 from tests.server.running import ROOT, RunningServer, until
 
 
-def healthcheck(port: int) -> tuple[int, str]:
-    command = [sys.executable, "-IS", str(ROOT / "deploy" / "healthcheck.py"), str(port)]
-    done = subprocess.run(command, capture_output=True, text=True)
+def healthcheck(*port: int, **environment: str) -> tuple[int, str]:
+    command = [sys.executable, "-IS", str(ROOT / "deploy" / "healthcheck.py"), *map(str, port)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
     assert not done.stderr
     return done.returncode, done.stdout.strip()
 
@@ -21,7 +22,7 @@ def test_healthy_is_ready_and_draining_is_not(tmp_path: Path) -> None:
     tiny.write(tmp_path)
     with RunningServer(tmp_path, drain_delay_ms=600_000) as server:
         port = urlsplit(server.url).port or 0
-        assert healthcheck(port) == (0, "ok")
+        assert healthcheck(port) == healthcheck(SERVER_PORT=str(port)) == (0, "ok")
         server.process.terminate()
         until(lambda: server.client.get("/readyz").status_code == 503)
         status, reason = healthcheck(port)

@@ -46,6 +46,7 @@ def test_a_file_says_who_may_do_how_much(path: Path) -> None:
         (line("a") + line("b"), "equal hashes"),
         (line("a") + line("a", OTHER), "equal names"),
         (line("a", options="role=root"), "role: Input should be 'classify' or 'admin'"),
+        (line("a", options="role=classify role=admin"), "an option is given twice"),
         (line("a", options="rate=nan"), "rate"),
         (line("a", options="burst=0"), "burst"),
         (line("a", options="speed=9"), "speed"),

@@ -176,6 +176,8 @@ def test_without_any_good_model_it_ends_and_says_why(tmp_path: Path) -> None:
     [
         ("SERVER_PORT=70000\n", "python -m server: port: Input should be less than or equal to 65535"),
         ("# a comment\nSERVER_COLOUR=red\n", "python -m server: server_colour: Extra inputs are not permitted"),
+        ("SERVER_PORT=many", r"python -m server: port: .*valid integer.* \(in \S+\)$"),
+        ("SERVER_REPOSITORY=/mod\udce8les", r"python -m server: --env-file \S+: it is not UTF-8"),
         (None, r"python -m server: --env-file \S+: there is no such file"),
     ],
 )
@@ -184,7 +186,7 @@ def test_a_wrong_env_file_is_one_line(
 ) -> None:
     path = tmp_path / "serving.env"
     if content:
-        path.write_text(content)
+        path.write_text(content, errors="surrogateescape")
     assert re.fullmatch(line + ".*", refused("--env-file", path))
 
 

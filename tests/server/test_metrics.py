@@ -18,6 +18,21 @@ def test_processes_add_up_and_a_restarted_one_goes_on_where_it_was(tmp_path: Pat
     assert {path.name for path in tmp_path.iterdir()} == files
 
 
+def test_nothing_waits_in_an_engine_that_has_ended_and_what_it_has_counted_stays(tmp_path: Path) -> None:
+    metrics.use_directory(tmp_path, ["engine", "supervisor"])
+    engine = "metrics = Metrics('engine'); metrics.queue_length.labels('{model}', '1').set(9); metrics.engine_images"
+    run_with_metrics(tmp_path, engine.format(model="a") + ".labels('engine', 'all').inc(3)")
+    run_with_metrics(tmp_path, "Metrics('supervisor').ended('engine')")
+    lines = run_with_metrics(tmp_path, "print(exposition()[0].decode())").splitlines()
+    assert not [line for line in lines if line.startswith("serving_queue_length{")]
+    assert 'serving_engine_images_total{device="all",engine="engine"} 3.0' in lines
+    run_with_metrics(tmp_path, engine.format(model="b"))  # its successor has another model
+    lines = run_with_metrics(tmp_path, "print(exposition()[0].decode())").splitlines()
+    assert [line for line in lines if line.startswith("serving_queue_length{")] == [
+        'serving_queue_length{model="b",version="1"} 9.0'
+    ]
+
+
 def test_what_is_counted_at_one_time_is_counted_as_one_by_one(tmp_path: Path) -> None:
     times = "0.0005, 0.0006, 0.02, 99.0, 0.02"
     program = f"""metrics = Metrics('engine')

@@ -384,11 +384,13 @@ def test_several_engines_have_the_same_and_one_of_them_loads_it_first(tmp_path: 
     assert simulated.ask(used="b") == ""
 
 
-def in_memory(folder: Path, names: str, budget_mb: int, mb: int = 20, **measured_mb: int) -> Simulated:
+def in_memory(
+    folder: Path, names: str, budget_mb: int, mb: int = 20, instances: int | None = None, **measured_mb: int
+) -> Simulated:
     """Models with files of `mb` MB, that turn out to take `measured_mb` MB once they are loaded."""
     for name in names:
         write(folder, name, size_bytes=mb * MB)
-    simulated = Simulated(folder, "", Budget(None, budget_mb * MB))
+    simulated = Simulated(folder, "", Budget(None, budget_mb * MB, instances))
     simulated.bytes = {name: size * MB for name, size in measured_mb.items()}
     return simulated
 
@@ -404,6 +406,12 @@ def test_what_the_others_took_beyond_their_files_is_expected_of_the_next_one(tmp
     simulated = in_memory(tmp_path, "abc", 100, a=40, b=40)
     simulated.have(*"ab")
     assert simulated.ask("c") == "unload a load c"  # 40 + 40 + 20, the size of its file, would fit
+
+
+def test_a_model_whose_weights_will_be_there_twice_is_expected_to_take_twice_its_file(tmp_path: Path) -> None:
+    simulated = in_memory(tmp_path, "ab", 70, instances=2, a=40, b=40)
+    simulated.have("a")
+    assert simulated.ask("b") == "unload a load b"  # 40 + 20, the size of its file, would fit
 
 
 def test_where_the_memory_has_no_room_for_both_a_load_that_fails_has_the_other_loaded_again(tmp_path: Path) -> None:

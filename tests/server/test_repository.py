@@ -344,13 +344,48 @@ def test_a_folder_that_cannot_be_listed_for_a_moment_is_not_taken_for_an_empty_o
     (tmp_path / "a").rename(tmp_path / ".a")
     (tmp_path / "a").symlink_to("a")  # a loop, which not even root can follow
     for now_s in (1, 2):
-        with pytest.raises(UnreadableError, match="symbolic links"):
-            watch.look(now_s)
+        if names:
+            with pytest.raises(UnreadableError, match="symbolic links"):
+                watch.look(now_s)
+        else:
+            found, _ = watch.look(now_s) or (None, None)
+            assert found
+            assert found.refused[ModelKey("a", 0)].cause is Cause.NOT_NOW
+            assert found.is_refused(ModelKey("a", 1))
+            assert set(found.versions) == {"b"}
     (tmp_path / "a").unlink()
     (tmp_path / ".a").rename(tmp_path / "a")
     found, _ = watch.look(3) or (None, None)
     assert found
     assert "a" in found.versions
+
+
+def test_a_folder_that_cannot_be_listed_keeps_no_other_model_from_being_served(tmp_path: Path) -> None:
+    tiny.write(tmp_path, "a")
+    tiny.write(tmp_path / ".trash", "a")
+    (tmp_path / ".trash" / "a").rename(tmp_path / ".a")
+    for name in ("lost+found", "b"):  # the first is the volume's, and no model's
+        (tmp_path / name).symlink_to(name)  # a loop, which not even root can follow
+    found = first_scan(tmp_path)
+    assert set(found.versions) == {"a"}
+    (refused,) = found.refused.items()
+    assert str(refused[0]) == "every version of b"
+    with pytest.raises(ServiceError, match="every version of b cannot be served for now") as raised:
+        found.resolve("b", 7)
+    assert raised.value.code is Code.MODEL_UNAVAILABLE
+    watch = Watch(tmp_path, (), every_s=1, now_s=0, whole=False)
+    tiny.write(tmp_path, "c")
+    now, _ = watch.look(1) or (None, None)
+    assert now
+    assert set(now.versions) == {"a", "c"}
+
+
+def test_names_that_are_not_utf8_can_be_told(tmp_path: Path) -> None:
+    tiny.write(tmp_path, "a")
+    (tmp_path / os.fsdecode(b"caf\xe9") / "1").mkdir(parents=True)
+    ((key, refusal),) = scan(tmp_path).refused.items()
+    assert key == (r"caf\udce9", 1)
+    assert refusal.reason.isascii()
 
 
 def test_a_model_file_that_is_changed_in_place_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,5 +1,7 @@
 """The folder of a run, and the folders that killed servers left behind."""
 
+import fcntl
+import os
 from pathlib import Path
 
 import pytest
@@ -53,5 +55,9 @@ def test_a_folder_is_gone_after_its_run(tmp_path: Path) -> None:
     folder = RunFolder()
     remove_stale()
     assert list(folder.path.iterdir()) == [folder.path / OWNER]
+    descriptor = os.open(folder.path, os.O_RDONLY)
+    with pytest.raises(BlockingIOError):  # so that systemd-tmpfiles keeps out of it
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    os.close(descriptor)
     folder.remove()
     assert not list(tmp_path.iterdir())

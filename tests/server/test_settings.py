@@ -107,6 +107,10 @@ def test_the_order_of_providers_is_kept(read: Read) -> None:
         (["--models", "../etc"], ["models.0", "pattern"]),
         (["--default-model", "A B"], ["default_model", "pattern"]),
         (["--log-level", "loud"], ["log_level", "'debug', 'info'"]),
+        (["--memory-budget", "4,5GiB"], ["memory_budget", "'4,5GiB' is not a size", "4GiB"]),
+        (["--memory-budget", "4Gi"], ["memory_budget", "'4Gi' is not a size"]),
+        (["--cors-origins", "https://a.example,b.example"], ["cors_origins.1", "'b.example' is not an origin"]),
+        (["--cors-origins", "https://a.example/"], ["cors_origins.0", "https://page.example"]),
         (["--http-workers", "9", "--queue-size", "8"], ["queue_size 8", "http_workers 9"]),
     ],
 )

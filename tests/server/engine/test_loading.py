@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Event
 from typing import Any
 from unittest.mock import Mock, patch
 
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from models.manifest import Manifest, ManifestError
+from models import manifest
+from models.manifest import Manifest, ManifestError, UnreadableError
 from server.engine.backends import Outputs, WrongBackendError
 from server.engine.backends.onnx import OnnxBackend
 from server.engine.classes import Extras
@@ -27,7 +29,7 @@ def test_every_bucket_is_measured_with_the_models_own_settings(tmp_path: Path) -
     assert list(warm.latency_s) == [1, 2, 4, 6]
     assert min(warm.latency_s.values()) > 0
     assert (warm.limits.max_batch, warm.limits.max_wait_s) == (6, 0.007)
-    assert len(steps) == 4
+    assert len(steps) == 5  # before the file is read, and before each bucket
 
 
 def test_both_graphs_of_a_small_model_run_every_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,6 +71,35 @@ def test_a_graph_that_answers_otherwise_than_its_manifest_says_is_refused(
     with patch.object(OnnxBackend, "close") as close, pytest.raises(ManifestError, match=r"onnx: it does not rank"):
         load(tmp_path, Model.of(Manifest(**dict(found) | changes | {"labels": labels})), Settings())
     close.assert_called_once()
+
+
+def test_a_file_that_hangs_is_given_up_and_used_once_it_has_been_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, may_end = Model.of(tiny.write(tmp_path)), Event()
+    read, reads = manifest.read_model_file, []
+
+    def hang(folder: Path, found: Manifest) -> bytes:
+        reads.append(folder)
+        may_end.wait()
+        return read(folder, found)
+
+    monkeypatch.setattr(manifest, "read_model_file", hang)
+    settings = Settings().model_copy(update={"stall_timeout_ms": 2.0})  # below what a server accepts
+    try:
+        for _ in range(2):
+            with pytest.raises(UnreadableError, match=r"model.onnx: it was not read within 0.001 s"):
+                load(tmp_path, model, settings)
+    finally:
+        may_end.set()
+    warm = load(tmp_path, model, Settings())
+    assert (list(warm.latency_s), len(reads)) == ([1, 2, 4, 8], 1)
+
+
+def test_settings_of_a_model_that_would_let_every_lone_request_expire_are_refused(tmp_path: Path) -> None:
+    own = ModelSettings(max_wait_ms=200)
+    with pytest.raises(ManifestError, match=r"serving.json: max_wait_ms 200 is not below timeout_ms 100"):
+        load(tmp_path, Model.of(tiny.write(tmp_path), own), Settings(timeout_ms=100))
 
 
 def test_a_changed_file_is_refused(tmp_path: Path) -> None:

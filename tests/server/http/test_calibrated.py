@@ -93,6 +93,8 @@ def test_what_cannot_be_said_is_refused(
     response = server.classify(red_image(1), **parameters)
     assert (response.status_code, response.json()["code"]) == (status, code)
     assert detail in response.json()["detail"]
+    if code == "not_calibrated":
+        assert server.metric("serving_requests_total", model=parameters["model"], version="1", code=code) >= 1
 
 
 @pytest.fixture(params=["http", "grpc"])
