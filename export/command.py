@@ -43,7 +43,7 @@ def main(
             error = ExpectedError(f"{error.filename}: {error.strerror}")
         if not isinstance(error, ExpectedError):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {console.printable(str(error))}", file=sys.stderr)
         return 1
     return 0
 

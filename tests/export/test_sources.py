@@ -202,6 +202,40 @@ def test_index_that_is_none_is_one_line(index: str, tmp_path: Path) -> None:
         checkpoint.read(tmp_path / SHARDED)
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_own_weights_may_be_in_several_files(suffix: str, tmp_path: Path) -> None:
+    state = networks.build("cifar_resnet20", 10, seed=1).state_dict()
+    places = {name: f"model-0000{1 + at % 2}-of-00002{suffix}" for at, name in enumerate(state)}
+    for file in {*places.values()}:
+        part = {name: state[name] for name in state if places[name] == file}
+        torch.save(part, tmp_path / file) if suffix == ".bin" else (tmp_path / file).write_bytes(save(part))
+    index = tmp_path / f"mine{suffix}.index.json"
+    index.write_text(json.dumps({"weight_map": places}))
+    built = plan("cifar_resnet20", checkpoint=index).build(index)
+    assert all(torch.equal(value, state[name]) for name, value in built.state_dict().items())
+    with pytest.raises(ExpectedError, match=r"is one of several files: give the index beside it, \*\.index\.json"):
+        plan("cifar_resnet20", checkpoint=tmp_path / f"model-00001-of-00002{suffix}")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({**RESNET_50, "id2label": {"1": "cat", "2": "dog", "4": "cow"}}, r"does not number its classes from 0"),
+        ({**RESNET_50, "id2label": {"0": "cat", "1": "d\0g", "2": "cow"}}, r"class 1 in its id2label has .* U\+0000"),
+        (timm_config("resnet18", 3) | {"label_names": ["cat", "dog"]}, "2 labels for 3 classes"),
+    ],
+)
+def test_names_that_cannot_be_used_are_told_and_may_be_given(
+    config: Mapping[str, Any], message: str, tmp_path: Path
+) -> None:
+    source = write(tmp_path / "mine", files(config))
+    with pytest.raises(ExpectedError, match=f"mine .*{message}.*: name its 3 classes with --labels FILE"):
+        plan(str(source))
+    (tmp_path / "names.txt").write_text("cat\ndog\ncow\n")
+    recipe = plan(str(source), labels_file=tmp_path / "names.txt")
+    assert [label.label for label in recipe.labels] == ["cat", "dog", "cow"]
+
+
 def test_classes_without_names_are_numbered_and_said_to_be(
     tmp_path: Path, labels_of_seven: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
