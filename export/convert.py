@@ -247,11 +247,25 @@ def _load(recipe: Recipe, weights_file: Path | None, images: Path) -> _Source:
 
         photos = samples.photos(images, recipe.preprocessing)
         network = recipe.build(weights_file)
+        _check_size(recipe, network)
     if weights_file and checkpoint.is_untracked(network):
         warn(f"{weights_file.name} has batch norms that saw no data, as if it had never been trained.")
     if doubt := recipe.doubt(network):
         warn(doubt)
     return _Source(network, photos)
+
+
+def _check_size(recipe: Recipe, network: "nn.Module") -> None:
+    """Run the network once, as those of other libraries may take images of a single size."""
+    import torch
+
+    size = recipe.preprocessing
+    try:
+        with torch.inference_mode():
+            network(torch.zeros(1, len(size.mean), *size.crop))
+    except Exception as error:  # a network may raise anything
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise RecipeError(f"{recipe.architecture} does not take images of {size.crop_text}: {reason}") from error
 
 
 def _proven(draft: Manifest, content: bytes, source: _Source, recipe: Recipe, head: parity.Head) -> Made:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 OPSET = 20
+_MOST_CLASSES = 1_000_000
 TOOLS = {package: metadata.version(package) for package in ("torch", "onnx", "onnxscript", "onnxruntime")}
 _OUR_SOURCES = (
     "models/architectures.py",
@@ -34,6 +35,7 @@ _OUR_SOURCES = (
     "models/libraries.py",
     "models/names.py",
     "models/checkpoint.py",
+    "models/reparametrized.py",
     "export/graph.py",
     "export/last_layer.py",
 )
@@ -220,8 +222,8 @@ def plan(
         LabelsError: the labels file is not valid.
     """
     part = Part(averaged, key, prefix, head)
-    if num_classes is not None and num_classes < 1:
-        raise RecipeError(f"--num-classes is {num_classes}: give 1 or more")
+    if num_classes is not None and not 1 <= num_classes <= _MOST_CLASSES:
+        raise RecipeError(f"--num-classes is {num_classes}: give 1 or more, and {_MOST_CLASSES} at most")
     if hub.is_place(name) or (name not in zoo.NETWORKS and Path(name).exists()):
         if checkpoint or random or shortcut or stride_in or part.is_chosen:
             raise RecipeError(

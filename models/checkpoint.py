@@ -123,7 +123,7 @@ def _named_tensors(content: object, path: Path, *, averaged: bool, key: str | No
             try:
                 return reparametrized.plain(named)
             except RuntimeError as error:
-                reason = str(error).splitlines()[0]
+                reason = first_line(error)
                 raise CheckpointError(f"{path} is damaged: its weights cannot be computed ({reason})") from error
     raise CheckpointError(f"{path} {_without_tensors(content, whole, averaged=averaged)}")
 

@@ -17,7 +17,8 @@ def _pruned(weight: Tensor, mask: Tensor) -> Tensor:
 
 def _weight_norm(length: Tensor, direction: Tensor) -> Tensor:
     axes = [axis for axis in range(direction.ndim) if not length.ndim or length.shape[axis] == 1]
-    return direction * (length / torch.linalg.vector_norm(direction, dim=axes, keepdim=True))
+    lengths: Tensor = torch.linalg.vector_norm(direction, dim=axes, keepdim=True)
+    return direction * (length / lengths)
 
 
 def _spectral_norm(weight: Tensor, left: Tensor, right: Tensor) -> Tensor:

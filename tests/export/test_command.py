@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -215,3 +216,14 @@ def test_names_cannot_write_to_the_terminal(capsys: pytest.CaptureFixture[str]) 
     assert "there is no network \\x1b[2J\\nnet; " in capsys.readouterr().err
     console.say("\x1b[2J\nhere")
     assert capsys.readouterr().out == "\\x1b[2J\\nhere\n"
+
+
+@pytest.mark.parametrize("command", [ensemble, cascade])
+@pytest.mark.parametrize("name", ["../x", "Capital", ""])
+def test_name_that_no_model_can_have_is_told_before_anything_is_measured(
+    command: ModuleType, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as done:
+        command.main([name, "one", "other", "--images", str(PHOTOS)])
+    assert done.value.code == 2
+    assert f"{name} is no model name" in capsys.readouterr().err

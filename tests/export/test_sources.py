@@ -338,6 +338,26 @@ def test_transformers_network_answers_as_its_own_pipeline(
     assert ("transformers" in known.tools) == (hidden_sizes == (64, 96))
 
 
+def test_names_of_earlier_versions_of_transformers_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    transformers = libraries.transformers()
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    config = transformers.ViTConfig(**sizes, image_size=32, num_labels=3)
+    network = transformers.ViTForImageClassification(config).eval()
+    source = tmp_path / "mine"
+    network.save_pretrained(source)
+    (source / "preprocessor_config.json").write_text('{"image_processor_type": "ViTImageProcessor", "size": 32}')
+    built = plan(str(source)).build(source / "model.safetensors")
+    images = torch.rand(2, 3, 32, 32)
+    with torch.inference_mode():
+        assert torch.allclose(built(images), network(images).logits, atol=1e-6)
+    arguments = ["--resize", "48", "--crop", "48", "--repository", str(tmp_path / "models")]
+    assert to_onnx.main([str(source), *arguments]) == 1
+    assert "vit of transformers does not take images of 48x48: " in capsys.readouterr().err
+    (source / "model.safetensors").write_bytes(save({"vit.x": torch.ones(1)}))
+    with pytest.raises(ExpectedError, match=r"model\.safetensors"):
+        plan(str(source)).build(source / "model.safetensors")
+
+
 def test_timms_network_answers_as_timm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     timm = libraries.timm()
     network = timm.create_model(

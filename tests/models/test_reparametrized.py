@@ -10,15 +10,15 @@ from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 from models import reparametrized
 
 
-def whole_weight_norm(layer: nn.Module) -> nn.Module:
-    return parametrizations.weight_norm(layer, dim=None)
+def whole_weight_norm(layer: nn.Module) -> object:
+    return parametrizations.weight_norm(layer, dim=None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
-        lambda layer: prune.random_unstructured(layer, "bias", 0.5),
+        lambda layer: prune.l1_unstructured(layer, "weight", 0.5),  # type: ignore[no-untyped-call]
+        lambda layer: prune.random_unstructured(layer, "bias", 0.5),  # type: ignore[no-untyped-call]
         pytest.param(weight_norm, marks=pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")),
         parametrizations.weight_norm,
         whole_weight_norm,
