@@ -15,7 +15,7 @@ from export.console import step, warn
 from export.options import NOTHING, Stated, as_options
 from export.precision import Lowered, Wanted
 from export.recipe import OPSET, TOOLS, Recipe, RecipeError, plan
-from models import hub
+from models import foreign, hub
 from models.manifest import Calibration, Manifest, Parity
 from models.weights import sha256_of
 from server.engine.classes import Extras
@@ -46,11 +46,17 @@ def to_onnx(recipe: Recipe, name: str, weights_file: Path | None, images: Path) 
     """
     source = _load(recipe, weights_file, images)
     with step("export to ONNX"):
+        from torch.onnx import OnnxExporterError
+
         from export import graph, last_layer
 
         preprocessing = recipe.preprocessing
         complete = graph.CompleteGraph(source.network, preprocessing, recipe.top_k, recipe.activation)
-        content = graph.to_onnx(complete, preprocessing.crop, OPSET)
+        try:
+            content = graph.to_onnx(complete, preprocessing.crop, OPSET)
+        except OnnxExporterError as error:
+            reason = str(error.__cause__ or error).splitlines()[0]
+            raise RecipeError(f"PyTorch does not export {recipe.architecture} ({reason}): {foreign.BY_ONNX}") from error
         sizes = last_layer.sizes(content)
     draft = describe(recipe, name, weights_file, source.network, content).model_copy(update=sizes._asdict())
     return _proven(draft, content, source, recipe, last_layer.head(content))

@@ -66,7 +66,10 @@ def build(network: Timm | Transformers, num_classes: int, state: Mapping[str, Te
                 config = transformers.AutoConfig.from_pretrained(
                     network.config.parent, local_files_only=True, trust_remote_code=False
                 )
-                built = transformers.AutoModelForImageClassification.from_config(config, trust_remote_code=False)
+                # Eager attention: with a fused one, Swin cannot be exported with a free batch size.
+                built = transformers.AutoModelForImageClassification.from_config(
+                    config, trust_remote_code=False, attn_implementation="eager"
+                )
             except Exception as error:
                 what = f"transformers {transformers.__version__} does not build {network.name}"
                 raise LibraryError(f"{what}: {first_line(error)}") from error
