@@ -16,6 +16,7 @@ from export.options import NOTHING, Stated, as_options
 from export.precision import Lowered, Wanted
 from export.recipe import OPSET, TOOLS, Recipe, RecipeError, plan
 from models import foreign, hub
+from models.errors import first_line
 from models.manifest import Calibration, Manifest, Parity
 from models.weights import sha256_of
 from server.engine.classes import Extras
@@ -55,7 +56,7 @@ def to_onnx(recipe: Recipe, name: str, weights_file: Path | None, images: Path) 
         try:
             content = graph.to_onnx(complete, preprocessing.crop, OPSET)
         except OnnxExporterError as error:
-            reason = str(error.__cause__ or error).splitlines()[0]
+            reason = first_line(error.__cause__ or error)
             raise RecipeError(f"PyTorch does not export {recipe.architecture} ({reason}): {foreign.BY_ONNX}") from error
         sizes = last_layer.sizes(content)
     draft = describe(recipe, name, weights_file, source.network, content).model_copy(update=sizes._asdict())
@@ -270,7 +271,7 @@ def _check_size(recipe: Recipe, network: "nn.Module") -> None:
         with torch.inference_mode():
             network(torch.zeros(1, len(size.mean), *size.crop))
     except Exception as error:  # a network may raise anything
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise RecipeError(f"{recipe.architecture} does not take images of {size.crop_text}: {reason}") from error
 
 
