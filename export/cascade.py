@@ -126,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="cascade.py",
         description="Serve several models as one: the server asks each only if the one before it was not sure.",
     )
-    parser.add_argument("name", nargs="?", metavar="NAME", help="name of the cascade")
+    parser.add_argument("name", nargs="?", type=command.model_name, metavar="NAME", help="name of the cascade")
     parser.add_argument(
         "members",
         nargs="*",

@@ -43,7 +43,7 @@ def main(
             error = ExpectedError(f"{error.filename}: {error.strerror}")
         if not isinstance(error, ExpectedError):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {console.printable(str(error))}", file=sys.stderr)
         return 1
     return 0
 
@@ -250,7 +250,8 @@ PERCENT = number(float, 0, 100, "percentage from 0 to 100")
 BATCH = number(int, 1, 1024, "batch size from 1 to 1024")
 
 
-def _model_name(text: str) -> str:
+def model_name(text: str) -> str:
+    """Read an option that names a model to make."""
     try:
         return TypeAdapter[str](ModelName).validate_python(text)
     except ValidationError:
@@ -264,7 +265,7 @@ _SHARED: Mapping[str, dict[str, Any]] = {
         "default": Path("model_repository"),
         "help": "the model repository; model_repository if not given",
     },
-    "--name": {"type": _model_name, "metavar": "AS", "help": "name in the repository; if not given, the usual one"},
+    "--name": {"type": model_name, "metavar": "AS", "help": "name in the repository; if not given, the usual one"},
     "--weights-dir": {
         "type": Path,
         "metavar": "DIR",

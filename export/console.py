@@ -32,14 +32,19 @@ def track(items: Sequence[_Item], what: str) -> Iterable[_Item]:
     return _track(items, what, console=_progress, transient=True, disable=not _progress.is_terminal)
 
 
+def printable(text: str) -> str:
+    """Write line ends and control characters, which names in a file may have, as escapes: they could do anything."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
 def say(text: str) -> None:
     """Print a line without wrapping it."""
-    console.print(escape(text), soft_wrap=True)
+    console.print(escape(printable(text)), soft_wrap=True)
 
 
 def warn(text: str) -> None:
     """Print a warning without wrapping it."""
-    console.print(f"[yellow]{escape(text)}[/]", soft_wrap=True)
+    console.print(f"[yellow]{escape(printable(text))}[/]", soft_wrap=True)
 
 
 def folder(repository: Path, known: Entry) -> str:
@@ -56,7 +61,7 @@ def show(published: Manifest, rows: Mapping[str, str]) -> None:
     """Print what is known about a model that was added to the repository, a row for each fact."""
     table = Table(show_header=False)
     for name, fact in rows.items():
-        table.add_row(name, escape(fact))
+        table.add_row(name, escape(printable(fact)))
     console.print(table)
     if published.weights.random:
         warn("Its weights are random: its answers mean nothing.")

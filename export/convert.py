@@ -15,7 +15,8 @@ from export.console import step, warn
 from export.options import NOTHING, Stated, as_options
 from export.precision import Lowered, Wanted
 from export.recipe import OPSET, TOOLS, Recipe, RecipeError, plan
-from models import hub
+from models import foreign, hub
+from models.errors import first_line
 from models.manifest import Calibration, Manifest, Parity
 from models.weights import sha256_of
 from server.engine.classes import Extras
@@ -46,11 +47,17 @@ def to_onnx(recipe: Recipe, name: str, weights_file: Path | None, images: Path) 
     """
     source = _load(recipe, weights_file, images)
     with step("export to ONNX"):
+        from torch.onnx import OnnxExporterError
+
         from export import graph, last_layer
 
         preprocessing = recipe.preprocessing
         complete = graph.CompleteGraph(source.network, preprocessing, recipe.top_k, recipe.activation)
-        content = graph.to_onnx(complete, preprocessing.crop, OPSET)
+        try:
+            content = graph.to_onnx(complete, preprocessing.crop, OPSET)
+        except OnnxExporterError as error:
+            reason = first_line(error.__cause__ or error)
+            raise RecipeError(f"PyTorch does not export {recipe.architecture} ({reason}): {foreign.BY_ONNX}") from error
         sizes = last_layer.sizes(content)
     draft = describe(recipe, name, weights_file, source.network, content).model_copy(update=sizes._asdict())
     return _proven(draft, content, source, recipe, last_layer.head(content))
@@ -247,11 +254,25 @@ def _load(recipe: Recipe, weights_file: Path | None, images: Path) -> _Source:
 
         photos = samples.photos(images, recipe.preprocessing)
         network = recipe.build(weights_file)
+        _check_size(recipe, network)
     if weights_file and checkpoint.is_untracked(network):
         warn(f"{weights_file.name} has batch norms that saw no data, as if it had never been trained.")
     if doubt := recipe.doubt(network):
         warn(doubt)
     return _Source(network, photos)
+
+
+def _check_size(recipe: Recipe, network: "nn.Module") -> None:
+    """Run the network once, as those of other libraries may take images of a single size."""
+    import torch
+
+    size = recipe.preprocessing
+    try:
+        with torch.inference_mode():
+            network(torch.zeros(1, len(size.mean), *size.crop))
+    except Exception as error:  # a network may raise anything
+        reason = first_line(error)
+        raise RecipeError(f"{recipe.architecture} does not take images of {size.crop_text}: {reason}") from error
 
 
 def _proven(draft: Manifest, content: bytes, source: _Source, recipe: Recipe, head: parity.Head) -> Made:

@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ensemble.py", description="Serve several models as one: the mean of their probabilities."
     )
-    parser.add_argument("name", metavar="NAME", help="name of the ensemble")
+    parser.add_argument("name", type=command.model_name, metavar="NAME", help="name of the ensemble")
     parser.add_argument(
         "members", nargs="+", metavar="MEMBER", help="NAME or NAME:VERSION of a model in the repository"
     )

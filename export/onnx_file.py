@@ -55,7 +55,7 @@ class OnnxFile:
     model: onnx_ir.Model
     """The part between its only input and its only output, with functions inlined."""
     whole: bool
-    """The input is one of the file's inputs, not an inner value."""
+    """The input is the file's only one, not an inner value."""
     kind: "np.dtype[np.generic]"
     """Type of the input."""
     layout: Layout
@@ -138,14 +138,16 @@ def read(path: Path, input_name: str | None, output_name: str | None, layout: La
         raise OnnxFileError(f"{path} takes {describe(image)}: images come as float or uint8")
     if image.shape is None or len(image.shape) != 4:
         raise OnnxFileError(f"{path} takes {describe(image)}, not a batch of images with height, width and channels")
-    sizes = [size if isinstance(size, int) else None for size in image.shape]
+    # Some exporters write a free size as 0 or -1.
+    sizes = [size if isinstance(size, int) and size > 0 else None for size in image.shape]
     found, channels = _channels(path, image, sizes, layout)
+    known = {tensor.name for tensor in proto.graph.initializer}
     height, width = sizes[2:] if found == "nchw" else sizes[1:3]
     return OnnxFile(
         path=path,
         content=content,
         model=model,
-        whole=any(value.name == image.name for value in proto.graph.input),
+        whole=[value.name for value in proto.graph.input if value.name not in known] == [image.name],
         kind=kind,
         layout=found,
         channels=channels,
@@ -183,7 +185,7 @@ def _read(path: Path) -> bytes:
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
         raise OnnxFileError(
             f"{path} keeps its parameters in a file beside it, which cannot be read: put it there under the name it"
-            f" had ({first_line(error)})"
+            f" had, not as a link ({first_line(error)})"
         ) from error
     if proto.ByteSize() > LARGEST_BYTES:
         raise OnnxFileError(f"{path} has more than 2 GiB of parameters: no single ONNX file can hold them")
@@ -274,8 +276,11 @@ def _check_scores(path: Path, scores: Value) -> None:
     if scores.shape is None:
         return
     sizes = [size for size in scores.shape[1:] if size != 1]
-    if len(scores.shape) < 2 or len(sizes) > 1:
-        what = "no row for each image of a batch" if len(scores.shape) < 2 else "not one score for each class"
+    # A single axis is of images if there is one class, as in model(x).squeeze(1), and of classes if it has a size.
+    size = scores.shape[0] if len(scores.shape) else 0
+    no_batch = len(scores.shape) < 2 and isinstance(size, int) and size != 1
+    if no_batch or len(sizes) > 1:
+        what = "no row for each image of a batch" if no_batch else "not one score for each class"
         raise OnnxFileError(
             f"{path} gives {describe(scores)}, {what}: only classifiers can be served (--output names another value)"
         )
@@ -355,7 +360,10 @@ def _count(graph: Graph) -> int:
 
 
 def _no_graph(path: Path, failure: Exception) -> OnnxFileError:
-    return OnnxFileError(f"{path} has an invalid graph: {first_line(failure)}")
+    reason: BaseException = failure
+    while reason.__cause__ is not None:  # the outermost only names the function that failed
+        reason = reason.__cause__
+    return OnnxFileError(f"{path} has an invalid graph: {first_line(reason)}")
 
 
 def _listed(values: Iterable[Value]) -> str:

@@ -1,5 +1,6 @@
 """Runs an unchanged ONNX file in ONNX Runtime: what its scores are, and what its complete graph must answer."""
 
+import re
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
@@ -75,6 +76,10 @@ class Original:
         inner = node.inputs[0].name if node is not None and node.inputs[0] is not None else None
         if any(inner in other.output for other in proto.graph.node):  # not inside a function
             self.names.append(str(inner))
+        for value in proto.graph.input:
+            for size in value.type.tensor_type.shape.dim:
+                if size.dim_value < 1:  # free, as some exporters write it
+                    size.Clear()
         del proto.graph.output[:]
         proto.graph.output.extend(map(helper.make_empty_tensor_value_info, self.names))
         try:
@@ -147,7 +152,7 @@ class Original:
         """
         given, *before = self.probe(pixels)
         path, node = self.file.path, self.file.activation
-        if given[0].size != max(given.shape[1:], default=0):
+        if given[0].size != max(given.shape[1:], default=1):
             raise OnnxFileError(f"{path} gives {given.shape[1:]} for an image, not one score for each class")
         count = given[0].size
         flat = given.reshape(-1, count).astype(np.float64)
@@ -160,6 +165,10 @@ class Original:
 
         if node is not None and scores != "logits" and before and before[0].size == given.size:
             kind: Activation = "softmax" if node.op_type == "Softmax" else "sigmoid"
+            if (count, kind) == (1, "softmax"):
+                raise OnnxFileError(
+                    f"{path} ends in a softmax of one class, which is always 1: name the value before it with --output"
+                )
             if np.abs(probabilities(before[0].reshape(flat.shape).astype(np.float32), kind) - flat).max() <= rounding:
                 return taken(kind, "logits", self.names[1], before[0])
         within = bool((flat >= -rounding).all() and (flat <= 1 + rounding).all())
@@ -212,6 +221,11 @@ def _refused(file: OnnxFile, failure: Exception) -> OnnxFileError:
     text = first_line(failure)
     if foreign:
         reason = f"has custom operators, {', '.join(foreign)}: export it with standard ONNX operators only"
+    elif newest := re.search(r"max supported IR version: (\d+)", str(failure)):
+        reason = (
+            f"has a newer IR version than ONNX Runtime {ort.__version__} knows: write it with an older onnx package, or"
+            f" onnx.save it with ir_version {newest[1]}"
+        )
     elif file.opset > _NEW_OPSET and "opset" in text.lower():
         reason = f"has opset {file.opset}, newer than ONNX Runtime {ort.__version__} knows: export it with opset 20"
     else:

@@ -15,7 +15,7 @@ from export import repository
 from export.expect import Expected
 from export.options import NOTHING, Stated
 from export.parameters import RANDOM_SEED, Checkpoint, OfTheZoo, Parameters, PublishedFile, Random
-from models import foreign, hub, labels, published, weights, zoo
+from models import foreign, hub, labels, published, shards, weights, zoo
 from models.architectures import ARCHITECTURES, Architecture, Shortcut, StrideIn
 from models.config import Network, Ours, Published, Timm, Transformers, UnknownPreprocessingError
 from models.errors import ExpectedError
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 OPSET = 20
+_MOST_CLASSES = 1_000_000
 TOOLS = {package: metadata.version(package) for package in ("torch", "onnx", "onnxscript", "onnxruntime")}
 _OUR_SOURCES = (
     "models/architectures.py",
@@ -34,6 +35,7 @@ _OUR_SOURCES = (
     "models/libraries.py",
     "models/names.py",
     "models/checkpoint.py",
+    "models/reparametrized.py",
     "export/graph.py",
     "export/last_layer.py",
 )
@@ -153,7 +155,10 @@ class Recipe:
             )
         network = networks.build(self.network.architecture, self.num_classes, seed=RANDOM_SEED)
         grey, first = self.preprocessing.channels == "grey", (state or {}).get(networks.first_weight(network))
-        trained_grey = first is not None and first.shape[1] == 1
+        channels = first.shape[1] if first is not None and first.ndim == 4 else None
+        if channels not in (None, 1, 3):
+            raise RecipeError(f"{weights_file} takes {channels} channels: an image has 3, or 1 where it is grey")
+        trained_grey = channels == 1
         if trained_grey and not grey:
             raise RecipeError(f"{weights_file} takes one channel: give --channels grey, with its --mean and --std")
         if trained_grey:
@@ -217,15 +222,15 @@ def plan(
         LabelsError: the labels file is not valid.
     """
     part = Part(averaged, key, prefix, head)
-    if num_classes is not None and num_classes < 1:
-        raise RecipeError(f"--num-classes is {num_classes}: give 1 or more")
+    if num_classes is not None and not 1 <= num_classes <= _MOST_CLASSES:
+        raise RecipeError(f"--num-classes is {num_classes}: give 1 or more, and {_MOST_CLASSES} at most")
     if hub.is_place(name) or (name not in zoo.NETWORKS and Path(name).exists()):
         if checkpoint or random or shortcut or stride_in or part.is_chosen:
             raise RecipeError(
                 f"{name} defines its own network and weights: --weights, --random-weights, --ema, --key, --prefix,"
                 " --head, --shortcut and --stride-in are only for a network of the zoo"
             )
-        recipe = _of_place(hub.locate(name), allow_pickle=allow_pickle, stated=stated)
+        recipe = _of_place(hub.locate(name), allow_pickle=allow_pickle, stated=stated, named=labels_file is not None)
     else:
         pretrained = _pretrained(name)
         network = _residual(pretrained, shortcut, stride_in)
@@ -307,10 +312,13 @@ def _parameters(pretrained: zoo.Pretrained, checkpoint: Path | None, part: Part,
 def _check_kind(checkpoint: Path) -> None:
     """Refuse a file that is not a checkpoint before anything slow begins."""
     try:
-        if what := foreign.file(checkpoint):
-            raise RecipeError(f"{checkpoint} {what}")
+        if re.search(r"-\d{5}-of-\d{5}\.", checkpoint.name):
+            raise RecipeError(f"{checkpoint} is one of several files: give the index beside it, *{shards.SUFFIX}")
+        for part in shards.files(checkpoint):
+            if what := foreign.file(part):
+                raise RecipeError(f"{part} {what}")
     except FileNotFoundError as error:
-        raise RecipeError(f"{checkpoint}: there is no such file") from error
+        raise RecipeError(f"{error.filename}: there is no such file") from error
 
 
 def _of_zoo(pretrained: zoo.Pretrained, network: Ours, parameters: Parameters, stated: Stated) -> Recipe:
@@ -329,8 +337,10 @@ def _of_zoo(pretrained: zoo.Pretrained, network: Ours, parameters: Parameters, s
     )
 
 
-def _of_place(place: hub.Place, *, allow_pickle: bool, stated: Stated) -> Recipe:
+def _of_place(place: hub.Place, *, allow_pickle: bool, stated: Stated, named: bool) -> Recipe:
     known = published.read(place)
+    if known.mistake and not named:
+        raise RecipeError(f"{place.origin} {known.mistake}: name its {len(known.labels)} classes with --labels FILE")
     base = _base(place, known, stated)
     preprocessing = stated.over(base)
     if len(preprocessing.mean) != len(base.mean):

@@ -52,7 +52,7 @@ class Hole(nn.Module):
         shape = [pixels.shape[0], *self.taken.shape]
         hole = torch.onnx.ops.symbolic
         given = hole(f"{_DOMAIN}::{_HOLE}", [pixels.to(self.kind)], dtype=self.given, shape=shape, version=1)
-        values = given.flatten(1).float()
+        values = (given.flatten(1) if self.taken.shape else given.unsqueeze(1)).float()
         if self.taken.scores == "logits":
             return values
         smallest = SMALLEST[self.taken.kind]

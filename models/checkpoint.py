@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models import foreign, names, shards, unpickling
+from models import foreign, names, reparametrized, shards, unpickling
 from models.errors import ExpectedError, first_line
 
 _TRAINED_KEYS = ("state_dict", "model", "model_state_dict", "model_state", "net", "network", "module", "params")
@@ -25,6 +25,8 @@ _RENAMED = {"linear": "fc", "shortcut": "downsample"}
 """Names that the published CIFAR checkpoints use for torchvision's."""
 _HEADS = ("fc.weight", "_fc.weight")
 _MAX_LISTED = 3
+_LEVELS = 16
+"""How deep mappings are searched for tensors: one that holds itself has no end."""
 
 
 class CheckpointError(ExpectedError):
@@ -48,10 +50,11 @@ def read(
     """
     state = names.to_ours(_named_tensors(_content(path), path, averaged=averaged, key=key))
     before = _prefix(state, path, prefix)
-    network = {_torchvision_name(name.removeprefix(before)): state[name] for name in state if name.startswith(before)}
+    within = [name for name in state if name.startswith(before) and not (head and name.startswith(f"{head}."))]
+    network = {_torchvision_name(name.removeprefix(before)): state[name] for name in within}
     if head:
         network |= _head(state, head, path)
-    if (last := network.get("fc.weight")) is not None:
+    if (last := network.get("fc.weight")) is not None and last.ndim:
         network.setdefault("fc.bias", torch.zeros(len(last)))  # the layer was trained without one
     _flatten_head(network)
     if any(tensor.is_quantized for tensor in network.values()):
@@ -83,6 +86,7 @@ def _file(path: Path) -> object:
     try:
         what = foreign.file(path)
         if what is None:
+            foreign.check_sums(path)
             return load_file(path) if foreign.is_safetensors(path) else unpickling.load(path)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or error}") from error
@@ -95,6 +99,8 @@ def _file(path: Path) -> object:
 
 def _unreadable(message: str) -> str:
     """Say what to do if torch's restricted unpickler gives up."""
+    if "DTensor" in message:
+        return f"holds tensors that are spread over several GPUs (DTensor): {foreign.WHOLE}"
     if "Unsupported operand" in message:
         return "was saved with another pickle_protocol: torch.save its parameters with the default one"
     found = re.search(r"GLOBAL (\S+)", message) or re.search(r"WeightsUnpickler error:\s*(.+)", message)
@@ -107,12 +113,18 @@ def _named_tensors(content: object, path: Path, *, averaged: bool, key: str | No
     whole = content = content if key is None else _at(key, content, path)
     if averaged:
         content = _under(_AVERAGED_KEYS, content, path)
-    while (inner := _under(_TRAINED_KEYS, content, path)) is not None:
+    for _ in range(_LEVELS):
+        if (inner := _under(_TRAINED_KEYS, content, path)) is None:
+            break
         content = inner
     if isinstance(content, Mapping) and not any(isinstance(value, Mapping) for value in content.values()):
         named = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
         if named:
-            return named
+            try:
+                return reparametrized.plain(named)
+            except RuntimeError as error:
+                reason = first_line(error)
+                raise CheckpointError(f"{path} is damaged: its weights cannot be computed ({reason})") from error
     raise CheckpointError(f"{path} {_without_tensors(content, whole, averaged=averaged)}")
 
 
@@ -126,6 +138,8 @@ def _without_tensors(content: object, whole: object, *, averaged: bool) -> str:
     if not averaged and (known := foreign.network(_paths(whole))):
         return known
     held = dict(whole) if isinstance(whole, Mapping) else {}
+    if any((unpickling.stands_for(value) or "").startswith("numpy.") for value in held.values()):
+        return "holds NumPy arrays, not tensors: torch.save a dict of names and torch.from_numpy(array)"
     keys = list(map(str, held))
     what = f"moving averages ({', '.join(_AVERAGED_KEYS)})" if averaged else "named tensors"
     way_out = "save the network's state_dict()"
@@ -138,12 +152,14 @@ def _without_tensors(content: object, whole: object, *, averaged: bool) -> str:
 
 def _at(key: str, content: object, path: Path) -> object:
     """Return what is under a key, or under nested keys: `a.b`."""
-    for part in key.split("."):
-        if not isinstance(content, Mapping) or part not in content:
-            there = _listed(list(map(str, content))) if isinstance(content, Mapping) and content else "nothing"
-            raise CheckpointError(f"{path} has nothing under the key {part}, but {there}")
-        content = content[part]
-    return content
+    held = {str(name): value for name, value in content.items()} if isinstance(content, Mapping) else {}
+    if key in held:
+        return held[key]
+    first, _, rest = key.partition(".")
+    if first not in held:
+        there = _listed(list(held)) if held else "nothing"
+        raise CheckpointError(f"{path} has nothing under the key {first}, but {there}")
+    return _at(rest, held[first], path) if rest else held[first]
 
 
 def _under(keys: Iterable[str], content: object, path: Path) -> object:
@@ -162,7 +178,7 @@ def _prefix(state: Mapping[str, Tensor], path: Path, wanted: str | None) -> str:
     ends = tuple(f".{anchor}" for anchor in _ANCHORS)
     found = [name[: -len(end) + 1] for name in state for end in ends if f".{name}".endswith(end)]
     if wanted is not None:
-        begin = wanted.rstrip(".") + "."
+        begin = reparametrized.unwrapped(wanted).rstrip(".") + "."
         if not any(name.startswith(begin) for name in state):
             raise CheckpointError(f"{path} has no parameter whose name begins with {begin}, but {_listed(list(state))}")
         found = [prefix for prefix in found if prefix.startswith(begin)] or [begin]
@@ -176,15 +192,17 @@ def _ambiguous(path: Path, places: list[str], option: str) -> CheckpointError:
     return CheckpointError(f"{path} holds more than one network: {_listed(places)}: choose with {option} {places[0]}")
 
 
-def _has_tensors(value: object) -> bool:
-    return isinstance(value, Tensor) or (isinstance(value, Mapping) and any(map(_has_tensors, value.values())))
+def _has_tensors(value: object, levels: int = _LEVELS) -> bool:
+    if isinstance(value, Mapping):
+        return levels > 0 and any(_has_tensors(inner, levels - 1) for inner in value.values())
+    return isinstance(value, Tensor)
 
 
-def _paths(content: object, before: str = "") -> Iterator[str]:
+def _paths(content: object, before: str = "", levels: int = _LEVELS) -> Iterator[str]:
     """Yield the name of everything in nested mappings: `student.conv1.weight`."""
-    if isinstance(content, Mapping):
+    if isinstance(content, Mapping) and levels:
         for key, value in content.items():
-            yield from _paths(value, f"{before}{key}.")
+            yield from _paths(value, f"{before}{key}.", levels - 1)
     else:
         yield before.removesuffix(".")
 
@@ -196,16 +214,20 @@ def _torchvision_name(name: str) -> str:
 def _head(state: Mapping[str, Tensor], head: str, path: Path) -> dict[str, Tensor]:
     """Use the layer named `head` as the last one."""
     found = {part: state[f"{head}.{part}"] for part in ("weight", "bias") if f"{head}.{part}" in state}
-    if "weight" not in found:
-        layers = [name.removesuffix(".weight") for name in state if name.endswith(".weight") and state[name].ndim == 2]
-        raise CheckpointError(f"{path} has no layer {head}; its linear layers: {_listed(layers) or 'none'}")
-    return {f"fc.{part}": tensor for part, tensor in found.items()}
+    if "weight" not in found or found["weight"].ndim < 2:
+        raise CheckpointError(f"{path} has no layer {head}; its linear layers: {_listed(_linear(state)) or 'none'}")
+    return {f"fc.{part}": tensor.flatten(1) if part == "weight" else tensor for part, tensor in found.items()}
+
+
+def _linear(state: Mapping[str, Tensor]) -> list[str]:
+    """Name the linear layers. No network here has any but its last one."""
+    return [name.removesuffix(".weight") for name in state if name.endswith(".weight") and state[name].ndim == 2]
 
 
 def _without_head(state: Mapping[str, Tensor], before: str) -> str:
     """Say that the last layer is missing, and which layer it may be."""
-    around = [name for name in state if not name.startswith(before)]
-    linear = [name.removesuffix(".weight") for name in around if name.endswith(".weight") and state[name].ndim == 2]
+    linear = _linear(state)
+    around = [name for name in state if not name.startswith(before) or name.startswith((*linear,))]
     if len(linear) == 1:
         way_out = f"--head {linear[0]} uses that as the last layer"
     else:
@@ -228,20 +250,21 @@ def _listed(names: list[str]) -> str:
 
 def num_classes(state: Mapping[str, Tensor]) -> int | None:
     """Return the number of classes of a checkpoint's last layer; None if it has no such layer."""
-    return next((len(state[name]) for name in _HEADS if name in state), None)
+    return next((len(state[name]) or None for name in _HEADS if name in state and state[name].ndim), None)
 
 
 def load(network: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
     """Copy a checkpoint into a network, as float32; all names and shapes must be the network's, and all values finite.
 
-    Only `num_batches_tracked` may be missing: old files lack it, and inference does not use it.
+    `num_batches_tracked` does not matter: old files lack it, and inference does not use it.
 
     Raises:
         CheckpointError: the checkpoint does not fit or is damaged; the message names `origin` and what differs.
     """
-    expected = network.state_dict()
-    missing = [name for name in expected if name not in state and not name.endswith("num_batches_tracked")]
-    unexpected = [name for name in state if name not in expected]
+    known = network.state_dict()
+    expected = {name: tensor for name, tensor in known.items() if not name.endswith("num_batches_tracked")}
+    missing = [name for name in expected if name not in state]
+    unexpected = [name for name in state if name not in known]
     reshaped = [name for name in expected if name in state and state[name].shape != expected[name].shape]
     if missing or unexpected or reshaped:
         shapes = [f"{name} {list(state[name].shape)} for {list(expected[name].shape)}" for name in reshaped]
@@ -249,9 +272,13 @@ def load(network: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
         differences = "; ".join(f"{kind} {_listed(listed)}" for kind, listed in kinds.items() if listed)
         raise CheckpointError(f"{origin} {_other_network(state, {*missing, *unexpected, *reshaped}, differences)}")
     for name in expected:
-        if name in state and (damage := _damage(name, state[name])):
+        if what := _unusable(state[name]):
+            raise CheckpointError(f"{origin} {what.format(name)}")
+    parameters = {name: state[name].float() for name in expected}
+    for name, values in parameters.items():
+        if damage := _damage(name, values):
             raise CheckpointError(f"{origin} is damaged: {name} {damage}")
-    network.load_state_dict(state, strict=False)
+    network.load_state_dict(parameters, strict=False)
 
 
 def _other_network(state: Mapping[str, Tensor], differing: Set[str], differences: str) -> str:
@@ -269,8 +296,17 @@ def _other_network(state: Mapping[str, Tensor], differing: Set[str], differences
     return f"{what} checkpoint of this network: {differences}{hint}"
 
 
+def _unusable(values: Tensor) -> str | None:
+    """Say why a tensor has no floating-point values; {} stands for its name."""
+    if values.is_meta:
+        return "has the shape of {}, but not its values: it was saved from torch's meta device"
+    if values.is_floating_point():
+        return None
+    return f"has {{}} in {str(values.dtype).removeprefix('torch.')}: give the checkpoint in floating point"
+
+
 def _damage(name: str, values: Tensor) -> str | None:
-    if values.is_floating_point() and not values.isfinite().all():
+    if not values.isfinite().all():
         return "is NaN or infinite in places"
     return "is negative in places" if name.endswith("running_var") and (values < 0).any() else None
 

@@ -58,6 +58,8 @@ class Published:
     labels: tuple[Label, ...]
     named: bool
     """Whether the labels are real names; otherwise they are numbers."""
+    mistake: str = ""
+    """Why the names cannot be used, to follow the model's name; "": there is no reason."""
 
 
 class Config(BaseModel):
@@ -114,4 +116,4 @@ def preprocessing(found: Mapping[str, Any]) -> Preprocessing | UnknownPreprocess
     try:
         return Preprocessing.model_validate(found)
     except ValidationError as error:
-        return UnknownPreprocessingError(first_mistake(error))
+        return UnknownPreprocessingError(first_mistake(error).removeprefix("Value error, "))

@@ -12,11 +12,16 @@ from pathlib import Path
 UNKNOWN = "is no checkpoint: neither torch.save nor safetensors wrote it"
 BY_ONNX = "export it to ONNX where it was made, and give that file to export/from_onnx.py"
 _HEAD_BYTES = 512
+_CHUNK_BYTES = 1 << 20
 _TORCH_BEFORE_ZIP = rb"\x02\x8a\x0al\xfc\x9cF\xf9"
 """An early `torch.save`'s magic number, which follows the first byte of the file."""
 
 _ARCHIVE = "is an archive: unpack it, and give the file in it"
 SAVED_MODEL = "is a TensorFlow SavedModel: python -m tf2onnx.convert writes what export/from_onnx.py takes"
+_DISTRIBUTED = (
+    "is a distributed checkpoint: python -m torch.distributed.checkpoint.format_utils dcp_to_torch FILE weights.pth"
+    " writes a file that can be read"
+)
 _KERAS = "is a file of Keras: there, model.export('model.onnx', format='onnx') writes what export/from_onnx.py takes"
 
 _FIRST_BYTES: Sequence[tuple[bytes, str]] = (
@@ -50,12 +55,21 @@ _MEMBERS: Sequence[tuple[str, str]] = (
     (r"^model\.weights\.h5$", _KERAS),
     (r"\.npy$", f"is an archive of NumPy arrays, as JAX's networks are published: {BY_ONNX}"),
 )
+WHOLE = (
+    "where it was trained, torch.save get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)) of"
+    " torch.distributed.checkpoint.state_dict"
+)
 QUANTISED = (
     "is of a network that is quantised already: give the checkpoint in floating point, and quantise its export with"
     " export/quantize.py"
 )
 _PARAMETERS: Sequence[tuple[str, str]] = (
     (r"(^|\.)(zero_point|_packed_params)(\.|$)", QUANTISED),
+    (
+        r"(^|\.)parametrizations\.",
+        "has weights that are computed from others: torch.nn.utils.parametrize.remove_parametrizations on each such"
+        " layer makes them plain, and the state_dict() after that can be read",
+    ),
     (
         r"(^|\.)(encoder_[qk]|(base|momentum)_encoder|projector|projection_head|prototypes)\.|^(student|teacher)\..*head\."
         r"|(^|\.)(mlp_head|head\.mlp|head\.last_layer)\.",
@@ -82,7 +96,11 @@ def file(path: Path) -> str | None:
 
 def _file(path: Path) -> str | None:
     if path.is_dir():
+        if (path / ".metadata").exists() and any(path.glob("*.distcp")):
+            return _DISTRIBUTED
         return SAVED_MODEL if (path / "saved_model.pb").exists() else "is a folder: give a file in it"
+    if path.exists() and not path.is_file():
+        return "is no regular file: copy what it gives into one"
     first = _first_bytes(path)
     if first.startswith(b"PK\x03\x04"):
         return _zip(path)
@@ -99,6 +117,23 @@ def is_safetensors(path: Path) -> bool:
     return re.match(rb".{8}\{\s*[\"}]", _first_bytes(path), re.DOTALL) is not None
 
 
+def check_sums(path: Path) -> None:
+    """Compare the content of a file of `torch.save` with the checksums in it, as far as it has any; torch does not.
+
+    Raises:
+        zipfile.BadZipFile: they differ.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            # The sum is 0 if torch was told to compute none, and torch compresses nothing.
+            if member.CRC and member.compress_type == zipfile.ZIP_STORED:
+                with archive.open(member) as content:
+                    while content.read(_CHUNK_BYTES):
+                        pass
+
+
 def network(names: Iterable[str]) -> str | None:
     """Say which network parameters of these names belong to, if it is known and cannot be exported; else None."""
     listed = list(names)
@@ -112,7 +147,9 @@ def _zip(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.namelist()
-    except zipfile.BadZipFile:
+    except OSError:
+        raise
+    except Exception:  # a damaged directory raises almost anything
         return "is cut off or damaged: copy it again"
     for pattern, sentence in _MEMBERS:
         if any(re.search(pattern, member) for member in members):

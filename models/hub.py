@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 PREFIX = "hf:"
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
-SAFE, SHARDED, PICKLE = "model.safetensors", "model" + shards.SUFFIX, "pytorch_model.bin"
+SAFE, SHARDED, PICKLE = "model.safetensors", "model.safetensors" + shards.SUFFIX, "pytorch_model.bin"
 """Weights as both libraries write them: one file, an index for a large model, or a pickle from before safetensors."""
 ANSWER_TIMEOUT_S = 10.0
 _NAME = re.compile(r"hf:(?P<repository>[\w.-]+/[\w.-]+|[\w.-]+)(?:@(?P<revision>[\w./-]+))?")

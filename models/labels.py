@@ -5,6 +5,7 @@ import codecs
 import csv
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -31,7 +32,11 @@ _COLUMNS = {"name", "label", "class", "class_name", "label_name", "category", "t
 """A first row with one of these is a header."""
 _WORDNET_ID = re.compile(r"n\d{8}")
 _SYNSET = re.compile(r"(n\d{8})[\s,:]+(\S.*)")
-_INDEXED = re.compile(r"(\d+)[\s,;:]+(\S.*)")
+_INDEXED = re.compile(r"(?P<index>\d+)[\s,;:]+(?P<name>\S.*)")
+_INDEXED_LAST = re.compile(r"(?P<name>\S.*?)[\s,;:]+(?P<index>\d+)")
+_LINE_END = re.compile(r"\r\n|\r|\n")
+_BREAKS = re.compile(r"[\t-\r\x1c-\x1e\x85\u2028\u2029]+")
+"""Tabs and everything that some program takes for the end of a line."""
 
 
 class LabelsError(ExpectedError):
@@ -122,13 +127,20 @@ def _entries(text: str, suffix: str) -> list[_Entry]:
     if text.lstrip().startswith(("[", "{")) or suffix == ".json":
         try:
             return _of_data(_data(text))
+        except RecursionError as error:
+            raise LabelsError("it is nested too deeply") from error
         except ValueError as error:
             if suffix == ".json":
                 raise LabelsError(f"it is no JSON: {error}") from error
-    rows = text.rstrip().splitlines()
+    if suffix in (".yaml", ".yml"):
+        raise LabelsError("it is YAML: save the names as text, a name a line, or as JSON")
+    rows = _LINE_END.split(text.rstrip())
+    if rows == [""]:
+        return []
+    count = len(rows)
     while rows and rows[0].startswith("# ") and not all(row.startswith("#") for row in rows):
         rows[0:1] = []
-    first = len(text.rstrip().splitlines()) - len(rows) + 1
+    first = count - len(rows) + 1
     for number, row in enumerate(rows, first):
         if not row.strip():
             raise LabelsError(f"line {number} is empty: every class needs a name")
@@ -164,12 +176,17 @@ def _of_data(data: object) -> list[_Entry]:
 
 def _of_table(rows: list[str], first: int, suffix: str) -> list[_Entry]:
     delimiter = "\t" if suffix == ".tsv" else max(",;\t", key=rows[0].count) if rows else ","
-    table = [[cell.strip() for cell in cells] for cells in csv.reader(rows, delimiter=delimiter)]
+    try:
+        lines = csv.reader((f"{row}\n" for row in rows), delimiter=delimiter, strict=True)
+        table = [[cell.strip() for cell in cells] for cells in lines]
+    except csv.Error as error:
+        raise LabelsError(f"it is no table with columns separated by {delimiter!r}: {error}") from error
     for number, cells in enumerate(table, first):
         if len(cells) != len(table[0]):
             raise LabelsError(f"line {number} has {len(cells)} columns, line {first} has {len(table[0])}")
     header = [cell.lower() for cell in table[0]] if table else []
-    if {*header} & _COLUMNS and not any(map(str.isdecimal, header)):
+    numbered = any(all(map(str.isdecimal, column[1:])) for column in zip(*table, strict=True)) and len(table) > 2
+    if ({*header} & _COLUMNS or numbered) and not any(map(str.isdecimal, header)):
         table, first = table[1:], first + 1
     columns = list(zip(*table, strict=True))
     numbers = [at for at, column in enumerate(columns) if all(map(str.isdecimal, column))]
@@ -190,9 +207,16 @@ def _of_table(rows: list[str], first: int, suffix: str) -> list[_Entry]:
 
 
 def _of_lines(rows: list[str], first: int) -> list[_Entry]:
-    indexed = [match for row in rows if (match := _INDEXED.fullmatch(row.strip()))]
-    if len(indexed) == len(rows) and sorted(int(match[1]) for match in indexed) == list(range(len(rows))):
-        return [_Entry(f"line {number}", match[2], int(match[1])) for number, match in enumerate(indexed, first)]
+    for pattern, starts in ((_INDEXED, (0, 1)), (_INDEXED_LAST, (0,))):
+        indexed = [match for row in rows if (match := pattern.fullmatch(row.strip()))]
+        entries = [
+            _Entry(f"line {number}", match["name"], int(match["index"])) for number, match in enumerate(indexed, first)
+        ]
+        indices = sorted(entry.index or 0 for entry in entries)
+        # Names may also just end in numbers: kind 0, kind 1.
+        names = {entry.name for entry in entries}
+        if len(names) == len(rows) and any(indices == [*range(start, start + len(rows))] for start in starts):
+            return entries
     synsets = [match for row in rows if (match := _SYNSET.fullmatch(row.strip()))]
     if len(synsets) == len(rows):
         return [_Entry(f"line {number}", [*match.groups()]) for number, match in enumerate(synsets, first)]
@@ -228,12 +252,24 @@ def _label(entry: _Entry) -> Label:
     )
     if not isinstance(name, str) or not name.strip():
         raise LabelsError(f"{entry.place} has {name!r} where a name is wanted")
-    name = name.strip()
+    name = printable(name.strip(), entry.place)
     if wordnet_id is None and _WORDNET_ID.fullmatch(name):
         return Label(label=_by_wordnet_id().get(name, name), wordnet_id=name)
     if not isinstance(wordnet_id, str) or not _WORDNET_ID.fullmatch(wordnet_id):
         return Label(label=name)
     return Label(label=name.split(",")[0].replace("_", " "), wordnet_id=wordnet_id)
+
+
+def printable(name: str, place: str) -> str:
+    """Return a name with a space for every tab and line end in it.
+
+    Raises:
+        LabelsError: it has other control characters; the message begins with `place`.
+    """
+    name = _BREAKS.sub(" ", name)
+    if strange := [one for one in name if unicodedata.category(one) in ("Cc", "Cs")]:
+        raise LabelsError(f"{place} has the character U+{ord(strange[0]):04X}: save the file as UTF-8 text")
+    return name
 
 
 def _by_wordnet_id() -> dict[str | None, str]:

@@ -3,7 +3,7 @@
 import importlib
 from collections.abc import Mapping
 from types import ModuleType
-from typing import assert_never
+from typing import Any, assert_never
 
 from torch import Tensor, nn
 
@@ -66,14 +66,36 @@ def build(network: Timm | Transformers, num_classes: int, state: Mapping[str, Te
                 config = transformers.AutoConfig.from_pretrained(
                     network.config.parent, local_files_only=True, trust_remote_code=False
                 )
-                built = transformers.AutoModelForImageClassification.from_config(config, trust_remote_code=False)
+                # Eager attention: with a fused one, Swin cannot be exported with a free batch size.
+                built = transformers.AutoModelForImageClassification.from_config(
+                    config, trust_remote_code=False, attn_implementation="eager"
+                )
             except Exception as error:
                 what = f"transformers {transformers.__version__} does not build {network.name}"
                 raise LibraryError(f"{what}: {first_line(error)}") from error
-            checkpoint.load(built, state, origin)
+            checkpoint.load(built, _renamed(built, state, transformers), origin)
             return _Logits(built.float()).eval()
         case _:
             assert_never(network)
+
+
+def _renamed(network: Any, state: Mapping[str, Tensor], transformers: ModuleType) -> Mapping[str, Tensor]:
+    """Return parameters under the names that this version of transformers has for them; `state` if it has none.
+
+    It saves many networks, such as ViT, under the names of earlier versions, and renames and joins them as it loads.
+    """
+    if network.state_dict().keys() == state.keys():
+        return state
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        loaded, found = type(network).from_pretrained(
+            None, config=network.config, state_dict=dict(state), output_loading_info=True
+        )
+    except Exception:  # the caller says what does not fit
+        return state
+    renamed: Mapping[str, Tensor] = loaded.state_dict()
+    return state if any(found.values()) else renamed
 
 
 def _imported(library: str, network: str) -> ModuleType:

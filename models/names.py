@@ -95,7 +95,10 @@ def to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for prefix in _before(r"layer1\.0\.conv1\.weight", ours):
         _count_pooling(ours, f"{prefix}layer1.0.downsample", f"{prefix}layer2.0.downsample")
     # The last layer of timm's resnetv2 is a 1x1 convolution.
-    return {name: tensor.flatten(1) if name.endswith("fc.weight") else tensor for name, tensor in ours.items()}
+    return {
+        name: tensor.flatten(1) if name.endswith("fc.weight") and tensor.ndim > 2 else tensor
+        for name, tensor in ours.items()
+    }
 
 
 def _before(anchor: str, state: Mapping[str, Tensor]) -> list[str]:

@@ -1,11 +1,12 @@
-"""Parameters split over several files: an index, `model.safetensors.index.json`, and the files that it names."""
+"""Parameters split over several files: an index, such as `model.safetensors.index.json`, and the files it names."""
 
 import json
 from pathlib import Path
 
 from models.errors import ExpectedError
 
-SUFFIX = ".safetensors.index.json"
+SUFFIX = ".index.json"
+"""Of an index; before it stands what it is an index of: `.safetensors`, or `.bin` for files of `torch.save`."""
 
 
 class ShardsError(ExpectedError):
@@ -16,7 +17,7 @@ def names(path: Path) -> tuple[str, ...]:
     """Return the names of the files that an index lists, sorted; () if `path` is not an index.
 
     Raises:
-        ShardsError: the index is not as the safetensors libraries write it.
+        ShardsError: the index is not as safetensors and transformers write it.
     """
     if not path.name.endswith(SUFFIX):
         return ()
@@ -25,7 +26,7 @@ def names(path: Path) -> tuple[str, ...]:
     except OSError as error:
         raise ShardsError(f"{path}: {error.strerror}") from error
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ShardsError(f"{path} is no index of safetensors' files: it has no weight_map") from error
+        raise ShardsError(f"{path} is no index of safetensors or torch.save's files: it has no weight_map") from error
     if not found or any(Path(name).name != name for name in found):
         raise ShardsError(f"{path} does not name files that lie beside it")
     return tuple(found)

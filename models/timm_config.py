@@ -58,10 +58,23 @@ def read(content: Mapping[str, Any], place: Place) -> Published:
     found = config.checked(_Timm, content, place)
     known = config.checked(_Pretrained, found.pretrained_cfg or content, place)  # older files have a single level
     num_classes = known.num_classes if found.num_classes is None else found.num_classes
-    given = _labels(found.label_names or known.label_names, found.label_descriptions or known.label_descriptions)
+    if known.input_size[0] not in (1, 3):
+        raise SourceError(f"{place.origin} takes {known.input_size[0]} channels: an image has 3, or 1 where it is grey")
+    given: tuple[Label, ...] = ()
+    mistake = ""
+    try:
+        given = _labels(found.label_names or known.label_names, found.label_descriptions or known.label_descriptions)
+    except labels.LabelsError as error:
+        mistake = f"has names that cannot be used ({error})"
     if given and len(given) != num_classes:
-        raise SourceError(f"the config of {place.origin} has {len(given)} labels for {num_classes} classes")
-    if not given and num_classes == 1000 and any(name.endswith("in1k") for name in (known.tag, place.title)):
+        mistake = f"has {len(given)} labels for {num_classes} classes in its config"
+        given = ()
+    if (
+        not given
+        and not mistake
+        and num_classes == 1000
+        and any(name.endswith("in1k") for name in (known.tag, place.title))
+    ):
         given = labels.imagenet()
     return Published(
         _network(found, known),
@@ -69,6 +82,7 @@ def read(content: Mapping[str, Any], place: Place) -> Published:
         "softmax",
         given or labels.numbered(num_classes),
         named=bool(given),
+        mistake=mistake,
     )
 
 
@@ -91,10 +105,10 @@ def _labels(names: _Names, descriptions: _Descriptions) -> tuple[Label, ...]:
     if not isinstance(descriptions, dict):
         descriptions = dict(zip(ordered, descriptions, strict=False))
     return tuple(
-        Label(label=descriptions.get(name, name), wordnet_id=name)
+        Label(label=labels.printable(descriptions.get(name, name), f"the description of {name}"), wordnet_id=name)
         if re.fullmatch(r"n\d{8}", name)
-        else Label(label=name)
-        for name in ordered
+        else Label(label=labels.printable(name, f"class {index} in its config"))
+        for index, name in enumerate(ordered)
     )
 
 
@@ -111,7 +125,12 @@ def _preprocessing(known: _Pretrained) -> Preprocessing | UnknownPreprocessingEr
             "crop_mode": mode,
             "interpolation": known.interpolation,
             "channels": "grey" if channels == 1 else "rgb",
-            "mean": known.mean[:channels],
-            "std": known.std[:channels],
+            "mean": _for_each(channels, known.mean),
+            "std": _for_each(channels, known.std),
         }
     )
+
+
+def _for_each(channels: int, values: tuple[float, ...]) -> tuple[float, ...]:
+    """Return as many values as there are channels as timm does: those, or their mean for each channel."""
+    return values if len(values) == channels else (sum(values) / max(len(values), 1),) * channels

@@ -51,7 +51,7 @@ def read(content: Mapping[str, Any], place: Place) -> Published:
         raise SourceError(f"{place.origin} is a regression: it has no classes to answer with")
     if found.num_channels != 3:
         raise SourceError(f"{place.origin} takes {found.num_channels} channels, but images here have 3")
-    classes, named = _labels(found, place)
+    classes, named, mistake = _labels(found)
     several = found.problem_type == "multi_label_classification" or len(classes) == 1
     ours = _our_resnet(config.checked(_ResNet, content, place)) if found.model_type == "resnet" else None
     return Published(
@@ -60,21 +60,26 @@ def read(content: Mapping[str, Any], place: Place) -> Published:
         "sigmoid" if several else "softmax",  # as the image-classification pipeline chooses
         classes,
         named=named,
+        mistake=mistake,
     )
 
 
-def _labels(found: _Model, place: Place) -> tuple[tuple[Label, ...], bool]:
-    """Return the labels, and whether they are real names."""
+def _labels(found: _Model) -> tuple[tuple[Label, ...], bool, str]:
+    """Return the labels, whether they are real names, and why the names cannot be used."""
     count = len(found.id2label)
+    numbered = labels.numbered(count)
     if sorted(found.id2label) != list(range(count)):
-        raise SourceError(f"id2label of {place.origin} does not number its classes from 0 on: give --labels FILE")
-    names = [found.id2label[index] for index in range(count)]
+        return numbered, False, "has an id2label that does not number its classes from 0 on"
+    try:
+        names = [labels.printable(found.id2label[index], f"class {index} in its id2label") for index in range(count)]
+    except labels.LabelsError as error:
+        return numbered, False, f"has names that cannot be used ({error})"
     if all(re.fullmatch(r"LABEL_\d+", name) for name in names):
-        return labels.numbered(count), False
+        return numbered, False, ""
     imagenet = labels.imagenet()
     if [name.split(",")[0] for name in names] == [label.label for label in imagenet]:
-        return imagenet, True  # the same, with their WordNet ids
-    return tuple(Label(label=name) for name in names), True
+        return imagenet, True, ""  # the same, with their WordNet ids
+    return tuple(Label(label=name) for name in names), True, ""
 
 
 def _our_resnet(found: _ResNet) -> Ours | None:

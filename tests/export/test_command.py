@@ -7,11 +7,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
-from export import calibrate, cascade, ensemble, interrupts, quantize, to_onnx, to_torch, to_trt, verify
+from export import calibrate, cascade, console, ensemble, interrupts, quantize, to_onnx, to_torch, to_trt, verify
 from export.backends import BackendError
 from export.samples import PHOTOS
 from tests import tiny
@@ -208,3 +209,21 @@ def test_figures_of_another_cpu_are_told_as_such(
     monkeypatch.setattr("server.cpus.flags", lambda: {"sse2", "avx512_vnni"})
     assert verify.main(arguments) == 0
     assert "another CPU" not in capsys.readouterr().out
+
+
+def test_names_cannot_write_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert to_onnx.main(["\x1b[2J\nnet"]) == 1
+    assert "there is no network \\x1b[2J\\nnet; " in capsys.readouterr().err
+    console.say("\x1b[2J\nhere")
+    assert capsys.readouterr().out == "\\x1b[2J\\nhere\n"
+
+
+@pytest.mark.parametrize("command", [ensemble, cascade])
+@pytest.mark.parametrize("name", ["../x", "Capital", ""])
+def test_name_that_no_model_can_have_is_told_before_anything_is_measured(
+    command: ModuleType, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as done:
+        command.main([name, "one", "other", "--images", str(PHOTOS)])
+    assert done.value.code == 2
+    assert f"{name} is no model name" in capsys.readouterr().err

@@ -391,6 +391,34 @@ def test_one_logit_is_a_probability_by_itself(tmp_path: Path, capsys: pytest.Cap
     assert outputs.probabilities == pytest.approx(1 / (1 + np.exp(-scores(path, normalised()))), abs=1e-5)
 
 
+class Flat(Small):
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return super().forward(pixels).squeeze(1)
+
+
+@pytest.mark.parametrize("batch", [None, 1])
+def test_one_logit_needs_no_axis_of_classes(batch: int | None, tmp_path: Path) -> None:
+    path = script(tmp_path / "theirs.onnx", Flat(1), batch=batch)
+    assert run(path, tmp_path) == 0
+    found, outputs = served(tmp_path)
+    assert (found.activation, found.num_classes) == ("sigmoid", 1)
+    expected = scores(script(tmp_path / "two.onnx", Small(1)), normalised())
+    assert outputs.logits == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+def test_unused_inputs_and_sizes_of_minus_one_do_not_matter(tmp_path: Path) -> None:
+    def change(model: onnx.ModelProto) -> None:
+        for at, size in ((0, -1), (2, 0), (3, -1)):
+            model.graph.input[0].type.tensor_type.shape.dim[at].dim_value = size
+        flag = onnx.helper.make_tensor_value_info("training", onnx.TensorProto.BOOL, [])
+        model.graph.input.append(flag)
+
+    path = changed(tmp_path / "theirs.onnx", change)
+    assert run(path, tmp_path, "--crop", str(SIDE), "--resize", str(SIDE)) == 0
+    plain = script(tmp_path / "plain.onnx", Small())
+    assert served(tmp_path)[1].logits == pytest.approx(scores(plain, normalised()), rel=1e-4, abs=1e-4)
+
+
 def test_scores_that_may_be_either_are_to_be_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = script(tmp_path / "theirs.onnx", nn.Sequential(Small(), nn.Hardsigmoid()))
     assert "say whether they are --scores" in refused(path, tmp_path, capsys)
@@ -517,6 +545,14 @@ REFUSED: dict[str, tuple[Make, str]] = {
     "an opset of the future": (
         lambda path: changed(path, opset_of(99)),
         "has opset 99, newer than ONNX Runtime",
+    ),
+    "an IR version of the future": (
+        lambda path: changed(path, lambda model: setattr(model, "ir_version", 99)),
+        "has a newer IR version than ONNX Runtime",
+    ),
+    "softmax of one class": (
+        lambda path: script(path, nn.Sequential(Small(1), nn.Softmax(1))),
+        "name the value before it with --output",
     ),
     "not a number": (lambda path: changed(path, poison), "answers NaN or infinity"),
     "in training mode": (in_training_mode, "it was exported in training mode"),

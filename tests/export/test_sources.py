@@ -202,6 +202,40 @@ def test_index_that_is_none_is_one_line(index: str, tmp_path: Path) -> None:
         checkpoint.read(tmp_path / SHARDED)
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_own_weights_may_be_in_several_files(suffix: str, tmp_path: Path) -> None:
+    state = networks.build("cifar_resnet20", 10, seed=1).state_dict()
+    places = {name: f"model-0000{1 + at % 2}-of-00002{suffix}" for at, name in enumerate(state)}
+    for file in {*places.values()}:
+        part = {name: state[name] for name in state if places[name] == file}
+        torch.save(part, tmp_path / file) if suffix == ".bin" else (tmp_path / file).write_bytes(save(part))
+    index = tmp_path / f"mine{suffix}.index.json"
+    index.write_text(json.dumps({"weight_map": places}))
+    built = plan("cifar_resnet20", checkpoint=index).build(index)
+    assert all(torch.equal(value, state[name]) for name, value in built.state_dict().items())
+    with pytest.raises(ExpectedError, match=r"is one of several files: give the index beside it, \*\.index\.json"):
+        plan("cifar_resnet20", checkpoint=tmp_path / f"model-00001-of-00002{suffix}")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({**RESNET_50, "id2label": {"1": "cat", "2": "dog", "4": "cow"}}, r"does not number its classes from 0"),
+        ({**RESNET_50, "id2label": {"0": "cat", "1": "d\0g", "2": "cow"}}, r"class 1 in its id2label has .* U\+0000"),
+        (timm_config("resnet18", 3) | {"label_names": ["cat", "dog"]}, "2 labels for 3 classes"),
+    ],
+)
+def test_names_that_cannot_be_used_are_told_and_may_be_given(
+    config: Mapping[str, Any], message: str, tmp_path: Path
+) -> None:
+    source = write(tmp_path / "mine", files(config))
+    with pytest.raises(ExpectedError, match=f"mine .*{message}.*: name its 3 classes with --labels FILE"):
+        plan(str(source))
+    (tmp_path / "names.txt").write_text("cat\ndog\ncow\n")
+    recipe = plan(str(source), labels_file=tmp_path / "names.txt")
+    assert [label.label for label in recipe.labels] == ["cat", "dog", "cow"]
+
+
 def test_classes_without_names_are_numbered_and_said_to_be(
     tmp_path: Path, labels_of_seven: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -302,6 +336,26 @@ def test_transformers_network_answers_as_its_own_pipeline(
     assert (known.expectation.images, known.expectation.top1_agreement) == (3, 1.0)
     assert known.expectation.logit_error < 0.01
     assert ("transformers" in known.tools) == (hidden_sizes == (64, 96))
+
+
+def test_names_of_earlier_versions_of_transformers_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    transformers = libraries.transformers()
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    config = transformers.ViTConfig(**sizes, image_size=32, num_labels=3)
+    network = transformers.ViTForImageClassification(config).eval()
+    source = tmp_path / "mine"
+    network.save_pretrained(source)
+    (source / "preprocessor_config.json").write_text('{"image_processor_type": "ViTImageProcessor", "size": 32}')
+    built = plan(str(source)).build(source / "model.safetensors")
+    images = torch.rand(2, 3, 32, 32)
+    with torch.inference_mode():
+        assert torch.allclose(built(images), network(images).logits, atol=1e-6)
+    arguments = ["--resize", "48", "--crop", "48", "--repository", str(tmp_path / "models")]
+    assert to_onnx.main([str(source), *arguments]) == 1
+    assert "vit of transformers does not take images of 48x48: " in capsys.readouterr().err
+    (source / "model.safetensors").write_bytes(save({"vit.x": torch.ones(1)}))
+    with pytest.raises(ExpectedError, match=r"model\.safetensors"):
+        plan(str(source)).build(source / "model.safetensors")
 
 
 def test_timms_network_answers_as_timm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

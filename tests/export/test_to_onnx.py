@@ -203,3 +203,14 @@ def test_export_that_is_not_pytorch_stays_out_of_the_repository(
     assert to_onnx.main(["cifar_resnet20", "--random-weights", "--repository", str(tmp_path / "repository")]) == 1
     assert "differ from PyTorch's" in capsys.readouterr().err
     assert not (tmp_path / "repository").exists()
+
+
+def test_network_that_pytorch_does_not_export_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> bytes:
+        raise torch.onnx.OnnxExporterError("step 1 of 3\nmore") from ValueError("no view of it\nmore")
+
+    monkeypatch.setattr("export.graph.to_onnx", fail)
+    assert to_onnx.main(["cifar_resnet20", "--random-weights", "--repository", str(tmp_path)]) == 1
+    assert "PyTorch does not export cifar_resnet20 (no view of it): " in capsys.readouterr().err

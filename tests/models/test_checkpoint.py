@@ -68,6 +68,18 @@ def test_checkpoint_loads_however_it_was_wrapped(
     assert_same(network, trained)
 
 
+@pytest.mark.parametrize("wrapper", ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"])
+def test_wrappers_around_parts_of_a_network_do_not_matter(
+    network: nn.Module, trained: dict[str, Tensor], tmp_path: Path, wrapper: str
+) -> None:
+    wrapped = {name.replace("layer1.", f"layer1.{wrapper}."): tensor for name, tensor in trained.items()}
+    for prefix in ("", f"{wrapper}.", f"model.{wrapper}."):
+        path = saved({prefix + name: tensor for name, tensor in wrapped.items()}, tmp_path / "weights.pth")
+        for chosen in (None, prefix) if prefix else (None,):
+            checkpoint.load(network, checkpoint.read(path, prefix=chosen), "weights.pth")
+            assert_same(network, trained)
+
+
 PREFIXES = ("module.", "model.", "_orig_mod.", "net.", "backbone.", "encoder.", "network.resnet.")
 
 
@@ -114,6 +126,72 @@ def test_half_precision_is_widened(
     checkpoint.load(network, checkpoint.read(saved(half, tmp_path / "half.pth")), "half.pth")
     assert network.get_parameter("fc.weight").dtype == torch.float32
     assert torch.equal(network.get_parameter("fc.weight"), half["fc.weight"].float())
+
+
+def test_any_layout_and_floating_point_type_is_read(
+    network: nn.Module, trained: dict[str, Tensor], tmp_path: Path
+) -> None:
+    trained["fc.weight"] = torch.eye(10, 64)
+    trained["fc.bias"] = torch.ones(10)
+    state = trained | {
+        "fc.weight": trained["fc.weight"].to_sparse(),
+        "fc.bias": trained["fc.bias"].to(torch.float8_e4m3fn),
+        "conv1.weight": trained["conv1.weight"].contiguous(memory_format=torch.channels_last),
+        "bn1.num_batches_tracked": torch.tensor(1e6).half(),  # overflows, and is not needed
+    }
+    checkpoint.load(network, checkpoint.read(saved(state, tmp_path / "weights.pth")), "weights.pth")
+    assert_same(network, trained)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda tensor: (tensor * 100).to(torch.int8),
+            r"has fc\.weight in int8: give the checkpoint in floating point",
+        ),
+        (lambda tensor: tensor.to("meta"), r"has the shape of fc\.weight, but not its values"),
+        (lambda tensor: tensor.double() * 1e300, r"fc\.weight is NaN or infinite"),
+        (lambda tensor: tensor[0], r"shape fc\.weight \[64\] for \[10, 64\]"),
+        (lambda tensor: tensor[:0], r"shape fc\.weight \[0, 64\] for \[10, 64\]"),
+        (lambda tensor: tensor.sum(), r"shape fc\.weight \[\] for \[10, 64\]"),
+    ],
+)
+def test_parameters_without_usable_values_are_named(
+    network: nn.Module, trained: dict[str, Tensor], tmp_path: Path, change: Any, message: str
+) -> None:
+    path = saved(trained | {"fc.weight": change(trained["fc.weight"])}, tmp_path / "weights.pth")
+    state = checkpoint.read(path)
+    assert checkpoint.num_classes(state) in (10, 64, None)
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint.load(network, state, "weights.pth")
+
+
+def test_damage_that_torch_reads_over_is_found(trained: dict[str, Tensor], tmp_path: Path) -> None:
+    path = saved(trained, tmp_path / "weights.pth")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    torch.load(path, weights_only=True)
+    with pytest.raises(CheckpointError, match=r"is cut off or damaged: copy it again .*CRC"):
+        checkpoint.read(path)
+
+
+def test_file_without_checksums_is_not_damaged(network: nn.Module, trained: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        path = saved(trained, tmp_path / "weights.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    checkpoint.load(network, checkpoint.read(path), "weights.pth")
+    assert_same(network, trained)
+
+
+def test_file_that_holds_itself_has_an_end(tmp_path: Path) -> None:
+    itself: dict[str, object] = {"x": torch.zeros(1)}
+    itself["model"] = itself
+    with pytest.raises(CheckpointError, match="holds no named tensors"):
+        checkpoint.read(saved(itself, tmp_path / "weights.pth"))
 
 
 @pytest.mark.parametrize("key", ["state_dict_ema", "model_ema", "ema_state_dict"])
@@ -165,17 +243,19 @@ def test_one_of_two_networks_is_chosen(network: nn.Module, trained: dict[str, Te
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [
-        ({"key": "student"}, "nothing under the key student, but teacher, epoch"),
+        ({"key": "student"}, r"nothing under the key student, but teacher, 7, a\.b and 1 more"),
         ({"key": "epoch.model"}, "nothing under the key model, but nothing"),
         ({"key": "teacher", "prefix": "net"}, r"no parameter whose name begins with net\., but conv1\.weight, "),
         ({"key": "teacher", "head": "head"}, "no layer head; its linear layers: fc"),
-        ({}, "no named tensors, but teacher, epoch: choose with --key teacher"),
+        ({}, "no named tensors, but teacher, 7, a.b and 1 more: choose with --key teacher or --key 7 or --key a.b"),
     ],
 )
 def test_choice_of_what_is_not_there_names_what_is(
     trained: dict[str, Tensor], tmp_path: Path, chosen: dict[str, Any], message: str
 ) -> None:
-    path = saved({"teacher": trained, "epoch": 3}, tmp_path / "weights.pth")
+    path = saved({"teacher": trained, 7: trained, "a.b": trained, "epoch": 3}, tmp_path / "weights.pth")
+    for key in ("teacher", "7", "a.b"):
+        assert checkpoint.read(path, key=key).keys() == trained.keys()
     with pytest.raises(CheckpointError, match=message):
         checkpoint.read(path, **chosen)
 
@@ -187,6 +267,17 @@ def test_last_layer_of_another_name_is_chosen(network: nn.Module, trained: dict[
     with pytest.raises(CheckpointError, match="--head top uses that as the last layer"):
         checkpoint.read(path)
     checkpoint.load(network, checkpoint.read(path, head="top"), "weights.pth")
+    assert_same(network, trained)
+
+
+def test_last_layer_of_another_name_may_lie_within_the_network(
+    network: nn.Module, trained: dict[str, Tensor], tmp_path: Path
+) -> None:
+    state = {name.replace("fc.", "classifier."): tensor for name, tensor in trained.items()}
+    path = saved(state, tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match="--head classifier uses that as the last layer"):
+        checkpoint.read(path)
+    checkpoint.load(network, checkpoint.read(path, head="classifier"), "weights.pth")
     assert_same(network, trained)
 
 
@@ -356,6 +447,19 @@ def test_file_that_is_no_checkpoint_is_refused_in_one_line(tmp_path: Path, name:
         checkpoint.read(tmp_path / name)
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_arrays_and_tensors_of_several_gpus_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved({"conv1.weight": np.zeros(3)}, tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match=r"holds NumPy arrays, not tensors: .*torch\.from_numpy"):
+        checkpoint.read(path)
+
+    def load(*_arguments: object, **_options: object) -> None:
+        raise pickle.UnpicklingError("``torch.distributed.tensor`` must be imported to load DTensors")  # torch's words
+
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(CheckpointError, match=r"spread over several GPUs \(DTensor\).*full_state_dict=True"):
+        checkpoint.read(path)
 
 
 @pytest.mark.parametrize("content", [{}, {1: torch.zeros(3)}, {"state_dict": {"fc.weight": [1.0]}}, torch.zeros(3)])

@@ -1,6 +1,7 @@
 """Files that are not checkpoints, or not of exportable networks: one sentence says what each is."""
 
 import io
+import os
 import pickle
 import zipfile
 from collections.abc import Callable, Mapping
@@ -67,6 +68,8 @@ def torch_script() -> bytes:
             r"torch\.export.*load\('.*weights\.\w+'\)\.state_dict",
         ),
         (zipped("mine/data.pkl", "mine/data/0")[:-30], r"is cut off or damaged: copy it again"),
+        # The directory of the archive has a name that is no UTF-8.
+        (zipped("mine/\xe9").replace(b"\xc3\xa9", b"\xff\xff"), r"is cut off or damaged: copy it again"),
         (b'\xf8\x29\0\0\0\0\0\0{"conv1.weight":', r"is cut off or damaged: copy it again"),
     ],
 )
@@ -88,6 +91,17 @@ def test_folder_is_told(tmp_path: Path) -> None:
     (tmp_path / "saved_model.pb").touch()
     with pytest.raises(CheckpointError, match=r"is a TensorFlow SavedModel: python -m tf2onnx\.convert"):
         checkpoint.read(tmp_path)
+    (tmp_path / "saved_model.pb").unlink()
+    for name in (".metadata", "__0_0.distcp"):
+        (tmp_path / name).touch()
+    with pytest.raises(CheckpointError, match=r"is a distributed checkpoint: .* dcp_to_torch \S+ weights\.pth"):
+        checkpoint.read(tmp_path)
+
+
+def test_file_that_would_never_end_is_told(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match="is no regular file"):
+        checkpoint.read(tmp_path / "weights.pth")
 
 
 class Whole(nn.Module):
@@ -139,6 +153,10 @@ def first_is(value: float) -> Callable[[Tensor], Tensor]:
         ),
         (lambda state: {**state, "conv1.zero_point": torch.tensor(0)}, r"quantised already.*export/quantize\.py"),
         (lambda state: {"0.4.0.conv1.weight": state["conv1.weight"]}, rf"as fastai builds them.*{BY_ONNX}"),
+        (
+            lambda state: {**state, "fc.parametrizations.weight.original": state["fc.weight"]},
+            r"remove_parametrizations",
+        ),
         (lambda _: {"blocks.0.attn.qkv.weight": torch.zeros(3)}, rf"is of a transformer.*{BY_ONNX}"),
         (lambda _: {"features.0.weight": torch.zeros(3)}, rf"network that is not supported here: {BY_ONNX}"),
         (lambda state: state | {"rpn.head.conv.weight": torch.zeros(3)}, "detector of objects"),

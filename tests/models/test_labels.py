@@ -46,6 +46,11 @@ def test_text_file_has_a_label_a_line(tmp_path: Path) -> None:
     assert names(tmp_path / "labels.txt") == ["cat", "Zürich", "dog, hot"]
 
 
+def test_names_that_only_end_in_numbers_keep_them(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("kind 0\nkind 1\n")
+    assert names(tmp_path / "labels.txt") == ["kind 0", "kind 1"]
+
+
 def test_json_file_is_a_list(tmp_path: Path) -> None:
     (tmp_path / "labels.json").write_text(json.dumps(["cat", "dog"]))
     assert names(tmp_path / "labels.json") == ["cat", "dog"]
@@ -73,6 +78,11 @@ def test_json_file_is_a_list(tmp_path: Path) -> None:
         ("labels.csv", "label\ncat\ndog\nred fox\n"),
         ("labels.csv", 'name;count;class_id\ncat;many;0\ndog;few;1\n"red fox";few;2\n'),
         ("labels.tsv", "cat\ndog\nred fox\n"),
+        ("labels.txt", "cat 0\ndog 1\nred fox 2\n"),
+        ("labels.txt", "cat\ndog\nred\u2028fox\n"),
+        ("labels.csv", 'cat\ndog\n"red\nfox"\n'),
+        ("labels.csv", "ClassId,SignName\n0,cat\n1,dog\n2,red fox\n"),
+        ("labels.json", '["cat", "dog", "red\\nfox"]'),
     ],
 )
 def test_names_are_read_in_every_form_that_people_have(tmp_path: Path, name: str, content: str | bytes) -> None:
@@ -121,6 +131,12 @@ def test_imagenet_s_own_repetitions_are_none(tmp_path: Path) -> None:
         ("labels.json", b'{"cat": 1, "dog": 2}', "numbers its classes from 1"),
         ("labels.json", b'{"cat": 0, "dog": 0}', "the index 0 is there twice"),
         ("labels.json", b'{"0": "cat", "2": "dog"}', "the index 2 is there and not 1"),
+        ("labels.txt", b"1 cat\n2 dog\n", "numbers its classes from 1"),
+        ("labels.txt", "cat\ndog\n".encode("utf-16-le"), r"line 1 has the character U\+0000"),
+        ("labels.json", b'["cat", "\\ud800"]', r"entry 2 has the character U\+D800"),
+        ("labels.json", b"[" * 100_000, "it is nested too deeply"),
+        ("labels.yaml", b"- cat\n- dog\n", "it is YAML"),
+        ("labels.csv", b'0,"cat\n1,dog\n', "it is no table with columns separated by ','"),
         ("labels.csv", b"0,cat\n1,dog, hot\n", "line 2 has 3 columns, line 1 has 2"),
         ("labels.csv", b"id,name\n0,cat\n1,\n", "line 3 has '' where a name is wanted"),
     ],
