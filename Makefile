@@ -33,6 +33,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP = $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt $(COMPILED)
 COMPILED :=
+READY := $(VENV)/ready.json
 TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
@@ -49,11 +50,14 @@ MEASURING := tests/loadtest
 help:
 	@sed -n 's/^# make/make/p' Makefile
 
+# The photo goes to the address at which the server became ready, whatever FLAGS say; if the server ends, nothing waits.
 serve: model
 	@! grep -sqwE 'avx512_vnni|avx_vnni' /proc/cpuinfo || ls -d model_repository/*-exact >/dev/null 2>&1 || \
 	    echo "This CPU has VNNI: 'make exact IMAGES=FOLDER' gives the same best classes at nearly INT8's price (docs/guides/cascade.md)"
-	@$(BIN)/classify --url http://127.0.0.1:$(PORT) --wait-s 60 $(PHOTO) & \
-	    exec $(BIN)/python -m server --port $(PORT) $(FLAGS)
+	@rm -f $(READY); \
+	    { until [ -s $(READY) ]; do kill -0 $$$$ 2>/dev/null || exit; sleep 0.2; done; \
+	    $(BIN)/classify --url "$$(sed 's/.*"url": "\([^"]*\)".*/\1/' $(READY))" $(PHOTO); } & \
+	    exec $(BIN)/python -m server --ready-file $(READY) --port $(PORT) $(FLAGS)
 
 model: $(VENV)/export.done
 	@$(BIN)/python export/to_onnx.py $(MODEL)
