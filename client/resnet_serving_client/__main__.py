@@ -25,7 +25,7 @@ from tqdm import tqdm
 from resnet_serving_client import sources
 from resnet_serving_client.clients import DEFAULT_DEADLINE_S, DEFAULT_URL, AsyncClient
 from resnet_serving_client.errors import ClientError, ProblemError
-from resnet_serving_client.features import FeaturesFile, HeatmapFolder
+from resnet_serving_client.features import FeaturesFile, HeatmapFolder, write_heatmap
 from resnet_serving_client.responses import Classification
 from resnet_serving_client.sources import SourceError
 
@@ -72,6 +72,7 @@ async def _classify_all(options: argparse.Namespace) -> int:
     ):
 
         async def classify(name: str) -> tuple[str, Outcome]:
+            drawn = heatmaps.reserve(name) if heatmaps else None  # before any waiting, so in the order of the images
             try:
                 image = await sources.read(name, web)
                 answer = await client.classify(
@@ -84,9 +85,8 @@ async def _classify_all(options: argparse.Namespace) -> int:
                     coverage=options.coverage,
                     reject=options.reject or None,
                 )
-                if heatmaps:
-                    picture = await client.heatmap(image, model=answer.model, version=answer.version)
-                    heatmaps.write(name, picture)
+                if drawn:
+                    write_heatmap(drawn, await client.heatmap(image, model=answer.model, version=answer.version))
             except (ClientError, SourceError) as error:
                 return name, error
             return name, answer
@@ -186,12 +186,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("images", nargs="+", metavar="IMAGE")
     parser.add_argument("--url", default=DEFAULT_URL, help="address of the service (default %(default)s)")
     parser.add_argument("--model", metavar="NAME", help="model, if not the service's default")
-    parser.add_argument("--version", type=int, metavar="N", help="version of the model, if not the newest")
-    parser.add_argument("--top-k", type=int, metavar="N", help="classes to print for each image (default 5)")
+    parser.add_argument("--version", type=_positive, metavar="N", help="version of the model, if not the newest")
+    parser.add_argument("--top-k", type=_positive, metavar="N", help="classes to print for each image (default 5)")
     parser.add_argument("--crops", type=int, choices=[1, 10], help="10: slower, a little more accurate (default 1)")
     parser.add_argument(
         "--coverage",
-        type=float,
+        type=_share,
         metavar="P",
         help="instead of --top-k: the smallest set that holds the true class with this probability (calibrated models)",
     )
@@ -229,6 +229,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _positive(text: str) -> int:
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def _share(text: str) -> float:
+    if not 0 < (number := float(text)) < 1:
+        raise argparse.ArgumentTypeError("must lie between 0 and 1")
     return number
 
 

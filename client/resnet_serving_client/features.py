@@ -98,7 +98,7 @@ class FeaturesFile:
 
 
 class HeatmapFolder:
-    """A folder of pictures named after their images; each name is used once."""
+    """A folder of pictures named after their images; of images with one name, the later ones get a number."""
 
     def __init__(self, path: Path) -> None:
         """
@@ -112,17 +112,22 @@ class HeatmapFolder:
         except OSError as error:
             raise FileError(f"{path}: {error.strerror}") from None
 
-    def write(self, name: str, picture: bytes) -> None:
-        """Write the PNG for the image of that name.
-
-        Raises:
-            FileError: the file cannot be written.
-        """
+    def reserve(self, name: str) -> Path:
+        """Return the path for the next image of that name."""
         stem = re.sub(r"[^\w.-]", "_", Path(name).stem)[:100] or "image"
         names = (stem if number == 1 else f"{stem}-{number}" for number in count(1))
-        free = next(each for each in names if each not in self._taken)
-        self._taken.add(free)
-        try:
-            (self._path / f"{free}.png").write_bytes(picture)
-        except OSError as error:
-            raise FileError(f"{self._path}/{free}.png: {error.strerror}") from None
+        free = next(each for each in names if each.casefold() not in self._taken)  # to macOS, A.png is a.png
+        self._taken.add(free.casefold())
+        return self._path / f"{free}.png"
+
+
+def write_heatmap(path: Path, picture: bytes) -> None:
+    """Write a PNG.
+
+    Raises:
+        FileError: the file cannot be written.
+    """
+    try:
+        path.write_bytes(picture)
+    except OSError as error:
+        raise FileError(f"{path}: {error.strerror}") from None

@@ -227,7 +227,16 @@ def test_a_reader_that_has_enough_ends_it(server: RunningServer, folder: Path) -
 
 @pytest.mark.parametrize(
     "wrong",
-    [[], ["--crops", "3", "x"], ["--in-flight", "0", "x"], ["--format", "xml", "x"], ["--deadline-s", "nan", "x"]],
+    [
+        [],
+        ["--crops", "3", "x"],
+        ["--top-k", "0", "x"],
+        ["--version", "-1", "x"],
+        ["--coverage", "1", "x"],
+        ["--in-flight", "0", "x"],
+        ["--format", "xml", "x"],
+        ["--deadline-s", "nan", "x"],
+    ],
 )
 def test_wrong_arguments_are_told_of(server: RunningServer, wrong: list[str]) -> None:
     done = classify(server, *wrong)
@@ -258,15 +267,25 @@ def test_features_are_written_in_the_order_of_the_images(seeing: RunningServer, 
     ]
 
 
-def test_each_photo_is_written_with_its_heat_map(seeing: RunningServer, folder: Path, tmp_path: Path) -> None:
+def test_heat_maps_of_one_name_are_numbered_as_the_images_are_given(
+    seeing: RunningServer, folder: Path, tmp_path: Path
+) -> None:
     (folder / "more").mkdir()
-    (folder / "more/07.png").write_bytes(red_image(70))
-    images = [folder / "07.png", folder / "more/07.png"]
-    done = classify(seeing, "--model", "seeing", "--heatmaps", tmp_path / "maps", *images)
-    assert done.returncode == 0, done.stderr
+    os.mkfifo(folder / "more/07.png")  # the first image, whose bytes come last
+    images = [folder / "more/07.png", folder / "07.png"]
+    arguments = command(seeing.url, "--model", "seeing", "--heatmaps", tmp_path / "maps", *images)
+    wide = io.BytesIO()
+    Image.new("RGB", (64, 32)).save(wide, "PNG")
+    with processes.started(arguments, cwd=ROOT, stdout=subprocess.PIPE, text=True) as running:
+        until(lambda: (tmp_path / "maps/07-2.png").exists())
+        (folder / "more/07.png").write_bytes(wide.getvalue())
+        printed, _ = running.communicate(timeout=PATIENCE_S)
+    assert running.returncode == 0
+    assert [line.partition(",")[0] for line in printed.splitlines() if "classified" in line] == [*map(str, images)]
     assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == ["07-2.png", "07.png"]
-    with Image.open(tmp_path / "maps/07.png") as picture:
-        assert picture.size == (32, 32)
+    for name, size in [("07", (64, 32)), ("07-2", (32, 32))]:
+        with Image.open(tmp_path / f"maps/{name}.png") as picture:
+            assert picture.size == size
 
 
 @pytest.mark.parametrize(
