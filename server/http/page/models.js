@@ -1,6 +1,6 @@
 // What is served, as a table, and in a line beside the choice of a model.
 
-import { element, percent, showTables, table } from "./dom.js";
+import { element, showTables, table } from "./dom.js";
 
 const FITTED = { centre: "", squash: ", squashed", pad: ", padded" };
 
@@ -58,5 +58,7 @@ function modelRow(model, choose) {
   ];
 }
 
-const calibrated = ({ expected_calibration_error }) => `calibrated to ${percent(expected_calibration_error)}`;
+/** Calibrated probabilities are still off from how often they are right, on average by this much. */
+const calibrated = ({ expected_calibration_error: error }) =>
+  `calibrated: probabilities ${(100 * error).toFixed(1)} points off on average`;
 const badges = (held) => Object.keys(held).filter((name) => held[name]).flatMap((name) => [" ", element("small", name, { class: "badge" })]);

@@ -484,7 +484,7 @@ def test_models_are_a_table_from_which_one_is_tried(browser: Browser) -> None:
     assert len(rows) == 4
     assert rows[0].startswith("tiny default 1 tiny ")
     assert "untrained" in rows[1]
-    assert "calibrated to 2.5%" in rows[2]
+    assert "calibrated: probabilities 2.5 points off on average" in rows[2]
     assert "features, heat map" in rows[3]
     browser.go("where")
     until(browser.by_id("model").is_displayed)
