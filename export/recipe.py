@@ -3,7 +3,6 @@
 A source is a name of the zoo, or a published model: a repository of the hub or a folder with the same files.
 """
 
-import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +14,7 @@ from export import repository
 from export.expect import Expected
 from export.options import NOTHING, Stated
 from export.parameters import RANDOM_SEED, Checkpoint, OfTheZoo, Parameters, PublishedFile, Random
-from models import foreign, hub, labels, published, shards, weights, zoo
+from models import foreign, hints, hub, labels, published, shards, weights, zoo
 from models.architectures import ARCHITECTURES, Architecture, Shortcut, StrideIn
 from models.config import Network, Ours, Published, Timm, Transformers, UnknownPreprocessingError
 from models.errors import ExpectedError
@@ -269,8 +268,7 @@ def _classes(recipe: Recipe, labels_file: Path | None, num_classes: int | None) 
 def _pretrained(name: str) -> zoo.Pretrained:
     pretrained = zoo.NETWORKS.get(name)
     if pretrained is None:
-        close = difflib.get_close_matches(name, zoo.NETWORKS)
-        known = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(zoo.NETWORKS)}"
+        known = hints.meant(name, zoo.NETWORKS) or f"there are {', '.join(zoo.NETWORKS)}"
         raise RecipeError(f"there is no network {name}; {known}")
     return pretrained
 

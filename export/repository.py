@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 from uuid import uuid4
 
-from models import manifest
+from models import hints, manifest
 from models.errors import ExpectedError
 from models.manifest import Cascade, Confidence, Ensemble, Entry, Manifest, ManifestError, ModelFile
 
@@ -60,7 +60,14 @@ def _why_not(repository: Path, name: str, version: int | None) -> str:
                 return _other_than_wanted(manifest.read_entry(folder / str(number)))
             except ManifestError as error:
                 return str(error)
-    return f"{repository} has no {name if version is None else f'{name} version {version}'}"
+    if not repository.is_dir():
+        return f"there is no model repository {repository}: run this in the folder that has it, or name it"
+    lacking = f"{repository} has no {name if version is None else f'{name} version {version}'}"
+    if folder.is_dir():
+        return lacking
+    names = sorted(path.name for path in repository.iterdir() if _versions(path))
+    there = f"it has {', '.join(names) or 'no models'}"
+    return f"{lacking}; {hints.meant(name, names) or there}"
 
 
 def _other_than_wanted(known: Entry) -> str:

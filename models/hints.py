@@ -1,10 +1,11 @@
 """Commands that error messages suggest, as they fit this installation: a clone, or a container image."""
 
+import difflib
 import os
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -36,6 +37,12 @@ EXTRAS: Mapping[str, str] = {
     "tqdm": "export",
 }
 """Modules that the server does not depend on, and the extra of pyproject.toml that installs each."""
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """Ask whether one of the known names was meant instead of an unknown one; empty if none resembles it."""
+    close = difflib.get_close_matches(name, list(known))
+    return f"did you mean {' or '.join(close)}?" if close else ""
 
 
 def install(name: str) -> str:

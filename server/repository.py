@@ -413,7 +413,9 @@ def _read(
     catalogue = _catalogue(folder, models, recipes, refused, default_model or _default(models, set(names) or there))
     for name in (*names, *([default_model] if default_model else [])):
         if name not in there:
-            return catalogue, lacking(f"model {name!r} is not in {folder}: {hints.export('to_onnx', name)}{reasons}")
+            meant = "" if name in known else hints.meant(name, known)
+            to_do = hints.export("to_onnx", name) + (f", or {meant}" if meant else "")
+            return catalogue, lacking(f"model {name!r} is not in {folder}: {to_do}{reasons}")
     if not models:
         return catalogue, lacking(f"no model in {folder}: {hints.export('to_onnx')} makes one{reasons}")
     return catalogue, None

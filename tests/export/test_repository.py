@@ -125,5 +125,11 @@ def test_what_is_there_instead_of_a_model_in_fp32_is_told(tmp_path: Path) -> Non
         repository.get(tmp_path, "broken")
     with pytest.raises(RepositoryError, match=r"broken/1/manifest\.json: "):
         repository.find_fp32(tmp_path, "broken")
-    with pytest.raises(RepositoryError, match="has no one version 7"):
+    with pytest.raises(RepositoryError, match=r"has no one version 7$"):
         repository.get(tmp_path, "one", 7)
+    with pytest.raises(RepositoryError, match=r"has no one_int8; did you mean one-int8\?"):
+        repository.get(tmp_path, "one_int8")
+    with pytest.raises(RepositoryError, match="has no resnet50; it has both, broken, one, "):
+        repository.get(tmp_path, "resnet50")
+    with pytest.raises(RepositoryError, match=r"there is no model repository .*/nowhere: "):
+        repository.get(tmp_path / "nowhere", "one")

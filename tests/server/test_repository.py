@@ -190,8 +190,16 @@ def test_a_model_that_must_be_there_and_is_not_is_an_error_that_says_what_to_do(
     tmp_path: Path, wanted: dict[str, object]
 ) -> None:
     tiny.write(tmp_path, "a")
-    with pytest.raises(ManifestError, match=r"'b' is not in .*: \S*python export/to_onnx.py b"):
+    with pytest.raises(ManifestError, match=r"'b' is not in .*: \S*python export/to_onnx.py b$"):
         scan(tmp_path, **wanted)  # type: ignore[arg-type]
+
+
+def test_a_mistyped_name_is_noticed(tmp_path: Path) -> None:
+    for name in ("flowers", "birds"):
+        tiny.write(tmp_path, name)
+    for wanted in ({"names": ("flwoers",)}, {"default_model": "flwoers"}):
+        with pytest.raises(ManifestError, match=r"export/to_onnx.py flwoers, or did you mean flowers\?$"):
+            scan(tmp_path, **wanted)  # type: ignore[arg-type]
 
 
 def test_a_model_that_must_be_there_and_is_broken_is_an_error_that_says_why(tmp_path: Path) -> None:
