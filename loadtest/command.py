@@ -29,7 +29,10 @@ def run(main: Callable[[], int], *expected: type[Exception]) -> int:
     try:
         return main()
     except foreseen as error:
-        print(f"error: {str(error) or repr(error)}", file=sys.stderr)
+        told = str(error) or repr(error)
+        if isinstance(error, OSError) and error.filename is not None:  # a file, or the server's host and port
+            told = f"{error.filename}: {error.strerror}"
+        print(f"error: {told}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

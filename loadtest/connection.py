@@ -63,11 +63,15 @@ class Connection(asyncio.Protocol):
         """Connect to the host of a URL.
 
         Raises:
-            OSError: it cannot be reached.
+            OSError: it cannot be reached; the error's `filename` is the host and port.
         """
         parts = urlsplit(url)
         loop = asyncio.get_running_loop()
-        _, connection = await loop.create_connection(cls, parts.hostname or "", parts.port or 80)
+        try:
+            _, connection = await loop.create_connection(cls, parts.hostname or "", parts.port or 80)
+        except OSError as error:
+            error.filename = parts.netloc
+            raise
         return connection
 
     async def ask(self, content: bytes) -> Response:

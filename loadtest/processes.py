@@ -105,7 +105,7 @@ class Serving:
         try:
             return dict(json.loads(self.ready_file.read_text()))
         except FileNotFoundError as error:
-            raise StartError(f"the server has ended:\n{self.running.log_tail()}") from error
+            raise StartError(f"the server has ended{_reason(self.running.log_tail())}") from error
 
 
 @contextmanager
@@ -159,9 +159,13 @@ def serve(
         with start(command, own | dict(environment or {}), Path(name), Path.cwd(), quiet=quiet) as running:
             while not ready_file.exists():  # without a time limit: compiling may take minutes
                 if running.has_ended:
-                    raise StartError(f"the server did not start:\n{running.log_tail()}")
+                    raise StartError(f"the server did not start{_reason(running.log_tail())}")
                 time.sleep(POLL_S)
             yield Serving(running, ready_file)
+
+
+def _reason(log_tail: str) -> str:
+    return f":\n{log_tail}" if log_tail else ", as it said above"  # without `quiet` it prints to the terminal
 
 
 def tree(process: psutil.Process) -> list[psutil.Process]:

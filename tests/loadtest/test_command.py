@@ -1,4 +1,5 @@
 import argparse
+import asyncio
 import re
 import signal
 from collections.abc import Callable, Generator, Sequence
@@ -8,6 +9,7 @@ import pytest
 
 from loadtest import command
 from loadtest.command import LoadTestError
+from loadtest.connection import Connection
 from loadtest.photos import FOLDER as PHOTOS
 from tests import tiny
 from tests.loadtest import commands
@@ -62,6 +64,18 @@ def test_a_wrong_setting_is_one_line(
 def test_what_is_not_foreseen_is_a_traceback() -> None:
     with pytest.raises(KeyError):
         command.run(raising(KeyError()))
+
+
+def test_a_missing_file_and_a_missing_server_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    def connected() -> int:
+        asyncio.run(Connection.open("http://127.0.0.1:1/classify"))
+        return 0
+
+    assert command.run(lambda: len(Path("none.json").read_text())) == 1
+    assert command.run(connected) == 1
+    missing, refused = capsys.readouterr().err.splitlines()
+    assert missing == "error: none.json: No such file or directory"
+    assert refused.startswith("error: 127.0.0.1:1: ")
 
 
 def test_an_error_without_words_is_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -74,3 +74,14 @@ def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
         processes.serve("--repository", str(tmp_path), quiet=True),
     ):
         pass
+
+
+def test_a_server_that_has_said_why_on_the_terminal_is_not_repeated(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with (
+        pytest.raises(StartError, match=r"^the server did not start, as it said above$"),
+        processes.serve("--repository", str(tmp_path)),
+    ):
+        pass
+    assert "no model in" in capfd.readouterr().err
