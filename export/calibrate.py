@@ -14,7 +14,7 @@ from rich.table import Table
 from export import calibration, command, console, diagrams, repository
 from export.calibration import Calibrated, Wanted
 from export.confidence import METHODS
-from export.samples import image_paths
+from export.samples import readable
 
 FEW_IMAGES = 400
 """One quarter of the images decides the temperature, another the sets."""
@@ -26,12 +26,12 @@ def _run(options: argparse.Namespace) -> None:
     if options.report:
         diagrams.require()
     wanted = Wanted(
-        image_paths(options.images),
+        readable(options.images),
         options.labels_from,
         options.temperature,
         options.sets,
         options.keep_known / 100,
-        image_paths(options.unknown) if options.unknown else None,
+        readable(options.unknown) if options.unknown else None,
     )
     if command.is_there(root, source.name, wanted.fingerprint(source), "already calibrated"):
         return

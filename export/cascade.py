@@ -11,11 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from rich.table import Column, Table
+from rich.table import Table
 
 from export import cascading, command, console, convert, exact, repository
 from export.cascading import CascadeError, Member, Wanted
-from export.samples import image_paths
+from export.samples import readable
 from models import zoo
 from models.manifest import EXACT, Accuracy, Cascade, Rule, Share
 
@@ -35,19 +35,27 @@ def _run(options: argparse.Namespace) -> None:
     reference = cascading.find(root, options.of) if options.of else asked.members[-1]
     cascading.check(asked.members, reference)
     wanted = Wanted(reference, asked.tune, asked.judge, options.min_agreement / 100)
-    if command.is_there(root, asked.name, wanted.fingerprint(asked.members), "there already"):
-        return
-    command.prepare(root, asked.name)
-    command.warn_of_cpu(*(model for member in asked.members for model in member.models))
-    draft = cascading.measure(root, asked.name, asked.members, wanted, options.labels_from, options.seconds)
-    _show(root, repository.publish(root, draft))
+    if not command.is_there(root, asked.name, wanted.fingerprint(asked.members), "there already"):
+        command.prepare(root, asked.name)
+        command.warn_of_cpu(*(model for member in asked.members for model in member.models))
+        draft = cascading.measure(root, asked.name, asked.members, wanted, options.labels_from, options.seconds)
+        _show(root, repository.publish(root, draft))
+    console.say(_what_now(asked.name, asked.members[-1].entry.name))
+
+
+def _what_now(name: str, last: str) -> str:
+    """Say when servers use a cascade, and what it lacks."""
+    use = f"Requests get it by its name, or with the server's flag --default-model {name}."
+    if name in (zoo.DEFAULT + EXACT, zoo.OFFLINE_DEFAULT + EXACT):
+        use = f"Servers that would serve {last} by default serve {name} from their next start."
+    return f"{use} It has no logits, features, heat maps, coverage or reject: ask {last} for these by name."
 
 
 def _named(root: Path, options: argparse.Namespace) -> _Asked:
     if options.name is None or not options.members:
         raise CascadeError("name the cascade and its members: NAME MEMBER MEMBER..., or --exact MODEL")
     members = [cascading.find(root, name) for name in options.members]
-    paths = image_paths(options.images)
+    paths = readable(options.images)
     if len(paths) < 2:
         raise CascadeError(f"{options.images} has one image: give two at least, to find the rule and to judge it")
     return _Asked(options.name, members, paths[::2], paths[1::2])
@@ -57,7 +65,7 @@ def _exact(root: Path, options: argparse.Namespace) -> _Asked:
     """Return the model in INT8, made if it is missing, and in FP32."""
     if options.members:
         raise CascadeError("--exact has its own members: the model in INT8 and in FP32")
-    images = exact.split(image_paths(options.images))
+    images = exact.split(readable(options.images))
     source = convert.find_or_export(root, options.exact or _default(root), options.weights_dir)
     first = exact.int8_of(root, source, images, options.labels_from)
     console.say(f"{first.name} version {first.version} is in the repository, even if the cascade is not")
@@ -73,7 +81,7 @@ def _default(root: Path) -> str:
 
 def _show(root: Path, cascade: Cascade) -> None:
     headings = ["its answer is final if", "answers %", "agreement % (95 %)", "top-1 %", "ms"]
-    table = Table(Column("member", overflow="fold"), *headings)
+    table = Table("member", *headings)
     for member in cascade.members:
         table.add_row(
             f"{member.name} version {member.version}",
@@ -86,7 +94,7 @@ def _show(root: Path, cascade: Cascade) -> None:
     name = f"{cascade.name} version {cascade.version}"
     agreement = _interval(cascade.top1_agreement)
     table.add_row(name, "", "100.0", agreement, _top1(cascade.accuracy), _milliseconds(cascade.seconds))
-    console.console.print(table)
+    console.print_table(table)
     last = cascade.members[-1]
     if cascade.seconds and last.seconds:
         console.say(f"an image costs {cascade.seconds / last.seconds:.0%} of what it costs {last.name}")

@@ -65,7 +65,8 @@ def prepare(root: Path, name: str, needed_bytes: int = 0) -> None:
     repository.check_room(root, needed_bytes)
     if known := repository.newest(root, name):
         what = f"{known.architecture} in {known.precision}" if isinstance(known, Manifest) else called(known)
-        console.say(f"{name} has version {known.version} already, {what}: servers will switch to the new version")
+        there = f"{name} has version {known.version} already, {what}"
+        console.say(f"{there}: if this succeeds, servers switch to the new version")
 
 
 def warn_of_cpu(*models: Manifest) -> None:

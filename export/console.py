@@ -8,13 +8,16 @@ from typing import TypeVar
 
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import track as _track
-from rich.table import Table
+from rich.table import Column, Table
 
 from models.manifest import Entry, Manifest
 
 console = Console(highlight=False)
 _progress = Console(stderr=True)
+_UNLIMITED = 10_000
+"""Columns that a terminal may have, as far as a table's own width is asked for."""
 _Item = TypeVar("_Item")
 
 
@@ -45,6 +48,18 @@ def say(text: str) -> None:
 def warn(text: str) -> None:
     """Print a warning without wrapping it."""
     console.print(f"[yellow]{escape(printable(text))}[/]", soft_wrap=True)
+
+
+def print_table(table: Table) -> None:
+    """Print a table; if it is too wide for the terminal, print its rows as columns."""
+    if Measurement.get(console, console.options.update(max_width=_UNLIMITED), table).maximum > console.width:
+        first, *others = table.columns
+        rows = [(column.header, *column.cells) for column in others]
+        turned = (Column(cell, justify="right", overflow="fold") for cell in first.cells)
+        table = Table(Column(first.header, overflow="fold"), *turned, caption=table.caption)
+        for row in rows:
+            table.add_row(*row)
+    console.print(table)
 
 
 def folder(repository: Path, known: Entry) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.table import Table
 
 from export import averaging, command, console, repository
-from export.samples import image_paths
+from export.samples import readable
 from models.manifest import Ensemble
 
 
@@ -23,7 +23,7 @@ def _run(options: argparse.Namespace) -> None:
         return
     command.prepare(root, options.name)
     command.warn_of_cpu(*members)
-    draft = averaging.measure(root, options.name, members, image_paths(options.images), options.labels_from)
+    draft = averaging.measure(root, options.name, members, readable(options.images), options.labels_from)
     _show(root, repository.publish(root, draft))
 
 

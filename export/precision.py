@@ -10,7 +10,7 @@ from export.agreement import Judgement
 from export.backends import Runtime
 from export.recipe import TOOLS
 from export.report import Report
-from export.samples import PHOTOS, image_paths
+from export.samples import PHOTOS, readable
 from models.errors import ExpectedError
 from models.manifest import Calibration, Conversion, Manifest, QuantizationTarget, Rounding
 from models.weights import sha256_of
@@ -148,12 +148,12 @@ def choose_images(precision: LowerPrecision, calibration: Path | None, images: P
         ExpectedError: there are too few images.
     """
     if precision != "int8":
-        return [Fold((), image_paths(images or calibration or PHOTOS))]
+        return [Fold((), readable(images or calibration or PHOTOS))]
     if calibration is None:
         raise PrecisionError("INT8 is calibrated on real images: give some with --calibration FOLDER")
-    paths = image_paths(calibration)
+    paths = readable(calibration)
     if images:
-        return [Fold(paths, image_paths(images))]
+        return [Fold(paths, readable(images))]
     if len(paths) == 1:
         raise PrecisionError(f"{calibration} has one image: give two at least, to calibrate and to evaluate on")
     halves = paths[::2], paths[1::2]

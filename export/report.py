@@ -14,7 +14,7 @@ from export import agreement, backends, comparison, confidence, diagrams, reposi
 from export.backends import RUNTIMES, Runtime
 from export.comparison import SURE, Answers
 from export.confidence import Curve
-from export.console import console
+from export.console import print_table
 from export.samples import LabelsFrom
 from models.errors import ExpectedError
 from models.intervals import clopper_pearson
@@ -92,7 +92,7 @@ class Report(BaseModel):
 
     def show(self) -> None:
         """Print one table."""
-        console.print(_table(self))
+        print_table(_table(self))
 
     def draw(self, folder: Path) -> Path:
         """Draw how reliable the probabilities are; see `diagrams.write`.
@@ -218,19 +218,18 @@ def _calibration(subject: Subject, answered: Answers, classes: NDArray[np.int64]
 
 def _table(report: Report) -> Table:
     first = report.lines[0]
-    caption = [f"{report.images} images, {report.threads} threads; compared with the first line"]
+    caption = [f"{report.images} images, {report.threads} threads; compared with the first file"]
     caption.append(f"though sure: another best class where its two best differ by more than {SURE:g}")
     if not first.accuracy:
         caption.append("no accuracy: not every image's class is known; --labels-from folders names one that is not")
     table = Table(caption="\n".join(caption))
-    table.add_column("model", overflow="fold")
-    for heading in ("precision", "runtime"):
-        table.add_column(heading, no_wrap=True)
+    for heading in ("model", "precision", "runtime"):
+        table.add_column(heading)
     headings = ["MB", "agreement", "95 %", "though sure", "logit error"]
     headings += [f"top-1 %, {crops} crop{'s' if crops > 1 else ''}" for crops in first.accuracy]
     headings += [f"images/s, batch {size}" for size in first.images_per_s]
     for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=heading == "agreement")  # on a narrow terminal
+        table.add_column(heading, justify="right")
     for line in report.lines:
         cells = [f"{line.model} {line.version}", line.precision, line.runtime, f"{line.size_bytes / 1e6:.1f}"]
         interval = agreement.in_percent(clopper_pearson(line.agreeing, report.images))

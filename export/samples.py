@@ -1,14 +1,18 @@
 """Folders of images to compare and measure on: their pixels, as the server reads them, and their known classes."""
 
+import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from export import console
 from models.errors import ExpectedError
 from models.manifest import CropCount, Label, Preprocessing
+from server import cpus
 from server.errors import ServiceError
 from server.images.decode import decode
 from server.settings import Settings
@@ -24,6 +28,7 @@ CROPS: tuple[CropCount, ...] = get_args(CropCount)
 LabelsFrom = Literal["auto", "folders", "wordnet-ids", "none"]
 """Source of an image's class: its folder's name (a label or a WordNet id), or the WordNet id at the start of its own
 name. `auto` takes the first of these that names a class for every image."""
+_SMALL = Preprocessing(resize=8, crop=8, interpolation="nearest", mean=(0,) * 3, std=(1,) * 3)
 LABELS_FROM: tuple[LabelsFrom, ...] = get_args(LabelsFrom)
 
 
@@ -47,6 +52,35 @@ def image_paths(folder: Path) -> list[Path]:
     return paths
 
 
+def readable(folder: Path) -> list[Path]:
+    """Find all images below a folder that the server can read, in the order of their paths; print why others cannot be.
+
+    Raises:
+        ImagesError: there is none.
+    """
+    found = image_paths(folder)
+    pool = ThreadPoolExecutor(cpus.available_cpus())
+    try:
+        waiting = [pool.submit(_why_not, path) for path in found]
+        reasons = [each.result() for each in console.track(waiting, "read the images")]
+    finally:
+        pool.shutdown(cancel_futures=True)
+    for reason in filter(None, reasons):
+        print(f"left out: {reason}", file=sys.stderr)
+    paths = [path for path, reason in zip(found, reasons, strict=True) if reason is None]
+    if not paths:
+        raise ImagesError(f"{folder} has no image that can be read")
+    return paths
+
+
+def _why_not(path: Path) -> ImagesError | None:
+    try:
+        _read(path, _SMALL, [np.empty((*_SMALL.crop, 3), np.uint8)])
+    except ImagesError as error:
+        return error
+    return None
+
+
 def pixels(paths: Sequence[Path], preprocessing: Preprocessing, crops: CropCount = 1) -> NDArray[np.uint8]:
     """Decode images as the server does: uint8[M, crops, H, W, 3], the centre crop first.
 
@@ -55,13 +89,17 @@ def pixels(paths: Sequence[Path], preprocessing: Preprocessing, crops: CropCount
     """
     read = np.empty((len(paths), crops, *preprocessing.crop, 3), np.uint8)
     for path, outs in zip(paths, read, strict=True):
-        try:
-            decode(path.read_bytes(), preprocessing, list(outs), max_pixels=MAX_PIXELS)
-        except OSError as error:
-            raise ImagesError(f"{path} cannot be read: {error.strerror}") from error
-        except ServiceError as error:
-            raise ImagesError(f"{path} cannot be read as an image: {error.detail}") from error
+        _read(path, preprocessing, list(outs))
     return read
+
+
+def _read(path: Path, preprocessing: Preprocessing, outs: Sequence[NDArray[np.uint8]]) -> None:
+    try:
+        decode(path.read_bytes(), preprocessing, outs, max_pixels=MAX_PIXELS)
+    except OSError as error:
+        raise ImagesError(f"{path} cannot be read: {error.strerror}") from error
+    except ServiceError as error:
+        raise ImagesError(f"{path} cannot be read as an image: {error.detail}") from error
 
 
 def photos(folder: Path, preprocessing: Preprocessing) -> NDArray[np.uint8]:

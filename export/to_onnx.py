@@ -8,7 +8,7 @@ import argparse
 import sys
 from functools import partial
 
-from export import command, convert
+from export import command, convert, repository
 from export.options import NOTHING, stated
 from models import zoo
 from models.weights import MIRROR_VARIABLE, UnreachableError
@@ -20,7 +20,10 @@ def _run(options: argparse.Namespace) -> None:
     except UnreachableError as error:
         if options.network or options.name or stated(options) != NOTHING:
             raise
-        print(f"{error}\nExporting {zoo.OFFLINE_DEFAULT} instead, whose weights are installed.", file=sys.stderr)
+        if repository.newest(options.repository, zoo.OFFLINE_DEFAULT):
+            print(f"The weights of {zoo.DEFAULT} still cannot be downloaded.", file=sys.stderr)
+        else:
+            print(f"{error}\nExporting {zoo.OFFLINE_DEFAULT} instead, whose weights are installed.", file=sys.stderr)
         _export(zoo.OFFLINE_DEFAULT, options)
 
 

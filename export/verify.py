@@ -13,7 +13,7 @@ from typing import TypeVar
 from export import command, diagrams, report
 from export.backends import RUNTIMES
 from export.report import Questions
-from export.samples import CROPS, image_paths
+from export.samples import CROPS, readable
 
 Choice = TypeVar("Choice")
 
@@ -25,7 +25,7 @@ def _run(options: argparse.Namespace) -> None:
     if not options.json:
         command.warn_of_cpu(*(subject.model for subject in subjects))
     questions = Questions(
-        image_paths(options.images),
+        readable(options.images),
         options.threads,
         options.labels_from,
         options.crops,

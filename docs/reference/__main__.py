@@ -211,7 +211,8 @@ def commands() -> Iterator[str]:
     yield (
         "Commands run in the virtual environment, in the repository's root. `python -m server` has a page of its own:"
         " [settings](settings.md). `python -m server doctor` takes the server's flags and `--json`;"
-        " `python -m server --version` prints the release."
+        " `python -m server --version` prints the release. The exit code is 0 after success, 1 after an error, which"
+        " the last line tells, 2 if an option is unknown or cannot be read, and 130 after Ctrl-C."
     )
     for typed, module in COMMANDS.items():
         parser = _parser(module)

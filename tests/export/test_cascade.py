@@ -70,6 +70,7 @@ def test_an_exact_cascade_makes_its_first_member_and_uses_no_image_twice(
     repository: Path, shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = some_of(shared, tmp_path / "images", 10)
+    (images / "notes.jpg").write_text("none of a class, and no image")
     command = ["--exact", "cifar_resnet20", "--repository", str(repository), "--images", str(images)]
     command += ["--min-agreement", "90", "--seconds", "0"]
     assert cascade.main(command) == 0, capsys.readouterr().err
@@ -80,7 +81,10 @@ def test_an_exact_cascade_makes_its_first_member_and_uses_no_image_twice(
     assert first.conversion
     assert first.conversion.calibration
     assert first.conversion.calibration.images == 34
-    assert "cifar_resnet20-int8 version 1 is in the repository" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert told.err.startswith(f"left out: {images}/notes.jpg ")
+    assert "cifar_resnet20-int8 version 1 is in the repository" in told.out
+    assert "--default-model cifar_resnet20-exact. It has no logits, features," in told.out
     assert cascade.main(command) == 0
     assert "calibrate" not in capsys.readouterr().out  # both exist already
     assert len(list((repository / "cifar_resnet20-exact").iterdir())) == 1

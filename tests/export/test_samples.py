@@ -6,7 +6,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from export.samples import CROPS, PHOTOS, ImagesError, classes, image_paths, photos, pixels
+from export.samples import CROPS, PHOTOS, ImagesError, classes, image_paths, photos, pixels, readable
 from models.manifest import CropCount, Label, Preprocessing
 from models.zoo import NETWORKS
 from server.images.decode import decode
@@ -129,3 +129,18 @@ def test_file_that_is_no_image_is_named(tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"no image")
     with pytest.raises(ImagesError, match=r"broken\.jpg"):
         photos(tmp_path, IMAGENET)
+
+
+def test_images_that_cannot_be_read_are_left_out_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    with pytest.raises(ImagesError, match="has no image that can be read"):
+        readable(tmp_path)
+    (tmp_path / "cut.jpg").write_bytes((PHOTOS / "cat.jpg").read_bytes()[:5000])
+    (tmp_path / "whole.jpg").symlink_to(PHOTOS / "cat.jpg")
+    capsys.readouterr()
+    assert readable(tmp_path) == [tmp_path / "whole.jpg"]
+    told = capsys.readouterr()
+    assert told.out == ""  # which may be for a program
+    broken, cut = told.err.splitlines()
+    assert broken.startswith(f"left out: {tmp_path}/broken.jpg cannot be read as an image: ")
+    assert cut.startswith(f"left out: {tmp_path}/cut.jpg ")

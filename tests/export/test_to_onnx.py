@@ -93,9 +93,21 @@ def test_default_network_has_a_stand_in_where_it_is_unreachable(
 ) -> None:
     assert to_onnx.main(["--repository", str(model_repository), "--weights-dir", str(tmp_path)]) == 0
     told = capsys.readouterr()
-    assert "resnet50" in told.err
-    assert "Exporting efficientnet_lite0 instead" in told.err
+    assert told.err == "The weights of resnet50 still cannot be downloaded.\n"
     assert "efficientnet_lite0 is already exported as version 1" in told.out
+
+
+@pytest.mark.usefixtures("offline")
+def test_the_first_time_it_says_why_and_what_it_exports_instead(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "none").mkdir()
+    arguments = ["--repository", str(tmp_path / "repository"), "--weights-dir", str(tmp_path)]
+    assert to_onnx.main([*arguments, "--check-images", str(tmp_path / "none")]) == 1  # which ends it before it exports
+    why, instead, stopped = capsys.readouterr().err.splitlines()
+    assert "resnet50" in why
+    assert instead == "Exporting efficientnet_lite0 instead, whose weights are installed."
+    assert "has no images" in stopped
 
 
 @pytest.mark.usefixtures("offline")

@@ -50,11 +50,16 @@ def test_accuracy_is_reported_for_each_number_of_crops(
     assert line.images_per_s == {}
 
 
-def test_report_is_one_table(model_repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_is_one_table_whose_words_80_columns_do_not_cut(
+    model_repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert verify.main(["efficientnet_lite0", "--repository", str(model_repository), "--seconds", "0.5"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     for word in ("fp32", "onnx", "100.0%", "3 images", "no accuracy: not every image's class is known"):
         assert word in shown
+    for heading in ("precision", "though sure", "logit error", "images/s, batch 8"):
+        assert heading in shown
+    assert "…" not in shown
 
 
 @pytest.mark.parametrize(
