@@ -9,9 +9,10 @@ const network = ({ architecture, backend, members }) =>
   members ? `${backend} of ${members.map(({ name }) => name).join(", ")}` : architecture;
 const millions = (parameters) => (parameters / 1e6).toFixed(1);
 const input = ({ crop }) => `${crop[1]}×${crop[0]}`;
-const accuracy = ({ published_accuracy, accuracy }) => {
+const accuracy = ({ published_accuracy, accuracy, precision }) => {
   const { top1 } = published_accuracy ?? accuracy ?? {};
-  return top1 && `${top1.toFixed(1)}%${published_accuracy ? "" : " on its own images"}`;
+  const what = !published_accuracy ? " on its own images" : precision === "fp32" ? "" : " (FP32)"; // of its weights
+  return top1 && `${top1.toFixed(1)}%${what}`;
 };
 
 export function describe(model) {

@@ -220,6 +220,7 @@ function showProgress(share) {
 
 function showHeatmap(answer) {
   heatmap.hidden = !answer?.heatmap || preview.hidden;
+  offerHeatmap();
   if (heatmap.hidden) return;
   paint(heatmap, answer.heatmap);
   const where = `where ${answer.predictions[0].label} was seen`;

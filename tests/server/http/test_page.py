@@ -19,7 +19,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.select import Select
 
-from models.manifest import FILE_NAME, Preprocessing
+from models.manifest import FILE_NAME, Accuracy, Preprocessing
 from server.http.page import FOLDER, HEADERS, PAGES
 from tests import tiny
 from tests.server.running import ROOT, GatedServer, RunningServer, red_image, until
@@ -144,7 +144,7 @@ class Browser:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """Serves `tiny` (the default), `untrained`, which looks at green instead, `vouched`, which is calibrated, and
-    `where`, which has heat maps.
+    `where`, in INT8, which has heat maps.
     """
     repository = tmp_path_factory.mktemp("repository")
     tiny.write(repository)
@@ -155,7 +155,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     random = untrained.model_copy(update={"weights": untrained.weights.model_copy(update={"random": True})})
     (repository / "untrained" / "1" / FILE_NAME).write_text(random.model_dump_json())
     tiny.calibrate(repository, tiny.write(repository, "vouched"))
-    tiny.write(repository, "where", extras=True)
+    where = tiny.write(repository, "where", extras=True)
+    lower = where.model_copy(update={"precision": "int8", "published_accuracy": Accuracy(top1=75.1)})
+    (repository / "where" / "1" / FILE_NAME).write_text(lower.model_dump_json())
     with RunningServer(repository, default_model="tiny") as running:
         yield running
 
@@ -315,6 +317,11 @@ def test_a_heat_map_lies_over_the_photo_where_it_is_switched_on(browser: Browser
     assert not browser.by_id("heat").is_enabled()
     browser.by_id("crops").click()
     until(browser.by_id("heatmap").is_displayed)
+    assert "was seen" in browser.text("heat-hint")
+    (tmp_path / "cut.png").write_bytes(red_image(1)[:-30])
+    browser.choose(tmp_path / "cut.png")
+    until(lambda: "broken_image" in browser.text("problem"))
+    assert browser.text("heat-hint") == ""  # nothing was seen there
     browser.by_id("heat").click()
     assert not browser.by_id("heatmap").is_displayed()
 
@@ -485,7 +492,7 @@ def test_models_are_a_table_from_which_one_is_tried(browser: Browser) -> None:
     assert rows[0].startswith("tiny default 1 tiny ")
     assert "untrained" in rows[1]
     assert "calibrated: probabilities 2.5 points off on average" in rows[2]
-    assert "features, heat map" in rows[3]
+    assert "75.1% (FP32) features, heat map" in rows[3]  # published for the weights, before they became INT8
     browser.go("where")
     until(browser.by_id("model").is_displayed)
     assert Select(browser.by_id("model")).first_selected_option.text == "where · version 1"
@@ -654,6 +661,7 @@ def test_a_phone_scrolls_in_one_direction_only(browser: Browser, size: tuple[int
         first = browser.driver.find_element(By.CSS_SELECTOR, "#bars li")
         box = browser.driver.execute_script("return arguments[0].getBoundingClientRect().toJSON()", first)
         assert 0 <= box["top"] < box["bottom"] <= height  # the answer is in view without scrolling
+        assert browser.by_id("heat-hint").is_displayed()  # why the switch is grey
         for view in ("Try it", "Models", "Metrics"):
             browser.go(view)
             assert browser.driver.execute_script(fits) == width
