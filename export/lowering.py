@@ -30,7 +30,8 @@ def lower(
     single = repository.read(root, source)
     lowered = convert.to_lower_precision(source, single, name, wanted)
     reference = Subject(source, single, REFERENCE_RUNTIME)
-    subjects = [[reference, Subject(lowered.draft, content, wanted.backend)] for content in lowered.contents]
+    shown = lowered.draft.model_copy(update={"version": repository.next_version(root, name)})
+    subjects = [[reference, Subject(shown, content, wanted.backend)] for content in lowered.contents]
     with console.step(f"compare on {len(wanted.evaluated)} images"):  # never on a file's own calibration images
         answers = [ask(pair, fold.evaluate, threads) for pair, fold in zip(subjects, wanted.folds, strict=True)]
     questions = Questions(wanted.evaluated, threads, labels_from, seconds=seconds)

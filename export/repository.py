@@ -182,6 +182,11 @@ def check_room(repository: Path, needed_bytes: int = 0) -> None:
         raise RepositoryError(f"{repository} has {free / 1e6:.0f} MB left, and {needed_bytes / 1e6:.0f} MB are needed")
 
 
+def next_version(repository: Path, name: str) -> int:
+    """Return the number that a model gets if it is published now."""
+    return max(_versions(repository / name), default=0) + 1
+
+
 def publish(repository: Path, draft: AnyEntry, model: bytes | None = None) -> AnyEntry:
     """Add a model under the next free version number, whatever number the draft has; a recipe has no file.
 
@@ -209,7 +214,7 @@ def _claim(repository: Path, draft_folder: Path, draft: AnyEntry) -> AnyEntry:
     folder = draft_folder.parent
     while True:
         # Choose the number before the search: a process that publishes after the search then takes this very number.
-        version = max(_versions(folder), default=0) + 1
+        version = next_version(repository, draft.name)
         known = find(repository, draft.name, draft.fingerprint)
         if isinstance(known, type(draft)):
             return known

@@ -125,6 +125,7 @@ class Settings(BaseSettings):
         cli_prog_name="python -m server",
         cli_kebab_case=True,
         cli_avoid_json=True,
+        cli_hide_none_type=True,
         use_attribute_docstrings=True,
     )
 

@@ -127,6 +127,7 @@ def test_what_a_lax_gate_let_in_is_not_there_for_a_strict_one(
     assert run(quantised, "--calibration", photos, *LAX[:2], "--min-agreement", "100") == 1
     captured = capsys.readouterr()
     assert "compared with the first file" in captured.out
+    assert "-int8 2 " in captured.out  # not that of version 1
     assert captured.err.startswith("error: top-1 agreement with FP32 is 9")
     assert "100 % is wanted: nothing was added" in captured.err
     assert captured.err.count("\n") == 1

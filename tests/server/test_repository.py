@@ -199,7 +199,7 @@ def test_a_mistyped_name_is_noticed(tmp_path: Path) -> None:
         tiny.write(tmp_path, name)
     for wanted in ({"names": ("flwoers",)}, {"default_model": "flwoers"}):
         with pytest.raises(ManifestError, match=r"export/to_onnx.py flwoers, or did you mean flowers\?$"):
-            scan(tmp_path, **wanted)  # type: ignore[arg-type]
+            scan(tmp_path, **wanted)
 
 
 def test_a_model_that_must_be_there_and_is_broken_is_an_error_that_says_why(tmp_path: Path) -> None:

@@ -164,6 +164,7 @@ def test_help_explains_every_setting(read: Read, capsys: pytest.CaptureFixture[s
     for name, field in Settings.model_fields.items():
         assert f"--{name.replace('_', '-')}" in printed
         assert field.description
+    assert "--grpc-port int" in printed  # not {int,None}: None is how Python says that it is not given
 
 
 def test_settings_are_frozen(read: Read) -> None:
