@@ -176,7 +176,7 @@ class Rollout:
     def take_surplus(self, engine: int) -> list[str]:
         """Ids of models that the engine has and that are neither served nor wanted any more; each is returned once."""
         holding = self._holdings.engines[engine]
-        surplus = holding.loaded - self._ids(self.served) - self._ids(self._wanted)
+        surplus = holding.loaded - _ids(self.served) - _ids(self._wanted)
         holding.loaded -= surplus
         return list(surplus)
 
@@ -209,7 +209,7 @@ class Rollout:
         if not self._holdings.ready:
             return  # until then, requests may name every model that the first engine tries
         holdings, wanted = self._holdings, self._wanted
-        ids = self._ids(self.served)
+        ids = _ids(self.served)
         there = {
             key
             for key, model in wanted.models.items()
@@ -227,6 +227,6 @@ class Rollout:
         found = ((key, holdings.why_not(model)) for key, model in wanted.models.items())
         self.served = wanted.serving(models, {key: refusal for key, refusal in found if refusal})
 
-    @staticmethod
-    def _ids(catalogue: Catalogue) -> set[str]:
-        return {model.id for model in catalogue.models.values()}
+
+def _ids(catalogue: Catalogue) -> set[str]:
+    return {model.id for model in catalogue.models.values()}

@@ -137,13 +137,7 @@ class RemoteEngine:
         """Connect to a new engine with these models and submit what waits for them; False: it is unreachable."""
         if engine in self._channels:
             self.engine_down(engine, recovering=True)
-        connected = None
-        try:
-            connected = socket.socket(socket.AF_UNIX)
-            connected.connect(address)
-        except OSError:  # the engine has died, or this process is out of descriptors
-            if connected:
-                connected.close()
+        if (connected := _connected(address)) is None:
             return False
         self._channels[engine] = Channel(connected)
         self._loop.add_reader(connected, self._readable, engine)
@@ -232,6 +226,18 @@ class RemoteEngine:
             self._loop.remove_reader(channel.fileno())
             self._loop.remove_writer(channel.fileno())
             channel.close()
+
+
+def _connected(address: str) -> socket.socket | None:
+    connected = None
+    try:
+        connected = socket.socket(socket.AF_UNIX)
+        connected.connect(address)
+    except OSError:  # the engine has died, or this process is out of descriptors
+        if connected:
+            connected.close()
+        return None
+    return connected
 
 
 def _call_in(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *args: Any) -> None:
