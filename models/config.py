@@ -116,4 +116,4 @@ def preprocessing(found: Mapping[str, Any]) -> Preprocessing | UnknownPreprocess
     try:
         return Preprocessing.model_validate(found)
     except ValidationError as error:
-        return UnknownPreprocessingError(first_mistake(error).removeprefix("Value error, "))
+        return UnknownPreprocessingError(first_mistake(error))

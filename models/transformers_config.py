@@ -44,7 +44,7 @@ def read(content: Mapping[str, Any], place: Place) -> Published:
         SourceError: the config is not as transformers writes it, or the model is not an image classifier.
     """
     found = config.checked(_Model, content, place)
-    if not any(name.endswith("ForImageClassification") for name in found.architectures):
+    if not any("ForImageClassification" in name for name in found.architectures):  # DeiT: ...WithTeacher
         what = ", ".join(found.architectures) or found.model_type
         raise SourceError(f"{place.origin} is no image classifier, but {what}: it has no classes to answer with")
     if found.problem_type == "regression":

@@ -358,6 +358,19 @@ def test_names_of_earlier_versions_of_transformers_are_read(tmp_path: Path, caps
         plan(str(source)).build(source / "model.safetensors")
 
 
+def test_a_network_with_two_heads_of_which_one_learned_from_a_teacher_is_a_classifier(tmp_path: Path) -> None:
+    transformers = libraries.transformers()
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    config = transformers.DeiTConfig(**sizes, image_size=32, num_labels=3)
+    network = transformers.DeiTForImageClassificationWithTeacher(config).eval()
+    network.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text('{"image_processor_type": "ViTImageProcessor", "size": 32}')
+    built = plan(str(tmp_path)).build(tmp_path / "model.safetensors")
+    images = torch.rand(2, 3, 32, 32)
+    with torch.inference_mode():
+        assert torch.allclose(built(images), network(images).logits, atol=1e-6)
+
+
 def test_timms_network_answers_as_timm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     timm = libraries.timm()
     network = timm.create_model(
