@@ -1,8 +1,8 @@
 """A model is warm, measured and checked before it counts as loaded."""
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
-from threading import Event
 from typing import Any
 from unittest.mock import Mock, patch
 
@@ -76,7 +76,7 @@ def test_a_graph_that_answers_otherwise_than_its_manifest_says_is_refused(
 def test_a_file_that_hangs_is_given_up_and_used_once_it_has_been_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, may_end = Model.of(tiny.write(tmp_path)), Event()
+    model, may_end = Model.of(tiny.write(tmp_path)), threading.Event()
     read, reads = manifest.read_model_file, []
 
     def hang(folder: Path, found: Manifest) -> bytes:
@@ -92,6 +92,8 @@ def test_a_file_that_hangs_is_given_up_and_used_once_it_has_been_read(
                 load(tmp_path, model, settings)
     finally:
         may_end.set()
+        for reader in [each for each in threading.enumerate() if each.name == "reader"]:
+            reader.join()
     warm = load(tmp_path, model, Settings())
     assert (list(warm.latency_s), len(reads)) == ([1, 2, 4, 8], 1)
 
