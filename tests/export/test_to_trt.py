@@ -120,7 +120,6 @@ def test_interrupt_ends_a_build_and_leaves_nothing(
         ("resnet18", "fp32"),
         ("resnet18", "fp16"),
         ("resnet18", "int8"),
-        (DEEP, "fp32"),
         (DEEP, "fp16"),
     ],
 )

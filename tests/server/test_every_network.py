@@ -29,7 +29,7 @@ SERVED_ELSEWHERE = {
 }
 TIMMS = TIMM.keys() - {"resnet10t"}
 NAMES = sorted({entry.architecture for entry in zoo.NETWORKS.values()} - SERVED_ELSEWHERE - TIMMS)
-WHOLE = {"resnet50", "resnet152"}  # as are the four CIFAR networks, EfficientNet-Lite0, and the deepest of all
+WHOLE = {"resnet152"}  # as are the four CIFAR networks, EfficientNet-Lite0, and the deepest of all
 SIDE = 64
 """Pixels: fewer than these networks are made for; the same layers with a tenth of the arithmetic."""
 
