@@ -11,6 +11,14 @@ from typing import TypeVar
 Done = TypeVar("Done")
 
 
+def fulfil(future: Future[Done], function: Callable[[], Done]) -> None:
+    """Give a future the outcome of a call."""
+    try:
+        future.set_result(function())
+    except Exception as error:  # raised again where the result is asked for
+        future.set_exception(error)
+
+
 class Aside:
     """One thread that makes calls one after the other; its owner waits for `bell` and collects the results.
 
@@ -37,10 +45,7 @@ class Aside:
 
         def make() -> None:
             future: Future[Done] = Future()
-            try:
-                future.set_result(function())
-            except Exception as error:  # raised again where `then` asks for the result
-                future.set_exception(error)
+            fulfil(future, function)
             self._ended.put(lambda: then(future))
 
         self._left += 1

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Set
 from concurrent.futures import Future, wait
 from contextlib import suppress
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,7 @@ import numpy as np
 from models import manifest
 from models.manifest import Manifest, ManifestError, UnreadableError
 from server import cpus
+from server.aside import fulfil
 from server.engine import backends
 from server.engine.backends import Backend, Outputs
 from server.engine.classes import Extras
@@ -101,19 +103,13 @@ def _read(folder: Path, found: Manifest, patience_s: float) -> bytes:
     reading, wait_s = _reading.get(key), 0.0
     if reading is None:
         reading, wait_s = Future(), patience_s
-        threading.Thread(target=_fulfil, args=(reading, folder, found), name="reader", daemon=True).start()
+        read = partial(manifest.read_model_file, folder, found)
+        threading.Thread(target=fulfil, args=(reading, read), name="reader", daemon=True).start()
         _reading[key] = reading
     if not wait([reading], wait_s).done:
         raise UnreadableError(f"{path}: it was not read within {patience_s:g} s: its volume hangs, or is very slow")
     _reading.pop(key, None)
     return reading.result()
-
-
-def _fulfil(reading: Future[bytes], folder: Path, found: Manifest) -> None:
-    try:
-        reading.set_result(manifest.read_model_file(folder, found))
-    except Exception as error:  # raised again where the result is asked for
-        reading.set_exception(error)
 
 
 def _check(outputs: Outputs, size: int, wanted: Extras, found: Manifest, path: Path) -> None:

@@ -338,18 +338,30 @@ def test_transformers_network_answers_as_its_own_pipeline(
     assert ("transformers" in known.tools) == (hidden_sizes == (64, 96))
 
 
-def test_names_of_earlier_versions_of_transformers_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    transformers = libraries.transformers()
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
-    config = transformers.ViTConfig(**sizes, image_size=32, num_labels=3)
-    network = transformers.ViTForImageClassification(config).eval()
-    source = tmp_path / "mine"
-    network.save_pretrained(source)
-    (source / "preprocessor_config.json").write_text('{"image_processor_type": "ViTImageProcessor", "size": 32}')
-    built = plan(str(source)).build(source / "model.safetensors")
+TRANSFORMER: dict[str, int] = {
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 8,
+    "image_size": 32,
+    "num_labels": 3,
+}
+
+
+def check_it_answers_as_saved(network: Any, folder: Path) -> None:
+    """Save a network of transformers, whose config is TRANSFORMER, and build it as an export does."""
+    network.eval().save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text('{"image_processor_type": "ViTImageProcessor", "size": 32}')
+    built = plan(str(folder)).build(folder / "model.safetensors")
     images = torch.rand(2, 3, 32, 32)
     with torch.inference_mode():
         assert torch.allclose(built(images), network(images).logits, atol=1e-6)
+
+
+def test_names_of_earlier_versions_of_transformers_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    transformers = libraries.transformers()
+    source = tmp_path / "mine"
+    check_it_answers_as_saved(transformers.ViTForImageClassification(transformers.ViTConfig(**TRANSFORMER)), source)
     arguments = ["--resize", "48", "--crop", "48", "--repository", str(tmp_path / "models")]
     assert to_onnx.main([str(source), *arguments]) == 1
     assert "vit of transformers does not take images of 48x48: " in capsys.readouterr().err
@@ -360,15 +372,8 @@ def test_names_of_earlier_versions_of_transformers_are_read(tmp_path: Path, caps
 
 def test_a_network_with_two_heads_of_which_one_learned_from_a_teacher_is_a_classifier(tmp_path: Path) -> None:
     transformers = libraries.transformers()
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
-    config = transformers.DeiTConfig(**sizes, image_size=32, num_labels=3)
-    network = transformers.DeiTForImageClassificationWithTeacher(config).eval()
-    network.save_pretrained(tmp_path)
-    (tmp_path / "preprocessor_config.json").write_text('{"image_processor_type": "ViTImageProcessor", "size": 32}')
-    built = plan(str(tmp_path)).build(tmp_path / "model.safetensors")
-    images = torch.rand(2, 3, 32, 32)
-    with torch.inference_mode():
-        assert torch.allclose(built(images), network(images).logits, atol=1e-6)
+    config = transformers.DeiTConfig(**TRANSFORMER)
+    check_it_answers_as_saved(transformers.DeiTForImageClassificationWithTeacher(config), tmp_path)
 
 
 def test_timms_network_answers_as_timm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
